@@ -1,0 +1,96 @@
+"""Looks at what passes: the inputs of Linears through hooks, keys and values through a cache that keeps nothing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+from transformers.cache_utils import DynamicCache
+
+from ..codecs.fit import SAMPLE_BLOCKS
+
+VECTORS = SAMPLE_BLOCKS // 4  # head vectors kept of a layer's keys, and of its values: enough for heads of 32 and more
+
+
+class KVObserver(DynamicCache):
+    """A cache that attention layers can update and that keeps a sample of keys and values, never the past.
+
+    Args:
+        config: of the model.
+        share: fraction of each update's head vectors that are kept.
+    """
+
+    def __init__(self, config: PretrainedConfig, share: float) -> None:
+        super().__init__(config=config)
+        self.share = share
+        self.generator = torch.Generator()
+        self.watching = False
+        self.keys: list[Tensor] = []  # (vectors, head size) each
+        self.values: list[Tensor] = []
+
+    def reseed(self, seed: int) -> None:
+        """Makes the choice of the next layer's sample a function of `seed`, whatever came before."""
+        self.generator.manual_seed(seed)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        if self.watching:
+            self.keys.append(self._sample(key_states))
+            self.values.append(self._sample(value_states))
+        return key_states, value_states
+
+    def take(self) -> tuple[Tensor, Tensor] | None:
+        """The samples (vectors, head size) of keys and values since the last call; None where no cache was updated."""
+        if not self.keys:
+            return None
+        taken = torch.cat(self.keys), torch.cat(self.values)
+        self.keys, self.values = [], []
+        return taken
+
+    def _sample(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        count = min(flat.shape[0], max(1, round(flat.shape[0] * self.share)))
+        return flat[choose(flat.shape[0], count, self.generator).to(flat.device)].float().cpu()
+
+
+class InputGroups:
+    """Which Linears of a layer are called with the very same tensor, found by watching one call.
+
+    Attributes:
+        members: names of the Linears by the name of the first of each group; a Linear that was not called is in none.
+    """
+
+    def __init__(self) -> None:
+        self.members: dict[str, list[str]] = {}
+        self._seen: list[tuple[Tensor, str]] = []
+
+    @contextmanager
+    def watch(self, linears: dict[str, nn.Linear]) -> Iterator[None]:
+        """Fills `members` during the block."""
+
+        def hook(name: str) -> Any:
+            def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+                for tensor, leader in self._seen:  # kept alive, so that no other tensor can take its place
+                    if tensor is args[0]:
+                        self.members[leader].append(name)
+                        return
+                self._seen.append((args[0], name))
+                self.members[name] = [name]
+
+            return see
+
+        handles = [linear.register_forward_pre_hook(hook(name)) for name, linear in linears.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._seen = []
+
+
+def choose(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` different indices below `total`, in random order."""
+    return torch.randperm(total, generator=generator)[:count]

@@ -1,0 +1,143 @@
+"""What one decoder layer's inputs look like: Hessians, activation noise, and the codes fitted to them.
+
+For an input x (rotated) with rounding noise z:
+
+    H = E[x xᵀ] per token,   J = diag(E[z z]) per token
+
+J is kept as its diagonal: after the rotation the noise of a lattice is as good as white.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..codecs.fit import ScaledCode, fit_scales, sample_blocks
+from ..codecs.heads import CacheCodes
+from ..errors import NestQuantError
+from ..kernels import for_device
+from ..lattice.shape import CodeShape
+from ..rotation.transform import rotation
+from .observer import choose
+
+NOISE_TOKENS = 4096  # tokens of a layer that are kept for fitting and for measuring the noise
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """One distinct input of a layer, in the rotated basis.
+
+    Attributes:
+        members: names of the Linears that take it, in the layer.
+        hessian: (n, n) float32, E[x xᵀ] per token; n is padded to a multiple of 8.
+        noise: (n,) float32, E[z²] per token; zero where activations stay in 16 bits.
+        code: of the activations, or None.
+    """
+
+    members: tuple[str, ...]
+    hessian: Tensor
+    noise: Tensor
+    code: ScaledCode | None
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Statistics of one decoder layer.
+
+    Attributes:
+        inputs: by the name of the first Linear that takes the input, in the layer.
+        cache: codes of keys and values, or None.
+    """
+
+    inputs: dict[str, InputStatistics]
+    cache: CacheCodes | None
+
+
+class InputCollector:
+    """Sums the Gram matrix of one input over windows and keeps a sample of its tokens.
+
+    Args:
+        features: size of the input.
+        tokens_per_window: how many tokens of each window are kept.
+        seed: of the choice.
+        device: of the sum.
+    """
+
+    def __init__(self, features: int, tokens_per_window: int, seed: int, device: torch.device) -> None:
+        self.gram = torch.zeros(features, features, dtype=torch.float32, device=device)
+        self.tokens = 0
+        self.kept: list[Tensor] = []
+        self._per_window = tokens_per_window
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def add(self, x: Tensor) -> None:
+        """x (..., features): one window's input."""
+        flat = x.reshape(-1, x.shape[-1])
+        wide = flat.float()
+        self.gram.addmm_(wide.t(), wide)
+        self.tokens += flat.shape[0]
+        rows = choose(flat.shape[0], self._per_window, self._generator)
+        self.kept.append(flat[rows.to(flat.device)])
+
+    @contextmanager
+    def watch(self, linear: nn.Linear) -> Iterator[None]:
+        """Adds every input of `linear` during the block."""
+
+        def see(_: nn.Module, args: tuple[Any, ...]) -> None:
+            self.add(args[0])
+
+        handle = linear.register_forward_pre_hook(see)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def finish(self, members: list[str], shape: CodeShape | None, rotation_seed: int, place: str) -> InputStatistics:
+        """Rotates the sums and fits the activation code.
+
+        Raises:
+            NestQuantError: an input was not finite.
+        """
+        features = self.gram.shape[0]
+        padding = -features % 8
+        turn = rotation(features + padding, rotation_seed)
+        padded = F.pad(self.gram / self.tokens, (0, padding, 0, padding))
+        hessian = turn.apply(turn.apply(padded).t())
+        hessian = (hessian + hessian.t()) / 2
+        if not torch.isfinite(hessian).all():
+            raise NestQuantError(
+                f"the input of {place} has NaN or infinite values",
+                "calibration stopped",
+                "check the model's weights, or load it in a wider dtype",
+            )
+        noise = torch.zeros(features + padding, device=hessian.device)
+        code = None
+        if shape is not None:
+            sample = turn.apply(F.pad(torch.cat(self.kept).float(), (0, padding)))
+            code = fit_scales(sample_blocks(sample, rotation_seed), shape)
+            scale = code.row_scale(sample)
+            v, _, _ = for_device(sample.device).quantize(sample, scale, code.code)
+            noise = (sample - v.float() * scale[:, None]).square().mean(0)
+        return InputStatistics(tuple(members), hessian, noise, code)
+
+
+def fit_cache(sample: tuple[Tensor, Tensor], shape: CodeShape, seed: int) -> CacheCodes:
+    """Codes of keys and values from samples (vectors, head size) of both."""
+    codes = []
+    for vectors in sample:
+        rotated = rotation(vectors.shape[-1], seed).apply(vectors)
+        codes.append(fit_scales(sample_blocks(rotated, seed), shape))
+    return CacheCodes(*codes)
+
+
+@contextmanager
+def watch_all(collectors: dict[str, InputCollector], linears: dict[str, nn.Linear]) -> Iterator[None]:
+    """Watches the first Linear of every group."""
+    with ExitStack() as stack:
+        for name, collector in collectors.items():
+            stack.enter_context(collector.watch(linears[name]))
+        yield

@@ -1,0 +1,67 @@
+"""`nestquant calibrate`: Hessians, activation noise and codes of a model, saved for `quantize --calibration`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import console
+from .options import DatasetOption, DeviceOption, FolderOption, ModelArgument, SamplesOption, SeedOption, SeqlenOption
+
+BITS_HELP = "2 to 8 in eighths, 16 to leave alone"
+ActBitsOption = Annotated[float | None, typer.Option("--act-bits", help=f"Activations: {BITS_HELP}.", show_default="4")]
+KvBitsOption = Annotated[
+    float | None, typer.Option("--kv-bits", help=f"Keys and values: {BITS_HELP}.", show_default="4")
+]
+RecipeOption = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE.yaml", help="Recipe; options given here win over it.")
+]
+
+
+def calibrate(
+    context: typer.Context,
+    model: ModelArgument,
+    output: FolderOption = None,
+    act_bits: ActBitsOption = None,
+    kv_bits: KvBitsOption = None,
+    config: RecipeOption = None,
+    dataset: DatasetOption = "wikitext2",
+    samples: SamplesOption = 128,
+    seqlen: SeqlenOption = 2048,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure what a quantization needs to know of a model's activations, once for several quantizations.
+
+    One pass over the layers; the folder holds an (n, n) float32 Hessian for every distinct input of n features.
+    """
+    from ..models.device import pick_device
+    from ..models.source import resolve
+    from ..progress import duration
+    from ..quantization.recipe import read_recipe
+
+    recipe = read_recipe(config, given(context, act_bits=act_bits, kv_bits=kv_bits))
+    source = resolve(model)
+    place = pick_device(device)
+    folder = output if output is not None else Path(f"{source.name.rpartition('/')[2]}-calibration")
+
+    import time
+
+    from ..quantization.pipeline import calibrate as run
+
+    start = time.monotonic()
+    about = run(source, recipe, folder, place)
+    console.line(
+        f"{folder}: {about['samples']} windows of {about['seqlen']} tokens from {about['dataset']}, "
+        f"{duration(time.monotonic() - start)}"
+    )
+    console.line(f"next: nestquant quantize {model} --calibration {folder}")
+
+
+def given(context: typer.Context, **bits: float | None) -> dict[str, Any]:
+    """Settings that the user gave on the command line; the rest is the recipe's business."""
+    settings: dict[str, Any] = dict(bits)
+    for name in ("method", "dataset", "samples", "seqlen", "seed", "damping"):
+        if name in context.params and str(context.get_parameter_source(name)).endswith("COMMANDLINE"):
+            settings[name] = context.params[name]
+    return {name: value for name, value in settings.items() if value is not None}

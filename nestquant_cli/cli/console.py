@@ -1,0 +1,150 @@
+"""What every command shares: the two consoles, tables, the log, and exceptions told in one line with an exit code."""
+
+import errno
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .. import progress
+from ..errors import NestQuantError
+
+DONE, GATE_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
+PLAIN_WIDTH = 160  # columns of a table in a file or a pipe, where 80 would cut model names
+
+# Their level is read when they are imported, after this module: only the environment reaches them. What the user has
+# set stays.
+LIBRARY_LEVELS = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
+LIBRARY_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+LIBRARY_LOGGERS = ("lm_eval", "accelerate", "numba", "filelock", "fsspec", "urllib3")
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+err = progress.console()
+
+
+class LogHandler(logging.Handler):
+    """Writes plain lines to standard error, above a progress bar where one is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = self.format(record)
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        err.print(prefix + message, markup=False, soft_wrap=True)
+
+
+def configure(debug: bool, quiet: bool) -> None:
+    """Sets what is logged: our lines at INFO (WARNING with `quiet`, DEBUG with `debug`), other libraries' errors only.
+
+    Call it before transformers and datasets are imported.
+    """
+    logger = logging.getLogger("nestquant")
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
+    logger.handlers = [LogHandler()]
+    logger.propagate = False
+    if quiet or not progress.on_terminal():
+        _default_environment(LIBRARY_BARS, "1")
+    if debug:
+        return
+    warnings.simplefilter("ignore")
+    _default_environment(LIBRARY_LEVELS, "error")
+    for name in LIBRARY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
+    """Prints a table on standard output: the first column to the left, the others (numbers) to the right.
+
+    Args:
+        columns: the headings.
+        rows: one sequence of values a row, formatted by `str`; None is an empty cell.
+        title: a line above the table.
+    """
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        grid.add_column(Text(column), justify="right" if index else "left")
+    for row in rows:
+        grid.add_row(*(Text("" if value is None else str(value)) for value in row))
+    if title:
+        line(title)
+    out.print(grid)
+
+
+def line(text: str) -> None:
+    """Prints one line on standard output as it is: no markup, no wrapping."""
+    out.print(text, markup=False, soft_wrap=True)
+
+
+def run(command: Callable[[], object], debug: bool = False) -> int:
+    """Calls `command` and returns the exit code of the process, having told an exception in one line.
+
+    Every failure gives 2 and never 1: Python's own exit code for a crash would read as a failed quality gate.
+
+    Args:
+        command: its value is the exit code where it is an int, else the exit code is 0.
+        debug: print the traceback as well.
+    """
+    try:
+        code = command()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except SystemExit as leaving:  # never a command's own: a library's, or rich's where the reader of a pipe has gone
+        if isinstance(leaving.code, str):
+            print_error(leaving.code)
+        return BAD_INPUT if leaving.code else DONE
+    except Exception as error:
+        if debug:
+            err.print(traceback.format_exc(), markup=False, soft_wrap=True)
+        if type(error).__name__ != "Abort":  # typer's word for Ctrl-C, in several of its versions
+            print_error(explain(error))
+            return BAD_INPUT
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        print_error("interrupted; the command stopped before its end; run it again")
+    return code if isinstance(code, int) else DONE
+
+
+def print_error(message: str) -> None:
+    """Prints `error: message` on standard error, as one line whatever the message holds."""
+    err.print(Text.assemble(("error: ", "bold red"), " ".join(message.split())), soft_wrap=True)
+
+
+def explain(error: Exception) -> str:
+    """The line for an exception: cause; consequence; remedy."""
+    if isinstance(error, NestQuantError):
+        return str(error)
+    if hasattr(error, "format_message"):  # a usage error of typer, whose class differs between its versions
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "nestquant"
+        return f"{error.format_message().rstrip('.')}; nothing was done; see '{path} --help'"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"no space left on the disk{_place(error)}; the command stopped; free space or choose another --output"
+    if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return f"{error.strerror or error}{_place(error)}; the command stopped; check the path and its permissions"
+    if _out_of_memory(error):
+        return "out of memory; the command stopped; use fewer --samples, a shorter --seqlen or another --device"
+    frame = traceback.extract_tb(error.__traceback__)[-1:]
+    place = f" at {os.path.basename(frame[0].filename)}:{frame[0].lineno}" if frame else ""
+    return (
+        f"internal error, {type(error).__name__}: {error}{place}; the command stopped; "
+        "run it again with --debug for the traceback and report it"
+    )
+
+
+def _place(error: OSError) -> str:
+    return f" ({error.filename})" if error.filename else ""
+
+
+def _out_of_memory(error: Exception) -> bool:
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch.OutOfMemoryError
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def _default_environment(names: Sequence[str], value: str) -> None:
+    for name in names:
+        os.environ.setdefault(name, value)

@@ -1,0 +1,118 @@
+"""`nestquant eval-ppl`: perplexity of a model, alone or beside a baseline."""
+
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import console
+from .options import (
+    BaselineOption,
+    Bos,
+    BosOption,
+    DatasetOption,
+    DeviceOption,
+    MaxWindowsOption,
+    ModelArgument,
+    ReportOption,
+    SeedOption,
+    SeqlenOption,
+    SplitOption,
+)
+
+if TYPE_CHECKING:
+    from ..evaluation.report import PerplexityReport
+
+
+class Dtype(str, Enum):
+    """The dtype a model computes in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="auto is the checkpoint's own, bfloat16 for GGUF.")]
+FailAboveOption = Annotated[
+    float | None, typer.Option("--fail-above", metavar="X", help="Exit with 1 when the perplexity is above X.")
+]
+
+
+def eval_ppl(
+    model: ModelArgument,
+    dataset: DatasetOption = "wikitext2",
+    split: SplitOption = "test",
+    seqlen: SeqlenOption = 2048,
+    max_windows: MaxWindowsOption = None,
+    bos: BosOption = Bos.default,
+    baseline: BaselineOption = None,
+    output: ReportOption = None,
+    fail_above: FailAboveOption = None,
+    dtype: DtypeOption = Dtype.auto,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Perplexity by the standard protocol: text tokenized once, windows without overlap, all of them.
+
+    With --baseline both models score the same windows, and their KL divergence and top-1 agreement are reported too.
+    """
+    from ..evaluation.report import PerplexityOptions, measure_perplexity
+    from ..files import write_json
+
+    options = PerplexityOptions(
+        model=model,
+        dataset=dataset,
+        split=split,
+        seqlen=seqlen,
+        max_windows=max_windows,
+        bos=bos.value,
+        baseline=baseline,
+        seed=seed,
+        dtype=dtype.value,
+        device=device,
+    )
+    report = measure_perplexity(options)
+    _print(report)
+    if output is not None:
+        write_json(output, report.as_json())
+    perplexity = report.scores.perplexity
+    if fail_above is not None and not perplexity <= fail_above:
+        console.line(f"gate failed: perplexity {perplexity:.4f} > {fail_above:g}")
+        raise typer.Exit(console.GATE_FAILED)
+
+
+def _print(report: "PerplexityReport") -> None:
+    scores, protocol = report.scores, report.protocol
+    model, original = protocol["model"], protocol["baseline"]
+    columns = ["model", "perplexity", "± s.e.", "KL (nats)", "top-1"]
+    rows: list[tuple[object, ...]] = [
+        (
+            model["name"],
+            f"{scores.perplexity:.4f}",
+            _number(scores.standard_error),
+            _number(scores.kl_divergence, 5),
+            _number(scores.top1_agreement),
+        )
+    ]
+    if original:
+        errors = _number(scores.baseline_perplexity), _number(scores.baseline_standard_error)
+        rows.append((original["name"], *errors, "", ""))
+    width = len(columns) if original else 3
+    console.table(columns[:width], [row[:width] for row in rows])
+    console.line(
+        f"{protocol['dataset']} ({protocol['split']}, {protocol['tokens']} tokens): {scores.windows} of "
+        f"{protocol['windows_in_text']} windows of {protocol['seqlen']}, stride {protocol['stride']}, "
+        f"{protocol['scored_per_window']} scored in each, BOS {protocol['bos']}, fp32 log-softmax"
+    )
+    for each in filter(None, (model, original)):
+        console.line(
+            f"{each['name']}: {each['dtype']}, {each['attention']} attention, {each['device']}, "
+            f"sha256 {each['sha256'][:12]}"
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in protocol["versions"].items())
+    console.line(f"{versions}; seed {protocol['seed']}; {scores.seconds:.0f} s")
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,72 @@
+"""`nestquant eval-tasks`: lm-eval's tasks on a model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import console
+from .eval_ppl import Dtype, DtypeOption
+from .options import DeviceOption, ModelArgument, ReportOption, SeedOption
+
+TasksOption = Annotated[
+    str, typer.Option("--tasks", metavar="A,B", help="lm-eval tasks, groups or tags, by comma.", show_default=False)
+]
+FewshotOption = Annotated[
+    int | None, typer.Option("--num-fewshot", min=0, help="Examples in the prompt.", show_default="the task's own")
+]
+LimitOption = Annotated[
+    float | None, typer.Option("--limit", help="Items per task; below 1 a fraction of them.", show_default="all")
+]
+IncludeOption = Annotated[
+    Path | None, typer.Option("--include-path", metavar="DIR", help="Folder with task YAMLs of your own.")
+]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Sequences at a time.")]
+FailBelowOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-below",
+        metavar="TASK=X",
+        help="Exit with 1 when the task's main metric (acc, else acc_norm, else its first) is below X; TASK.METRIC=X "
+        "for another one; repeatable.",
+    ),
+]
+
+
+def eval_tasks(
+    model: ModelArgument,
+    tasks: TasksOption,
+    num_fewshot: FewshotOption = None,
+    limit: LimitOption = None,
+    include_path: IncludeOption = None,
+    batch_size: BatchOption = 1,
+    output: ReportOption = None,
+    fail_below: FailBelowOption = None,
+    dtype: DtypeOption = Dtype.auto,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Runs tasks of the lm-evaluation-harness on the loaded model and prints its table."""
+    from ..evaluation.tasks import TaskOptions, measure_tasks
+    from ..files import write_json
+
+    options = TaskOptions(
+        model=model,
+        tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
+        num_fewshot=num_fewshot,
+        limit=limit,
+        include_path=include_path,
+        batch_size=batch_size,
+        fail_below=tuple(fail_below or ()),
+        seed=seed,
+        dtype=dtype.value,
+        device=device,
+    )
+    report = measure_tasks(options)
+    console.line(report.table)
+    if output is not None:
+        write_json(output, report.as_json())
+    for failed in report.failures:
+        console.line(failed)
+    if report.failures:
+        raise typer.Exit(console.GATE_FAILED)

@@ -1,0 +1,51 @@
+"""Option types that commands share, so that a name means the same everywhere; their defaults are each command's own."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL_HELP = "A Hugging Face id, a model folder, a .gguf file, a packed checkpoint of ours, or 'demo'."
+DATASET_HELP = "wikitext2, c4, a .txt or .jsonl file (field 'text'), or 'demo'."
+
+
+class Bos(str, Enum):
+    """Where windows get a beginning-of-sequence token."""
+
+    default = "default"
+    each = "each"
+    none = "none"
+
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+CheckpointArgument = Annotated[
+    Path,
+    typer.Argument(metavar="CKPT", help="A packed checkpoint written by 'nestquant quantize'.", show_default=False),
+]
+
+DatasetOption = Annotated[str, typer.Option("--dataset", metavar="DATASET", help=DATASET_HELP)]
+SplitOption = Annotated[str, typer.Option("--split", help="Part of the dataset; a local file is read whole.")]
+SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Calibration windows, chosen by the seed.")]
+SeqlenOption = Annotated[int, typer.Option("--seqlen", min=2, help="Tokens in a window.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn at random.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu, cuda, cuda:1 …")]
+BosOption = Annotated[
+    Bos,
+    typer.Option("--bos", help="default: as the tokenizer does, once; each: in every window; none: nowhere."),
+]
+MaxWindowsOption = Annotated[
+    int | None, typer.Option("--max-windows", min=1, help="Score only the first N windows.", show_default="all")
+]
+BaselineOption = Annotated[
+    str | None,
+    typer.Option("--baseline", metavar="MODEL", help="Score this model beside MODEL: KL divergence, top-1 agreement."),
+]
+
+FolderOption = Annotated[
+    Path | None, typer.Option("--output", metavar="DIR", help="Folder to write; must be empty or new.")
+]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="FILE.json", help="Also write the result with its whole protocol as JSON."),
+]

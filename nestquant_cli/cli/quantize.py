@@ -1,0 +1,125 @@
+"""`nestquant quantize`: a packed checkpoint from a model, in one command."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import console
+from .calibrate import BITS_HELP, ActBitsOption, KvBitsOption, RecipeOption, given
+from .options import DatasetOption, DeviceOption, FolderOption, ModelArgument, SamplesOption, SeedOption, SeqlenOption
+
+if TYPE_CHECKING:
+    from ..quantization.plan import Plan
+
+BitsOption = Annotated[
+    float | None, typer.Option("--bits", help=f"Weights, activations, keys and values: {BITS_HELP}.", show_default="4")
+]
+WeightBitsOption = Annotated[
+    float | None, typer.Option("--weight-bits", help=f"Weights: {BITS_HELP}. Alone, it leaves the others at 16.")
+]
+CalibrationOption = Annotated[
+    Path | None, typer.Option("--calibration", metavar="DIR", help="A folder written by 'nestquant calibrate'.")
+]
+
+
+def quantize(
+    context: typer.Context,
+    model: ModelArgument,
+    bits: BitsOption = None,
+    weight_bits: WeightBitsOption = None,
+    act_bits: ActBitsOption = None,
+    kv_bits: KvBitsOption = None,
+    method: Annotated[str, typer.Option("--method", help="The codec.")] = "nestquant",
+    config: RecipeOption = None,
+    calibration: CalibrationOption = None,
+    dataset: DatasetOption = "wikitext2",
+    samples: SamplesOption = 128,
+    seqlen: SeqlenOption = 2048,
+    seed: SeedOption = 0,
+    damping: Annotated[float, typer.Option("--damping", help="Added to H, as a fraction of its mean diagonal.")] = 0.01,
+    output: FolderOption = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print matrices, bits and predicted bytes, and stop.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with an interrupted run of the same command.")
+    ] = True,
+    device: DeviceOption = "auto",
+) -> None:
+    """Quantize a model to a packed checkpoint: rotate, calibrate, round with QA-LDLQ, pack, write.
+
+    Without --calibration it calibrates on the way. The checkpoint loads with
+    AutoModelForCausalLM.from_pretrained after `import nestquant_cli`.
+    """
+    from ..models.device import pick_device
+    from ..models.source import resolve
+    from ..quantization.recipe import read_recipe
+
+    wanted = _bits(bits, weight_bits, act_bits, kv_bits, has_config=config is not None)
+    recipe = read_recipe(config, given(context, **wanted))
+    source = resolve(model)
+    place = pick_device(device)
+    folder = output if output is not None else Path(f"{source.name.rpartition('/')[2]}-nestquant-{recipe.tag()}")
+    if plan:
+        from ..quantization.plan import make_plan
+
+        _print_plan(make_plan(source, recipe), folder)
+        return
+
+    from ..quantization.pipeline import quantize as run
+
+    report = run(source, recipe, folder, place, calibration, resume)
+    _print_report(report, folder)
+
+
+def _bits(
+    bits: float | None, weight: float | None, act: float | None, kv: float | None, has_config: bool
+) -> dict[str, float | None]:
+    """Bits of each part. --bits sets all three; a part named on its own leaves the unnamed at 16."""
+    parts = {"weight_bits": weight, "act_bits": act, "kv_bits": kv}
+    if bits is None and (has_config or all(value is None for value in parts.values())):
+        return parts
+    rest = 16.0 if bits is None else bits
+    return {name: rest if value is None else value for name, value in parts.items()}
+
+
+def _print_plan(plan: "Plan", folder: Path) -> None:
+    rows = [
+        (row.name, f"{row.matrices}×", f"{row.out_features}×{row.in_features}", f"{row.bits:.4f}", f"{row.bytes:,}")
+        for row in plan.rows
+    ]
+    console.table(["matrices", "count", "shape", "bits per weight", "bytes"], rows)
+    console.line(f"quantized weights: {plan.weights:,} at {plan.bits_per_weight:.4f} bits each")
+    console.line(f"checkpoint: {plan.file_bytes:,} bytes in {folder}; the rest stays in 16 bits")
+    console.line(f"memory while quantizing: about {plan.memory_bytes / 2**30:.1f} GiB")
+
+
+def _print_report(report: dict[str, Any], folder: Path) -> None:
+    from ..progress import duration
+
+    rows = []
+    for kind, records in _by_kind(report["matrices"]).items():
+        errors = [record["relative_error"] for record in records]
+        outputs = [record["hessian_error"] for record in records]
+        rows.append(
+            (
+                kind,
+                len(records),
+                f"{sum(errors) / len(errors):.5f}",
+                f"{sum(outputs) / len(outputs):.5f}",
+                f"{max(outputs):.5f}",
+                sum(record["clipped_blocks"] for record in records),
+                f"{max(record['damping'] for record in records):g}",
+            )
+        )
+    if rows:
+        columns = ["matrix", "count", "weight error", "output error", "worst", "clipped blocks", "damping"]
+        console.table(columns, rows, title="mean relative squared errors")
+    console.line(f"{folder}: {duration(report['seconds'])}, peak memory {report['peak_memory_bytes'] / 2**30:.2f} GiB")
+    console.line(f"next: nestquant eval-ppl {folder}")
+
+
+def _by_kind(matrices: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for name, record in matrices.items():
+        kinds.setdefault(name.rpartition(".")[2], []).append(record)
+    return kinds

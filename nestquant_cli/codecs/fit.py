@@ -1,0 +1,97 @@
+"""Fits the scales β_i = β₀·m_i of a nested code to data."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels import for_device
+from ..lattice.code import BLOCK, INT8_LIMIT, NestedCode
+from ..lattice.scales import choose, mean_error
+from ..lattice.shape import CodeShape
+
+SAMPLE_BLOCKS = (
+    8192  # blocks a fit looks at; the error of the fitted code is within 1 % of that fitted on 100 times more
+)
+# Candidates for β₀·q. The int8 range wants few large steps; without it, finer multipliers of a smaller β₀ do better.
+_UNITS_INT8 = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
+_UNITS_WIDE = (0.3, 0.4, 0.5)
+_LARGEST_BETA = 16.0  # largest β·q tried, in units of the row's root mean square
+
+
+@dataclass(frozen=True)
+class ScaledCode:
+    """A nested code with the size of its unit: an entry of a row with root mean square s decodes to s·unit·v.
+
+    Attributes:
+        code: the nested code.
+        unit: β₀/2, as lattice vectors are integers in doubled coordinates.
+    """
+
+    code: NestedCode
+    unit: float
+
+    @property
+    def betas(self) -> tuple[float, ...]:
+        """β_i, the scales of the ordinary E8 lattice relative to the row's root mean square."""
+        return tuple(2 * self.unit * m for m in self.code.multipliers)
+
+    def row_scale(self, x: Tensor) -> Tensor:
+        """Size of v = 1 for each row of x (rows, entries): (rows,) float32; 1 for a row of zeros."""
+        return self.scale_of(x.float().square().mean(-1))
+
+    def scale_of(self, mean_square: Tensor) -> Tensor:
+        """The same from the mean square of each row."""
+        scale = mean_square.sqrt() * self.unit
+        return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def fit_scales(blocks: Tensor, shape: CodeShape) -> ScaledCode:
+    """Chooses β₀ and the multipliers with the least mean squared error on a sample.
+
+    Args:
+        blocks: (n, 8) float32 from rows divided by their root mean square; all are used.
+        shape: q, k, word size and range.
+
+    Returns:
+        the code; it has fewer than k multipliers only when the sample calls for no more.
+    """
+    penalty = blocks.float().square().sum(-1).cpu().numpy()  # what a block costs that no multiplier holds: about itself
+    kernels = for_device(blocks.device)
+    best: tuple[float, ScaledCode] | None = None
+    for side in _UNITS_INT8 if shape.limit <= INT8_LIMIT else _UNITS_WIDE:
+        unit = side / shape.q / 2
+        multipliers = torch.arange(1, int(_LARGEST_BETA / side) + 1)
+        errors = (
+            kernels.block_errors(blocks, torch.full((len(multipliers),), unit), multipliers, shape.q, shape.limit)
+            .cpu()
+            .numpy()
+        )
+        chosen = choose(errors, penalty, shape.k)
+        error = mean_error(errors, penalty, chosen)
+        if best is None or error < best[0]:
+            code = shape.with_multipliers(tuple(int(multipliers[i]) for i in chosen))
+            best = error, ScaledCode(code, unit)
+    assert best is not None
+    return best[1]
+
+
+def sample_blocks(x: Tensor, seed: int) -> Tensor:
+    """Up to SAMPLE_BLOCKS blocks (n, 8) float32 of rows x (rows, entries) divided by their root mean square, seeded."""
+    blocks = x.shape[0] * x.shape[1] // BLOCK
+    norm = x.float().square().mean(-1, keepdim=True).sqrt()
+    if blocks > SAMPLE_BLOCKS:
+        generator = torch.Generator().manual_seed(seed)
+        at = torch.randint(0, blocks, (SAMPLE_BLOCKS,), generator=generator).to(x.device)
+        row = at // (x.shape[1] // BLOCK)
+        picked = x.reshape(-1, BLOCK)[at].float() / norm[row]
+    else:
+        picked = (x.float() / norm).reshape(-1, BLOCK)
+    return picked[torch.isfinite(picked).all(-1)]  # rows of zeros say nothing about the scales
+
+
+def gaussian_error(scaled: ScaledCode, blocks: Tensor) -> float:
+    """Mean squared error per entry on blocks (n, 8) of unit variance."""
+    scale = torch.full((blocks.shape[0],), scaled.unit)
+    v, _, _ = for_device(blocks.device).quantize(blocks, scale, scaled.code)
+    return float((blocks - scaled.unit * v).square().mean())

@@ -1,0 +1,21 @@
+"""The one error type that reaches a user: one line with cause, consequence and remedy."""
+
+
+class NestQuantError(Exception):
+    """Bad input or an unusable state, told in one line.
+
+    Args:
+        cause: what is wrong, naming the file, option or tensor.
+        consequence: what is therefore not done.
+        remedy: what the user can do next.
+
+    Example:
+        >>> raise NestQuantError("bits 4.3 is not a multiple of 1/8", "nothing was quantized", "use 4.25 or 4.375")
+    """
+
+    def __init__(self, cause: str, consequence: str, remedy: str) -> None:
+        self.cause, self.consequence, self.remedy = cause, consequence, remedy
+        super().__init__(f"{cause}; {consequence}; {remedy}")
+
+    def __reduce__(self) -> tuple[type["NestQuantError"], tuple[str, str, str]]:
+        return NestQuantError, (self.cause, self.consequence, self.remedy)

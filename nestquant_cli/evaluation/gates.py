@@ -1,0 +1,75 @@
+"""Quality gates on lm-eval results: `task=X` or `task.metric=X`, told apart and compared."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import NestQuantError
+
+NOT_EVALUATED = "nothing was evaluated"
+MAIN_METRICS = ("acc", "acc_norm")  # the first one that a task has; else its first metric
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A threshold for a task; its main metric where `metric` is None.
+
+    Attributes:
+        text: as the user wrote it.
+    """
+
+    text: str
+    task: str
+    metric: str | None
+    threshold: float
+
+
+def parse_gate(text: str, tasks: Mapping[str, Sequence[str]] | None = None) -> Gate:
+    """Reads "task=0.7" or "task.metric=0.7".
+
+    Args:
+        tasks: the tasks and groups that are run, each with the names of its metrics, empty where they are not known
+            beforehand; None checks the form only.
+
+    Raises:
+        NestQuantError: malformed, about a task that is not run, or about a metric that the task does not have.
+    """
+    left, _, right = text.rpartition("=")
+    try:
+        threshold = float(right)
+    except ValueError:
+        threshold = math.nan
+    if not left or not math.isfinite(threshold):
+        raise NestQuantError(
+            f"--fail-below {text} cannot be read", NOT_EVALUATED, "write task=0.7 or task.acc_norm=0.7"
+        )
+    if tasks is None or left in tasks:
+        return Gate(text, left, None, threshold)
+    task, _, metric = left.rpartition(".")
+    if task not in tasks:
+        raise NestQuantError(
+            f"--fail-below {text} is about a task that is not in --tasks", NOT_EVALUATED, f"use {', '.join(tasks)}"
+        )
+    if tasks[task] and metric not in tasks[task]:
+        raise NestQuantError(f"task {task} has no metric '{metric}'", NOT_EVALUATED, f"use {', '.join(tasks[task])}")
+    return Gate(text, task, metric, threshold)
+
+
+def failure(gate: Gate, results: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """One line that says how the gate failed, None where it holds. What is missing or not a number fails.
+
+    Args:
+        results: lm-eval's, task -> "metric,filter" -> value. Where a metric has several filters the first one counts.
+    """
+    values: dict[str, Any] = {}
+    for key, value in results.get(gate.task, {}).items():
+        name, comma, _ = key.partition(",")
+        if comma and not name.endswith("_stderr"):
+            values.setdefault(name, value)
+    first = next(iter(values), "metric")
+    metric = gate.metric or next((name for name in MAIN_METRICS if name in values), first)
+    value = values.get(metric)
+    if not isinstance(value, (int, float)):
+        return f"gate failed: {gate.task} has no {metric}"
+    return None if value >= gate.threshold else f"gate failed: {gate.task} {metric} {value:.4f} < {gate.threshold:g}"

@@ -1,0 +1,193 @@
+"""Perplexity of causal language models over token windows, alone or beside a baseline on the same windows.
+
+Every window scores its seqlen - 1 last tokens from fp32 log-softmax; the perplexity is exp of the mean over all tokens.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import NestQuantError
+from ..progress import track
+from .divergence import divergence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+CHUNK_BYTES = 64 << 20  # of fp32 logits at a time, so that a vocabulary of 128k costs no more than one of 32k
+NO_RESULT = "no perplexity was computed"
+DAMAGED = "the model is damaged, or its dtype is too narrow: try 'nestquant verify', or another --dtype"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Result of `score`. Figures that do not exist are None: no baseline, or no standard error of a single window.
+
+    Attributes:
+        perplexity: exp of the mean negative log-likelihood per token.
+        standard_error: of the perplexity, from the spread between windows.
+        windows: windows scored.
+        seconds: wall time, the baseline included.
+        kl_divergence: mean KL(baseline || model) per token, in nats.
+        top1_agreement: fraction of tokens for which both models rank the same token first.
+    """
+
+    perplexity: float
+    standard_error: float | None
+    windows: int
+    seconds: float
+    baseline_perplexity: float | None = None
+    baseline_standard_error: float | None = None
+    kl_divergence: float | None = None
+    top1_agreement: float | None = None
+
+
+@dataclass
+class _Totals:
+    """One window's sums over its tokens."""
+
+    loss: float = 0.0
+    baseline_loss: float = 0.0
+    kl: float = 0.0
+    agreed: int = 0
+
+
+def score(
+    model: "PreTrainedModel",
+    windows: "Tensor",
+    *,
+    baseline_model: "PreTrainedModel | None" = None,
+    progress: bool = True,
+) -> Scores:
+    """Scores windows one at a time; with a baseline both models see a window before the next, and nothing is stored.
+
+    Args:
+        model: any causal language model; a packed one uses its packed KV cache by itself.
+        windows: (windows, seqlen) int64 token ids.
+        baseline_model: the original model, with the same vocabulary.
+        progress: show a progress bar or log lines.
+
+    Raises:
+        NestQuantError: tokens outside the vocabulary, windows longer than the model's context, or logits that are NaN
+            or infinite.
+    """
+    import torch
+
+    start = time.monotonic()
+    for each in (model, baseline_model):
+        if each is not None:
+            _check_fit(each, windows)
+    if baseline_model is not None and _vocabulary(model) != _vocabulary(baseline_model):
+        raise NestQuantError(
+            f"the model has {_vocabulary(model)} tokens and the baseline {_vocabulary(baseline_model)}",
+            NO_RESULT,
+            "give the model that was quantized as the baseline",
+        )
+    numbers = range(len(windows))
+    totals = []
+    with torch.inference_mode():
+        for number in track(numbers, "scoring windows") if progress else numbers:
+            totals.append(_score_window(model, baseline_model, windows[number], number))
+    tokens = windows.shape[1] - 1
+    perplexity, error = perplexity_of([window.loss / tokens for window in totals])
+    seconds = time.monotonic() - start
+    if baseline_model is None:
+        return Scores(perplexity, error, len(totals), seconds)
+    baseline_perplexity, baseline_error = perplexity_of([window.baseline_loss / tokens for window in totals])
+    all_tokens = tokens * len(totals)
+    return Scores(
+        perplexity,
+        error,
+        len(totals),
+        seconds,
+        baseline_perplexity,
+        baseline_error,
+        math.fsum(window.kl for window in totals) / all_tokens,
+        sum(window.agreed for window in totals) / all_tokens,
+    )
+
+
+def perplexity_of(losses: list[float]) -> tuple[float, float | None]:
+    """Perplexity and its standard error from the mean loss (nats per token) of each window.
+
+    The error follows from that of the mean loss by the delta method: d exp(m) = exp(m) dm. One window has none.
+
+    Raises:
+        NestQuantError: the perplexity is too large for a float.
+    """
+    count = len(losses)
+    mean = math.fsum(losses) / count
+    try:
+        perplexity = math.exp(mean)
+    except OverflowError as error:
+        raise NestQuantError(f"a mean loss of {mean:.0f} nats has no finite perplexity", NO_RESULT, DAMAGED) from error
+    if count == 1:
+        return perplexity, None
+    variance = math.fsum((loss - mean) ** 2 for loss in losses) / (count - 1)
+    return perplexity, perplexity * math.sqrt(variance / count)
+
+
+def _score_window(
+    model: "PreTrainedModel", baseline_model: "PreTrainedModel | None", ids: "Tensor", number: int
+) -> _Totals:
+    totals = _Totals()
+    logits = _logits(model, ids)
+    baseline_logits = _logits(baseline_model, ids) if baseline_model is not None else None
+    targets = ids[1:].to(logits.device)
+    for rows in _chunks(len(targets), logits.shape[-1]):
+        log_probabilities = _log_softmax(logits[rows], "the model", number)
+        totals.loss += _loss(log_probabilities, targets[rows])
+        if baseline_logits is not None:
+            reference = _log_softmax(baseline_logits[rows].to(logits.device), "the baseline", number)
+            totals.baseline_loss += _loss(reference, targets[rows])
+            kl, agreed = divergence(reference, log_probabilities)
+            totals.kl += kl.double().sum().item()
+            totals.agreed += int(agreed.sum())
+    return totals
+
+
+def _logits(model: "PreTrainedModel", ids: "Tensor") -> "Tensor":
+    """(seqlen, vocabulary) in the model's dtype."""
+    return model(input_ids=ids[None].to(model.device), use_cache=False).logits[0]
+
+
+def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
+    size = max(1, CHUNK_BYTES // (4 * vocabulary))
+    for first in range(0, tokens, size):
+        yield slice(first, min(first + size, tokens))
+
+
+def _log_softmax(logits: "Tensor", whose: str, number: int) -> "Tensor":
+    logits = logits.float()  # (tokens, vocabulary)
+    if not logits.isfinite().all():
+        raise NestQuantError(f"the logits of {whose} are NaN or infinite in window {number}", NO_RESULT, DAMAGED)
+    return logits.log_softmax(dim=-1)
+
+
+def _loss(log_probabilities: "Tensor", targets: "Tensor") -> float:
+    return -log_probabilities.gather(1, targets[:, None]).double().sum().item()
+
+
+def _check_fit(model: "PreTrainedModel", windows: "Tensor") -> None:
+    vocabulary = _vocabulary(model)
+    if int(windows.max()) >= vocabulary:
+        raise NestQuantError(
+            f"the tokenizer makes token {int(windows.max())}, the model knows {vocabulary} tokens",
+            NO_RESULT,
+            "use the tokenizer that belongs to the model",
+        )
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context and windows.shape[1] > context:
+        raise NestQuantError(
+            f"windows of {windows.shape[1]} tokens are longer than the model's context of {context}",
+            NO_RESULT,
+            f"use --seqlen {context} or less",
+        )
+
+
+def _vocabulary(model: "PreTrainedModel") -> int:
+    embeddings: Any = model.get_input_embeddings()
+    return int(embeddings.weight.shape[0])

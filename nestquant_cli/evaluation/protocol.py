@@ -1,0 +1,40 @@
+"""What must be known to repeat a measurement: versions, model and device, as JSON values."""
+
+import importlib.metadata
+import platform
+from typing import TYPE_CHECKING, Any
+
+from ..models.source import Source, fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PACKAGES = ("torch", "transformers")
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python, this package, torch, transformers and further installed `packages`."""
+    import nestquant_cli
+
+    found = {package: importlib.metadata.version(package) for package in (*PACKAGES, *packages)}
+    return {"python": platform.python_version(), "nestquant_cli": nestquant_cli.__version__, **found}
+
+
+def model_protocol(source: Source, model: "PreTrainedModel") -> dict[str, Any]:
+    """Name, kind, hash, dtype, attention implementation and device of a loaded model."""
+    return {
+        "name": source.name,
+        "kind": source.kind,
+        "sha256": fingerprint(source),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": str(model.config._attn_implementation),
+        "device": device_name(model),
+    }
+
+
+def device_name(model: "PreTrainedModel") -> str:
+    """The device, and for a GPU what it is: "cpu", "cuda:0 (NVIDIA H100)"."""
+    import torch
+
+    device = model.device
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

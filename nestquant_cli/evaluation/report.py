@@ -1,0 +1,103 @@
+"""A whole perplexity measurement, from names to a report with its protocol: what `nestquant eval-ppl` runs."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ..calibration.text import JOIN, cut_windows, load_text, tokenize, window_stride
+from ..errors import NestQuantError
+from ..models.device import pick_device
+from ..models.source import load_model, load_tokenizer, resolve
+from .perplexity import Scores, score
+from .protocol import model_protocol, versions
+
+
+@dataclass(frozen=True)
+class PerplexityOptions:
+    """What to measure; the fields are the options of `nestquant eval-ppl`.
+
+    Attributes:
+        max_windows: score the first windows only; None is all of them.
+        bos: "default", "each" or "none", see `calibration.text.token_windows`.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        device: a torch device; "auto" takes a GPU where there is one.
+    """
+
+    model: str
+    dataset: str = "wikitext2"
+    split: str = "test"
+    seqlen: int = 2048
+    max_windows: int | None = None
+    bos: str = "default"
+    baseline: str | None = None
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class PerplexityReport:
+    """Scores and the protocol they were measured by."""
+
+    scores: Scores
+    protocol: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """The fixed keys; those of the baseline only where there is one."""
+        scores = dataclasses.asdict(self.scores)
+        if self.scores.baseline_perplexity is None:
+            scores = {key: scores[key] for key in ("perplexity", "standard_error", "windows", "seconds")}
+        return {**scores, "protocol": self.protocol}
+
+
+def measure_perplexity(options: PerplexityOptions) -> PerplexityReport:
+    """Loads text and models and scores them.
+
+    Cheap checks come first: the names of the models, the device, the text, then the windows, and last the weights.
+
+    Raises:
+        NestQuantError: any bad input; see `resolve`, `load_text`, `token_windows`, `load_model` and `score`.
+    """
+    import torch
+
+    if options.max_windows is not None and options.max_windows < 1:
+        raise NestQuantError(f"--max-windows {options.max_windows}", "nothing was scored", "use 1 or more")
+    source = resolve(options.model)
+    baseline_source = resolve(options.baseline) if options.baseline else None
+    device = pick_device(options.device)
+    text = load_text(options.dataset, options.split)
+    tokenizer = load_tokenizer(source)
+    tokens = tokenize(text, tokenizer, options.bos)
+    windows = cut_windows(tokens, tokenizer, options.seqlen, options.bos, text.name)
+    if baseline_source is not None:
+        baseline_tokens = tokenize(text, load_tokenizer(baseline_source), options.bos)
+        if not torch.equal(tokens, baseline_tokens):
+            raise NestQuantError(
+                f"{source.name} and {baseline_source.name} turn the text into different tokens",
+                "they cannot be compared token by token",
+                "give as --baseline the model that was quantized",
+            )
+    torch.manual_seed(options.seed)
+    model = load_model(source, options.dtype, device)
+    baseline = load_model(baseline_source, options.dtype, device) if baseline_source is not None else None
+    scores = score(model, windows[: options.max_windows], baseline_model=baseline)
+    protocol = {
+        "dataset": text.name,
+        "split": text.split,
+        "text_sha256": text.sha256,
+        "line_ends": text.line_ends,
+        "join": JOIN,
+        "tokens": len(tokens),
+        "windows": scores.windows,
+        "windows_in_text": len(windows),
+        "seqlen": options.seqlen,
+        "stride": window_stride(options.seqlen, options.bos),
+        "scored_per_window": options.seqlen - 1,
+        "bos": options.bos,
+        "log_softmax": "float32",
+        "seed": options.seed,
+        "model": model_protocol(source, model),
+        "baseline": model_protocol(baseline_source, baseline) if baseline_source and baseline else None,
+        "versions": versions(),
+    }
+    return PerplexityReport(scores, protocol)

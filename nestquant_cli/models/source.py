@@ -1,0 +1,209 @@
+"""Models by the name a user gives: found (`resolve`), identified (`fingerprint`) and loaded, whatever their kind."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import NestQuantError
+from ..files import read_json
+from .fingerprint import fingerprint_files
+from .hub import snapshot
+from .resolve import NOT_LOADED, Source, refuse_non_decoders, resolve
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+__all__ = [
+    "Source",
+    "fingerprint",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "local_folder",
+    "resolve",
+    "weight_files",
+]
+
+logger = logging.getLogger("nestquant")
+
+
+def local_folder(source: Source) -> Path:
+    """The folder with the model's files; for a Hub id they are downloaded first.
+
+    Raises:
+        NestQuantError: the Hub cannot be reached, or has no such model.
+    """
+    return snapshot(source.path) if source.kind == "hub" else Path(source.path)
+
+
+def weight_files(source: Source) -> list[Path]:
+    """The files that hold the weights: the GGUF file, or the safetensors (else .bin) files of the folder.
+
+    Raises:
+        NestQuantError: there is none, or a shard that the index names is missing.
+    """
+    folder = local_folder(source)
+    if source.gguf_file:
+        return [folder / source.gguf_file]
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    for index in folder.glob("*.safetensors.index.json"):
+        files = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        what = f"lacks {missing[0]}, which its index names" if missing else "has no .safetensors or .bin weight file"
+        raise NestQuantError(f"{folder} {what}", NOT_LOADED, "download or copy the model again")
+    return files
+
+
+def fingerprint(source: Source) -> str:
+    """Hex SHA-256 that identifies the model's configuration and weights (rule: `nestquant_cli.models.fingerprint`)."""
+    config = {} if source.gguf_file else read_json(local_folder(source) / "config.json")
+    return fingerprint_files(config, weight_files(source))
+
+
+def load_config(source: Source) -> "PretrainedConfig":
+    """The model's configuration.
+
+    Raises:
+        NestQuantError: unreadable, of an unknown architecture, or not a decoder.
+    """
+    from transformers import AutoConfig
+
+    folder = local_folder(source)
+    try:
+        config = AutoConfig.from_pretrained(folder, **_gguf_argument(source), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise _unreadable(source, "configuration", error) from error
+    refuse_non_decoders(source.name, config.to_dict() | {"is_encoder_decoder": config.is_encoder_decoder})
+    return config
+
+
+def load_tokenizer(source: Source) -> "PreTrainedTokenizerBase":
+    """The model's tokenizer.
+
+    Raises:
+        NestQuantError: there is none, or it is unreadable.
+    """
+    from transformers import AutoTokenizer
+
+    folder = local_folder(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_gguf_argument(source), trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises plain Exception for a broken tokenizer.json
+        raise NestQuantError(
+            f"{source.name} has no usable tokenizer ({_first_line(error)})",
+            "no text can be turned into tokens",
+            "put tokenizer.json and tokenizer_config.json of the original model into its folder",
+        ) from error
+    if len(tokenizer) == 0:
+        raise NestQuantError(
+            f"the tokenizer of {source.name} is empty", "no text can be turned into tokens", "copy tokenizer.json to it"
+        )
+    return tokenizer
+
+
+def load_model(source: Source, dtype: "str | torch.dtype" = "auto", device: str = "cpu") -> "PreTrainedModel":
+    """Loads the model in eval mode on one device. Code that comes with a model is never run.
+
+    Args:
+        dtype: a torch dtype or its name; "auto" is the checkpoint's own, and bfloat16 for GGUF, which is de-quantized.
+        device: a torch device.
+
+    Raises:
+        NestQuantError: files are missing, truncated or altered, tensors are missing, or the model is not a decoder.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if source.kind == "packed":
+        return _load_packed(source, dtype, device)
+    config = load_config(source)
+    _check_headers(source)
+    arguments: dict[str, Any] = {"dtype": dtype, "config": config, "output_loading_info": True}
+    if source.gguf_file:
+        arguments |= {"dtype": torch.bfloat16 if dtype == "auto" else dtype, **_gguf_argument(source), **_dequantize()}
+    logger.info("loading %s", source.name)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(local_folder(source), trust_remote_code=False, **arguments)
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise
+        raise _unreadable(source, "weights", error) from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise NestQuantError(
+            f"the weights of {source.name} lack {len(missing)} tensors, the first is {missing[0]}",
+            "it would run with random numbers in their place and was not loaded",
+            "download or copy the model again",
+        )
+    if source.gguf_file:
+        _forget_gguf(model)
+    return model.to(device).eval()
+
+
+def _load_packed(source: Source, dtype: "str | torch.dtype", device: str) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    import nestquant_cli  # noqa: F401  registers the format with transformers
+
+    from ..checkpoint.read import check_checkpoint
+
+    check_checkpoint(Path(source.path))
+    logger.info("loading %s", source.name)
+    model: Any = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, trust_remote_code=False)
+    return model.to(device).eval()
+
+
+def _check_headers(source: Source) -> None:
+    """Names the file when one is truncated; the loader's own message does not."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in weight_files(source):
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise NestQuantError(
+                    f"{file} is truncated or damaged ({_first_line(error)})", NOT_LOADED, "download or copy it again"
+                ) from error
+
+
+def _gguf_argument(source: Source) -> dict[str, Any]:
+    return {"gguf_file": source.gguf_file} if source.gguf_file else {}
+
+
+def _dequantize() -> dict[str, Any]:
+    """Versions of transformers that can keep GGUF blocks packed must be told not to."""
+    import transformers
+
+    gguf_config = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": gguf_config(dequantize=True)} if gguf_config else {}
+
+
+def _forget_gguf(model: Any) -> None:
+    """Once de-quantized it is a plain model, and must save and quantize like one."""
+    for owner, attribute in ((model.config, "quantization_config"), (model, "hf_quantizer")):
+        if hasattr(owner, attribute):
+            delattr(owner, attribute)
+    model.is_quantized = False
+
+
+def _unreadable(source: Source, part: str, error: Exception) -> NestQuantError:
+    text = str(error)
+    if "trust_remote_code" in text:
+        remedy = "use a model whose architecture is part of transformers: code that comes with a model is never run"
+    elif isinstance(error, ImportError):
+        remedy = "install the package it names"
+    elif "does not recognize this architecture" in text or "Unrecognized configuration class" in text:
+        remedy = "use a decoder-only language model that this version of transformers knows, or update transformers"
+    else:
+        remedy = "check the files, or download the model again"
+    return NestQuantError(f"the {part} of {source.name} cannot be loaded ({_first_line(error)})", NOT_LOADED, remedy)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")[:200]

@@ -1,0 +1,96 @@
+"""Finds what is to be quantized in a decoder by its structure: the stack of layers and the nn.Linear inside each.
+
+No list of model names: a model is supported when its decoder layers form one nn.ModuleList and every matrix in them
+belongs to an nn.Linear. What does not fit is refused by name, with the reason.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import NestQuantError
+
+_REFUSED = "it was not quantized"
+_REMEDY = "use a decoder-only text model whose layers are nn.Linear and standard attention"
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The quantizable part of a model.
+
+    Attributes:
+        owner: the module whose forward runs the stack, e.g. `model`.
+        owner_name: its name in the whole model; empty for the model itself.
+        layers: the decoder layers in order.
+        prefix: name of the stack, e.g. `model.layers`.
+    """
+
+    owner: nn.Module
+    owner_name: str
+    layers: nn.ModuleList
+    prefix: str
+
+    def layer_name(self, index: int) -> str:
+        """Full name of layer `index`."""
+        return f"{self.prefix}.{index}"
+
+
+def find_decoder(model: PreTrainedModel) -> Decoder:
+    """The stack of decoder layers.
+
+    Raises:
+        NestQuantError: no such stack, or the model is of a kind that is not supported.
+    """
+    refuse_unsupported(model)
+    config = model.config.get_text_config(decoder=True)
+    depth = config.num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth and _has_linear(module):
+            owner_name = name.rpartition(".")[0]
+            return Decoder(model.get_submodule(owner_name), owner_name, module, name)
+    raise NestQuantError(
+        f"{_kind(model)} has no stack of {depth} decoder layers with nn.Linear inside", _REFUSED, _REMEDY
+    )
+
+
+def linears(layer: nn.Module) -> dict[str, nn.Linear]:
+    """The nn.Linear modules of one decoder layer by name inside the layer, in order."""
+    return {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+
+
+def refuse_unsupported(model: PreTrainedModel) -> None:
+    """Raises NestQuantError for a model of a kind that is not supported, naming the module and the reason."""
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        raise NestQuantError(f"{_kind(model)} is an encoder–decoder", _REFUSED, _REMEDY)
+    for tower in ("vision_config", "audio_config"):
+        if getattr(config, tower, None) is not None:
+            raise NestQuantError(f"{_kind(model)} has a {tower.removesuffix('_config')} tower", _REFUSED, _REMEDY)
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, Conv1D):
+            raise NestQuantError(f"{name} of {_kind(model)} is a Conv1D, not an nn.Linear", _REFUSED, _REMEDY)
+        if "experts" in name.rpartition(".")[2].lower() or "experts" in kind.lower():
+            raise NestQuantError(f"{name} of {_kind(model)} is a mixture of experts ({kind})", _REFUSED, _REMEDY)
+
+
+def refuse_stray_matrices(model: PreTrainedModel, decoder: Decoder) -> None:
+    """Raises NestQuantError when a decoder layer has a weight matrix outside nn.Linear, which would stay unquantized."""
+    known = {id(p) for module in decoder.layers.modules() if isinstance(module, nn.Linear) for p in module.parameters()}
+    for name, parameter in decoder.layers.named_parameters():
+        if parameter.dim() >= 2 and id(parameter) not in known:
+            raise NestQuantError(
+                f"{decoder.prefix}.{name} of {_kind(model)} is a matrix of shape {tuple(parameter.shape)} outside nn.Linear",
+                _REFUSED,
+                _REMEDY,
+            )
+
+
+def _has_linear(stack: nn.ModuleList) -> bool:
+    return all(any(isinstance(module, nn.Linear) for module in layer.modules()) for layer in stack)
+
+
+def _kind(model: PreTrainedModel) -> str:
+    return type(model).__name__

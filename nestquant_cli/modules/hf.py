@@ -1,0 +1,67 @@
+"""The quantizer that transformers calls when a checkpoint's config.json says `quant_method: nestquant`.
+
+It is imported while transformers itself may still be on its way in, so model code is imported when it is used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from .layout import QUANT_METHOD, Layout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@register_quantization_config(QUANT_METHOD)
+class NestQuantConfig(QuantizationConfigMixin):
+    """`quantization_config` of a packed checkpoint: the layout of the packed modules and the recipe they were made by.
+
+    Args:
+        layout: as in `modules.layout`, JSON-ready.
+        recipe: settings of the quantization, for people to read; nothing is computed from it.
+        bits: nominal bits of weights, activations and keys and values, for people to read.
+    """
+
+    def __init__(
+        self,
+        layout: dict[str, Any] | None = None,
+        recipe: dict[str, Any] | None = None,
+        bits: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        self.quant_method = QUANT_METHOD
+        self.bits = bits or {}
+        self.recipe = recipe or {}
+        self.layout = layout or {}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "quant_method": QUANT_METHOD,
+            "bits": self.bits,
+            "recipe": self.recipe,
+            "layout": self.layout,
+        }
+
+
+@register_quantizer(QUANT_METHOD)
+class NestQuantHfQuantizer(HfQuantizer):
+    """Builds the packed modules before transformers loads their tensors into them."""
+
+    requires_calibration = True
+    quantization_config: NestQuantConfig
+
+    def _process_model_before_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
+        from .attach import attach
+
+        attach(model, Layout.from_dict(self.quantization_config.layout))
+        return model
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False

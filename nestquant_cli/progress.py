@@ -1,0 +1,152 @@
+"""Progress of long work: a bar with an ETA on a terminal, plain log lines elsewhere, nothing when quiet.
+
+Quiet means that the logger "nestquant" does not pass INFO, which is Python's default: a program that imports the
+package sees no output unless it asks for it, and the command line asks for it unless `--quiet` is given.
+"""
+
+import contextlib
+import functools
+import logging
+import operator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+T = TypeVar("T")
+Advance = Callable[[int], None]
+
+logger = logging.getLogger("nestquant")
+
+SHORTEST_INTERVAL = 5.0  # seconds between two log lines of one loop at its start ...
+LONGEST_INTERVAL = 60.0  # ... and after 20 minutes, so that a job of hours does not fill a CI log
+INTERVAL_FRACTION = 0.05
+
+
+def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yields the items of `iterable` and shows how many are done, the time elapsed and the time left.
+
+    An item counts as done when the next one is asked for. Loops may be nested.
+
+    Args:
+        iterable: anything; its length is the total where it has one.
+        description: a few words, "quantizing layers".
+        total: the number of items where `iterable` has no length; None shows a count without an ETA.
+    """
+    if total is None:
+        total = operator.length_hint(iterable) or None
+    with steps(description, total) as advance:
+        for item in iterable:
+            yield item
+            advance(1)
+
+
+@contextlib.contextmanager
+def steps(description: str, total: int | None = None) -> Iterator[Advance]:
+    """As `track`, for work that is not one loop: yields `advance(count)`, to be called as parts get done."""
+    if not logger.isEnabledFor(logging.INFO):
+        yield lambda count: None
+    elif on_terminal():
+        with _bar(description, total) as advance:
+            yield advance
+    else:
+        with _lines(description, total) as advance:
+            yield advance
+
+
+@functools.lru_cache(maxsize=1)
+def console() -> "Console":
+    """The one console for standard error, so that log lines and errors do not tear a bar that is drawn there."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def on_terminal() -> bool:
+    """True where a bar can be redrawn in place; a CI log that only asks for colours is no such place."""
+    return console().is_interactive and console().file.isatty()
+
+
+def duration(seconds: float) -> str:
+    """A time as people read it: "8 s", "3 min 05 s", "2 h 07 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes_left:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+class _Shared:
+    """What nested loops share: rich draws one live display at a time, and only the outermost loop logs its end."""
+
+    bars: "Progress | None" = None
+    lines_open = 0
+
+
+@contextlib.contextmanager
+def _bar(description: str, total: int | None) -> Iterator[Advance]:
+    outermost = _Shared.bars is None
+    bars = _Shared.bars or _new_bars()
+    if outermost:
+        _Shared.bars = bars
+        bars.start()
+    task = bars.add_task(description, total=total)
+    try:
+        yield lambda count: bars.advance(task, count)
+    finally:
+        if outermost:
+            bars.stop()
+            _Shared.bars = None
+        else:
+            bars.remove_task(task)
+
+
+def _new_bars() -> "Progress":
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console(),
+    )
+
+
+@contextlib.contextmanager
+def _lines(description: str, total: int | None) -> Iterator[Advance]:
+    start = last = time.monotonic()
+    done = 0
+    goal = f"/{total}" if total else ""
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        pause = min(LONGEST_INTERVAL, max(SHORTEST_INTERVAL, INTERVAL_FRACTION * (now - start)))
+        if now - last < pause or done == total:
+            return
+        last = now
+        elapsed = now - start
+        left = f", ETA {duration(elapsed / done * (total - done))}" if total and 0 < done < total else ""
+        logger.info("%s: %d%s, %s%s", description, done, goal, duration(elapsed), left)
+
+    _Shared.lines_open += 1
+    try:
+        yield advance
+    finally:
+        _Shared.lines_open -= 1
+    if done and not _Shared.lines_open:
+        logger.info("%s: %d%s, done in %s", description, done, goal, duration(time.monotonic() - start))

@@ -1,0 +1,88 @@
+"""The end of a quantization: tensors outside the decoder layers, tokenizer, report, config.json."""
+
+import platform
+import resource
+import time
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .. import __version__
+from ..checkpoint.output import Output
+from ..models.structure import find_decoder
+from ..modules.hf import NestQuantConfig
+from .parts import LayerPart, join_layouts
+from .recipe import Recipe
+
+
+def write_rest(
+    output: Output,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    parts: list[LayerPart],
+    origin: dict[str, Any],
+    start: float,
+) -> dict[str, Any]:
+    """Completes the checkpoint and returns its report.
+
+    Args:
+        output: with all layers written.
+        model: the original, for what is outside its decoder layers.
+        tokenizer: saved beside it.
+        recipe: of this quantization.
+        parts: of all layers in order.
+        origin: what it was made from: hashes of model and calibration text.
+        start: time.monotonic() at the start of the run.
+    """
+    output.write(output.parts - 1, other_tensors(model), {})
+    tokenizer.save_pretrained(output.folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(output.folder)
+    bits = {part: recipe.bits(part) for part in ("weight", "act", "kv")}
+    settings = recipe.to_dict() | origin
+    section = NestQuantConfig(join_layouts(recipe, parts).to_dict(), settings, bits)
+    report = {
+        "recipe": settings,
+        "bits": bits,
+        "versions": versions(),
+        "seconds": round(time.monotonic() - start, 1),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "matrices": {name: record for part in parts for name, record in part.report.items()},
+    }
+    output.finish(model_config(model) | {"quantization_config": section.to_dict()}, report)
+    return report
+
+
+def other_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Tensors outside the decoder layers by name; of tensors that are tied, only the source."""
+    prefix = find_decoder(model).prefix + "."
+    tied = set(model.all_tied_weights_keys)
+    return {
+        name: tensor for name, tensor in model.state_dict().items() if not name.startswith(prefix) and name not in tied
+    }
+
+
+def model_config(model: PreTrainedModel) -> dict[str, Any]:
+    """config.json of the model as transformers would write it, without the traces of how it was loaded."""
+    config = model.config.to_diff_dict()
+    for key in ("quantization_config", "_name_or_path", "_attn_implementation_autoset"):
+        config.pop(key, None)
+    return config | {
+        "architectures": [type(model).__name__],
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "transformers_version": transformers.__version__,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    return {
+        "nestquant": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }

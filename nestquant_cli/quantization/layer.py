@@ -1,0 +1,143 @@
+"""Quantizes the matrices of one decoder layer from its statistics."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..calibration.statistics import InputStatistics
+from ..codecs.fit import ScaledCode, fit_scales, sample_blocks
+from ..errors import NestQuantError
+from ..kernels import for_device
+from ..lattice.code import BLOCK, NestedCode
+from ..lattice.shape import CodeShape
+from ..modules.linear import row_scale_bits, row_scale_of
+from ..rotation.transform import rotation
+from .ldlq import feedback, ldlq
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix:
+    """One packed weight.
+
+    Attributes:
+        words: (out, row_bytes) uint8.
+        row_scale: (out,) int16, bits of bfloat16.
+        code: the nested code.
+        record: errors and counts, for the report.
+    """
+
+    words: Tensor
+    row_scale: Tensor
+    code: NestedCode
+    record: dict[str, Any]
+
+
+def quantize_group(
+    linears: dict[str, nn.Linear], statistics: InputStatistics, shape: CodeShape, seed: int, damping: float, place: str
+) -> dict[str, QuantizedMatrix]:
+    """Quantizes the Linears that share one input: one factorization, one code, all rows at once.
+
+    Args:
+        linears: the layer's Linears by name; those in statistics.members are quantized.
+        statistics: of their input.
+        shape: of the weight code.
+        seed: of the rotation.
+        damping: first step of the ladder.
+        place: name of the layer, for errors.
+
+    Returns:
+        by name, in the order of statistics.members.
+    """
+    start = time.monotonic()
+    members = [linears[name] for name in statistics.members]
+    rows = [member.out_features for member in members]
+    n = statistics.hessian.shape[0]
+    device = statistics.hessian.device
+    weight = torch.cat([member.weight.detach().to(device=device, dtype=torch.float32) for member in members])
+    W = rotation(n, seed).apply(F.pad(weight, (0, n - weight.shape[1])))
+    step = feedback(statistics.hessian, statistics.noise, damping, f"{place}.{statistics.members[0]}")
+    target = W @ step.target
+
+    scaled = fit_scales(sample_blocks(target, seed), shape)
+    v, index, scale, clipped = round_rows(target, rows, step.lower, scaled)
+    words = for_device(device).pack(v, index, scaled.code)
+    errors = row_errors(W, v.float() * scale[:, None], statistics)
+    seconds = (time.monotonic() - start) / len(members)
+
+    result = {}
+    parts = [tensor.split(rows) for tensor in (words, row_scale_bits(scale), index, *errors)]
+    for number, name in enumerate(statistics.members):
+        own_words, own_scale, own_index, delta, power, output_delta, output_power = (part[number] for part in parts)
+        record = {
+            "shape": [rows[number], members[number].in_features],
+            "relative_error": _ratio(delta, power),
+            "hessian_error": _ratio(output_delta, output_power),
+            "multipliers": list(scaled.code.multipliers),
+            "beta": [round(beta, 6) for beta in scaled.betas],
+            "beta_histogram": torch.bincount(own_index.flatten().int(), minlength=scaled.code.k).tolist(),
+            "clipped_blocks": clipped[number],
+            "damping": step.damping,
+            "seconds": round(seconds, 3),
+        }
+        result[name] = QuantizedMatrix(own_words.contiguous(), own_scale.contiguous(), scaled.code, record)
+    return result
+
+
+def round_rows(
+    target: Tensor, rows: list[int], lower: Tensor, scaled: ScaledCode
+) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """LDLQ with the nested code on matrices stacked into one target (m, n), with rows[i] rows each.
+
+    Returns:
+        v (m, n) integer, multiplier index (m, n/8) uint8, row scale (m,) float32 as stored, clipped blocks per matrix.
+    """
+    m, n = target.shape
+    kernels = for_device(target.device)
+    scale = row_scale_of(row_scale_bits(scaled.row_scale(target)))
+    v = torch.empty(m, n, dtype=torch.int8 if scaled.code.int8 else torch.int16, device=target.device)
+    index = torch.empty(m, n // BLOCK, dtype=torch.uint8, device=target.device)
+    clipped = [0] * len(rows)
+
+    def round_block(block: Tensor, number: int) -> Tensor:
+        own, choice, overloaded = kernels.quantize(block, scale, scaled.code)
+        if overloaded:  # rare, so the count per matrix may cost a second rounding
+            for matrix, parts in enumerate(zip(block.split(rows), scale.split(rows), strict=True)):
+                clipped[matrix] += kernels.quantize(*parts, scaled.code)[2]
+        v[:, number * BLOCK : (number + 1) * BLOCK] = own
+        index[:, number] = choice[:, 0]
+        return own.float() * scale[:, None]
+
+    ldlq(target, lower, round_block)
+    return v, index, scale, clipped
+
+
+def row_errors(W: Tensor, rounded: Tensor, statistics: InputStatistics) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Per row: ‖Ŵ − W‖², ‖W‖², E|Ŵ(x + z) − W x|² and E|W x|², each (m,) float32."""
+    delta = rounded - W
+    noise = (rounded.square() * statistics.noise).sum(1)
+    return (
+        delta.square().sum(1),
+        W.square().sum(1),
+        (delta @ statistics.hessian * delta).sum(1) + noise,
+        (W @ statistics.hessian * W).sum(1),
+    )
+
+
+def refuse_unusable_weights(name: str, linear: nn.Linear) -> None:
+    """Raises NestQuantError when a weight has NaN or infinite entries, naming the matrix."""
+    bad = int((~torch.isfinite(linear.weight)).sum())
+    if bad:
+        raise NestQuantError(
+            f"{name}.weight has {bad} NaN or infinite entries",
+            "the model was not quantized",
+            "repair or fetch the model again",
+        )
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    total = float(whole.double().sum())
+    return float(part.double().sum()) / total if total > 0 else 0.0

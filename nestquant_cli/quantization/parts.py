@@ -1,0 +1,86 @@
+"""What one quantized decoder layer adds to the checkpoint: its tensors, its share of the layout and of the report."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..calibration.statistics import LayerStatistics
+from ..modules.layout import Layout, LinearLayout
+from .layer import QuantizedMatrix
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class LayerPart:
+    """Share of one layer in config.json and the report.
+
+    Attributes:
+        layout: with this layer's linears, inputs and cache codes only.
+        report: by full name of the matrix.
+    """
+
+    layout: Layout
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"layout": self.layout.to_dict(), "report": self.report}
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> "LayerPart":
+        """The inverse of `to_dict`."""
+        return LayerPart(Layout.from_dict(value["layout"]), value["report"])
+
+
+def part_of(
+    prefix: str, layer: nn.Module, statistics: LayerStatistics, packed: dict[str, QuantizedMatrix], recipe: Recipe
+) -> tuple[dict[str, Tensor], LayerPart]:
+    """Tensors of a layer by full name, quantized and not, and its part.
+
+    Args:
+        prefix: name of the layer.
+        layer: with its original weights.
+        statistics: of its inputs.
+        packed: its quantized matrices by name in the layer; empty where weights stay in 16 bits.
+        recipe: for the codes.
+    """
+    layout = empty_layout(recipe)
+    coded = bool(packed) or recipe.shape("act") is not None
+    for leader, item in statistics.inputs.items() if coded else ():
+        source = f"{prefix}.{leader}"
+        layout.inputs[source] = item.code
+        for name in item.members:
+            linear = layer.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            multipliers = packed[name].code.multipliers if name in packed else None
+            layout.linears[f"{prefix}.{name}"] = LinearLayout(
+                linear.in_features, linear.out_features, linear.bias is not None, source, multipliers
+            )
+    if statistics.cache is not None:
+        layout.cache.append(statistics.cache)
+
+    tensors = {}
+    for name, matrix in packed.items():
+        tensors[f"{prefix}.{name}.words"] = matrix.words
+        tensors[f"{prefix}.{name}.row_scale"] = matrix.row_scale
+    replaced = {f"{name}.weight" for name in packed}
+    for name, tensor in layer.state_dict().items():
+        if name not in replaced:
+            tensors[f"{prefix}.{name}"] = tensor
+    return tensors, LayerPart(layout, {f"{prefix}.{name}": matrix.record for name, matrix in packed.items()})
+
+
+def empty_layout(recipe: Recipe) -> Layout:
+    """The layout of a recipe before any layer."""
+    return Layout(recipe.shape("weight"), recipe.shape("act"), recipe.shape("kv"), recipe.seed)
+
+
+def join_layouts(recipe: Recipe, parts: list[LayerPart]) -> Layout:
+    """The layout of all layers."""
+    layout = empty_layout(recipe)
+    for part in parts:
+        layout.linears.update(part.layout.linears)
+        layout.inputs.update(part.layout.inputs)
+        layout.cache.extend(part.layout.cache)
+    return layout

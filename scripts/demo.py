@@ -1,0 +1,27 @@
+"""Last step of `make demo`: loads a packed checkpoint as any transformers model and lets it write a few words.
+
+Usage: python scripts/demo.py build/demo ["The capital of France is"]
+"""
+
+import sys
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+
+import nestquant_cli  # noqa: F401  (teaches transformers to read packed checkpoints)
+
+TOKENS = 32
+
+
+def main(path: str, prompt: str = "The capital of France is") -> None:
+    """Prints `prompt` and its greedy continuation word by word as the packed model in `path` makes it."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path).eval()
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    print(f"{path} continues:")
+    with torch.inference_mode():
+        model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False, streamer=TextStreamer(tokenizer))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

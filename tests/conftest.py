@@ -1,0 +1,94 @@
+"""What several tests share: a tiny random model with a tokenizer, a text, and the evaluation data where it lies."""
+
+import os
+
+# Before any library reads them: no test may reach for the network, and small models gain nothing from threads.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+TEXT = """The lattice holds every point whose coordinates are all whole or all half, and whose sum is even.
+To round a vector, round each coordinate; when the parity is wrong, flip the one that was rounded worst.
+Two cosets are tried in this way, and the nearer of the two answers is the nearest point of the lattice.
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE tokenizer of 300 tokens; it adds no BOS but has one, `<s>`, with id 0."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=256
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_model_folder(tiny_tokenizer_folder: Path) -> Callable[[Path, int], Path]:
+    """Writes a Llama of 64 dimensions and 2 layers with random weights from a seed, and the tokenizer."""
+    import shutil
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def make(folder: Path, seed: int) -> Path:
+        config = LlamaConfig(
+            vocab_size=300,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            initializer_range=0.2,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            LlamaForCausalLM(config).save_pretrained(folder)
+        shutil.copytree(tiny_tokenizer_folder, folder, dirs_exist_ok=True)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory, make_model_folder: Callable[[Path, int], Path]) -> Path:
+    """A tiny Llama in a Hugging Face folder. Shared by the whole session: copy it before changing anything."""
+    return make_model_folder(tmp_path_factory.mktemp("models") / "tiny-llama", 0)
+
+
+@pytest.fixture(scope="session")
+def tiny_text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of about 15 kB, some thousand tokens of the tiny tokenizer."""
+    path = tmp_path_factory.mktemp("text") / "tiny.txt"
+    path.write_text("\n\n".join(f"{number}. {TEXT}" for number in range(50)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The evaluation data beside the repository."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the evaluation data is not at {SHARED_DATA}")
+    return SHARED_DATA

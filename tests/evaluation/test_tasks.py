@@ -1,0 +1,153 @@
+"""Local tasks run through lm-eval from any folder, as its own tasks would, and bad names are refused early."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from nestquant_cli.cli.eval_tasks import eval_tasks
+from nestquant_cli.errors import NestQuantError
+from nestquant_cli.evaluation.tasks import TaskOptions, load_tasks, measure_tasks, run_tasks
+from nestquant_cli.models.source import load_model, load_tokenizer, resolve
+
+TASKS = Path(__file__).resolve().parents[1] / "tasks"
+SAMPLES = ("sample_piqa", "sample_arc_easy", "sample_winogrande")
+
+
+@pytest.fixture
+def options(tiny_model_folder: Path) -> TaskOptions:
+    return TaskOptions(str(tiny_model_folder), SAMPLES, include_path=TASKS, batch_size=3, device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_survey_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval's own note on the environment, which is not used here, takes six seconds a run."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+
+
+def test_local_tasks_run_from_any_folder(options: TaskOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = measure_tasks(dataclasses.replace(options, fail_below=("sample_piqa=0", "sample_arc_easy.acc_norm=1.5")))
+    assert set(report.results) == set(SAMPLES)
+    assert report.results["sample_piqa"]["acc,none"] in (0, 0.25, 0.5, 0.75, 1)
+    assert "acc_norm,none" in report.results["sample_arc_easy"]
+    assert all(f"|{task}" in report.table for task in SAMPLES)
+    assert len(report.failures) == 1 and "sample_arc_easy acc_norm" in report.failures[0]
+    assert report.protocol["seed"] == {"random": 0, "numpy": 0, "torch": 0, "fewshot": 0}
+    assert "lm_eval" in report.protocol["versions"]
+    json.dumps(report.as_json(), allow_nan=False)
+
+
+def test_accuracy_equals_a_computation_by_hand(options: TaskOptions) -> None:
+    source = resolve(options.model)
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    items = [json.loads(line) for line in (TASKS / "data" / "piqa.jsonl").read_text().splitlines()]
+
+    def likelihood(prompt: str, answer: str) -> float:
+        start, ids = len(tokenizer(prompt).input_ids), tokenizer(prompt + answer).input_ids
+        with torch.no_grad():
+            scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+        return sum(scores[place - 1, ids[place]].item() for place in range(start, len(ids)))
+
+    right = 0
+    for item in items:
+        choices = [likelihood(f"Question: {item['goal']}\nAnswer:", " " + item[name]) for name in ("sol1", "sol2")]
+        right += choices.index(max(choices)) == item["label"]
+    report = measure_tasks(dataclasses.replace(options, tasks=("sample_piqa",)))
+    assert report.results["sample_piqa"]["acc,none"] == right / len(items)
+
+
+def test_one_item_has_no_standard_error_and_stays_valid_json(options: TaskOptions) -> None:
+    report = measure_tasks(dataclasses.replace(options, tasks=("sample_piqa",), limit=1, num_fewshot=1))
+    assert report.protocol["num_fewshot"] == {"sample_piqa": 1}
+    assert report.protocol["samples"]["sample_piqa"]["effective"] == 1
+    json.dumps(report.as_json(), allow_nan=False)
+
+
+def test_prompts_and_answers_are_those_of_the_built_in_tasks() -> None:
+    tasks = load_tasks(SAMPLES, TASKS)
+    piqa, arc, winogrande = (tasks[name] for name in SAMPLES)
+    item = next(iter(piqa.validation_docs()))
+    assert piqa.doc_to_text(item) == "Question: Keep a cut apple from turning brown.\nAnswer:"
+    assert piqa.doc_to_choice(item)[piqa.doc_to_target(item)] == "Brush the cut side with lemon juice."
+    item = next(iter(arc.validation_docs()))
+    assert arc.doc_to_choice(item)[arc.doc_to_target(item)] == "an ice cube"
+    item = next(iter(winogrande.validation_docs()))
+    assert winogrande.doc_to_choice(item)[winogrande.doc_to_text(item)].endswith("because the box")
+    assert winogrande.doc_to_target(item) == "was too wide."
+
+
+@pytest.mark.parametrize(
+    ("name", "items", "choices"),
+    [("local_piqa", 1838, {2}), ("local_arc_easy", 2376, {3, 4, 5}), ("local_winogrande", 1267, {2})],
+)
+def test_the_shared_data_is_read_whole(shared_data: Path, name: str, items: int, choices: set[int]) -> None:
+    task = load_tasks([name], TASKS)[name]
+    documents = list(task.validation_docs())
+    assert len(documents) == items
+    assert {len(task.doc_to_choice(document)) for document in documents} <= choices
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "./nowhere"}, "does not exist"),
+        ({"tasks": ()}, "--tasks is empty"),
+        ({"limit": 1.5}, "--limit 1.5"),
+        ({"limit": 0.0}, "--limit 0"),
+        ({"include_path": Path("nowhere")}, "--include-path nowhere is not a folder"),
+        ({"fail_below": ("sample_piqa=x",)}, "cannot be read"),
+        ({"fail_below": ("piqa=0.5",)}, "not in --tasks"),
+        ({"fail_below": ("sample_piqa.f1=0.5",)}, "no metric 'f1'"),
+    ],
+)
+def test_bad_input_is_refused(options: TaskOptions, change: dict[str, object], message: str) -> None:
+    with pytest.raises(NestQuantError, match=message):
+        measure_tasks(dataclasses.replace(options, **change))  # type: ignore[arg-type]
+
+
+def test_missing_data_of_a_task_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        f"include: {TASKS / 'local_piqa.yaml'}\ntask: mine\ndataset_kwargs:\n  file: no.jsonl\n  folder: {tmp_path}\n"
+    )
+    with pytest.raises(NestQuantError, match=r"task mine cannot be loaded .*no\.jsonl does not exist"):
+        load_tasks(["mine"], tmp_path)
+
+
+@pytest.mark.slow
+def test_an_unknown_task_names_its_neighbours() -> None:
+    with pytest.raises(NestQuantError, match=r"there is no task 'local_piqua'; .*did you mean local_piqa"):
+        load_tasks(["local_piqua"], TASKS)
+
+
+def test_logits_that_are_not_finite_are_no_wrong_answers(options: TaskOptions) -> None:
+    source = resolve(options.model)
+    model = load_model(source)
+    model.get_input_embeddings().weight.data[:] = math.nan
+    tasks = list(load_tasks(["sample_piqa"], TASKS).values())
+    with pytest.raises(NestQuantError, match="NaN or infinite"):
+        run_tasks(model, load_tokenizer(source), tasks, options)
+
+
+def test_the_gate_fails_after_the_report_is_written(
+    options: TaskOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import typer
+
+    output = tmp_path / "tasks.json"
+    with pytest.raises(typer.Exit) as stopped:
+        eval_tasks(
+            options.model,
+            "sample_piqa,sample_winogrande",
+            include_path=TASKS,
+            output=output,
+            fail_below=["sample_piqa=1.1"],
+            device="cpu",
+        )
+    assert stopped.value.exit_code == 1
+    printed = capsys.readouterr().out
+    assert "gate failed: sample_piqa acc" in printed and "|sample_winogrande" in printed
+    assert set(json.loads(output.read_text())["results"]) == {"sample_piqa", "sample_winogrande"}

@@ -1,0 +1,7 @@
+from nestquant_cli.errors import NestQuantError
+
+
+def test_the_three_parts_make_one_line() -> None:
+    error = NestQuantError("bits 4.3 is not a multiple of 1/8", "nothing was quantized", "use 4.25")
+    assert str(error) == "bits 4.3 is not a multiple of 1/8; nothing was quantized; use 4.25"
+    assert (error.cause, error.consequence, error.remedy) == tuple(str(error).split("; "))
