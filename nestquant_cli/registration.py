@@ -1,7 +1,7 @@
 """Registers the quantizer with transformers, now or at the moment transformers is imported.
 
-Importing transformers takes seconds, which `nestquant --help` must not wait for. So while it is not imported, a finder on
-sys.meta_path waits for `transformers.quantizers`, the package with the registry, and registers right after it ran.
+Importing transformers takes seconds, which `nestquant --help` must not wait for. So while it is not imported, a finder
+on sys.meta_path waits for `transformers.quantizers`, the package with the registry, and registers right after it ran.
 """
 
 import importlib

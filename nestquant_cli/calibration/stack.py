@@ -6,7 +6,7 @@ states, so that one layer at a time is enough.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -39,6 +39,8 @@ class LayerStack:
         self.device = next(model.parameters()).device
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.hidden: list[Tensor] = []
+        self._tuple = False  # whether a layer returns a tuple, and what follows the hidden states in it
+        self._rest: tuple[Any, ...] = ()
         self._record(windows[:1])
         for window in windows[1:]:
             self.hidden.append(self._embed(window[None]))
@@ -90,11 +92,8 @@ class LayerStack:
 
             return call
 
-        with _forwards(self.decoder.layers, stopping):
-            try:
-                self._forward(window)
-            except _Stop:
-                pass
+        with _forwards(self.decoder.layers, stopping), suppress(_Stop):
+            self._forward(window)
         return seen[0].cpu()
 
     def _forward(self, window: Tensor) -> None:

@@ -23,6 +23,7 @@ _PARTS = 4  # parts for each thread, as the machine may not be ours alone
 
 def quantize(x: Tensor, scale: Tensor, code: NestedCode) -> tuple[Tensor, Tensor, int]:
     """As `reference.quantize`."""
+    reference.check_rows(x, scale)
     rows, entries = x.shape
     width = entries // BLOCK
     x, scale = x.float().contiguous().view(-1), scale.float().contiguous()

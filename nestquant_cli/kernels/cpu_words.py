@@ -128,13 +128,14 @@ def pack(v, index, width, multipliers, q, word_bits, packed, start, stop):  # ty
     work = np.zeros(_ROWS, np.float32)
     words = np.zeros(LANES, np.uint64)
     four = np.uint64(q) * np.uint64(q) * np.uint64(q) * np.uint64(q)
+    last = multipliers.shape[0] - 1
     row = start
     column = 0
     pending = np.uint64(0)  # bits of the row that do not fill a byte yet
     for first in range(start * width, stop * width, LANES):
         count = min(LANES, stop * width - first)
         for lane in range(count):
-            work[_FACTOR + lane] = ONE / multipliers[index[first + lane]]
+            work[_FACTOR + lane] = ONE / multipliers[min(np.int64(index[first + lane]), last)]
             for i in range(8):
                 work[i * LANES + lane] = np.float32(v[8 * (first + lane) + i])
         _join(work, np.float32(q), words)

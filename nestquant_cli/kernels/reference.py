@@ -16,6 +16,12 @@ def entry_type(code: NestedCode) -> torch.dtype:
     return torch.int8 if code.int8 else torch.int16
 
 
+def check_rows(x: Tensor, scale: Tensor) -> None:
+    """Raises ValueError unless x is (rows, whole blocks) and scale (rows,)."""
+    if x.dim() != 2 or x.shape[1] % BLOCK or scale.shape != x.shape[:1]:
+        raise ValueError(f"rows {tuple(x.shape)} with scales {tuple(scale.shape)} are not whole blocks with a scale each")
+
+
 def quantize(x: Tensor, scale: Tensor, code: NestedCode) -> tuple[Tensor, Tensor, int]:
     """Rounds rows to the code: x ≈ scale·v with v = m_i·u, each block under the multiplier of least true error.
 
@@ -28,7 +34,11 @@ def quantize(x: Tensor, scale: Tensor, code: NestedCode) -> tuple[Tensor, Tensor
     Returns:
         v (rows, entries) int8 or int16, index of the multiplier (rows, entries/8) uint8, and the number of blocks that
         no multiplier could hold and that were shrunk towards zero.
+
+    Raises:
+        ValueError: the shapes are not these.
     """
+    check_rows(x, scale)
     rows, entries = x.shape
     y = (x.float() / scale.float()[:, None]).reshape(-1, BLOCK)
     best = torch.full((y.shape[0],), torch.inf, device=x.device)
@@ -98,6 +108,9 @@ def unpack(packed: Tensor, entries: int, code: NestedCode) -> Tensor:
 
     Returns:
         v (rows, entries), int8 or int16.
+
+    Raises:
+        ValueError: the rows do not have the bytes of that many entries.
     """
     digits, index = split(unpack_words(packed, entries // BLOCK, code.word_bits), code.q)
     m = torch.tensor(code.multipliers, dtype=torch.int32, device=packed.device)[index.clamp(0, code.k - 1)]

@@ -78,11 +78,12 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
 
 def refuse_stray_matrices(model: PreTrainedModel, decoder: Decoder) -> None:
     """Raises NestQuantError when a decoder layer has a weight matrix outside nn.Linear, which would stay unquantized."""
-    known = {id(p) for module in decoder.layers.modules() if isinstance(module, nn.Linear) for p in module.parameters()}
+    inside = [module for module in decoder.layers.modules() if isinstance(module, nn.Linear)]
+    known = {id(parameter) for module in inside for parameter in module.parameters()}
     for name, parameter in decoder.layers.named_parameters():
         if parameter.dim() >= 2 and id(parameter) not in known:
             raise NestQuantError(
-                f"{decoder.prefix}.{name} of {_kind(model)} is a matrix of shape {tuple(parameter.shape)} outside nn.Linear",
+                f"{decoder.prefix}.{name} of {_kind(model)} is a matrix {tuple(parameter.shape)} outside nn.Linear",
                 _REFUSED,
                 _REMEDY,
             )

@@ -1,8 +1,10 @@
 """A transformers cache that keeps keys and values packed.
 
-Each head's vector of a token becomes one uint8 vector (see codecs.heads). Since that makes again a tensor (batch, heads,
-tokens, bytes), growing, cropping, sliding and reordering are transformers' own.
+Each head's vector of a token becomes one uint8 vector (see codecs.heads). Since that makes a tensor again, (batch,
+heads, tokens, bytes), growing, cropping, sliding and reordering are transformers' own.
 """
+
+from typing import Any
 
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -64,12 +66,17 @@ class PackedCache(DynamicCache):
 
     def packed_bytes(self) -> int:
         """Bytes held by keys and values."""
-        return sum(t.nbytes for layer in self.layers for t in (layer.keys, layer.values) if t is not None)
+        total = 0
+        for layer in self.layers:
+            for part in ("keys", "values"):
+                stored = getattr(layer, part)
+                total += 0 if stored is None else stored.nbytes
+        return total
 
 
 def pack_layers(cache: Cache, config: PretrainedConfig, per_layer: list[CacheCodes], seed: int) -> None:
     """Replaces the layers of an empty dynamic cache by packed ones, in place."""
-    layers: list[CacheLayerMixin] = []
+    layers: list[Any] = []
     plain = DynamicCache(config=config).layers
     for layer, codes in zip(plain, per_layer, strict=True):
         if type(layer) is DynamicLayer:

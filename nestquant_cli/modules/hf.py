@@ -32,7 +32,7 @@ class NestQuantConfig(QuantizationConfigMixin):
         bits: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        self.quant_method = QUANT_METHOD
+        self.quant_method = QUANT_METHOD  # type: ignore[assignment]
         self.bits = bits or {}
         self.recipe = recipe or {}
         self.layout = layout or {}

@@ -131,7 +131,7 @@ def _multipliers_from(reader: "_Reader", shape: CodeShape) -> tuple[int, ...]:
 
 def _code_from(value: Any, shape: CodeShape, place: str) -> ScaledCode:
     reader = _Reader(value, place)
-    unit = reader.value.get("unit")
+    unit: Any = reader.value.get("unit")
     if type(unit) not in (float, int) or not math.isfinite(unit) or unit <= 0:
         raise _refuse(f"{place}.unit must be a positive number")
     return ScaledCode(shape.with_multipliers(_multipliers_from(reader, shape)), float(unit))

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..codecs.fit import ScaledCode
 from ..kernels import for_device
 from ..lattice.code import NestedCode, row_bytes
 from .inputs import InputQuantizer, LinearInput, dequantize
@@ -27,6 +26,7 @@ class QuantizedLinear(nn.Module):
         device: of the buffers.
     """
 
+    bias: nn.Parameter | None
     words: Tensor  # (out_features, row_bytes) uint8
     row_scale: Tensor  # (out_features,) int16, the bits of a bfloat16: no cast of the module may round it
 

@@ -89,7 +89,7 @@ def ldlq(W: Tensor, lower: Tensor, round_block: RoundBlock) -> Tensor:
     Returns:
         the rounded matrix (m, n) float32.
     """
-    m, n = W.shape
+    n = W.shape[1]
     rounded = torch.empty_like(W)
     error = torch.zeros_like(W)  # W − Ŵ, zero where not yet rounded
     for end in range(n, 0, -PANEL):

@@ -20,7 +20,7 @@ from ..models.source import Source, fingerprint, load_model, load_tokenizer
 from ..models.structure import Decoder, find_decoder, linears, refuse_stray_matrices
 from ..progress import track
 from .finish import write_rest
-from .layer import quantize_group, refuse_unusable_weights
+from .layer import QuantizedMatrix, quantize_group, refuse_unusable_weights
 from .parts import LayerPart, part_of
 from .recipe import Recipe
 
@@ -66,6 +66,7 @@ def calibrate(source: Source, recipe: Recipe, folder: Path, device: str) -> dict
     writer = CalibrationWriter(folder, about)
     stream = collect(subject.model, subject.decoder, windows.ids, _coding(recipe))
     for layer in track(stream, "calibrating layers", total=len(subject.decoder.layers)):
+        assert layer is not None
         writer.add(layer)
     writer.finish()
     return about
@@ -122,7 +123,7 @@ def quantize_layer(
     prefix = subject.decoder.layer_name(index)
     modules = linears(subject.decoder.layers[index])
     shape = recipe.shape("weight")
-    packed = {}
+    packed: dict[str, QuantizedMatrix] = {}
     if shape is not None:
         for item in statistics.inputs.values():
             packed |= quantize_group(modules, item, shape, recipe.seed, recipe.damping, prefix)
