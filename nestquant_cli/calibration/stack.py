@@ -2,7 +2,8 @@
 
 The model's own forward prepares everything around the stack (embeddings, masks, position embeddings). One forward with
 recording layers shows what it hands to each layer; after that each layer is called directly with that and the hidden
-states, so that one layer at a time is enough.
+states, so that one layer at a time is enough. That holds for models which hand a layer nothing else that depends on the
+text, so a second window is recorded too and compared.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..errors import NestQuantError
 from ..models.structure import Decoder
 from .observer import KVObserver
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given besides hidden states
 
 
 class _Stop(Exception):  # noqa: N818 - ends a forward early, it is no error
@@ -32,17 +36,24 @@ class LayerStack:
 
     Attributes:
         hidden: one tensor (1, tokens, width) a window, on the CPU.
+
+    Raises:
+        NestQuantError: a layer is given something else that depends on the text, or is not called exactly once.
     """
 
     def __init__(self, model: PreTrainedModel, decoder: Decoder, windows: Tensor, observer: KVObserver) -> None:
         self.model, self.decoder, self.observer = model, decoder, observer
         self.device = next(model.parameters()).device
-        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._calls: dict[int, Call] = {}
         self.hidden: list[Tensor] = []
         self._tuple = False  # whether a layer returns a tuple, and what follows the hidden states in it
         self._rest: tuple[Any, ...] = ()
         self._record(windows[:1])
-        for window in windows[1:]:
+        if len(windows) > 1:
+            first, self._calls = self._calls, {}
+            self._record(windows[1:2])
+            self._refuse_text_in_calls(first)
+        for window in windows[2:]:
             self.hidden.append(self._embed(window[None]))
 
     @torch.inference_mode()
@@ -66,11 +77,16 @@ class LayerStack:
     def _record(self, window: Tensor) -> None:
         with _forwards(self.decoder.layers, self._recording):
             self._forward(window)
+        for index in range(len(self.decoder.layers)):
+            if index not in self._calls:
+                raise _unusable(f"{self.decoder.layer_name(index)} is not called")
 
     def _recording(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             hidden, args, kwargs = _split(args, kwargs)
-            self._calls.append((args, kwargs))
+            if index in self._calls:
+                raise _unusable(f"{self.decoder.layer_name(index)} is called more than once")
+            self._calls[index] = args, kwargs
             if index:
                 return (hidden, *self._rest) if self._tuple else hidden
             self.hidden.append(hidden.cpu())
@@ -80,6 +96,11 @@ class LayerStack:
             return output
 
         return call
+
+    def _refuse_text_in_calls(self, first: dict[int, Call]) -> None:
+        for index, call in first.items():
+            if not _same(call, self._calls[index]):
+                raise _unusable(f"{self.decoder.layer_name(index)} is given more than hidden states of the text")
 
     @torch.inference_mode()
     def _embed(self, window: Tensor) -> Tensor:
@@ -97,7 +118,7 @@ class LayerStack:
         return seen[0].cpu()
 
     def _forward(self, window: Tensor) -> None:
-        base = self.model.get_decoder()  # without the head, whose logits nobody reads
+        base = self.model.base_model  # without the head, whose logits nobody reads
         base(input_ids=window.to(self.device), past_key_values=self.observer, use_cache=True)
 
 
@@ -117,6 +138,23 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple
     if args:
         return args[0], args[1:], kwargs
     return kwargs["hidden_states"], (), {key: value for key, value in kwargs.items() if key != "hidden_states"}
+
+
+def _unusable(cause: str) -> NestQuantError:
+    return NestQuantError(
+        cause, "its inputs cannot be measured", "use a model whose decoder layers run once each, one after the other"
+    )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two arguments of a layer are equal; what is neither a tensor nor a container of such is taken for it."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    return type(one) is type(other)
 
 
 def _first(output: Any) -> Tensor:

@@ -1,5 +1,6 @@
 """A calibration on disk: one safetensors file a layer and `calibration.json`, written last, that says what it is of."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from .statistics import InputStatistics, LayerStatistics
 
 FILE = "calibration.json"
 FORMAT_VERSION = 1
+_OWN = re.compile(r"layer-\d{5}\.safetensors|\.layer-\d{5}\.safetensors\.\d+\.part")  # what no other program writes
 _NOT_USED = "the calibration was not used"
 _AGAIN = "run nestquant calibrate again"
 
@@ -24,18 +26,17 @@ class CalibrationWriter:
     """Writes layers as they come.
 
     Args:
-        folder: must not exist or be empty.
+        folder: must not exist, be empty, or hold nothing but layers of an unfinished calibration, which are removed.
         about: JSON-ready; what the calibration is of, compared again when it is used.
+
+    Raises:
+        NestQuantError: the folder holds something else.
     """
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise NestQuantError(
-                f"the output folder {folder} is not empty",
-                "nothing was written",
-                "remove it or choose another --output",
-            )
+        refuse_filled(folder)
         self.folder, self.about = folder, about
+        self.discard()
         self.layers: list[dict[str, Any]] = []
 
     def add(self, layer: LayerStatistics) -> None:
@@ -63,6 +64,23 @@ class CalibrationWriter:
     def finish(self) -> None:
         """Writes calibration.json, after which the folder is complete."""
         write_json(self.folder / FILE, {"format_version": FORMAT_VERSION, **self.about, "layers": self.layers})
+
+    def discard(self) -> None:
+        """Removes what was written, and the folder with it."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                path.unlink()
+            self.folder.rmdir()
+
+
+def refuse_filled(folder: Path) -> None:
+    """Raises NestQuantError unless the folder is absent, empty or holds an unfinished calibration."""
+    if folder.exists() and not folder.is_dir():
+        raise NestQuantError(f"{folder} is a file", "nothing was written", "choose another --output")
+    if folder.is_dir() and not all(_OWN.fullmatch(path.name) for path in folder.iterdir()):
+        raise NestQuantError(
+            f"the output folder {folder} is not empty", "nothing was written", "remove it or choose another --output"
+        )
 
 
 class Calibration:
@@ -122,8 +140,8 @@ class Calibration:
                 keys, values = (_code_from(info["cache"][part], kv_shape) for part in ("keys", "values"))
                 assert keys is not None and values is not None
                 cache = CacheCodes(keys, values)
-        except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError, AssertionError) as error:
-            raise NestQuantError(f"{path} or {FILE} is damaged ({error})", _NOT_USED, _AGAIN) from error
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+            raise NestQuantError(f"{path} or {FILE} is damaged ({error!r})", _NOT_USED, _AGAIN) from error
         return LayerStatistics(inputs, cache)
 
 

@@ -16,7 +16,10 @@ from ..files import read_json, sha256_file
 
 MANIFEST = "nestquant_manifest.json"
 REPORT = "quantization_report.json"
+INDEX = "model.safetensors.index.json"
 WORK = ".nestquant"  # state of an unfinished run, inside the output folder
+FORMAT_VERSION = 1
+ALTERED = "was altered: its hash is not that of the manifest"
 _NOT_LOADED = "the checkpoint was not loaded"
 _AGAIN = "fetch or quantize the checkpoint again"
 
@@ -62,38 +65,80 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise NestQuantError(f"{folder} has no {MANIFEST}", _NOT_LOADED, _AGAIN)
     manifest = read_json(folder / MANIFEST)
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    tensors = manifest.get("tensors") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or not isinstance(tensors, dict) or not _well_formed(files):
-        raise NestQuantError(f"{folder / MANIFEST} is damaged", _NOT_LOADED, _AGAIN)
+    if not isinstance(manifest, dict):
+        raise _damaged(folder, "it is not an object")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise NestQuantError(
+            f"{folder / MANIFEST} has format version {manifest.get('format_version')}, "
+            f"this nestquant reads {FORMAT_VERSION}",
+            _NOT_LOADED,
+            "install the nestquant that wrote it, or quantize again",
+        )
+    files, tensors = manifest.get("files"), manifest.get("tensors")
+    if not isinstance(files, dict) or not all(_is_file_entry(name, item) for name, item in files.items()):
+        raise _damaged(folder, "its list of files is not usable")
+    if not isinstance(tensors, dict) or not all(_is_tensor_entry(item, files) for item in tensors.values()):
+        raise _damaged(folder, "its list of tensors is not usable")
+    for name in ("config.json", INDEX, REPORT):
+        if name not in files:
+            raise _damaged(folder, f"it does not list {name}")
     return manifest
+
+
+def file_problem(folder: Path, name: str, expected: dict[str, Any]) -> str | None:
+    """What is wrong with one file: missing, of another size or content than the manifest says; None if nothing."""
+    path = folder / name
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        return f"is {'truncated' if size < expected['bytes'] else 'too long'} ({size} of {expected['bytes']} bytes)"
+    if sha256_file(path) != expected["sha256"]:
+        return ALTERED
+    return None
 
 
 def check_files(folder: Path) -> dict[str, Any]:
     """Compares size and hash of every file with the manifest, and returns the manifest.
 
     Raises:
-        NestQuantError: a file is missing, truncated or altered, naming it.
+        NestQuantError: a file is missing, truncated or altered, or a file with weights is not listed; it is named.
     """
     manifest = read_manifest(folder)
     for name, expected in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise NestQuantError(f"{path} is missing", _NOT_LOADED, _AGAIN)
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            state = "truncated" if size < expected["bytes"] else "too long"
-            raise NestQuantError(f"{path} is {state} ({size} of {expected['bytes']} bytes)", _NOT_LOADED, _AGAIN)
-        if sha256_file(path) != expected["sha256"]:
-            raise NestQuantError(f"{path} was altered: its hash is not that of the manifest", _NOT_LOADED, _AGAIN)
+        problem = file_problem(folder, name, expected)
+        if problem:
+            raise NestQuantError(f"{folder / name} {problem}", _NOT_LOADED, _AGAIN)
+    for name in stray_weights(folder, manifest):
+        raise NestQuantError(f"{folder / name} is not in the manifest", _NOT_LOADED, "remove it, or fetch again")
     return manifest
 
 
-def _well_formed(files: dict[str, Any]) -> bool:
-    return all(
+def stray_weights(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """Files that a loader could take for weights but that the manifest does not list.
+
+    transformers prefers a `model.safetensors`, for one, to the shards of the index.
+    """
+    patterns = ("*.safetensors", "*.safetensors.index.json", "*.bin")
+    return sorted({path.name for pattern in patterns for path in folder.glob(pattern)} - set(manifest["files"]))
+
+
+def _is_file_entry(name: str, item: Any) -> bool:
+    inside = bool(name) and name == Path(name).name and name != ".." and name.isprintable()  # none leaves the folder
+    return inside and isinstance(item, dict) and type(item.get("bytes")) is int and isinstance(item.get("sha256"), str)
+
+
+def _is_tensor_entry(item: Any, files: dict[str, Any]) -> bool:
+    return (
         isinstance(item, dict)
+        and isinstance(item.get("file"), str)
+        and item["file"] in files
+        and isinstance(item.get("dtype"), str)
+        and isinstance(item.get("shape"), list)
         and type(item.get("bytes")) is int
         and isinstance(item.get("sha256"), str)
-        and name == Path(name).name  # no path may leave the folder
-        for name, item in files.items()
     )
+
+
+def _damaged(folder: Path, what: str) -> NestQuantError:
+    return NestQuantError(f"{folder / MANIFEST} is damaged: {what}", _NOT_LOADED, _AGAIN)

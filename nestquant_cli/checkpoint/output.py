@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ..errors import NestQuantError
 from ..files import read_json, replacing, write_json
-from .manifest import MANIFEST, REPORT, WORK, describe_files, describe_tensors
+from .manifest import FORMAT_VERSION, INDEX, MANIFEST, REPORT, WORK, describe_files, describe_tensors
 
-INDEX = "model.safetensors.index.json"
 _NOTHING = "nothing was written"
 
 
@@ -56,6 +55,7 @@ class Output:
         with replacing(self.folder / self.shard(number)) as temporary:
             contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             save_file(contiguous, temporary, metadata={"format": "pt"})
+            temporary.chmod((self.work / "run.json").stat().st_mode & 0o777)  # safetensors keeps others from reading
         write_json(self.work / f"part-{number:05d}.json", info)
 
     def finish(self, config: dict[str, Any], report: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ class Output:
         write_json(staged, config)
         names = [path.name for path in sorted(self.folder.iterdir()) if path.is_file() and path.name != MANIFEST]
         files = describe_files(self.folder, names) | describe_files(self.work, ["config.json"])
-        write_json(self.folder / MANIFEST, {"format_version": 1, "files": files, "tensors": tensors})
+        write_json(self.folder / MANIFEST, {"format_version": FORMAT_VERSION, "files": files, "tensors": tensors})
         with replacing(self.folder / "config.json") as temporary:
             shutil.copyfile(staged, temporary)
         shutil.rmtree(self.work)

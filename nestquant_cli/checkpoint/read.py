@@ -6,7 +6,9 @@ from typing import Any
 from ..errors import NestQuantError
 from ..files import read_json
 from ..modules.layout import QUANT_METHOD, Layout
-from .manifest import check_files
+from .manifest import INDEX, MANIFEST, WORK, check_files, read_manifest
+
+_NOT_READ = "it was not read"
 
 
 def check_checkpoint(folder: Path | str) -> None:
@@ -16,8 +18,42 @@ def check_checkpoint(folder: Path | str) -> None:
         NestQuantError: naming the file and what is wrong with it.
     """
     folder = Path(folder)
-    check_files(folder)
+    manifest = check_files(folder)
     read_layout(folder)
+    problem = index_problem(folder, manifest)
+    if problem:
+        raise NestQuantError(
+            f"{folder / INDEX} {problem}", "the checkpoint was not loaded", "fetch or quantize the checkpoint again"
+        )
+
+
+def index_problem(folder: Path, manifest: dict[str, Any]) -> str | None:
+    """How the index, by which a loader finds the tensors, differs from the manifest; None where it does not."""
+    index = read_json(folder / INDEX)
+    found = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(found, dict):
+        return "has no weight_map"
+    expected = {name: item["file"] for name, item in manifest["tensors"].items()}
+    for name in sorted({*found, *expected}):
+        if found.get(name) != expected.get(name):
+            return f"places {name} in {found.get(name)}, the manifest in {expected.get(name)}"
+    return None
+
+
+def open_checkpoint(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder that is a complete packed checkpoint, before anything in it is trusted.
+
+    Raises:
+        NestQuantError: no such folder, not a packed checkpoint, incomplete, or a damaged manifest.
+    """
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise NestQuantError(f"{folder} {what}", _NOT_READ, "give a folder that 'nestquant quantize' wrote")
+    if not (folder / MANIFEST).is_file() and not (folder / WORK).exists():
+        if not (folder / "config.json").is_file():
+            raise _not_packed(folder)
+        read_quantization_config(folder)
+    return read_manifest(folder)
 
 
 def read_layout(folder: Path) -> Layout:
@@ -38,7 +74,11 @@ def read_quantization_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     section = config.get("quantization_config") if isinstance(config, dict) else None
     if not isinstance(section, dict) or section.get("quant_method") != QUANT_METHOD:
-        raise NestQuantError(
-            f"{folder} is not a packed checkpoint of nestquant", "it was not read", "give a folder that quantize wrote"
-        )
+        raise _not_packed(folder)
     return section
+
+
+def _not_packed(folder: Path) -> NestQuantError:
+    return NestQuantError(
+        f"{folder} is not a packed checkpoint of nestquant", _NOT_READ, "give a folder that 'nestquant quantize' wrote"
+    )

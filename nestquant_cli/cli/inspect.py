@@ -1,8 +1,77 @@
 """`nestquant inspect`: real bits per weight of a packed checkpoint, from its bytes."""
 
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import console
 from .options import CheckpointArgument, ReportOption
 
+if TYPE_CHECKING:
+    from ..checkpoint.inspection import Inspection, Matrix
 
-def inspect_checkpoint(checkpoint: CheckpointArgument, output: ReportOption = None) -> None:
+MatricesOption = Annotated[bool, typer.Option("--matrices", help="List every matrix, not only every layer.")]
+
+
+def inspect_checkpoint(
+    checkpoint: CheckpointArgument, matrices: MatricesOption = False, output: ReportOption = None
+) -> None:
     """Count the bits of a packed checkpoint from the bytes on disk, per part and per layer, and print its recipe."""
-    raise NotImplementedError
+    from ..checkpoint.inspect import inspect
+    from ..files import write_json
+
+    found = inspect(checkpoint)
+    _print_parts(found)
+    if found.matrices:
+        _print_layers(found)
+    if matrices:
+        columns = ["matrix", "out × in", "q", "multipliers", "word bits", "bits/weight"]
+        console.table(columns, [_matrix_row(matrix) for matrix in found.matrices])
+    _print_summary(found)
+    if output is not None:
+        write_json(output, found.as_json())
+
+
+def _print_parts(found: "Inspection") -> None:
+    weights = found.quantized_weights
+    rows = []
+    for part in found.parts:
+        own = f"{8 * part.bytes / weights:.4f}" if weights and part.group == "quantized layers" else ""
+        rows.append((f"{part.group}: {part.name}", f"{part.bytes:,}", own))
+    rows.append(("all files", f"{found.file_bytes:,}", ""))
+    console.table(["part", "bytes", "bits/weight"], rows, title=f"{found.folder}")
+
+
+def _print_layers(found: "Inspection") -> None:
+    rows = []
+    for name, matrices in found.layers().items():
+        weights = sum(matrix.weights for matrix in matrices)
+        spent = sum(matrix.word_bytes + matrix.scale_bytes for matrix in matrices)
+        codes = sorted({f"q {matrix.q}, {matrix.word_bits}-bit words" for matrix in matrices})
+        rows.append((name, len(matrices), f"{weights:,}", "; ".join(codes), f"{spent:,}", f"{8 * spent / weights:.4f}"))
+    columns = ["layer", "matrices", "weights", "code", "bytes", "bits/weight"]
+    console.table(columns, rows, title="Words and row scales of each layer")
+
+
+def _matrix_row(matrix: "Matrix") -> tuple[object, ...]:
+    multipliers = ",".join(str(m) for m in matrix.multipliers)
+    shape = f"{matrix.shape[0]} × {matrix.shape[1]}"
+    return matrix.name, shape, matrix.q, multipliers, matrix.word_bits, f"{matrix.bits_per_weight:.4f}"
+
+
+def _print_summary(found: "Inspection") -> None:
+    nominal = ", ".join(f"{part} {bits}" for part, bits in found.bits.items())
+    if nominal:
+        console.line(f"bits of the codes: {nominal}")
+    if found.recipe:
+        settings = ", ".join(f"{name} {value}" for name, value in found.recipe.items() if value is not None)
+        console.line(f"recipe: {settings}")
+    if found.entropy_bits is not None:
+        console.line(f"words with entropy-coded β would take {found.entropy_bits:.4f} bits per weight (not done)")
+    if found.bits_per_weight is None:
+        console.line("no weight is quantized: all of them are kept in 16 bits")
+    else:
+        console.line(
+            f"{found.bits_per_weight:.4f} bits per quantized weight, everything of the quantized layers counted "
+            f"({found.quantized_weights:,} weights)"
+        )

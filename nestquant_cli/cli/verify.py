@@ -1,8 +1,52 @@
 """`nestquant verify`: checks every tensor of a packed checkpoint."""
 
-from .options import CheckpointArgument
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import console
+from .options import CheckpointArgument, ReportOption
+
+if TYPE_CHECKING:
+    from ..checkpoint.verification import VerifyReport
+
+OriginalOption = Annotated[
+    str | None,
+    typer.Option("--original", metavar="MODEL", help="Also compare with the weights it was quantized from."),
+]
+MOST_SHOWN = 20  # problems that are listed; the JSON file has all
 
 
-def verify_checkpoint(checkpoint: CheckpointArgument) -> None:
+def verify_checkpoint(
+    checkpoint: CheckpointArgument, original: OriginalOption = None, output: ReportOption = None
+) -> None:
     """Check hash, shape, code range and recorded error of every tensor of a packed checkpoint."""
-    raise NotImplementedError
+    from ..checkpoint.verify import verify
+    from ..files import write_json
+
+    report = verify(checkpoint, original)
+    if output is not None:
+        write_json(output, report.as_json())
+    _print(report)
+    report.refuse()
+
+
+def _print(report: "VerifyReport") -> None:
+    rows: list[tuple[object, ...]] = [
+        ("files", f"{report.files:,}", f"{report.bytes:,} bytes, size and SHA-256"),
+        ("tensors", f"{report.tensors:,}", "name, dtype, shape and SHA-256"),
+        ("matrices", f"{report.matrices:,}", f"{report.words:,} words in range, row scales, β histograms"),
+    ]
+    for kind, errors in (("recorded", report.recorded), ("recomputed", report.recomputed)):
+        if errors:
+            worst = max(errors, key=lambda name: errors[name])
+            mean = sum(errors.values()) / len(errors)
+            rows.append((f"{kind} errors", f"{len(errors):,}", f"mean {mean:.5f}, worst {errors[worst]:.5f} ({worst})"))
+    console.table(["checked", "sound", "what"], rows, title=f"{report.folder}")
+    if report.unlisted:
+        console.line(f"not part of the checkpoint: {', '.join(report.unlisted)}")
+    if len(report.problems) > 1:
+        for problem in report.problems[:MOST_SHOWN]:
+            console.line(f"problem: {problem}")
+        if len(report.problems) > MOST_SHOWN:
+            console.line(f"… and {len(report.problems) - MOST_SHOWN} more")

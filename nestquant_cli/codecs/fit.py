@@ -9,13 +9,18 @@ from ..kernels import for_device
 from ..lattice.code import BLOCK, INT8_LIMIT, NestedCode
 from ..lattice.scales import choose, mean_error
 from ..lattice.shape import CodeShape
+from ..lattice.voronoi import gauge
 
 SAMPLE_BLOCKS = (
     8192  # blocks a fit looks at; the error of the fitted code is within 1 % of that fitted on 100 times more
 )
 # Candidates for β₀·q. The int8 range wants few large steps; without it, finer multipliers of a smaller β₀ do better.
-_UNITS_INT8 = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
+_UNITS_INT8 = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _UNITS_WIDE = (0.3, 0.4, 0.5)
+SECOND_MOMENT = 929 / 12960  # of E8, normalized: mean squared rounding error an entry at unit cell volume
+CLIP_MARGIN = (
+    0.7  # how far inside the boundary a clipped block lands, in lattice units; fits measured errors within 10 %
+)
 _LARGEST_BETA = 16.0  # largest β·q tried, in units of the row's root mean square
 
 
@@ -56,7 +61,6 @@ def fit_scales(blocks: Tensor, shape: CodeShape) -> ScaledCode:
     Returns:
         the code; it has fewer than k multipliers only when the sample calls for no more.
     """
-    penalty = blocks.float().square().sum(-1).cpu().numpy()  # what a block costs that no multiplier holds: about itself
     kernels = for_device(blocks.device)
     best: tuple[float, ScaledCode] | None = None
     for side in _UNITS_INT8 if shape.limit <= INT8_LIMIT else _UNITS_WIDE:
@@ -67,6 +71,7 @@ def fit_scales(blocks: Tensor, shape: CodeShape) -> ScaledCode:
             .cpu()
             .numpy()
         )
+        penalty = clipped_errors(blocks, unit * multipliers, shape).cpu().numpy()
         chosen = choose(errors, penalty, shape.k)
         error = mean_error(errors, penalty, chosen)
         if best is None or error < best[0]:
@@ -74,6 +79,26 @@ def fit_scales(blocks: Tensor, shape: CodeShape) -> ScaledCode:
             best = error, ScaledCode(code, unit)
     assert best is not None
     return best[1]
+
+
+def clipped_errors(blocks: Tensor, scales: Tensor, shape: CodeShape) -> Tensor:
+    """Squared error of each block when it is pulled back onto the boundary of the code, plus rounding.
+
+    Args:
+        blocks: (n, 8).
+        scales: (candidates,), unit times multiplier: the size of u = 1.
+        shape: q and the range.
+
+    Returns:
+        (n, candidates) float32.
+    """
+    scales = scales.to(blocks.device)
+    at_one = torch.maximum(
+        gauge(blocks) / (2 * (shape.q - CLIP_MARGIN)), blocks.abs().amax(-1) / shape.limit
+    )  # reach where u = 1 is 1
+    reach = torch.maximum(at_one[:, None] / scales, torch.ones((), device=blocks.device))
+    rounding = BLOCK * SECOND_MOMENT * (2 * scales).square()
+    return blocks.square().sum(-1)[:, None] * (1 - 1 / reach).square() + rounding
 
 
 def sample_blocks(x: Tensor, seed: int) -> Tensor:

@@ -37,13 +37,14 @@ def pack_heads(x: Tensor, scaled: ScaledCode, seed: int) -> Tensor:
     Returns:
         (..., row bytes + 2) uint8.
     """
-    flat = x.reshape(-1, x.shape[-1])
+    flat = x.detach().reshape(-1, x.shape[-1])  # rounding has no gradient
     rotated = rotation(x.shape[-1], seed).apply(flat)
     stored = scaled.row_scale(rotated).to(torch.bfloat16)
     kernels = for_device(x.device)
     v, index, _ = kernels.quantize(rotated, stored.float(), scaled.code)
     words = kernels.pack(v, index, scaled.code)
-    return torch.cat([words, stored[:, None].view(torch.uint8)], dim=1).view(*x.shape[:-1], -1)
+    packed = torch.cat([words, stored[:, None].view(torch.uint8)], dim=1)
+    return packed.view(*x.shape[:-1], packed.shape[1])
 
 
 def unpack_heads(packed: Tensor, head_size: int, scaled: ScaledCode, seed: int, dtype: torch.dtype) -> Tensor:

@@ -19,7 +19,7 @@ def entry_type(code: NestedCode) -> torch.dtype:
 def check_rows(x: Tensor, scale: Tensor) -> None:
     """Raises ValueError unless x is (rows, whole blocks) and scale (rows,)."""
     if x.dim() != 2 or x.shape[1] % BLOCK or scale.shape != x.shape[:1]:
-        raise ValueError(f"rows {tuple(x.shape)} with scales {tuple(scale.shape)} are not whole blocks with a scale each")
+        raise ValueError(f"rows {tuple(x.shape)} with scales {tuple(scale.shape)}: not whole blocks with a scale a row")
 
 
 def quantize(x: Tensor, scale: Tensor, code: NestedCode) -> tuple[Tensor, Tensor, int]:

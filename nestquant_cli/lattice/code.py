@@ -6,6 +6,7 @@ from dataclasses import dataclass
 BLOCK = 8  # dimension of E8: weights are coded eight at a time
 INT8_LIMIT = 127
 INT16_LIMIT = 32767
+MOST_MULTIPLIERS = 255  # their index is a byte, with one value to spare
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class NestedCode:
             raise ValueError(f"multipliers must be positive integers, not {self.multipliers}")
         if any(a >= b for a, b in zip(self.multipliers, self.multipliers[1:], strict=False)):
             raise ValueError(f"multipliers must increase, not {self.multipliers}")
+        if self.k > MOST_MULTIPLIERS or self.multipliers[-1] > self.limit:
+            raise ValueError(f"at most {MOST_MULTIPLIERS} multipliers up to limit {self.limit}, not {self.multipliers}")
         if not 1 <= self.word_bits <= 64:
             raise ValueError(f"a word has 1 to 64 bits, not {self.word_bits}")
         if self.k * self.q**BLOCK > 2**self.word_bits:
@@ -72,5 +75,10 @@ def row_bytes(entries: int, word_bits: int) -> int:
     Args:
         entries: entries of the row, a multiple of 8.
         word_bits: bits of one word.
+
+    Raises:
+        ValueError: entries is not a multiple of 8.
     """
+    if entries % BLOCK:
+        raise ValueError(f"{entries} entries are not whole blocks of {BLOCK}")
     return -(-(entries // BLOCK) * word_bits // 8)

@@ -17,7 +17,8 @@ def choose(errors: Errors, penalty: Errors, k: int) -> list[int]:
     Args:
         errors: (blocks, candidates) error of each block under each candidate, candidates in ascending order of scale,
             infinite where the block overloads.
-        penalty: (blocks,) finite error of a block that no chosen candidate holds.
+        penalty: (blocks, candidates) finite error of a block that no chosen candidate holds and that is clipped to
+            the largest chosen one.
         k: how many to choose; fewer come back when there are fewer candidates.
 
     Returns:
@@ -29,9 +30,9 @@ def choose(errors: Errors, penalty: Errors, k: int) -> list[int]:
 
 
 def mean_error(errors: Errors, penalty: Errors, chosen: list[int]) -> float:
-    """Mean over blocks of the least error among the chosen candidates, the penalty where all overload."""
+    """Mean over blocks of the least error among the chosen; the penalty of the largest one where all overload."""
     best = errors[:, chosen].min(axis=1)
-    return float(np.where(np.isfinite(best), best, penalty).mean(dtype=np.float64))
+    return float(np.where(np.isfinite(best), best, penalty[:, max(chosen)]).mean(dtype=np.float64))
 
 
 def shortest_path(errors: Errors, penalty: Errors, k: int) -> list[int]:
@@ -39,28 +40,25 @@ def shortest_path(errors: Errors, penalty: Errors, k: int) -> list[int]:
     candidates = errors.shape[1]
     valid = np.isfinite(errors)
     first = np.where(valid.any(axis=1), valid.argmax(axis=1), candidates)  # (blocks,) smallest scale that holds it
-    filled = np.where(valid, errors, penalty[:, None]).astype(np.float64)
+    filled = np.where(valid, errors, penalty).astype(np.float64)
     # held[f, j]: summed error under candidate j of the blocks whose first scale is f
-    held = np.zeros((candidates + 1, candidates))
-    np.add.at(held, first, filled)
+    firsts = first[:, None] == np.arange(candidates + 1)  # (blocks, candidates + 1)
+    held = firsts.T.astype(np.float64) @ filled
     below = np.vstack([np.zeros(candidates), np.cumsum(held, axis=0)])  # below[f, j]: blocks with first < f
-    lost = np.zeros(candidates + 1)
-    np.add.at(lost, first, penalty.astype(np.float64))
-    beyond = lost.sum() - np.cumsum(lost)  # beyond[j]: penalty of the blocks with first > j
+    lost = np.vstack([firsts[:, j + 1 :].any(axis=1) * penalty[:, j] for j in range(candidates)])
+    beyond = lost.sum(axis=1, dtype=np.float64)  # beyond[j]: penalty under j of the blocks with first > j
 
-    def cost(i: int, j: int) -> float:  # blocks that fit j but not i; i = −1 is the start
-        return float(below[j + 1, j] - below[i + 1, j])
-
-    best = np.array([cost(-1, j) for j in range(candidates)])
+    reach = below[1 : candidates + 1]  # reach[i, j]: error under j of the blocks with first ≤ i
+    start = reach.diagonal().copy()
+    step = start - reach  # step[i, j]: error under j of the blocks that j holds and i does not
+    step[np.tril_indices(candidates)] = np.inf  # a path goes up
+    best = start
     back: list[NDArray[np.int64]] = []
     for _ in range(k - 1):
-        step = np.full((candidates, candidates), np.inf)  # step[i, j]: reach j from i
-        for j in range(1, candidates):
-            for i in range(j):
-                step[i, j] = best[i] + cost(i, j)
-        back.append(step.argmin(axis=0))
-        best = step.min(axis=0)
-    at = int((best + beyond[:candidates]).argmin())
+        total = best[:, None] + step
+        back.append(total.argmin(axis=0))
+        best = total.min(axis=0)
+    at = int((best + beyond).argmin())
     path = [at]
     for choice in reversed(back):
         at = int(choice[at])
@@ -70,19 +68,21 @@ def shortest_path(errors: Errors, penalty: Errors, k: int) -> list[int]:
 
 def exchange(errors: Errors, penalty: Errors, chosen: list[int], rounds: int = 8) -> list[int]:
     """Replaces one chosen candidate at a time by the best other one until the true mean error no longer falls."""
-    finite = np.where(np.isfinite(errors), errors, np.float32(1e30))
     current = mean_error(errors, penalty, chosen)
     for _ in range(rounds):
         improved = False
         for place in range(len(chosen)):
             rest = chosen[:place] + chosen[place + 1 :]
-            ceiling = np.minimum(penalty, finite[:, rest].min(axis=1)) if rest else penalty
-            trial = np.minimum(finite, ceiling[:, None]).mean(axis=0, dtype=np.float64)
+            held, clipped = errors, penalty
+            if rest:
+                largest = max(rest)
+                held = np.minimum(errors, errors[:, rest].min(axis=1, keepdims=True))
+                clipped = np.where(np.arange(errors.shape[1]) > largest, penalty, penalty[:, largest, None])
+            trial = np.where(np.isfinite(held), held, clipped).mean(axis=0, dtype=np.float64)
             trial[rest] = np.inf
             new = int(trial.argmin())
-            value = mean_error(errors, penalty, sorted([*rest, new]))
-            if value < current * (1 - 1e-6):
-                chosen, current, improved = sorted([*rest, new]), value, True
+            if trial[new] < current * (1 - 1e-6):
+                chosen, current, improved = sorted([*rest, new]), float(trial[new]), True
         if not improved:
             break
     return chosen

@@ -77,7 +77,7 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
 
 
 def refuse_stray_matrices(model: PreTrainedModel, decoder: Decoder) -> None:
-    """Raises NestQuantError when a decoder layer has a weight matrix outside nn.Linear, which would stay unquantized."""
+    """Raises NestQuantError when a decoder layer has a weight matrix outside nn.Linear, which would stay as it is."""
     inside = [module for module in decoder.layers.modules() if isinstance(module, nn.Linear)]
     known = {id(parameter) for module in inside for parameter in module.parameters()}
     for name, parameter in decoder.layers.named_parameters():

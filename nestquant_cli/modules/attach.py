@@ -1,5 +1,6 @@
 """Puts the quantized modules of a layout into a model, and the packed cache into its forward."""
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -25,7 +26,7 @@ def attach(model: PreTrainedModel, layout: Layout) -> None:
     decoder = find_decoder(model)
     sources: dict[str, InputQuantizer] = {}
     for name, linear in layout.linears.items():
-        original = _linear_at(model, name, (linear.out_features, linear.in_features))
+        original = _linear_at(model, name, (linear.out_features, linear.in_features), linear.bias)
         if linear.input not in sources:
             sources[linear.input] = InputQuantizer(linear.in_features, layout.seed, layout.inputs[linear.input])
         code = None
@@ -43,7 +44,7 @@ def attach(model: PreTrainedModel, layout: Layout) -> None:
         )
         if code is None:
             module.weight = nn.Parameter(weight.detach(), requires_grad=False)
-        if linear.bias and original.bias is not None:
+        if original.bias is not None:
             module.bias = nn.Parameter(original.bias.detach(), requires_grad=False)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, module)
@@ -61,7 +62,14 @@ def attach_cache(model: PreTrainedModel, decoder: Decoder, layout: Layout) -> No
         )
     config = model.config.get_text_config(decoder=True)
 
+    names = list(inspect.signature(decoder.owner.forward).parameters)
+    place = names.index("past_key_values") if "past_key_values" in names else None
+
     def with_packed_cache(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if place is not None and place < len(args):
+            kwargs["past_key_values"] = args[place]
+            args, rest = args[:place], args[place + 1 :]
+            kwargs |= dict(zip(names[place + 1 :], rest, strict=False))
         cache = kwargs.get("past_key_values")
         if cache is None:
             kwargs["past_key_values"] = PackedCache(config, layout.cache, layout.seed)
@@ -83,14 +91,16 @@ def _pack_in_place(cache: Cache, config: Any, layout: Layout) -> None:
     pack_layers(cache, config, layout.cache, layout.seed)
 
 
-def _linear_at(model: nn.Module, name: str, shape: tuple[int, int]) -> nn.Linear:
+def _linear_at(model: nn.Module, name: str, shape: tuple[int, int], bias: bool) -> nn.Linear:
     try:
         module = model.get_submodule(name)
     except AttributeError:
         module = None
-    if not isinstance(module, nn.Linear) or tuple(module.weight.shape) != shape:
+    fits = isinstance(module, nn.Linear) and tuple(module.weight.shape) == shape and (module.bias is not None) == bias
+    if not isinstance(module, nn.Linear) or not fits:
+        kind = "with" if bias else "without"
         raise NestQuantError(
-            f"config.json names a quantized matrix {name} of shape {shape}, which the model does not have",
+            f"config.json names a quantized matrix {name} of shape {shape} {kind} bias, which the model does not have",
             "the checkpoint was not loaded",
             "fetch or quantize the checkpoint again",
         )

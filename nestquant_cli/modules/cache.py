@@ -77,20 +77,33 @@ class PackedCache(DynamicCache):
 def pack_layers(cache: Cache, config: PretrainedConfig, per_layer: list[CacheCodes], seed: int) -> None:
     """Replaces the layers of an empty dynamic cache by packed ones, in place."""
     layers: list[Any] = []
-    plain = DynamicCache(config=config).layers
-    for layer, codes in zip(plain, per_layer, strict=True):
-        if type(layer) is DynamicLayer:
-            layers.append(PackedLayer(codes, seed))
-        elif type(layer) is DynamicSlidingWindowLayer:
+    for layer, codes in zip(plain_layers(config), per_layer, strict=True):
+        if isinstance(layer, DynamicSlidingWindowLayer):
             layers.append(PackedSlidingLayer(codes, seed, layer.sliding_window))
         else:
+            layers.append(PackedLayer(codes, seed))
+    recording = any(getattr(layer, "record_past", False) for layer in cache.layers)  # assisted generation asks for it
+    cache.layers = layers
+    cache.layer_class_to_replicate = None
+    if recording:
+        cache.activate_past_recording()
+
+
+def plain_layers(config: PretrainedConfig) -> list[DynamicLayer]:
+    """The 16-bit layers of an empty cache.
+
+    Raises:
+        NestQuantError: a layer keeps something else than keys and values.
+    """
+    layers: list[Any] = DynamicCache(config=config).layers
+    for layer in layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise NestQuantError(
                 f"the cache has a {type(layer).__name__}",
                 "keys and values cannot be quantized",
                 "quantize this model with --kv-bits 16",
             )
-    cache.layers = layers
-    cache.layer_class_to_replicate = None
+    return layers
 
 
 def is_packed(cache: Cache) -> bool:

@@ -42,7 +42,7 @@ class InputQuantizer:
     def __init__(self, features: int, seed: int, code: ScaledCode | None) -> None:
         self.features, self.seed, self.code = features, seed, code
         self._source: weakref.ref[Tensor] | None = None
-        self._version = -1
+        self._state: Tensor | int = -1  # of the source when it was coded
         self._result: LinearInput | None = None
 
     @property
@@ -52,17 +52,17 @@ class InputQuantizer:
 
     def __call__(self, x: Tensor) -> LinearInput:
         """Codes x (..., features); tokens are flattened."""
-        if (
-            self._result is not None
-            and self._source is not None
-            and self._source() is x
-            and self._version == _version(x)
-        ):
-            return self._result
-        result = self.quantize(self.rotate(x))
-        self._source = weakref.ref(x, self._forget)
-        self._version, self._result = _version(x), result
-        return result
+        if self._result is None or self._source is None or self._source() is not x or self._changed(x):
+            self._source = weakref.ref(x, self._forget)
+            self._state = x.clone() if x.is_inference() else x._version
+            self._result = self.quantize(self.rotate(x))
+        return self._result
+
+    def _changed(self, x: Tensor) -> bool:
+        """Whether x was changed in place. Tensors of inference mode do not count changes, so a copy is compared."""
+        if isinstance(self._state, Tensor):
+            return not torch.equal(self._state, x)
+        return self._state != x._version
 
     def rotate(self, x: Tensor) -> Tensor:
         """(..., features) to (tokens, padded) float32."""
@@ -77,23 +77,19 @@ class InputQuantizer:
         """Rounds rotated tokens (tokens, padded) to the activation code."""
         if self.code is None:
             return LinearInput(rotated, None)
+        rotated = rotated.detach()  # rounding has no gradient
         scale = self.code.row_scale(rotated)
         v, _, _ = for_device(rotated.device).quantize(rotated, scale, self.code.code)
         return LinearInput(v, scale)
 
     def _forget(self, _: Any) -> None:
-        self._result = None
+        self._state, self._result = -1, None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"features": self.features, "seed": self.seed, "code": self.code}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
-
-
-def _version(x: Tensor) -> int:
-    """Counts changes in place; tensors of inference mode have no count."""
-    return -1 if x.is_inference() else x._version
 
 
 def padded_size(features: int) -> int:

@@ -3,7 +3,6 @@
 The JSON is that of `docs/format.md`; `Layout.from_dict` checks every field, because a config.json may come from anyone.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from ..lattice.shape import CodeShape
 QUANT_METHOD = "nestquant"
 FORMAT_VERSION = 1
 _LARGEST = 1 << 24  # entries in one dimension of a matrix; beyond it a config is taken for damaged or hostile
+_LARGEST_UNIT = 1 << 16  # of an entry in units of its row's root mean square; real ones are below 1
 
 T = TypeVar("T")
 
@@ -98,11 +98,14 @@ class Layout:
         weight, act, kv = (reader.optional(key, _shape_from) for key in ("weight_code", "act_code", "kv_code"))
         linears = {name: _linear_from(item, weight) for name, item in reader.mapping("linears").items()}
         inputs = {name: _input_from(item, act) for name, item in reader.mapping("inputs").items()}
+        widths: dict[str, int] = {}
         for name, linear in linears.items():
             if linear.input not in inputs:
                 raise _refuse(f"linears.{name}.input names '{linear.input}', which inputs does not have")
+            if widths.setdefault(linear.input, linear.in_features) != linear.in_features:
+                raise _refuse(f"linears.{name} has another in_features than others with its input")
         cache = [] if kv is None else [_cache_from(item, kv) for item in reader.sequence("cache")]
-        return Layout(weight, act, kv, reader.integer("seed", -(1 << 63), 1 << 64), linears, inputs, cache)
+        return Layout(weight, act, kv, reader.integer("seed", 0, (1 << 64) - 1), linears, inputs, cache)
 
 
 def _shape_to(shape: CodeShape | None) -> dict[str, int] | None:
@@ -132,8 +135,8 @@ def _multipliers_from(reader: "_Reader", shape: CodeShape) -> tuple[int, ...]:
 def _code_from(value: Any, shape: CodeShape, place: str) -> ScaledCode:
     reader = _Reader(value, place)
     unit: Any = reader.value.get("unit")
-    if type(unit) not in (float, int) or not math.isfinite(unit) or unit <= 0:
-        raise _refuse(f"{place}.unit must be a positive number")
+    if type(unit) not in (float, int) or not 0 < unit <= _LARGEST_UNIT:  # comparing never overflows, and NaN fails it
+        raise _refuse(f"{place}.unit must be a number above 0 and at most {_LARGEST_UNIT}")
     return ScaledCode(shape.with_multipliers(_multipliers_from(reader, shape)), float(unit))
 
 

@@ -3,6 +3,8 @@
 Y = diag(s_a) · (V_a · V_wᵀ) · diag(s_w)  [+ bias],   V_a, V_w integer, s_a per token, s_w per output row
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,6 +44,7 @@ class QuantizedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.source, self.code = in_features, out_features, source, code
+        self.dtype = dtype
         if code is None:
             weight = torch.empty(out_features, in_features, dtype=dtype, device=device)
             self.weight = nn.Parameter(weight, requires_grad=False)
@@ -51,6 +54,14 @@ class QuantizedLinear(nn.Module):
             self.register_buffer("row_scale", torch.zeros(out_features, dtype=torch.int16, device=device))
         parameter = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device), requires_grad=False)
         self.register_parameter("bias", parameter if bias else None)
+
+    def __getattr__(self, name: str) -> Any:
+        """Packed, `weight` is an empty tensor: model code asks for its dtype, and initializes it unless flagged."""
+        if name == "weight" and "words" in self.__dict__.get("_buffers", {}):
+            stand_in = torch.empty(0, dtype=self.dtype, device=self.words.device)
+            stand_in._is_hf_initialized = True  # type: ignore[attr-defined]
+            return stand_in
+        return super().__getattr__(name)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) to (..., out_features), in x's dtype."""
@@ -101,7 +112,13 @@ def float_product(coded: LinearInput, v: Tensor, dtype: torch.dtype) -> Tensor:
     An int8 v is exact in bfloat16 and float16; a wider one is taken in float32.
     """
     dtype = dtype if v.dtype == torch.int8 else torch.float32
-    return F.linear(dequantize(coded).to(dtype), v.to(dtype)).float()
+    x = dequantize(coded)
+    if dtype != torch.float16:
+        return F.linear(x.to(dtype), v.to(dtype)).float()
+    size = x.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)  # (tokens, 1)
+    return (
+        F.linear((x / size).to(dtype), v.to(dtype)).float() * size
+    )  # sums of x·v itself may exceed the range of float16
 
 
 def row_scale_of(bits: Tensor) -> Tensor:

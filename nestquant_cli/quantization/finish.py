@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
 from ..checkpoint.output import Output
+from ..files import write_json
 from ..models.structure import find_decoder
 from ..modules.hf import NestQuantConfig
 from .parts import LayerPart, join_layouts
@@ -41,7 +42,8 @@ def write_rest(
     output.write(output.parts - 1, other_tensors(model), {})
     tokenizer.save_pretrained(output.folder)
     if model.generation_config is not None:
-        model.generation_config.save_pretrained(output.folder)
+        # its own save_pretrained refuses settings that published models do have, after hours of work
+        write_json(output.folder / "generation_config.json", model.generation_config.to_diff_dict())
     bits = {part: recipe.bits(part) for part in ("weight", "act", "kv")}
     settings = recipe.to_dict() | origin
     section = NestQuantConfig(join_layouts(recipe, parts).to_dict(), settings, bits)

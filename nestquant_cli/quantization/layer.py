@@ -127,15 +127,16 @@ def row_errors(W: Tensor, rounded: Tensor, statistics: InputStatistics) -> tuple
     )
 
 
-def refuse_unusable_weights(name: str, linear: nn.Linear) -> None:
-    """Raises NestQuantError when a weight has NaN or infinite entries, naming the matrix."""
-    bad = int((~torch.isfinite(linear.weight)).sum())
-    if bad:
-        raise NestQuantError(
-            f"{name}.weight has {bad} NaN or infinite entries",
-            "the model was not quantized",
-            "repair or fetch the model again",
-        )
+def refuse_unusable_weights(model: nn.Module) -> None:
+    """Raises NestQuantError when a parameter of a model has NaN or infinite entries, naming it."""
+    for name, parameter in model.named_parameters():
+        bad = int((~torch.isfinite(parameter)).sum())
+        if bad:
+            raise NestQuantError(
+                f"{name} has {bad} NaN or infinite entries",
+                "the model was not quantized",
+                "repair or fetch the model again",
+            )
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NestQuantError
+from ..lattice.code import MOST_MULTIPLIERS
 from ..lattice.shape import CodeShape, shape_for_bits, shape_for_q
 
 SIXTEEN = 16.0  # bits that mean "leave alone"
@@ -73,6 +74,8 @@ class Recipe:
                 return shape_for_bits(float(bits))
             if not isinstance(code, dict) or set(code) != {"q", "k"} or any(type(v) is not int for v in code.values()):
                 raise ValueError(f"{part}_code {code} is not of the form {{q: 14, k: 4}}")
+            if not 2 <= code["q"] <= 256 or not 1 <= code["k"] <= MOST_MULTIPLIERS:
+                raise ValueError(f"q and k of {part}_code are {code}, not 2 to 256 and 1 to {MOST_MULTIPLIERS}")
             return shape_for_q(code["q"], code["k"])
         except ValueError as error:
             raise NestQuantError(

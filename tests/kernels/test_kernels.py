@@ -181,6 +181,13 @@ def test_a_block_that_is_not_finite_becomes_zeros(kernels: Kernels, value: float
 
 
 @each_kernel
+@pytest.mark.parametrize("x, scale", [((2, 12), (2,)), ((2, 16), (3,)), ((2, 16), (2, 1)), ((16,), (16,))])
+def test_wrong_shapes_are_refused(kernels: Kernels, x: tuple[int, ...], scale: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="not whole blocks"):
+        kernels.quantize(torch.zeros(x), torch.ones(scale), CODES[3])
+
+
+@each_kernel
 def test_wrong_row_width_is_refused(kernels: Kernels) -> None:
     with pytest.raises(ValueError, match="bytes, not 9"):
         kernels.unpack(torch.zeros(2, 9, dtype=torch.uint8), 16, CODES[3])

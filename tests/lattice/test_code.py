@@ -11,6 +11,8 @@ from nestquant_cli.lattice.code import NestedCode, row_bytes, smallest_word
         ({"multipliers": (0, 1)}, "positive integers"),
         ({"multipliers": (3, 3)}, "must increase"),
         ({"multipliers": (4, 3)}, "must increase"),
+        ({"multipliers": (3, 128)}, "up to limit 127"),
+        ({"q": 2, "multipliers": tuple(range(1, 257)), "limit": 300}, "at most 255 multipliers"),
         ({"word_bits": 0}, "1 to 64 bits"),
         ({"word_bits": 65}, "1 to 64 bits"),
         ({"word_bits": 31}, "does not fit"),
@@ -31,4 +33,6 @@ def test_smallest_word(q: int, k: int) -> None:
 
 
 def test_row_bytes_round_up() -> None:
+    with pytest.raises(ValueError, match="12 entries are not whole blocks"):
+        row_bytes(12, 32)
     assert [row_bytes(8 * blocks, 33) for blocks in (0, 1, 8, 9)] == [0, 5, 33, 38]

@@ -16,7 +16,7 @@ def instance(seed: int, blocks: int = 60, candidates: int = 8) -> tuple[Floats, 
     first = random.integers(0, candidates + 1, blocks)
     errors[np.arange(candidates) < first[:, None]] = np.inf
     errors[random.random(errors.shape) < 0.02] = np.inf
-    return errors, random.uniform(100, 200, blocks).astype(np.float32)
+    return errors, random.uniform(100, 200, (blocks, candidates)).astype(np.float32)
 
 
 def path_cost(errors: Floats, penalty: Floats, chosen: list[int]) -> float:
@@ -26,7 +26,10 @@ def path_cost(errors: Floats, penalty: Floats, chosen: list[int]) -> float:
         holding = np.flatnonzero(np.isfinite(row))
         first = int(holding[0]) if holding.size else len(row)
         taken = next((j for j in chosen if j >= first), None)
-        total += float(lost if taken is None or not np.isfinite(row[taken]) else row[taken])
+        if taken is None:
+            total += float(lost[chosen[-1]])
+        else:
+            total += float(row[taken] if np.isfinite(row[taken]) else lost[taken])
     return total
 
 
@@ -71,6 +74,6 @@ def test_fewer_candidates_than_asked_for() -> None:
 
 def test_blocks_that_nothing_holds_cost_their_penalty() -> None:
     errors = np.full((4, 3), np.inf, np.float32)
-    penalty = np.array([1, 2, 3, 4], np.float32)
-    assert mean_error(errors, penalty, [0, 2]) == 2.5
+    penalty = np.array([1, 2, 3, 4], np.float32)[:, None] * np.array([9, 5, 1], np.float32)
+    assert mean_error(errors, penalty, [0, 1]) == 12.5
     assert mean_error(errors, penalty, choose(errors, penalty, 2)) == 2.5

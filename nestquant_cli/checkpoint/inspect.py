@@ -1,0 +1,138 @@
+"""What a packed checkpoint spends its bytes on, from its headers, config.json and file sizes; no tensor is read."""
+
+import json
+import math
+from pathlib import Path
+
+from ..errors import NestQuantError
+from ..files import read_json
+from ..lattice.code import BLOCK, row_bytes
+from ..modules.inputs import padded_size
+from ..modules.layout import Layout
+from .inspection import KEPT, OTHER, QUANTIZED, Inspection, Matrix, Part
+from .manifest import INDEX, MANIFEST, REPORT
+from .read import open_checkpoint, read_layout, read_quantization_config
+from .shards import Entry, Shard, read_shard
+
+
+def inspect(folder: Path | str) -> Inspection:
+    """Counts the bytes of a packed checkpoint. Hashes are not checked; see `verify`.
+
+    Raises:
+        NestQuantError: not a packed checkpoint, incomplete, a shard that is missing or truncated, or tensors that do
+            not fit config.json.
+    """
+    folder = Path(folder)
+    manifest = open_checkpoint(folder)
+    section, layout = read_quantization_config(folder), read_layout(folder)
+    shards = [read_shard(folder / name) for name in manifest["files"] if name.endswith(".safetensors")]
+    matrices = _matrices(folder, layout, {name: e for shard in shards for name, e in shard.entries.items()})
+    parts = _tensor_parts(layout, shards, {matrix.name for matrix in matrices})
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    parts += _file_parts(sizes, {shard.path.name for shard in shards}, _layout_bytes(folder) if layout.linears else 0)
+    recipe, bits = section.get("recipe"), section.get("bits")
+    return Inspection(
+        folder,
+        _merged(parts),
+        matrices,
+        recipe if isinstance(recipe, dict) else {},
+        bits if isinstance(bits, dict) else {},
+        _entropy_bits(folder, matrices),
+    )
+
+
+def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[Matrix]:
+    matrices = []
+    for name, linear in layout.linears.items():
+        if layout.weight_shape is None or linear.multipliers is None:
+            continue
+        code = layout.weight_shape
+        width = row_bytes(padded_size(linear.in_features), code.word_bits)
+        words, scale = f"{name}.words", f"{name}.row_scale"
+        for tensor, dtype, shape in (
+            (words, "uint8", (linear.out_features, width)),
+            (scale, "int16", (linear.out_features,)),
+        ):
+            if tensor not in entries or (entries[tensor].dtype, entries[tensor].shape) != (dtype, shape):
+                raise NestQuantError(
+                    f"{folder} has no tensor {tensor} of {dtype} {shape}, which its config.json calls for",
+                    "its bits were not counted",
+                    "fetch or quantize the checkpoint again",
+                )
+        shape = linear.out_features, linear.in_features
+        counted = entries[words].bytes, entries[scale].bytes
+        matrices.append(Matrix(name, shape, code.q, linear.multipliers, code.word_bits, *counted))
+    return matrices
+
+
+def _tensor_parts(layout: Layout, shards: list[Shard], quantized: set[str]) -> list[Part]:
+    """Parts of the shards. The frame of a header belongs to the quantized layers when any of their tensors is in it."""
+    parts = []
+    for shard in shards:
+        frame = KEPT
+        for name, entry in shard.entries.items():
+            module, _, leaf = name.rpartition(".")
+            if module in quantized and leaf in ("words", "row_scale"):
+                group, kind = QUANTIZED, {"words": "words", "row_scale": "row scales"}[leaf]
+                frame = QUANTIZED
+            else:
+                group, kind = KEPT, _kind(name, entry, layout)
+            parts += [Part(group, kind, entry.bytes), Part(group, "safetensors headers", entry.header_bytes)]
+        parts.append(Part(frame, "safetensors headers", shard.frame_bytes))
+    return parts
+
+
+def _kind(name: str, entry: Entry, layout: Layout) -> str:
+    """By structure: a matrix at the top of the model is its output head, one further down an embedding."""
+    module, _, leaf = name.rpartition(".")
+    if leaf == "bias":
+        return "biases"
+    if module in layout.linears:
+        return "weights"
+    if len(entry.shape) < 2:
+        return "norms"
+    return "output head" if name.count(".") == 1 else "embeddings"
+
+
+def _file_parts(sizes: dict[str, int], shards: set[str], layout_bytes: int) -> list[Part]:
+    config = sizes["config.json"]
+    layout_bytes = min(layout_bytes, config)
+    names = {INDEX: "index", MANIFEST: "manifest", REPORT: "report", "config.json": ""}
+    parts = [
+        Part(QUANTIZED, "code parameters in config.json", layout_bytes),
+        Part(OTHER, "rest of config.json", config - layout_bytes),
+    ]
+    for name, size in sorted(sizes.items()):
+        if name not in shards and name != "config.json":
+            parts.append(Part(OTHER, names.get(name, "tokenizer and others"), size))
+    return parts
+
+
+def _layout_bytes(folder: Path) -> int:
+    """Bytes of config.json, as quantize and transformers indent it, that are the layout."""
+    config = read_json(folder / "config.json")
+    whole = len(json.dumps(config, indent=2))
+    config["quantization_config"].pop("layout")
+    return whole - len(json.dumps(config, indent=2))
+
+
+def _merged(parts: list[Part]) -> list[Part]:
+    """One part for each group and name, groups together, empty ones left out."""
+    total: dict[tuple[str, str], int] = {}
+    for part in sorted(parts, key=lambda part: (QUANTIZED, KEPT, OTHER).index(part.group)):
+        total[part.group, part.name] = total.get((part.group, part.name), 0) + part.bytes
+    return [Part(group, name, count) for (group, name), count in total.items() if count]
+
+
+def _entropy_bits(folder: Path, matrices: list[Matrix]) -> float | None:
+    try:
+        recorded = read_json(folder / REPORT)["matrices"]
+        bits = blocks = 0.0
+        for matrix in matrices:
+            counts = [int(count) for count in recorded[matrix.name]["beta_histogram"]]
+            total = sum(counts)
+            bits += total * BLOCK * math.log2(matrix.q) - sum(n * math.log2(n / total) for n in counts if n > 0)
+            blocks += total
+        return bits / (BLOCK * blocks) if blocks else None
+    except (NestQuantError, KeyError, TypeError, ValueError, OverflowError):
+        return None  # the report is information only; verify says what is wrong with it

@@ -1,0 +1,136 @@
+"""The result of `inspect`: bytes of a packed checkpoint by part, by matrix and by layer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+QUANTIZED = "quantized layers"
+KEPT = "16 bits"
+OTHER = "other files"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of content: its group (QUANTIZED, KEPT or OTHER), its name and its bytes on disk."""
+
+    group: str
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One quantized matrix.
+
+    Attributes:
+        name: of the Linear.
+        shape: (out_features, in_features).
+        q, multipliers, word_bits: of its code.
+        word_bytes, scale_bytes: of its two tensors.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    q: int
+    multipliers: tuple[int, ...]
+    word_bits: int
+    word_bytes: int
+    scale_bytes: int
+
+    @property
+    def weights(self) -> int:
+        """Entries of the original matrix."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of words and row scales for each weight."""
+        return 8 * (self.word_bytes + self.scale_bytes) / self.weights
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The bytes of a checkpoint.
+
+    Attributes:
+        folder: of the checkpoint.
+        parts: whose bytes sum up to those of the files.
+        matrices: the quantized ones.
+        recipe, bits: as config.json has them.
+        entropy_bits: bits per weight if the β indices were entropy-coded, from the report's histograms; without row
+            scales and parameters. None where there is no report of them.
+    """
+
+    folder: Path
+    parts: list[Part]
+    matrices: list[Matrix]
+    recipe: dict[str, Any]
+    bits: dict[str, Any]
+    entropy_bits: float | None
+
+    @property
+    def quantized_weights(self) -> int:
+        """Entries of the matrices that are packed."""
+        return sum(matrix.weights for matrix in self.matrices)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all files that lie in the folder."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """All bits that belong to the quantized layers for each quantized weight; None where no weight is quantized."""
+        spent = 8 * sum(part.bytes for part in self.parts if part.group == QUANTIZED)
+        return spent / self.quantized_weights if self.matrices else None
+
+    def layers(self) -> dict[str, list[Matrix]]:
+        """The matrices by the decoder layer that they belong to, in order."""
+        layers: dict[str, list[Matrix]] = {}
+        for matrix in self.matrices:
+            layers.setdefault(_layer_of(matrix.name), []).append(matrix)
+        return layers
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-ready; bytes, and bits for each weight."""
+        return {
+            "bits_per_weight": self.bits_per_weight,
+            "quantized_weights": self.quantized_weights,
+            "file_bytes": self.file_bytes,
+            "parts": [{"group": part.group, "name": part.name, "bytes": part.bytes} for part in self.parts],
+            "layers": [_layer_json(name, matrices) for name, matrices in self.layers().items()],
+            "entropy_bits_per_weight": self.entropy_bits,
+            "bits": self.bits,
+            "recipe": self.recipe,
+        }
+
+
+def _layer_of(name: str) -> str:
+    """`model.layers.3` of `model.layers.3.mlp.up_proj`: up to the first number."""
+    words = name.split(".")
+    numbers = [place for place, word in enumerate(words) if word.isdigit()]
+    return ".".join(words[: numbers[0] + 1]) if numbers else name
+
+
+def _layer_json(name: str, matrices: list[Matrix]) -> dict[str, Any]:
+    weights = sum(matrix.weights for matrix in matrices)
+    spent = sum(matrix.word_bytes + matrix.scale_bytes for matrix in matrices)
+    return {
+        "name": name,
+        "bits_per_weight": 8 * spent / weights,
+        "quantized_weights": weights,
+        "bytes": spent,
+        "matrices": [
+            {
+                "name": matrix.name,
+                "bits_per_weight": matrix.bits_per_weight,
+                "shape": list(matrix.shape),
+                "q": matrix.q,
+                "multipliers": list(matrix.multipliers),
+                "word_bits": matrix.word_bits,
+                "words_bytes": matrix.word_bytes,
+                "row_scale_bytes": matrix.scale_bytes,
+            }
+            for matrix in matrices
+        ],
+    }

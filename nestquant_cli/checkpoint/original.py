@@ -1,0 +1,80 @@
+"""Compares a packed checkpoint with the model it was made from: errors of its matrices, and what is not quantized."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import NestQuantError
+from ..kernels import for_device
+from ..lattice.code import NestedCode
+from ..models.source import load_model, resolve
+from ..modules.inputs import padded_size
+from ..modules.layout import LinearLayout
+from ..modules.linear import row_scale_of
+from ..rotation.transform import rotation
+
+TOLERANCE = 1e-3  # between recorded and recomputed relative error, as a fraction; sums of float32 differ by 1e-5
+
+
+def load_original(model: str) -> PreTrainedModel:
+    """The original model on the CPU.
+
+    Raises:
+        NestQuantError: it cannot be loaded, or is a packed checkpoint itself.
+    """
+    source = resolve(model)
+    if source.kind == "packed":
+        raise NestQuantError(
+            f"{model} is a packed checkpoint", "the checkpoint was not compared with it", "give the original model"
+        )
+    return load_model(source)
+
+
+def relative_error(weight: Tensor, words: Tensor, row_scale: Tensor, code: NestedCode, seed: int) -> float:
+    """‖Ŵ − W‖² / ‖W‖² in the rotated basis, padding included, as the quantizer records it.
+
+    Args:
+        weight: (out, in) the original.
+        words, row_scale: the packed matrix.
+        code, seed: of its weights and its rotation.
+    """
+    n = padded_size(weight.shape[1])
+    W = rotation(n, seed).apply(F.pad(weight.detach().float(), (0, n - weight.shape[1])))
+    rounded = for_device(words.device).unpack(words, n, code).float() * row_scale_of(row_scale)[:, None]
+    power = float(W.square().sum(dtype=torch.float64))
+    return float((rounded - W).square().sum(dtype=torch.float64)) / power if power > 0 else 0.0
+
+
+def matrix_problem(
+    model: PreTrainedModel, name: str, linear: LinearLayout, recorded: float, measure: Callable[[Tensor], float]
+) -> tuple[float | None, str | None]:
+    """The recomputed relative error of one matrix, and how it or the matrix differs from the record.
+
+    Args:
+        model: the original.
+        name, linear: of the matrix.
+        recorded: relative error in the report.
+        measure: from the original weight to the error.
+    """
+    try:
+        module: nn.Module | None = model.get_submodule(name)
+    except AttributeError:
+        module = None
+    shape = (linear.out_features, linear.in_features)
+    if not isinstance(module, nn.Linear) or tuple(module.weight.shape) != shape:
+        return None, f"the original model has no matrix {name} of shape {shape}"
+    found = measure(module.weight)
+    if abs(found - recorded) > TOLERANCE * max(found, recorded):
+        return found, f"its relative error is {found:.6g}, the report records {recorded:.6g}"
+    return found, None
+
+
+def kept_problem(originals: dict[str, Tensor], name: str, data: bytes) -> str | None:
+    """How a tensor that is not quantized differs from the original's."""
+    if name not in originals:
+        return "the original model has no such tensor"
+    own = originals[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return None if own == data else "it differs from the original's"

@@ -1,0 +1,137 @@
+"""Safetensors files by their headers alone, checked field by field: a shard may come from anyone, or half of it."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import NestQuantError
+
+# safetensors' name of a dtype: torch's name and the bytes of one entry
+DTYPES = {
+    "BOOL": ("bool", 1),
+    "U8": ("uint8", 1),
+    "I8": ("int8", 1),
+    "I16": ("int16", 2),
+    "U16": ("uint16", 2),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "I32": ("int32", 4),
+    "U32": ("uint32", 4),
+    "F32": ("float32", 4),
+    "I64": ("int64", 8),
+    "U64": ("uint64", 8),
+    "F64": ("float64", 8),
+}
+LENGTH_BYTES = 8  # the header's length, little-endian, is what a file begins with
+_LARGEST_HEADER = 100_000_000  # as in the safetensors library
+_NOT_READ = "the checkpoint was not read"
+_AGAIN = "fetch or quantize the checkpoint again"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a shard.
+
+    Attributes:
+        dtype: torch's name, "uint8".
+        shape: of the tensor.
+        start: byte of the file where it begins.
+        bytes: of its data.
+        header_bytes: that the header spends on it, the comma included.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    bytes: int
+    header_bytes: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A safetensors file.
+
+    Attributes:
+        path: of the file.
+        header_bytes: of the length field and the header.
+        entries: the tensors by name; their data fills the rest of the file.
+    """
+
+    path: Path
+    header_bytes: int
+    entries: dict[str, Entry]
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of the header that belong to no tensor: length, braces, metadata, padding."""
+        return self.header_bytes - sum(entry.header_bytes for entry in self.entries.values())
+
+
+def read_shard(path: Path) -> Shard:
+    """Reads and checks the header of a safetensors file.
+
+    Raises:
+        NestQuantError: missing, truncated, or not a valid safetensors file.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+            if size < LENGTH_BYTES or length > min(size - LENGTH_BYTES, _LARGEST_HEADER):
+                raise _damaged(path, f"its header of {length} bytes does not fit a file of {size} bytes")
+            text = file.read(length)
+    except OSError as error:
+        raise NestQuantError(f"{path} cannot be read ({error.strerror or error})", _NOT_READ, _AGAIN) from error
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"its header is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise _damaged(path, "its header is not an object")
+    header.pop("__metadata__", None)
+    begin = LENGTH_BYTES + length
+    entries = {name: _entry(path, name, value, begin) for name, value in header.items()}
+    _refuse_gaps(path, entries, begin, size)
+    return Shard(path, begin, entries)
+
+
+def _entry(path: Path, name: str, value: Any, begin: int) -> Entry:
+    fields = value if isinstance(value, dict) else {}
+    dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in DTYPES or not _naturals(shape) or not _naturals(offsets):
+        raise _damaged(path, f"its header has no usable dtype, shape and place for {name}")
+    assert isinstance(shape, list) and isinstance(offsets, list)
+    torch_name, item = DTYPES[dtype]
+    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * item:
+        raise _damaged(path, f"the shape and the bytes of {name} disagree")
+    text = json.dumps({name: value}, separators=(",", ":"), ensure_ascii=False)
+    written = len(text.encode("utf-8", "surrogatepass")) - 1  # a comma in place of two braces
+    return Entry(torch_name, tuple(shape), begin + offsets[0], offsets[1] - offsets[0], written)
+
+
+def _refuse_gaps(path: Path, entries: dict[str, Entry], begin: int, size: int) -> None:
+    end = begin
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].bytes)):
+        if entry.start != end:
+            raise _damaged(path, f"the bytes of {name} do not follow those before")
+        end += entry.bytes
+    if end != size:
+        state = "truncated" if size < end else "too long"
+        raise NestQuantError(f"{path} is {state} ({size} of {end} bytes)", _NOT_READ, _AGAIN)
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return result
+
+
+def _damaged(path: Path, what: str) -> NestQuantError:
+    return NestQuantError(f"{path} is damaged: {what}", _NOT_READ, _AGAIN)

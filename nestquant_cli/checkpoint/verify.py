@@ -1,0 +1,123 @@
+"""Reads a packed checkpoint again and checks everything in it that can be checked.
+
+Files against the manifest; tensors against the manifest and against the model that config.json describes; every word,
+row scale and recorded error. All problems are collected, so that one altered byte does not hide another.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import NestQuantError
+from ..files import read_json
+from ..modules.layout import Layout
+from ..progress import track
+from .expected import Expected, expected_tensors
+from .manifest import ALTERED, INDEX, MANIFEST, REPORT, file_problem, stray_weights
+from .matrices import MatrixChecks
+from .original import load_original
+from .read import index_problem, open_checkpoint, read_layout
+from .shards import Shard, read_shard
+from .tensors import TensorChecks
+from .verification import Problem, VerifyReport
+
+T = TypeVar("T")
+
+
+def verify(folder: Path | str, original: str | None = None) -> VerifyReport:
+    """Checks a packed checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        original: the model that it was made from, by any name that `resolve` takes; its weights are then compared with
+            the packed ones, and the relative errors with the recorded ones.
+
+    Raises:
+        NestQuantError: the folder is no complete packed checkpoint, its manifest cannot be used, or the original cannot
+            be loaded. What is wrong with the contents is in the result.
+    """
+    folder = Path(folder)
+    manifest = open_checkpoint(folder)
+    model = None if original is None else load_original(original)
+    report = VerifyReport(folder)
+    _check_files(report, manifest)
+    shards = _read_shards(report, manifest)
+    report.add(INDEX, None, _attempt(report, INDEX, lambda: index_problem(folder, manifest)))
+    tensors = TensorChecks(report, manifest["tensors"], shards)
+    layout, expected = _read_config(report, len(manifest["tensors"]))
+    tensors.compare(expected)
+    tensors.hash()
+    if layout is not None and expected is not None:
+        matrices = MatrixChecks(report, layout, _read_records(report), tensors)
+        matrices.run(model)
+        if model is not None:
+            matrices.compare_kept(model)
+    report.problems = _most_specific(report.problems)
+    return report
+
+
+def _check_files(report: VerifyReport, manifest: dict[str, Any]) -> None:
+    for name, expected in track(manifest["files"].items(), "hashing files", total=len(manifest["files"])):
+        if report.add(name, None, file_problem(report.folder, name, expected)):
+            report.files += 1
+            report.bytes += expected["bytes"]
+    stray = stray_weights(report.folder, manifest)
+    for name in stray:
+        report.add(name, None, "is not in the manifest")
+    listed = {*manifest["files"], *stray, MANIFEST}
+    report.unlisted = sorted(path.name for path in report.folder.iterdir() if path.name not in listed)
+
+
+def _read_shards(report: VerifyReport, manifest: dict[str, Any]) -> dict[str, Shard]:
+    shards = {}
+    for name in manifest["files"]:
+        if name.endswith(".safetensors"):
+            shard = _attempt(report, name, partial(read_shard, report.folder / name))
+            if shard is not None:
+                shards[name] = shard
+    return shards
+
+
+def _read_config(report: VerifyReport, most_layers: int) -> tuple[Layout | None, dict[str, Expected] | None]:
+    """Layout and tensors of the model; None from a config.json that is not what was written, which accuses no other."""
+    if any(problem.file == "config.json" for problem in report.problems):
+        return None, None
+    layout = _attempt(report, "config.json", lambda: read_layout(report.folder))
+    if layout is None:
+        return None, None
+    return layout, _attempt(report, "config.json", partial(expected_tensors, report.folder, layout, most_layers))
+
+
+def _read_records(report: VerifyReport) -> dict[str, Any] | None:
+    value = _attempt(report, REPORT, lambda: read_json(report.folder / REPORT))
+    matrices = value.get("matrices") if isinstance(value, dict) else None
+    if not isinstance(matrices, dict):
+        report.add(REPORT, None, "has no record of matrices")
+        return None
+    return matrices
+
+
+def _attempt(report: VerifyReport, file: str, read: Callable[[], T]) -> T | None:
+    """What `read` returns; None, with the problem noted for `file`, where it finds the file unusable."""
+    try:
+        return read()
+    except NestQuantError as error:
+        report.add(file, None, error.cause.removeprefix(f"{report.folder / file} "))
+    except (OverflowError, RecursionError) as error:  # numbers and nesting beyond what Python's JSON is made for
+        report.add(file, None, f"is not usable ({error})")
+    return None
+
+
+def _most_specific(problems: list[Problem]) -> list[Problem]:
+    """Leaves out "altered" for a file with a problem that says more, and what follows from a missing or short file."""
+    kept = []
+    for file in dict.fromkeys(problem.file for problem in problems):
+        own = [problem for problem in problems if problem.file == file]
+        first = own[0]
+        if len(own) > 1 and first.tensor is None and first.what == ALTERED:
+            own = own[1:]
+        elif first.tensor is None:
+            own = own[:1]
+        kept += own
+    return kept

@@ -1,0 +1,84 @@
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, PreTrainedModel
+
+from nestquant_cli.calibration.collect import Coding, collect
+from nestquant_cli.calibration.observer import KVObserver
+from nestquant_cli.calibration.statistics import LayerStatistics
+from nestquant_cli.errors import NestQuantError
+from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.models.structure import find_decoder
+from tests.families import from_config, make_model, random_ids
+
+FOUR = shape_for_bits(4)
+CODING = Coding(FOUR, FOUR, 0)
+
+
+def statistics(model: PreTrainedModel, coding: Coding = CODING, **options: Any) -> Iterator[LayerStatistics | None]:
+    return collect(model, find_decoder(model), random_ids(2, 24), coding, **options)
+
+
+def assert_equal(one: LayerStatistics | None, other: LayerStatistics | None) -> None:
+    assert one is not None and other is not None
+    assert one.cache == other.cache and one.inputs.keys() == other.inputs.keys()
+    for name, item in one.inputs.items():
+        found = other.inputs[name]
+        assert (item.members, item.code) == (found.members, found.code)
+        assert torch.equal(item.hessian, found.hessian) and torch.equal(item.noise, found.noise)
+
+
+def test_every_distinct_input_has_statistics() -> None:
+    layers = list(statistics(make_model("qwen2")))
+    assert len(layers) == 2
+    for layer in layers:
+        assert layer is not None and layer.cache is not None
+        members = {name: item.members for name, item in layer.inputs.items()}
+        assert members == {
+            "self_attn.q_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            "self_attn.o_proj": ("self_attn.o_proj",),
+            "mlp.gate_proj": ("mlp.gate_proj", "mlp.up_proj"),
+            "mlp.down_proj": ("mlp.down_proj",),
+        }
+        assert layer.inputs["mlp.down_proj"].hessian.shape == (128, 128)
+
+
+def test_sixteen_bits_ask_for_no_codes() -> None:
+    for layer in statistics(make_model("llama"), Coding(None, None, 0)):
+        assert layer is not None and layer.cache is None
+        assert all(item.code is None and not item.noise.any() for item in layer.inputs.values())
+
+
+@pytest.mark.parametrize("skip", [[True, False, False, True], [True, True, False, False]])
+def test_skipped_layers_leave_the_others_as_they_are(skip: list[bool]) -> None:
+    model = make_model("gemma2")
+    whole = list(statistics(model))
+    for skipped, expected, found in zip(skip, whole, statistics(model, skip=skip), strict=True):
+        if skipped:
+            assert found is None
+        else:
+            assert_equal(found, expected)
+
+
+def test_head_sizes_that_blocks_do_not_divide_are_refused_for_the_cache_only() -> None:
+    sizes = {"hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1}
+    model = from_config(LlamaConfig(vocab_size=300, **sizes))
+    with pytest.raises(NestQuantError, match=r"head size 12 is not a multiple of 8.*--kv-bits 16"):
+        list(statistics(model))
+    assert len(list(statistics(model, Coding(FOUR, None, 0)))) == 1
+
+
+def test_hidden_states_that_are_not_finite_name_the_layer_and_the_window() -> None:
+    model: Any = make_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].post_attention_layernorm.weight.fill_(float("inf"))
+    with pytest.raises(NestQuantError, match=r"layers\.1 has NaN or infinite values on calibration window 0"):
+        list(statistics(model))
+
+
+def test_a_layer_without_keys_and_values_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KVObserver, "take", lambda self: None)
+    with pytest.raises(NestQuantError, match=r"layers\.0 does not keep keys and values in a cache"):
+        list(statistics(make_model("llama")))

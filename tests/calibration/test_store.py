@@ -1,0 +1,130 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nestquant_cli.calibration.statistics import InputStatistics, LayerStatistics
+from nestquant_cli.calibration.store import FILE, Calibration, CalibrationWriter, refuse_filled, to_device
+from nestquant_cli.codecs.fit import ScaledCode
+from nestquant_cli.codecs.heads import CacheCodes
+from nestquant_cli.errors import NestQuantError
+from nestquant_cli.lattice.shape import shape_for_bits
+from tests.families import gaussian
+
+FOUR = shape_for_bits(4)
+CODE = ScaledCode(FOUR.with_multipliers((3, 4, 5, 6, 9)), 0.034)
+ABOUT: dict[str, Any] = {"model_sha256": "a" * 64, "seed": 0, "act_code": [13, 5], "kv_code": [13, 5], "dataset": "t"}
+
+
+def layer(seed: int) -> LayerStatistics:
+    x = gaussian(40, 16, seed=seed)
+    inputs = {
+        "a.q": InputStatistics(("a.q", "a.k"), x.t() @ x / 40, gaussian(16, seed=seed).square(), CODE),
+        "b": InputStatistics(("b",), torch.eye(24), torch.full((24,), 0.01), CODE),
+    }
+    return LayerStatistics(inputs, CacheCodes(CODE, ScaledCode(FOUR.with_multipliers((2, 4)), 0.02)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    writer = CalibrationWriter(tmp_path / "c", ABOUT)
+    for seed in range(2):
+        writer.add(layer(seed))
+    writer.finish()
+    return tmp_path / "c"
+
+
+def edited(folder: Path, **changes: Any) -> Calibration:
+    value = json.loads((folder / FILE).read_text())
+    (folder / FILE).write_text(json.dumps(value | changes))
+    return Calibration(folder)
+
+
+def test_what_is_saved_is_loaded(folder: Path) -> None:
+    stored = Calibration(folder)
+    stored.check(ABOUT)
+    for seed in range(2):
+        expected, found = layer(seed), to_device(stored.layer(seed, FOUR, FOUR), torch.device("cpu"))
+        assert found.cache == expected.cache
+        assert list(found.inputs) == sorted(expected.inputs)
+        for name, item in expected.inputs.items():
+            assert (found.inputs[name].members, found.inputs[name].code) == (item.members, item.code)
+            assert torch.equal(found.inputs[name].hessian, item.hessian)
+            assert torch.equal(found.inputs[name].noise, item.noise)
+
+
+def test_sixteen_bits_drop_noise_and_codes(folder: Path) -> None:
+    found = Calibration(folder).layer(0, None, None)
+    assert found.cache is None
+    assert all(item.code is None and not item.noise.any() for item in found.inputs.values())
+    Calibration(folder).check(ABOUT | {"act_code": None, "kv_code": None})
+
+
+@pytest.mark.parametrize(
+    "wanted", [{"model_sha256": "b" * 64}, {"seed": 1}, {"act_code": [14, 4]}, {"kv_code": [9, 6]}, {"dataset": "u"}]
+)
+def test_other_settings_are_refused_by_name(folder: Path, wanted: dict[str, Any]) -> None:
+    with pytest.raises(NestQuantError, match=f"was calibrated with {next(iter(wanted))} .*, not "):
+        Calibration(folder).check(ABOUT | wanted)
+
+
+def test_folders_that_are_no_calibration_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(NestQuantError, match="is not a finished calibration"):
+        Calibration(tmp_path)
+    (tmp_path / FILE).write_text("[")
+    with pytest.raises(NestQuantError, match="not valid JSON"):
+        Calibration(tmp_path)
+    for content in ("[]", '{"format_version": 99}'):
+        (tmp_path / FILE).write_text(content)
+        with pytest.raises(NestQuantError, match="unknown version"):
+            Calibration(tmp_path)
+    (tmp_path / FILE).write_text('{"format_version": 1}')
+    with pytest.raises(NestQuantError, match="damaged"):
+        Calibration(tmp_path)
+
+
+def test_truncated_altered_and_missing_layers_are_refused(folder: Path) -> None:
+    stored, file = Calibration(folder), folder / "layer-00001.safetensors"
+    content = file.read_bytes()
+    for changed in (content[:-1], content[:-1] + bytes([content[-1] ^ 1])):
+        file.write_bytes(changed)
+        with pytest.raises(NestQuantError, match=r"layer-00001\.safetensors was altered or truncated"):
+            stored.layer(1, FOUR, FOUR)
+    file.unlink()
+    with pytest.raises(NestQuantError, match="damaged"):
+        stored.layer(1, FOUR, FOUR)
+    with pytest.raises(NestQuantError, match="damaged"):
+        stored.layer(2, FOUR, FOUR)
+
+
+@pytest.mark.parametrize("key", ["sha256", "inputs", "cache"])
+@pytest.mark.parametrize("value", [None, 3, [], {"x": {}}, {"a.q": {"members": ["a"], "code": {"unit": "x"}}}])
+def test_a_damaged_description_is_refused(folder: Path, key: str, value: object) -> None:
+    layers = json.loads((folder / FILE).read_text())["layers"]
+    layers[0][key] = value
+    with pytest.raises(NestQuantError, match=r"damaged|altered"):
+        edited(folder, layers=layers).layer(0, FOUR, FOUR)
+
+
+def test_only_an_empty_or_unfinished_folder_is_written_to(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(NestQuantError, match="is not empty"):
+        CalibrationWriter(folder, ABOUT)
+    with pytest.raises(NestQuantError, match="is a file"):
+        CalibrationWriter(folder / FILE, ABOUT)
+    (folder / FILE).unlink()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(NestQuantError, match="is not empty"):
+        refuse_filled(folder)
+    (folder / "notes.txt").unlink()
+    (folder / ".layer-00002.safetensors.123.part").touch()
+    CalibrationWriter(folder, ABOUT).add(layer(0))
+    assert [path.name for path in folder.iterdir()] == ["layer-00000.safetensors"]
+
+
+def test_discard_leaves_nothing(tmp_path: Path) -> None:
+    writer = CalibrationWriter(tmp_path / "c", ABOUT)
+    writer.add(layer(0))
+    writer.discard()
+    assert not (tmp_path / "c").exists()

@@ -1,0 +1,95 @@
+"""`nestquant calibrate` and what `quantize` makes of its folder, in this process."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nestquant_cli.cli import console, main
+from nestquant_cli.files import read_json
+from tests.families import tell
+
+Outcome = tuple[int, str, str]  # exit code, standard output, standard error
+
+
+@pytest.fixture
+def nestquant(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Runs the command line in this process, whose log and warnings are left alone."""
+    monkeypatch.setattr(console, "configure", lambda debug, quiet: None)
+
+    def run(*arguments: object) -> Outcome:
+        with pytest.raises(SystemExit) as leaving:
+            main.main([str(argument) for argument in arguments])
+        assert isinstance(leaving.value.code, int)
+        return leaving.value.code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def text(tiny_text_file: Path) -> list[object]:
+    return ["--dataset", tiny_text_file, "--samples", 3, "--seqlen", 48]
+
+
+def test_a_calibration_is_written_and_used(
+    nestquant: Callable[..., Outcome], text: list[object], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "calibration"
+    code, output, _ = nestquant("calibrate", tiny_model_folder, "--output", folder, *text)
+    assert code == 0
+    assert f"{folder}: 3 windows of 48 tokens" in output and f"--calibration {folder}" in output
+    about: dict[str, Any] = read_json(folder / "calibration.json")
+    assert (about["samples"], about["seqlen"], about["seed"], len(about["layers"])) == (3, 48, 0, 2)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "calibration.json",
+        "layer-00000.safetensors",
+        "layer-00001.safetensors",
+    ]
+    packed = tmp_path / "packed"
+    code, _, _ = nestquant("quantize", tiny_model_folder, "--calibration", folder, "--output", packed)
+    assert code == 0
+    assert read_json(packed / "config.json")["quantization_config"]["recipe"]["samples"] == 3
+
+    code, _, error = nestquant("calibrate", tiny_model_folder, "--output", folder, *text)
+    assert code == 2 and "is not empty" in tell(error)
+
+
+def test_the_folder_is_named_after_the_model(
+    nestquant: Callable[..., Outcome],
+    text: list[object],
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert nestquant("calibrate", tiny_model_folder, *text, "--kv-bits", 16)[0] == 0
+    assert read_json(tmp_path / "tiny-llama-calibration" / "calibration.json")["kv_code"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--seqlen", 10**6], "fewer than one window of 1000000"),
+        (["--seqlen", 1], "--seqlen"),
+        (["--samples", 0], "--samples"),
+        (["--act-bits", 4.3], "not a multiple of 1/8"),
+        (["--act-bits", 9], "out of range"),
+        (["--dataset", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["--dataset", "wikitext3"], "'wikitext3' is not a data set"),
+        (["--device", "abacus"], "device 'abacus' cannot be used"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(
+    nestquant: Callable[..., Outcome],
+    text: list[object],
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    options: list[object],
+    told: str,
+) -> None:
+    code, output, error = nestquant("calibrate", tiny_model_folder, "--output", tmp_path / "c", *text, *options)
+    assert (code, output) == (2, "")
+    assert told in tell(error)
+    assert not (tmp_path / "c").exists()

@@ -1,0 +1,60 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nestquant_cli.cli import main
+from nestquant_cli.models.source import resolve
+from nestquant_cli.quantization.pipeline import quantize
+from nestquant_cli.quantization.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, tiny_text_file: Path) -> Path:
+    folder = tmp_path_factory.mktemp("inspect") / "packed"
+    quantize(resolve(str(tiny_model_folder)), Recipe(dataset=str(tiny_text_file), samples=1, seqlen=64), folder, "cpu")
+    return folder
+
+
+@pytest.fixture
+def inspect(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[object, str, str]]:
+    def run(*arguments: object) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as leaving:
+            main.main(["inspect", *map(str, arguments)])
+        return leaving.value.code, *capfd.readouterr()
+
+    return run
+
+
+Run = Callable[..., tuple[object, str, str]]
+
+
+def test_it_prints_parts_layers_recipe_and_the_sum(inspect: Run, packed: Path) -> None:
+    code, output, error = inspect(packed)
+    assert (code, error) == (0, "")
+    total = sum(path.stat().st_size for path in packed.iterdir())
+    for told in ("words", "row scales", "code parameters", "embeddings", f"{total:,}", "model.layers.1", "samples 1"):
+        assert told in output
+    assert "up_proj" not in output
+    assert output.splitlines()[-1].endswith("everything of the quantized layers counted (73,728 weights)")
+
+
+def test_every_matrix_on_demand(inspect: Run, packed: Path) -> None:
+    _, output, _ = inspect(packed, "--matrices")
+    assert output.count("_proj ") == 14 and "128 × 64" in output
+
+
+def test_json(inspect: Run, packed: Path, tmp_path: Path) -> None:
+    code, _, _ = inspect(packed, "--output", tmp_path / "x.json")
+    value = json.loads((tmp_path / "x.json").read_text())
+    assert code == 0
+    assert {"bits_per_weight", "quantized_weights", "file_bytes", "layers"} <= set(value)
+    assert value["quantized_weights"] == 73728
+
+
+def test_bad_input_is_one_line(inspect: Run, tmp_path: Path, tiny_model_folder: Path) -> None:
+    for folder, told in ((tmp_path / "none", "does not exist"), (tiny_model_folder, "not a packed checkpoint")):
+        code, output, error = inspect(folder)
+        assert (code, output, error.count("\n")) == (2, "", 1)
+        assert error.startswith("error: ") and told in error

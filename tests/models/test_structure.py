@@ -1,0 +1,103 @@
+"""Decoders are found by structure; what is not supported is refused by name, with the reason."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    GPT2Config,
+    MixtralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2MoeConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from nestquant_cli.errors import NestQuantError
+from nestquant_cli.models.structure import find_decoder, linears, refuse_stray_matrices, refuse_unsupported
+from tests.families import CONFIGS, from_config, make_model
+
+PREFIXES = {"opt": "model.decoder.layers", "gpt_neox": "gpt_neox.layers"}
+MIXTURE = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    return make_model("llama")
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_stack_is_found_in_every_family(family: str) -> None:
+    model = make_model(family)
+    decoder = find_decoder(model)
+    assert decoder.prefix == PREFIXES.get(family, "model.layers")
+    assert model.get_submodule(decoder.layer_name(1)) is decoder.layers[1]
+    assert model.get_submodule(decoder.owner_name) is decoder.owner
+    assert len(decoder.layers) == model.config.num_hidden_layers
+    refuse_stray_matrices(model, decoder)
+
+
+def test_linears_are_named_within_the_layer(llama: PreTrainedModel) -> None:
+    names = list(linears(find_decoder(llama).layers[0]))
+    attention = [f"self_attn.{part}_proj" for part in "qkvo"]
+    assert names == [*attention, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=32),
+            r"h\.0\.attn\.c_attn of GPT2LMHeadModel is a Conv1D",
+        ),
+        (
+            MixtralConfig(**MIXTURE, num_local_experts=2),
+            r"layers\.0\.mlp\.experts of Mixtral.* is a mixture of experts",
+        ),
+        (
+            Qwen2MoeConfig(**MIXTURE, num_experts=2, moe_intermediate_size=16, shared_expert_intermediate_size=16),
+            r"layers\.0\.mlp\.experts of Qwen2Moe.* is a mixture of experts",
+        ),
+    ],
+    ids=["gpt2", "mixtral", "qwen2_moe"],
+)
+def test_other_kinds_of_matrices_are_refused_by_name(config: PretrainedConfig, told: str) -> None:
+    with pytest.raises(NestQuantError, match=told):
+        find_decoder(from_config(config))
+
+
+def test_an_encoder_decoder_is_refused() -> None:
+    model = T5ForConditionalGeneration(T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+    with pytest.raises(NestQuantError, match="T5ForConditionalGeneration is an encoder–decoder"):
+        refuse_unsupported(model)
+
+
+@pytest.mark.parametrize("tower", ["vision", "audio"])
+def test_towers_are_refused(llama: PreTrainedModel, tower: str) -> None:
+    setattr(llama.config, f"{tower}_config", {"hidden_size": 8})
+    with pytest.raises(NestQuantError, match=f"LlamaForCausalLM has a {tower} tower"):
+        find_decoder(llama)
+
+
+def test_a_matrix_outside_of_linears_is_refused_by_name(llama: PreTrainedModel) -> None:
+    decoder = find_decoder(llama)
+    decoder.layers[1].mixing = nn.Parameter(torch.zeros(64))  # a vector is as good as a norm
+    refuse_stray_matrices(llama, decoder)
+    decoder.layers[1].convolution = nn.Conv1d(4, 4, 3)
+    with pytest.raises(
+        NestQuantError, match=r"layers\.1\.convolution\.weight of Llama.* \(4, 4, 3\) outside nn\.Linear"
+    ):
+        refuse_stray_matrices(llama, decoder)
+
+
+def test_a_model_without_a_stack_is_refused(llama: PreTrainedModel) -> None:
+    llama.config.num_hidden_layers = 5
+    with pytest.raises(NestQuantError, match="LlamaForCausalLM has no stack of 5 decoder layers"):
+        find_decoder(llama)

@@ -1,0 +1,72 @@
+"""A packed checkpoint in the hands of transformers."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from nestquant_cli.errors import NestQuantError
+from nestquant_cli.files import read_json, write_json
+from nestquant_cli.modules.attach import quantized_linears
+from nestquant_cli.modules.hf import NestQuantConfig
+from tests.families import load, logits, make_model, pack, random_ids, relative_error, save_model
+
+IDS = random_ids(2, 20)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path, tiny_text_file: Path) -> Path:
+    base = tmp_path_factory.mktemp("hf")
+    save_model(make_model("gpt_neox"), tiny_tokenizer_folder, base / "model")
+    return pack(base / "model", tiny_text_file, base / "packed")
+
+
+def test_the_configuration_round_trips(folder: Path) -> None:
+    section = AutoConfig.from_pretrained(folder).quantization_config
+    config = section if isinstance(section, NestQuantConfig) else NestQuantConfig.from_dict(section)
+    assert config.to_dict() == read_json(folder / "config.json")["quantization_config"]
+    assert config.bits == {"weight": 4.0, "act": 4.0, "kv": 4.0}
+    assert config.recipe["samples"] == 4
+
+
+def test_the_model_stays_packed_in_memory(folder: Path) -> None:
+    model = load(folder)
+    for name, module in quantized_linears(model).items():
+        own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        assert set(own) == {"words", "row_scale", "bias"}, name
+        assert (own["words"].dtype, own["row_scale"].dtype) == (torch.uint8, torch.int16)
+        assert own["words"].nbytes * 8 == 4 * module.in_features * module.out_features
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_it_loads_in_any_dtype(folder: Path, dtype: torch.dtype) -> None:
+    model = load(folder, dtype=dtype)
+    found = logits(model, IDS)
+    assert found.dtype == dtype and model.dtype == dtype
+    assert relative_error(found.float(), logits(load(folder), IDS)) < 0.2  # 4-bit activations round otherwise
+
+
+def test_a_device_map_is_accepted(folder: Path) -> None:
+    assert torch.equal(logits(load(folder, device_map="cpu"), IDS), logits(load(folder), IDS))
+
+
+def test_saved_again_it_loads_with_the_same_logits(folder: Path, tmp_path: Path) -> None:
+    model = load(folder)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(load(tmp_path), IDS), logits(model, IDS))
+
+
+@pytest.mark.parametrize("damage", [{"format_version": 9}, {"linears": []}, {"inputs": {}}, {"cache": []}])
+def test_a_damaged_layout_is_refused_in_one_sentence(folder: Path, tmp_path: Path, damage: dict[str, Any]) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    config = read_json(tmp_path / "copy" / "config.json")
+    config["quantization_config"]["layout"] |= damage
+    write_json(tmp_path / "copy" / "config.json", config)
+    if damage == {"cache": []}:
+        load(tmp_path / "copy")  # a cache left alone is no damage as such; the manifest tells that it was altered
+        return
+    with pytest.raises(NestQuantError, match=r"quantize the checkpoint again|quantize again"):
+        load(tmp_path / "copy")

@@ -1,0 +1,106 @@
+import copy
+import gc
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+import torch
+from torch import Tensor
+
+from nestquant_cli.codecs.fit import ScaledCode
+from nestquant_cli.lattice.code import NestedCode
+from nestquant_cli.modules.inputs import InputQuantizer, dequantize, padded_size
+from nestquant_cli.rotation.transform import rotation
+from tests.families import gaussian, relative_error
+
+CODE = ScaledCode(NestedCode(q=13, multipliers=(3, 4, 5, 6, 9), word_bits=32), unit=0.9 / 13 / 2)
+MODES: list[Callable[[], AbstractContextManager[object]]] = [torch.no_grad, torch.inference_mode]
+
+
+class Counting(InputQuantizer):
+    """Counts how often something is rotated."""
+
+    rotations = 0
+
+    def rotate(self, x: Tensor) -> Tensor:
+        self.rotations += 1
+        return super().rotate(x)
+
+
+@pytest.mark.parametrize("features", [64, 20, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_coded_inputs_are_near_the_rotated_ones(features: int, dtype: torch.dtype) -> None:
+    source = InputQuantizer(features, 5, CODE)
+    x = gaussian(2, 3, features).to(dtype)
+    coded = source(x)
+    assert source.padded == padded_size(features) and source.padded % 8 == 0
+    assert coded.values.dtype == torch.int8 and coded.values.shape == (6, source.padded)
+    assert coded.scale is not None and coded.scale.shape == (6,)
+    assert relative_error(source.unrotate(dequantize(coded)), x.reshape(6, features)) < 0.15
+
+
+def test_without_a_code_the_input_is_only_rotated() -> None:
+    source, x = InputQuantizer(20, 5, None), gaussian(4, 20)
+    coded = source(x)
+    assert coded.scale is None
+    padded = torch.nn.functional.pad(x, (0, 4))
+    torch.testing.assert_close(dequantize(coded), padded @ rotation(24, 5).matrix().t(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(source.unrotate(coded.values), x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_rotation_serves_all_who_ask_with_the_same_tensor(
+    mode: Callable[[], AbstractContextManager[object]],
+) -> None:
+    source = Counting(16, 0, CODE)
+    with mode():
+        x = gaussian(3, 16) + 0
+        results = [source(x) for _ in range(3)]
+        assert source.rotations == 1 and all(result is results[0] for result in results)
+        other = x.clone()
+        source(other)
+        source(x)
+        assert source.rotations == 3
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_change_in_place_is_seen(mode: Callable[[], AbstractContextManager[object]]) -> None:
+    source = Counting(16, 0, CODE)
+    with mode():
+        x = gaussian(3, 16) + 0
+        before = source(x)
+        x.mul_(-3)
+        after = source(x)
+        assert source.rotations == 2
+        assert after.scale is not None and before.scale is not None
+        torch.testing.assert_close(after.scale, 3 * before.scale)
+        assert torch.equal(dequantize(after), dequantize(InputQuantizer(16, 0, CODE)(x)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_result_is_released_with_its_input(mode: Callable[[], AbstractContextManager[object]]) -> None:
+    source = InputQuantizer(16, 0, CODE)
+    with mode():
+        x = gaussian(3, 16) + 0
+        result = weakref.ref(source(x).values)
+        alive = weakref.ref(x)
+        gc.collect()
+        assert result() is not None
+        del x
+        gc.collect()
+    assert alive() is None and result() is None
+
+
+def test_no_tokens() -> None:
+    coded = InputQuantizer(16, 0, CODE)(torch.zeros(2, 0, 16))
+    assert coded.values.shape == (0, 16)
+
+
+def test_copies_share_settings_and_not_results() -> None:
+    source, x = Counting(16, 0, CODE), gaussian(3, 16)
+    source(x)
+    twin = copy.deepcopy(source)
+    assert (twin.features, twin.seed, twin.code) == (16, 0, CODE)
+    twin(x)
+    assert twin.rotations == 1

@@ -1,0 +1,122 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nestquant_cli.codecs.fit import ScaledCode
+from nestquant_cli.codecs.heads import CacheCodes
+from nestquant_cli.errors import NestQuantError
+from nestquant_cli.lattice.shape import CodeShape, shape_for_bits
+from nestquant_cli.modules.layout import Layout, LinearLayout
+
+FOUR, THREE = shape_for_bits(4), shape_for_bits(3)
+CODE = ScaledCode(FOUR.with_multipliers((3, 4, 5, 6, 9)), 0.034)
+
+
+def layout(weight: CodeShape | None = FOUR, act: CodeShape | None = FOUR, kv: CodeShape | None = FOUR) -> Layout:
+    multipliers = None if weight is None else (3, 5)
+    return Layout(
+        weight,
+        act,
+        kv,
+        seed=7,
+        linears={
+            "l.0.q": LinearLayout(64, 32, True, "l.0.q", multipliers),
+            "l.0.k": LinearLayout(64, 16, False, "l.0.q", multipliers),
+        },
+        inputs={"l.0.q": None if act is None else CODE},
+        cache=[] if kv is None else [CacheCodes(CODE, ScaledCode(FOUR.with_multipliers((1,)), 0.5))],
+    )
+
+
+@pytest.mark.parametrize("example", [layout(), layout(THREE, None, None), layout(None, FOUR, None), layout(FOUR, None)])
+def test_round_trip_through_json(example: Layout) -> None:
+    assert Layout.from_dict(json.loads(json.dumps(example.to_dict()))) == example
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The JSON of `layout()` with one field replaced, or removed where value is `...`."""
+    whole: dict[str, Any] = json.loads(json.dumps(layout().to_dict()))
+    *parents, last = path.split("/")
+    item: Any = whole
+    for key in parents:
+        item = item[int(key)] if isinstance(item, list) else item[key]
+    if value is ...:
+        del item[last]
+    else:
+        item[last] = value
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("format_version", 2, "format version 2, this nestquant reads 1"),
+        ("format_version", ..., "format_version must be an integer"),
+        ("seed", -1, "seed must be an integer"),
+        ("seed", True, "seed must be an integer"),
+        ("weight_code/q", 1, "code.q must be an integer from 2"),
+        ("weight_code/word_bits", 16, "does not fit a word of 16 bits"),
+        ("weight_code", [], "code is not an object"),
+        ("weight_code", None, None),
+        ("linears", [], "linears is not an object"),
+        ("linears/l.0.q/in_features", 0, "in_features must be an integer from 1"),
+        ("linears/l.0.q/in_features", 128, "has another in_features"),
+        ("linears/l.0.q/input", "nowhere", "names 'nowhere', which inputs does not have"),
+        ("linears/l.0.q/bias", 1, "bias must be true or false"),
+        ("linears/l.0.q/multipliers", [5, 3], "must increase"),
+        ("linears/l.0.q/multipliers", [1, 2, 3, 4, 5, 6], "must be 1 to 5 positive integers"),
+        ("linears/l.0.q/multipliers", [], "must be 1 to 5 positive integers"),
+        ("inputs/l.0.q/unit", 0, "unit must be a number above 0"),
+        ("inputs/l.0.q/unit", float("nan"), "unit must be a number above 0"),
+        ("inputs/l.0.q/unit", 10**400, "unit must be a number above 0"),
+        ("inputs/l.0.q", None, "inputs is not an object"),
+        ("cache", {}, "cache is not a list"),
+        ("cache/0/values", ..., "cache.values is not an object"),
+    ],
+)
+def test_damaged_fields_are_named(path: str, value: Any, told: str | None) -> None:
+    if told is None:
+        assert Layout.from_dict(changed(path, value)).weight_shape is None
+        return
+    with pytest.raises(NestQuantError, match=told.replace(".", r"\.")):
+        Layout.from_dict(changed(path, value))
+
+
+JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from([10**400, -1, 0, 1]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=6,
+)
+
+
+def paths(value: Any, prefix: str = "") -> list[str]:
+    """Paths of all fields of a JSON value."""
+    items = (
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    )
+    own = [f"{prefix}{key}" for key, _ in items if isinstance(value, dict)]
+    return own + [path for key, item in items for path in paths(item, f"{prefix}{key}/")]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(paths(layout().to_dict())), JUNK | st.just(...))
+def test_whatever_one_field_becomes_only_our_error_is_raised(path: str, value: Any) -> None:
+    try:
+        Layout.from_dict(changed(path, value))
+    except NestQuantError:
+        return
+
+
+@settings(max_examples=100, deadline=None)
+@given(JUNK)
+def test_whatever_the_whole_is_only_our_error_is_raised(value: Any) -> None:
+    with pytest.raises(NestQuantError):
+        Layout.from_dict(value)

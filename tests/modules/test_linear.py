@@ -1,0 +1,179 @@
+"""A QuantizedLinear against dense float64 arithmetic on what its words and its coded inputs stand for."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nestquant_cli.codecs.fit import ScaledCode
+from nestquant_cli.kernels import for_device
+from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.modules.inputs import InputQuantizer, LinearInput, dequantize
+from nestquant_cli.modules.linear import QuantizedLinear, float_product, integer_product, row_scale_bits, row_scale_of
+from tests.families import gaussian, relative_error
+
+FOUR = ScaledCode(shape_for_bits(4).with_multipliers((3, 4, 5, 6, 9)), 0.9 / 13 / 2)
+SIX = ScaledCode(shape_for_bits(6).with_multipliers((3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 17)), 0.4 / 46 / 2)
+IN, OUT = 64, 24
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+def make(
+    weight: ScaledCode | None,
+    act: ScaledCode | None,
+    in_features: int = IN,
+    out_features: int = OUT,
+    dtype: torch.dtype = torch.float32,
+) -> QuantizedLinear:
+    """A layer with random words of a Gaussian matrix, and a bias."""
+    source = InputQuantizer(in_features, 1, act)
+    code = None if weight is None else weight.code
+    layer = QuantizedLinear(in_features, out_features, True, source, code, dtype)
+    layer.bias.data = gaussian(out_features, seed=5).to(dtype)
+    W = gaussian(out_features, in_features, seed=6) * torch.linspace(0.5, 2, out_features)[:, None]
+    if weight is None:
+        layer.weight.data = W.to(dtype)
+        return layer
+    rotated = source.rotate(W)
+    layer.row_scale = row_scale_bits(weight.row_scale(rotated))
+    kernels = for_device(W.device)
+    v, index, _ = kernels.quantize(rotated, row_scale_of(layer.row_scale), weight.code)
+    layer.words = kernels.pack(v, index, weight.code)
+    assert relative_error(layer.dequantized(), W) < 0.15
+    return layer
+
+
+def dense(layer: QuantizedLinear, x: Tensor) -> Tensor:
+    """The product in float64, every factor dequantized."""
+    source = layer.source
+    coded = source.unrotate(dequantize(source.quantize(source.rotate(x)))).double()
+    y = coded @ layer.dequantized().double().t() + layer.bias.double()
+    return y.view(*x.shape[:-1], layer.out_features)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("weight", "act"),
+    [(FOUR, FOUR), (FOUR, None), (None, FOUR), (SIX, SIX), (SIX, FOUR), (FOUR, SIX), (SIX, None)],
+    ids=["w4a4", "w4", "a4", "w6a6", "w6a4", "w4a6", "w6"],
+)
+def test_products_equal_dense_arithmetic(weight: ScaledCode | None, act: ScaledCode | None, dtype: torch.dtype) -> None:
+    layer = make(weight, act, dtype=dtype)
+    x = gaussian(2, 5, IN, seed=2).to(dtype)
+    y = layer(x)
+    assert y.shape == (2, 5, OUT) and y.dtype == dtype
+    assert relative_error(y, dense(layer, x)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(("in_features", "out_features"), [(20, 5), (7, 1), (72, 13), (1, 3)])
+@pytest.mark.parametrize("act", [FOUR, None], ids=["a4", "a16"])
+def test_odd_widths(in_features: int, out_features: int, act: ScaledCode | None) -> None:
+    source = InputQuantizer(in_features, 1, act)
+    layer = QuantizedLinear(in_features, out_features, True, source, FOUR.code, torch.float32)
+    layer.words = torch.randint(0, 256, layer.words.shape, dtype=torch.uint8)  # any bytes decode to something
+    layer.row_scale = row_scale_bits(torch.rand(out_features) + 0.5)
+    x = gaussian(6, in_features)
+    coded = dequantize(source.quantize(source.rotate(x))).double()  # in the rotated basis: padding carries noise too
+    weight = layer.decoded().double() * row_scale_of(layer.row_scale).double()[:, None]
+    torch.testing.assert_close(layer(x).double(), coded @ weight.t(), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, IN), (IN,), (0, IN), (2, 0, IN), (1, 1, 1, IN)])
+@pytest.mark.parametrize("layer", [make(FOUR, FOUR), make(FOUR, None), make(None, FOUR)], ids=["w4a4", "w4", "a4"])
+def test_any_number_of_tokens(layer: QuantizedLinear, shape: tuple[int, ...]) -> None:
+    x = gaussian(*shape)
+    y = layer(x)
+    assert y.shape == (*shape[:-1], OUT)
+    torch.testing.assert_close(y.double(), dense(layer, x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_integer_product_is_exact() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randint(-127, 128, (9, 4096), generator=generator, dtype=torch.int8)
+    v = torch.randint(-127, 128, (11, 4096), generator=generator, dtype=torch.int8)
+    a[0], v[0] = 127, 127  # the largest sum
+    expected = (a.double() @ v.double().t()).float()  # exact: below 2^53; int32 to float32 rounds once in both
+    assert torch.equal(integer_product(LinearInput(a, torch.ones(9)), v), expected)
+
+
+def test_a_token_does_not_depend_on_its_neighbours() -> None:
+    """Integer sums are exact; only the float rotation in front may round otherwise in a batch."""
+    layer, x = make(FOUR, FOUR), gaussian(7, IN)
+    torch.testing.assert_close(layer(x)[3:4], layer(x[3:4]), rtol=1e-5, atol=1e-5)
+
+
+def test_large_inputs_do_not_overflow_in_float16() -> None:
+    layer = make(FOUR, None, in_features=512, dtype=torch.float16)
+    x = 500 * gaussian(4, 512).half()
+    layer.row_scale = row_scale_bits(row_scale_of(layer.row_scale) / 100)
+    y = layer(x)
+    assert torch.isfinite(y).all()
+    assert relative_error(y, dense(layer, x)) < 2e-3
+    assert not layer(torch.zeros(1, 512, dtype=torch.float16)).sub(layer.bias).any()
+
+
+def test_wide_codes_are_taken_in_float32() -> None:
+    """Entries above 127 are not exact in bfloat16, so the product must not be taken in it."""
+    a, v = LinearInput(gaussian(3, 16), None), torch.full((2, 16), 301, dtype=torch.int16)
+    exact = a.values.double() @ v.double().t()
+    torch.testing.assert_close(float_product(a, v, torch.bfloat16).double(), exact, rtol=1e-5, atol=1e-3)
+
+
+def test_casts_leave_row_scales_and_words_as_they_are() -> None:
+    layer = make(FOUR, FOUR)
+    words, scale = layer.words.clone(), layer.row_scale.clone()
+    for cast in (layer.half(), layer.bfloat16(), layer.to(torch.float64), layer.float()):
+        assert torch.equal(cast.words, words) and torch.equal(cast.row_scale, scale)
+    assert layer.bias.dtype == torch.float32
+
+
+def test_copies_and_state_dicts_round_trip() -> None:
+    layer, x = make(FOUR, FOUR), gaussian(3, IN)
+    y = layer(x)
+    assert torch.equal(copy.deepcopy(layer)(x), y)
+    fresh = QuantizedLinear(IN, OUT, True, InputQuantizer(IN, 1, FOUR), FOUR.code, torch.float32)
+    assert set(layer.state_dict()) == {"words", "row_scale", "bias"}
+    fresh.load_state_dict(layer.state_dict())
+    assert torch.equal(fresh(x), y)
+
+
+def test_copies_of_several_layers_go_on_sharing_their_input() -> None:
+    first = make(FOUR, FOUR)
+    second = QuantizedLinear(IN, OUT, False, first.source, FOUR.code, torch.float32)
+    twins = copy.deepcopy(torch.nn.ModuleList([first, second]))
+    assert twins[0].source is twins[1].source is not first.source
+
+
+def test_packed_layers_stay_small_and_answer_for_their_dtype() -> None:
+    layer = make(FOUR, FOUR, dtype=torch.bfloat16)
+    assert sum(t.nbytes for t in layer.state_dict().values()) == OUT * (IN // 8 * 4 + 2 + 2)
+    assert layer.weight.numel() == 0 and layer.weight.dtype == torch.bfloat16
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = layer.nothing
+    assert "in_features=64, out_features=24, bias=True, q=13" in repr(layer)
+
+
+def test_a_layer_without_bias() -> None:
+    layer = make(FOUR, FOUR)
+    layer.bias = None
+    x = gaussian(3, IN)
+    coded = dequantize(layer.source(x)).double()
+    weight = layer.decoded().double() * row_scale_of(layer.row_scale).double()[:, None]
+    torch.testing.assert_close(layer(x).double(), F.linear(coded, weight), rtol=1e-4, atol=1e-4)
+
+
+def test_row_scales_are_bfloat16() -> None:
+    scale = torch.tensor([1.0, 3e-5, 1e30, 1.00390625])
+    assert torch.equal(row_scale_of(row_scale_bits(scale)), scale.bfloat16().float())
+    assert row_scale_bits(scale).dtype == torch.int16
+
+
+def test_a_call_outside_of_no_grad_works_and_weights_alone_keep_gradients() -> None:
+    x = gaussian(3, IN).requires_grad_()
+    assert torch.equal(make(FOUR, FOUR)(x), make(FOUR, FOUR)(x.detach()))
+    layer = make(FOUR, None)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, layer.dequantized().sum(0).expand(3, IN), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from nestquant_cli.errors import NestQuantError
+from nestquant_cli.models.source import resolve
+from nestquant_cli.quantization.plan import make_plan
+from nestquant_cli.quantization.recipe import Recipe
+from tests.families import make_model, pack, save_model
+
+
+def tensor_bytes(folder: Path) -> tuple[int, int]:
+    """Bytes of words and row scales, and of all tensors."""
+    packed = total = 0
+    for shard in folder.glob("*.safetensors"):
+        with safe_open(shard, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                size = file.get_tensor(name).nbytes
+                total += size
+                packed += size if name.endswith((".words", ".row_scale")) else 0
+    return packed, total
+
+
+@pytest.mark.parametrize("bits", [4, 3.125])
+def test_the_plan_is_what_is_written(
+    tmp_path: Path, tiny_tokenizer_folder: Path, tiny_text_file: Path, bits: float
+) -> None:
+    folder = save_model(make_model("phi3").bfloat16(), tiny_tokenizer_folder, tmp_path / "model")
+    plan = make_plan(resolve(str(folder)), Recipe(weight_bits=bits))
+    packed, total = tensor_bytes(pack(folder, tiny_text_file, tmp_path / "packed", weight_bits=bits))
+    assert sum(row.bytes for row in plan.rows) == packed
+    assert plan.file_bytes == total
+    assert plan.bits_per_weight == pytest.approx(8 * packed / plan.weights)
+    assert bits < plan.bits_per_weight < bits + 0.4
+    names = {row.name: (row.matrices, row.out_features, row.in_features) for row in plan.rows}
+    assert names["self_attn.qkv_proj"] == (2, 128, 64) and names["mlp.gate_up_proj"] == (2, 256, 64)
+    assert plan.memory_bytes > 0
+
+
+def test_weights_left_alone_count_sixteen_bits(tiny_model_folder: Path) -> None:
+    plan = make_plan(resolve(str(tiny_model_folder)), Recipe(weight_bits=16))
+    assert plan.bits_per_weight == 16
+
+
+def test_what_cannot_be_quantized_cannot_be_planned(tmp_path: Path) -> None:
+    from transformers import GPT2Config
+
+    GPT2Config(n_layer=1, n_embd=16, n_head=2, architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path)
+    with pytest.raises(NestQuantError, match="Conv1D"):
+        make_plan(resolve(str(tmp_path)), Recipe())

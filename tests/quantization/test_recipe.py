@@ -1,0 +1,99 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nestquant_cli.errors import NestQuantError
+from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.quantization.recipe import Recipe, read_recipe
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TAGS = {"w4a4kv4": "w4a4kv4", "w4": "w4", "w3": "w3"}
+
+
+def yaml(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_default_is_four_bits_for_all() -> None:
+    recipe = Recipe()
+    assert recipe.tag() == "w4a4kv4"
+    assert {part: recipe.shape(part) for part in ("weight", "act", "kv")} == dict.fromkeys(
+        ("weight", "act", "kv"), shape_for_bits(4)
+    )
+    assert Recipe(**recipe.to_dict()) == recipe
+
+
+@pytest.mark.parametrize("eighths", range(16, 65))
+def test_bits_in_eighths(eighths: int) -> None:
+    recipe = Recipe(weight_bits=eighths / 8, act_bits=16, kv_bits=16)
+    assert recipe.bits("weight") == eighths / 8 and recipe.bits("act") == 16
+    assert recipe.tag() == f"w{eighths / 8:g}"
+
+
+@pytest.mark.parametrize("part", ["weight", "act", "kv"])
+@pytest.mark.parametrize("bits", [4.3, 1.875, 8.125, 0, -4, 15, 17, float("nan"), float("inf"), "4", True, None])
+def test_other_bits_are_refused(part: str, bits: Any) -> None:
+    with pytest.raises(NestQuantError, match=r"bits .*(out of range|multiple of 1/8|not a number)"):
+        Recipe(**{f"{part}_bits": bits})
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"weight_bits": 16, "act_bits": 16, "kv_bits": 16.0}, "all left at 16 bits"),
+        ({"method": "magic"}, "no method 'magic'"),
+        ({"samples": 0}, "samples 0 is not an integer"),
+        ({"samples": 1.5}, "samples 1.5 is not an integer"),
+        ({"seqlen": 1}, "seqlen 1 is not an integer"),
+        ({"seed": -1}, "seed -1 is not an integer"),
+        ({"damping": 0}, "damping 0 is not in"),
+        ({"damping": float("nan")}, "damping nan is not in"),
+        ({"dataset": ""}, "dataset is not a name"),
+        ({"weight_code": {"q": 14}}, "weight_code .* is not of the form"),
+        ({"weight_code": {"q": 14, "k": 4.0}}, "weight_code .* is not of the form"),
+        ({"weight_code": {"q": 300, "k": 4}}, "q and k .* 2 to 256 and 1 to 255"),
+        ({"weight_code": {"q": 2, "k": 10**9}}, "q and k .* 2 to 256 and 1 to 255"),
+        ({"weight_code": {"q": 250, "k": 9}}, "1 to 64 bits"),
+    ],
+)
+def test_unusable_settings_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(NestQuantError, match=told):
+        Recipe(**settings)
+
+
+@pytest.mark.parametrize("preset", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_presets_are_recipes(preset: Path) -> None:
+    recipe = read_recipe(preset, {})
+    if preset.stem in TAGS:
+        assert recipe.tag() == TAGS[preset.stem]
+    else:
+        shape = recipe.shape("weight")
+        assert shape is not None and (shape.q, shape.k) == (14, 4)  # the paper's
+
+
+def test_settings_given_win_over_the_file(tmp_path: Path) -> None:
+    path = yaml(tmp_path, "weight_code: {q: 14, k: 4}\nkv_bits: 16\nsamples: 8\n")
+    assert read_recipe(path, {}).bits("weight") == 33 / 8
+    recipe = read_recipe(path, {"weight_bits": 3, "samples": None, "seed": 5})
+    assert (recipe.bits("weight"), recipe.kv_bits, recipe.samples, recipe.seed) == (3, 16, 8, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("bits: 4\n", "unknown setting 'bits'"),
+        ("1: 4\n", "unknown setting '1'"),
+        ("- weight_bits\n", "is not a YAML mapping"),
+        ("", "is not a YAML mapping"),
+        ("weight_bits: [4\n", "cannot be read as YAML"),
+        ("weight_bits: four\n", "weight_bits 'four' is not a number"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(NestQuantError, match=told):
+        read_recipe(yaml(tmp_path, text), {})
+    with pytest.raises(NestQuantError, match="cannot be read as YAML"):
+        read_recipe(tmp_path / "absent.yaml", {})
