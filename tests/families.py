@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import (
@@ -24,15 +25,17 @@ from transformers import (
     SmolLM3Config,
 )
 
+from nestquant_cli.cli import console, main
 from nestquant_cli.models.source import resolve
 from nestquant_cli.quantization.pipeline import quantize
 from nestquant_cli.quantization.recipe import Recipe
 
+Outcome = tuple[int, str, str]  # of a command: exit code, standard output, standard error
 VOCABULARY = 300  # that of the tiny tokenizer in conftest.py
 CONTEXT = 256
 WINDOW = 12  # of sliding attention: shorter than the prompts of the tests
 
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
     "num_attention_heads": 4,
@@ -43,8 +46,9 @@ _SIZES = {
     "eos_token_id": 1,
     "pad_token_id": 1,
 }
-_GATED = _SIZES | {"intermediate_size": 128, "num_key_value_heads": 2}
-_SLIDING = {"sliding_window": WINDOW, "head_dim": 16, "query_pre_attn_scalar": 16}
+_GATED: dict[str, Any] = _SIZES | {"intermediate_size": 128, "num_key_value_heads": 2}
+_SLIDING: dict[str, Any] = {"sliding_window": WINDOW, "head_dim": 16, "query_pre_attn_scalar": 16}
+_HALF_ROTARY: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 _ALTERNATING = ["sliding_attention", "full_attention"] * 2
 
 
@@ -60,7 +64,7 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "phi": lambda: PhiConfig(**_GATED),
     "phi3": lambda: Phi3Config(**_GATED),
     "opt": lambda: OPTConfig(**_SIZES, ffn_dim=128, word_embed_proj_dim=64, init_std=0.1),
-    "gpt_neox": lambda: GPTNeoXConfig(**_SIZES, intermediate_size=128, rotary_pct=0.5),
+    "gpt_neox": lambda: GPTNeoXConfig(**_SIZES, intermediate_size=128, rope_parameters=_HALF_ROTARY),
     "smollm3": lambda: SmolLM3Config(**_GATED, no_rope_layers=[1, 0]),
 }
 
@@ -92,8 +96,8 @@ def save_model(model: PreTrainedModel, tokenizer_folder: Path, folder: Path) -> 
 def pack(model_folder: Path, text: Path, output: Path, **settings: Any) -> Path:
     """Quantizes a model folder on four windows of 64 tokens; `settings` are of the recipe or of the pipeline."""
     run = {name: settings.pop(name) for name in ("calibration", "resume", "explicit") if name in settings}
-    recipe = Recipe(**{"dataset": str(text), "samples": 4, "seqlen": 64} | settings)
-    quantize(resolve(str(model_folder)), recipe, output, "cpu", **run)
+    chosen: dict[str, Any] = {"dataset": str(text), "samples": 4, "seqlen": 64} | settings
+    quantize(resolve(str(model_folder)), Recipe(**chosen), output, "cpu", **run)
     return output
 
 
@@ -122,6 +126,19 @@ def logits(model: Any, ids: Tensor) -> Tensor:
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """‖found − expected‖ / ‖expected‖."""
     return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def in_process(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """What runs the command line in this process, whose log and warnings it leaves alone."""
+    monkeypatch.setattr(console, "configure", lambda debug, quiet: None)
+
+    def run(*arguments: object) -> Outcome:
+        with pytest.raises(SystemExit) as leaving:
+            main.main([str(argument) for argument in arguments])
+        assert isinstance(leaving.value.code, int)
+        return leaving.value.code, *capfd.readouterr()
+
+    return run
 
 
 def tell(stderr: str) -> str:

@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
-from nestquant_cli.cli import console, main
 from nestquant_cli.files import read_json, sha256_file
-from tests.families import tell
+from tests.families import Outcome, in_process, tell
 
 ROOT = Path(__file__).resolve().parents[1]
-Outcome = tuple[int, str, str]  # exit code, standard output, standard error
 DETERMINED = ("config.json", "model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors", "tokenizer.json")
 
 
@@ -32,16 +29,7 @@ def process(*arguments: object) -> Outcome:
 
 @pytest.fixture
 def nestquant(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
-    """Runs the command line in this process, whose log and warnings are left alone."""
-    monkeypatch.setattr(console, "configure", lambda debug, quiet: None)
-
-    def run(*arguments: object) -> Outcome:
-        with pytest.raises(SystemExit) as leaving:
-            main.main([str(argument) for argument in arguments])
-        assert isinstance(leaving.value.code, int)
-        return leaving.value.code, *capfd.readouterr()
-
-    return run
+    return in_process(capfd, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +176,6 @@ def test_bad_input_of_an_evaluation_leaves_nothing_behind(
         (["eval-ppl", tmp_path / "nowhere", *text], "nowhere does not exist"),
         (["eval-ppl", packed, *text, "--seqlen", 10**6], "fewer than one window"),
         (["eval-ppl", packed, *text, "--baseline", tmp_path / "nowhere"], "nowhere does not exist"),
-        (["eval-tasks", packed, "--tasks", "no_such_task"], "no_such_task"),
         (["inspect", tmp_path], "is not a packed checkpoint"),
         (["verify", tmp_path / "nowhere"], "does not exist"),
     ):
@@ -200,8 +187,8 @@ def test_bad_input_of_an_evaluation_leaves_nothing_behind(
 
 
 def test_a_process_ends_with_one_line_and_code_2(copy: Path, text: list[object], tmp_path: Path) -> None:
+    _flip(copy)
     for words in (["quantize", tmp_path / "nowhere"], ["eval-ppl", copy, *text]):
-        _flip(copy)
         code, output, error = process("--quiet", *words)
         assert (code, output, error.count("\n")) == (2, "", 1)
         assert error.startswith("error: ")
@@ -220,16 +207,3 @@ def test_the_model_loads_with_transformers_alone_after_the_import(packed: Path) 
     done = subprocess.run([sys.executable, "-c", program, str(packed)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("The lattice holds")
-
-
-def test_logits_do_not_depend_on_the_process(packed: Path, tmp_path: Path) -> None:
-    from tests.families import load, logits, random_ids
-
-    program = (
-        "import sys, torch, nestquant_cli\n"
-        "from tests.families import load, logits, random_ids\n"
-        "torch.save(logits(load(sys.argv[1]), random_ids(2, 20)), sys.argv[2])\n"
-    )
-    words = [sys.executable, "-c", program, str(packed), str(tmp_path / "logits.pt")]
-    subprocess.run(words, check=True, capture_output=True, cwd=ROOT)
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(load(packed), random_ids(2, 20)))

@@ -20,10 +20,12 @@ from ..codecs.fit import ScaledCode, fit_scales, sample_blocks
 from ..codecs.heads import CacheCodes
 from ..errors import NestQuantError
 from ..kernels import for_device
+from ..lattice.code import BLOCK
 from ..lattice.shape import CodeShape
 from ..rotation.transform import rotation
 from .observer import choose
 
+STRIP = 256  # columns of the Gram matrix that are summed in one product
 NOISE_TOKENS = 4096  # tokens of a layer that are kept for fitting and for measuring the noise
 
 
@@ -75,14 +77,12 @@ class InputCollector:
         self._generator = torch.Generator().manual_seed(seed)
 
     def add(self, x: Tensor) -> None:
-        """x (..., features): one window's input.
-
-        A bfloat16 input is multiplied as it is: the rounding of a window's product is independent from window to
-        window, a few parts in 10⁴ of their sum, well below the sampling error of the text.
-        """
+        """x (..., features): one window's input."""
         flat = x.reshape(-1, x.shape[-1])
-        exact = flat if flat.dtype == torch.bfloat16 else flat.float()
-        self.gram += exact.t() @ exact
+        wide = flat.float()
+        for left in range(0, wide.shape[1], STRIP):  # strips down to the diagonal cost little more than half
+            right = min(left + STRIP, wide.shape[1])
+            self.gram[left:right, left:].addmm_(wide[:, left:right].t(), wide[:, left:])
         self.tokens += flat.shape[0]
         rows = choose(flat.shape[0], self._per_window, self._generator)
         self.kept.append(flat[rows.to(flat.device)])
@@ -109,7 +109,9 @@ class InputCollector:
         features = self.gram.shape[0]
         padding = -features % 8
         turn = rotation(features + padding, rotation_seed)
-        padded = F.pad(self.gram / self.tokens, (0, padding, 0, padding))
+        upper = self.gram.triu()
+        symmetric = (upper + upper.triu(1).t()) / self.tokens
+        padded = F.pad(symmetric, (0, padding, 0, padding))
         hessian = turn.apply(turn.apply(padded).t())
         hessian = (hessian + hessian.t()) / 2
         if not torch.isfinite(hessian).all():
@@ -122,11 +124,17 @@ class InputCollector:
         code = None
         if shape is not None:
             sample = turn.apply(F.pad(torch.cat(self.kept).float(), (0, padding)))
-            code = fit_scales(sample_blocks(sample, rotation_seed), shape)
+            code = fit_rows(sample, shape, rotation_seed)
             scale = code.row_scale(sample)
             v, _, _ = for_device(sample.device).quantize(sample, scale, code.code)
             noise = (sample - v.float() * scale[:, None]).square().mean(0)
         return InputStatistics(tuple(members), hessian, noise, code)
+
+
+def fit_rows(x: Tensor, shape: CodeShape, seed: int) -> ScaledCode:
+    """The code for rows x (rows, entries), fitted to a sample of their blocks; any code does for zeros alone."""
+    blocks = sample_blocks(x, seed)
+    return fit_scales(blocks if len(blocks) else blocks.new_zeros(1, BLOCK), shape)
 
 
 def fit_cache(sample: tuple[Tensor, Tensor], shape: CodeShape, seed: int) -> CacheCodes:
@@ -134,7 +142,7 @@ def fit_cache(sample: tuple[Tensor, Tensor], shape: CodeShape, seed: int) -> Cac
     codes = []
     for vectors in sample:
         rotated = rotation(vectors.shape[-1], seed).apply(vectors)
-        codes.append(fit_scales(sample_blocks(rotated, seed), shape))
+        codes.append(fit_rows(rotated, shape, seed))
     return CacheCodes(*codes)
 
 

@@ -55,7 +55,8 @@ def quantize(
     from ..quantization.recipe import read_recipe
 
     wanted = _bits(bits, weight_bits, act_bits, kv_bits, has_config=config is not None)
-    recipe = read_recipe(config, given(context, **wanted))
+    settings = given(context, **wanted)
+    recipe = read_recipe(config, settings)
     source = resolve(model)
     place = pick_device(device)
     folder = output if output is not None else Path(f"{source.name.rpartition('/')[2]}-nestquant-{recipe.tag()}")
@@ -67,7 +68,7 @@ def quantize(
 
     from ..quantization.pipeline import quantize as run
 
-    report = run(source, recipe, folder, place, calibration, resume)
+    report = run(source, recipe, folder, place, calibration, resume, explicit=settings)
     _print_report(report, folder)
 
 

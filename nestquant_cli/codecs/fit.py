@@ -11,9 +11,9 @@ from ..lattice.scales import choose, mean_error
 from ..lattice.shape import CodeShape
 from ..lattice.voronoi import gauge
 
-SAMPLE_BLOCKS = (
-    8192  # blocks a fit looks at; the error of the fitted code is within 1 % of that fitted on 100 times more
-)
+# Blocks a fit looks at: on Gaussian and heavier-tailed blocks at 2, 3 and 4 bits the fitted code errs at most 4 %,
+# and mostly less than 1 %, more than one fitted to 25 times as many.
+SAMPLE_BLOCKS = 4096
 # Candidates for β₀·q. The int8 range wants few large steps; without it, finer multipliers of a smaller β₀ do better.
 _UNITS_INT8 = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _UNITS_WIDE = (0.3, 0.4, 0.5)
@@ -71,7 +71,7 @@ def fit_scales(blocks: Tensor, shape: CodeShape) -> ScaledCode:
             .cpu()
             .numpy()
         )
-        penalty = clipped_errors(blocks, unit * multipliers, shape).cpu().numpy()
+        penalty = clipped_errors(blocks, unit, multipliers, shape).cpu().numpy()
         chosen = choose(errors, penalty, shape.k)
         error = mean_error(errors, penalty, chosen)
         if best is None or error < best[0]:
@@ -81,23 +81,25 @@ def fit_scales(blocks: Tensor, shape: CodeShape) -> ScaledCode:
     return best[1]
 
 
-def clipped_errors(blocks: Tensor, scales: Tensor, shape: CodeShape) -> Tensor:
-    """Squared error of each block when it is pulled back onto the boundary of the code, plus rounding.
+def clipped_errors(blocks: Tensor, unit: float, multipliers: Tensor, shape: CodeShape) -> Tensor:
+    """Squared error of each block when it is pulled back into the code under each multiplier, plus rounding.
 
     Args:
         blocks: (n, 8).
-        scales: (candidates,), unit times multiplier: the size of u = 1.
+        unit: size of v = 1.
+        multipliers: (candidates,) integer.
         shape: q and the range.
 
     Returns:
         (n, candidates) float32.
     """
-    scales = scales.to(blocks.device)
+    m = multipliers.to(blocks.device, torch.float32)
+    largest = (shape.limit / m - 2 * CLIP_MARGIN).clamp(min=1.0)  # (candidates,) of |u|, in doubled coordinates
     at_one = torch.maximum(
-        gauge(blocks) / (2 * (shape.q - CLIP_MARGIN)), blocks.abs().amax(-1) / shape.limit
-    )  # reach where u = 1 is 1
-    reach = torch.maximum(at_one[:, None] / scales, torch.ones((), device=blocks.device))
-    rounding = BLOCK * SECOND_MOMENT * (2 * scales).square()
+        gauge(blocks)[:, None] / (2 * (shape.q - CLIP_MARGIN)), blocks.abs().amax(-1, keepdim=True) / largest
+    )  # (n, candidates) reach beyond the code if u = 1 were 1
+    reach = (at_one / (unit * m)).clamp(min=1.0)
+    rounding = BLOCK * SECOND_MOMENT * (2 * unit * m).square()
     return blocks.square().sum(-1)[:, None] * (1 - 1 / reach).square() + rounding
 
 

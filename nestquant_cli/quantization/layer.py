@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..calibration.statistics import InputStatistics
-from ..codecs.fit import ScaledCode, fit_scales, sample_blocks
+from ..calibration.statistics import InputStatistics, fit_rows
+from ..codecs.fit import ScaledCode
 from ..errors import NestQuantError
 from ..kernels import for_device
 from ..lattice.code import BLOCK, NestedCode
@@ -62,7 +62,7 @@ def quantize_group(
     step = feedback(statistics.hessian, statistics.noise, damping, f"{place}.{statistics.members[0]}")
     target = W @ step.target
 
-    scaled = fit_scales(sample_blocks(target, seed), shape)
+    scaled = fit_rows(target, shape, seed)
     v, index, scale, clipped = round_rows(target, rows, step.lower, scaled)
     words = for_device(device).pack(v, index, scaled.code)
     errors = row_errors(W, v.float() * scale[:, None], statistics)

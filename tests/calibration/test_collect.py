@@ -63,7 +63,12 @@ def test_skipped_layers_leave_the_others_as_they_are(skip: list[bool]) -> None:
 
 
 def test_head_sizes_that_blocks_do_not_divide_are_refused_for_the_cache_only() -> None:
-    sizes = {"hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1}
+    sizes: dict[str, Any] = {
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 1,
+    }
     model = from_config(LlamaConfig(vocab_size=300, **sizes))
     with pytest.raises(NestQuantError, match=r"head size 12 is not a multiple of 8.*--kv-bits 16"):
         list(statistics(model))

@@ -6,25 +6,13 @@ from typing import Any
 
 import pytest
 
-from nestquant_cli.cli import console, main
 from nestquant_cli.files import read_json
-from tests.families import tell
-
-Outcome = tuple[int, str, str]  # exit code, standard output, standard error
+from tests.families import Outcome, in_process, tell
 
 
 @pytest.fixture
 def nestquant(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
-    """Runs the command line in this process, whose log and warnings are left alone."""
-    monkeypatch.setattr(console, "configure", lambda debug, quiet: None)
-
-    def run(*arguments: object) -> Outcome:
-        with pytest.raises(SystemExit) as leaving:
-            main.main([str(argument) for argument in arguments])
-        assert isinstance(leaving.value.code, int)
-        return leaving.value.code, *capfd.readouterr()
-
-    return run
+    return in_process(capfd, monkeypatch)
 
 
 @pytest.fixture

@@ -11,26 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, T5Config
 
-from nestquant_cli.cli import console, main
 from nestquant_cli.cli.quantize import _bits
 from nestquant_cli.files import read_json
-from tests.families import from_config, pack, tell
-
-Outcome = tuple[int, str, str]  # exit code, standard output, standard error
+from tests.families import Outcome, from_config, in_process, pack, tell
 
 
 @pytest.fixture
 def nestquant(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
-    """Runs the command line in this process, whose log and warnings are left alone."""
-    monkeypatch.setattr(console, "configure", lambda debug, quiet: None)
-
-    def run(*arguments: object) -> Outcome:
-        with pytest.raises(SystemExit) as leaving:
-            main.main([str(argument) for argument in arguments])
-        assert isinstance(leaving.value.code, int)
-        return leaving.value.code, *capfd.readouterr()
-
-    return run
+    return in_process(capfd, monkeypatch)
 
 
 @pytest.fixture
@@ -56,7 +44,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, ti
     ],
 )
 def test_bits_of_each_part(given: tuple[Any, ...], has_config: bool, expected: tuple[Any, ...]) -> None:
-    assert tuple(_bits(*given, has_config=has_config).values()) == expected
+    bits, weight, act, kv = given
+    assert tuple(_bits(bits, weight, act, kv, has_config).values()) == expected
 
 
 def test_a_recipe_file_with_options_over_it(

@@ -1,5 +1,7 @@
 """Decoders are found by structure; what is not supported is refused by name, with the reason."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -18,7 +20,7 @@ from nestquant_cli.models.structure import find_decoder, linears, refuse_stray_m
 from tests.families import CONFIGS, from_config, make_model
 
 PREFIXES = {"opt": "model.decoder.layers", "gpt_neox": "gpt_neox.layers"}
-MIXTURE = {
+MIXTURE: dict[str, Any] = {
     "vocab_size": 32,
     "hidden_size": 16,
     "intermediate_size": 16,

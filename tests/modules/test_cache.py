@@ -75,7 +75,7 @@ def test_crop_reorder_repeat_and_select() -> None:
     cache.update(*states(6), 0)
     cache.crop(-2)
     assert torch.equal(read(cache)[0], keys[:, :, :4])
-    cache.reorder_cache(torch.tensor([1, 0]))
+    cache.reorder_cache(torch.LongTensor([1, 0]))
     assert torch.equal(read(cache)[1], values[[1, 0], :, :4])
     cache.batch_repeat_interleave(2)
     assert torch.equal(read(cache)[0], keys[[1, 1, 0, 0], :, :4])

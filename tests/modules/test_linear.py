@@ -1,6 +1,7 @@
 """A QuantizedLinear against dense float64 arithmetic on what its words and its coded inputs stand for."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ def make(
     source = InputQuantizer(in_features, 1, act)
     code = None if weight is None else weight.code
     layer = QuantizedLinear(in_features, out_features, True, source, code, dtype)
+    assert layer.bias is not None
     layer.bias.data = gaussian(out_features, seed=5).to(dtype)
     W = gaussian(out_features, in_features, seed=6) * torch.linspace(0.5, 2, out_features)[:, None]
     if weight is None:
@@ -49,6 +51,7 @@ def dense(layer: QuantizedLinear, x: Tensor) -> Tensor:
     """The product in float64, every factor dequantized."""
     source = layer.source
     coded = source.unrotate(dequantize(source.quantize(source.rotate(x)))).double()
+    assert layer.bias is not None
     y = coded @ layer.dequantized().double().t() + layer.bias.double()
     return y.view(*x.shape[:-1], layer.out_features)
 
@@ -126,7 +129,7 @@ def test_casts_leave_row_scales_and_words_as_they_are() -> None:
     words, scale = layer.words.clone(), layer.row_scale.clone()
     for cast in (layer.half(), layer.bfloat16(), layer.to(torch.float64), layer.float()):
         assert torch.equal(cast.words, words) and torch.equal(cast.row_scale, scale)
-    assert layer.bias.dtype == torch.float32
+    assert layer.bias is not None and layer.bias.dtype == torch.float32
 
 
 def test_copies_and_state_dicts_round_trip() -> None:
@@ -142,7 +145,7 @@ def test_copies_and_state_dicts_round_trip() -> None:
 def test_copies_of_several_layers_go_on_sharing_their_input() -> None:
     first = make(FOUR, FOUR)
     second = QuantizedLinear(IN, OUT, False, first.source, FOUR.code, torch.float32)
-    twins = copy.deepcopy(torch.nn.ModuleList([first, second]))
+    twins: Any = copy.deepcopy(torch.nn.ModuleList([first, second]))
     assert twins[0].source is twins[1].source is not first.source
 
 

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from nestquant_cli.calibration.store import CalibrationWriter
 from nestquant_cli.checkpoint.output import Output
 from nestquant_cli.checkpoint.read import read_layout
 from nestquant_cli.errors import NestQuantError
-from nestquant_cli.files import read_json, sha256_file, write_json
+from nestquant_cli.files import sha256_file
 from nestquant_cli.models.source import load_model, resolve
-from nestquant_cli.modules.attach import attach, quantized_linears
+from nestquant_cli.modules.attach import attach
 from nestquant_cli.quantization.pipeline import calibrate
 from nestquant_cli.quantization.recipe import Recipe
-from tests.families import load, logits, make_model, pack, random_ids, relative_error, save_model
+from tests.families import logits, pack, random_ids
 
 TIMED = {"quantization_report.json", "nestquant_manifest.json"}  # hold seconds, and the hash of a file that does
 IDS = random_ids(2, 24)
@@ -181,45 +181,7 @@ def test_logits_after_reloading_in_a_fresh_process_equal_those_before_saving(
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model, IDS))
 
 
-@pytest.mark.parametrize(
-    ("bits", "linears", "coded", "cached"),
-    [((4, 16, 16), 14, False, False), ((16, 4, 16), 14, True, False), ((16, 16, 4), 0, False, True)],
-    ids=["weights", "activations", "cache"],
-)
-def test_one_part_alone(
-    tmp_path: Path,
-    tiny_model_folder: Path,
-    tiny_text_file: Path,
-    bits: tuple[int, int, int],
-    linears: int,
-    coded: bool,
-    cached: bool,
-) -> None:
-    settings = dict(zip(("weight_bits", "act_bits", "kv_bits"), bits, strict=True))
-    folder = pack(tiny_model_folder, tiny_text_file, tmp_path / "packed", **settings)
-    model, original = load(folder), load(tiny_model_folder)
-    modules = quantized_linears(model)
-    assert len(modules) == linears
-    assert all((module.source.code is not None) == coded for module in modules.values())
-    assert all(("words" in dict(module.named_buffers())) == (bits[0] < 16) for module in modules.values())
-    layout = read_layout(folder)
-    assert bool(layout.cache) == cached
-    error = relative_error(logits(model, IDS), logits(original, IDS))
-    assert 0 < error < 0.9
-    cache = model(IDS, use_cache=True).past_key_values
-    assert (type(cache).__name__ == "PackedCache") == cached
-
-
-def test_the_report_says_what_was_done(packed: Path, tiny_text_file: Path) -> None:
-    report = read_json(packed / "quantization_report.json")
-    assert len(report["matrices"]) == 14
-    assert report["recipe"]["dataset"] == str(tiny_text_file) and report["recipe"]["tokens_sha256"]
-    assert report["bits"] == {"weight": 4.0, "act": 4.0, "kv": 4.0}
-    assert report["peak_memory_bytes"] > 0 and report["versions"]["torch"] == torch.__version__
-    assert not (packed / ".nestquant").exists()
-
-
-def edited(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> Path:
+def edited(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
     """The model in `folder` with changed weights."""
     values = load_file(folder / "model.safetensors")
     change(values)
@@ -242,47 +204,3 @@ def test_a_weight_that_is_not_a_number_is_named(
 def test_a_packed_checkpoint_is_refused(packed: Path, tmp_path: Path, tiny_text_file: Path) -> None:
     with pytest.raises(NestQuantError, match="is a packed checkpoint already"):
         pack(packed, tiny_text_file, tmp_path / "twice")
-
-
-def test_a_linear_that_is_never_called_stays_as_it_is(
-    tmp_path: Path, tiny_tokenizer_folder: Path, tiny_text_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-
-    create = LlamaDecoderLayer.__init__
-
-    def with_idle(self: Any, *arguments: Any, **settings: Any) -> None:
-        create(self, *arguments, **settings)
-        self.idle = nn.Linear(64, 8)
-
-    monkeypatch.setattr(LlamaDecoderLayer, "__init__", with_idle)
-    folder = save_model(make_model("llama"), tiny_tokenizer_folder, tmp_path / "model")
-    model = load(pack(folder, tiny_text_file, tmp_path / "packed"))
-    assert torch.equal(model.model.layers[1].idle.weight, load(folder).model.layers[1].idle.weight)
-    assert len(quantized_linears(model)) == 14
-
-
-def test_widths_that_blocks_do_not_divide_are_padded(
-    tmp_path: Path, tiny_tokenizer_folder: Path, tiny_text_file: Path
-) -> None:
-    from transformers import LlamaConfig
-
-    from tests.families import from_config
-
-    sizes = {"hidden_size": 60, "intermediate_size": 100, "num_attention_heads": 5, "num_hidden_layers": 1}
-    original = from_config(LlamaConfig(vocab_size=300, **sizes))
-    folder = save_model(original, tiny_tokenizer_folder, tmp_path / "model")
-    model = load(pack(folder, tiny_text_file, tmp_path / "packed", weight_bits=6, act_bits=6, kv_bits=16))
-    assert relative_error(logits(model, IDS), logits(original, IDS)) < 0.1
-    with pytest.raises(NestQuantError, match="head size 12 is not a multiple of 8"):
-        pack(folder, tiny_text_file, tmp_path / "kv")
-    assert not (tmp_path / "kv").exists()
-
-
-def test_generation_settings_that_transformers_would_not_save_are_kept(
-    tmp_path: Path, make_model_folder: Callable[[Path, int], Path], tiny_text_file: Path
-) -> None:
-    folder = make_model_folder(tmp_path / "model", 0)
-    write_json(folder / "generation_config.json", {"do_sample": False, "temperature": 0.5, "eos_token_id": 1})
-    saved = read_json(pack(folder, tiny_text_file, tmp_path / "packed") / "generation_config.json")
-    assert saved["temperature"] == 0.5 and saved["eos_token_id"] == 1
