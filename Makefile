@@ -45,9 +45,9 @@ demo: $(STAMP)
 	$(BIN)/nestquant eval-ppl $(DEMO_DIR) --baseline demo --dataset demo --max-windows $(DEMO_WINDOWS)
 	$(BIN)/python scripts/demo.py $(DEMO_DIR)
 
-# Offline, so that a test that needs the network fails at once and everywhere.
+# Offline, so that a test that needs the network fails at once and everywhere. One process a core, each with one thread.
 test: $(STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q $(TESTS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto $(TESTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

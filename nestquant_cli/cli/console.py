@@ -49,7 +49,8 @@ def configure(debug: bool, quiet: bool) -> None:
     logger.propagate = False
     if quiet or not progress.on_terminal():
         _default_environment(LIBRARY_BARS, "1")
-        _default_environment(("TQDM_MININTERVAL",), "30")  # seconds between the lines of other libraries' bars
+        _default_environment(("TQDM_DISABLE",), "1")  # other libraries' bars, where they do not insist
+        _default_environment(("TQDM_MININTERVAL",), "30")  # seconds between the lines of the others
     if debug:
         return
     warnings.simplefilter("ignore")
