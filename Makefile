@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 DEMO_DIR     ?= build/demo
-DEMO_SAMPLES ?= 16
+DEMO_SAMPLES ?= 8
 DEMO_WINDOWS ?= 8
 
 .PHONY: help install demo test lint format bench clean distclean

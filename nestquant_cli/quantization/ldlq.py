@@ -8,7 +8,8 @@ minimising E‖Ŵ(x + z) − W x‖² for z uncorrelated with x:
 which block LDLQ does eight columns at a time, last block first (QuIP#, arXiv 2402.04396, §4).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from ..errors import NestQuantError
 from ..lattice.code import BLOCK
 
 PANEL = 128  # columns whose feedback is applied at once, as one matrix product
+MANY_ROWS = 4096  # below it, a block's work is too small to be worth waiting for a second thread
 LADDER = (1.0, 10.0, 100.0, 1000.0)  # damping is multiplied by these in turn until the Cholesky factorization succeeds
 
 RoundBlock = Callable[[Tensor, int], Tensor]
@@ -95,11 +97,26 @@ def ldlq(W: Tensor, lower: Tensor, round_block: RoundBlock) -> Tensor:
     for end in range(n, 0, -PANEL):
         start = max(0, end - PANEL)
         carried = W[:, start:end] + error[:, end:] @ lower[end:, start:end]
-        for left in range(end - BLOCK, start - 1, -BLOCK):
-            right = left + BLOCK
-            target = carried[:, left - start : right - start]
-            if right < end:
-                target = target + error[:, right:end] @ lower[right:end, left:right]
-            rounded[:, left:right] = round_block(target, left // BLOCK)
-            error[:, left:right] = W[:, left:right] - rounded[:, left:right]
+        with _threads_for(W):
+            for left in range(end - BLOCK, start - 1, -BLOCK):
+                right = left + BLOCK
+                target = carried[:, left - start : right - start]
+                if right < end:
+                    target = target + error[:, right:end] @ lower[right:end, left:right]
+                rounded[:, left:right] = round_block(target, left // BLOCK)
+                error[:, left:right] = W[:, left:right] - rounded[:, left:right]
     return rounded
+
+
+@contextmanager
+def _threads_for(W: Tensor) -> Iterator[None]:
+    """One thread for the small steps of a panel, which on a busy machine would wait for each other's time slices."""
+    threads = torch.get_num_threads()
+    if W.device.type != "cpu" or W.shape[0] >= MANY_ROWS or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
