@@ -1,0 +1,241 @@
+"""Tokens to rotated and coded tokens in one pass over memory: a tile of tokens stays in the cache. Compiled by Numba."""
+
+import numpy as np
+from numba import njit
+
+from .cpu_encode import _BEST, _CHOSEN, _INDEX, _ROWS, OVERLOADED, _try, store
+from .cpu_lattice import HALF, INFINITY, LANE, LANES, ONE, OPTIONS, ZERO
+from .cpu_rotate import TOKENS, WORK, transform
+
+_TOGETHER = LANES // TOKENS  # blocks of a token that are encoded together
+
+
+@njit(**OPTIONS)
+def rotate(wide, narrow, plan, out, out_narrow, start, stop):  # type: ignore[no-untyped-def]
+    """Rotates the tokens start … stop.
+
+    Args:
+        wide, narrow: the input (tokens, features), float32 or the bits of bfloat16 (uint16); the other one has no rows.
+        plan: scale (order,) float32, then orders, numbers of factors, factors and signs of the Hadamard blocks.
+        out, out_narrow: the output (tokens, order), likewise.
+    """
+    order = plan[0].shape[0]
+    tile = np.empty(order * TOKENS, np.float32)
+    bits = tile.view(np.int32)
+    work = np.zeros(WORK, np.float32)
+    for first in range(start, stop, TOKENS):
+        count = min(TOKENS, stop - first)
+        _rotated(wide, narrow, first, count, plan, tile, bits, work)
+        if out.shape[0]:
+            for lane in range(count):
+                row = out[first + lane]
+                for i in range(order):
+                    row[i] = tile[i * TOKENS + lane]
+        else:
+            for lane in range(count):
+                row16 = out_narrow[first + lane]
+                for i in range(order):
+                    row16[i] = rounded(bits[i * TOKENS + lane])
+
+
+@njit(**OPTIONS)
+def encode(  # type: ignore[no-untyped-def]
+    wide, narrow, plan, unit, multipliers, q, limit, v, is_wide, scale, start, stop
+):
+    """Rotates and codes the tokens start … stop.
+
+    Args:
+        wide, narrow, plan: as in `rotate`; the order is a multiple of 8.
+        unit: size of v = 1 in units of a token's root mean square.
+        multipliers: (k,) float32.
+        q, limit: float32.
+        v: (tokens, order/4) or (tokens, order/2) int32, the bytes of int8 or, if `is_wide`, int16 entries.
+        scale: (tokens,) float32, filled with the size of v = 1.
+
+    Returns:
+        of the blocks that no multiplier holds, whose v means nothing: their numbers (blocks,) int64, counted through
+        all tokens, and the blocks themselves (blocks, 8) float32 in units of v.
+    """
+    order = plan[0].shape[0]
+    width = order // 8
+    tile = np.empty(order * TOKENS, np.float32)
+    bits = tile.view(np.int32)
+    work = np.zeros(max(WORK, _ROWS), np.float32)
+    words = np.empty(4 * LANES, np.int32)
+    factor = np.empty(TOKENS, np.float32)
+    outside = np.empty(16, np.int64)
+    blocks = np.empty((16, 8), np.float32)
+    found = 0
+    for first in range(start, stop, TOKENS):
+        count = min(TOKENS, stop - first)
+        _rotated(wide, narrow, first, count, plan, tile, bits, work)
+        _scales(tile, width, unit, factor, work)
+        for lane in range(count):
+            scale[first + lane] = factor[lane]
+        for lane in range(TOKENS):
+            factor[lane] = ONE / factor[lane]
+        for block in range(0, width, _TOGETHER):
+            here = min(_TOGETHER, width - block)
+            _take(tile, block, here, factor, work)
+            for lane in range(LANES):
+                work[_BEST + lane] = INFINITY
+                work[_INDEX + lane] = np.float32(OVERLOADED)
+            for i in range(multipliers.shape[0]):
+                m = multipliers[i]
+                _try(work, np.float32(i), m, q, np.floor(limit / m) + HALF)
+            store(work, _CHOSEN, 0, LANES, words, words, is_wide)
+            _place(words, v, first, count, block, here, 4 if is_wide else 2)
+            if _any_outside(work):
+                for lane in range(count):
+                    for j in range(here):
+                        at = j * TOKENS + lane
+                        if work[_INDEX + at] == np.float32(OVERLOADED):
+                            if found == outside.shape[0]:
+                                outside, blocks = _larger(outside, blocks)
+                            outside[found] = (first + lane) * width + block + j
+                            for i in range(8):
+                                blocks[found, i] = work[i * LANES + at]
+                            found += 1
+    return outside[:found], blocks[:found]
+
+
+@njit(**LANE)
+def rounded(bits):  # type: ignore[no-untyped-def]
+    """The bits of the bfloat16 nearest to a float32 (ties to even), from the float32's bits."""
+    value = np.int64(bits) & 0xFFFFFFFF
+    return np.uint16((value + 0x7FFF + ((value >> 16) & 1)) >> 16)
+
+
+@njit(**OPTIONS)
+def _rotated(wide, narrow, first, count, plan, tile, bits, work):  # type: ignore[no-untyped-def]
+    """Loads `count` tokens into a tile, the rest zeros, and rotates them."""
+    scale, orders, numbers, factors, signs = plan
+    features = wide.shape[1] if wide.shape[0] else narrow.shape[1]
+    if count < TOKENS or features < scale.shape[0]:
+        tile[:] = ZERO
+    if wide.shape[0]:
+        for lane in range(count):
+            row = wide[first + lane]
+            for i in range(features):
+                tile[i * TOKENS + lane] = row[i]
+    else:
+        for lane in range(count):
+            row16 = narrow[first + lane]
+            for i in range(features):
+                bits[i * TOKENS + lane] = np.int32(row16[i]) << 16
+    for i in range(scale.shape[0]):
+        part = tile[i * TOKENS : (i + 1) * TOKENS]
+        size = scale[i]
+        for lane in range(TOKENS):
+            part[lane] *= size
+    start = 0
+    at = 0
+    sign = 0
+    for block in range(orders.shape[0]):
+        sizes = factors[at : at + numbers[block]]
+        transform(tile[start : start + orders[block] * TOKENS], sizes, signs[sign:], work)
+        start += orders[block] * TOKENS
+        at += numbers[block]
+        for p in sizes:
+            sign += p * p
+
+
+@njit(**OPTIONS)
+def _scales(tile, width, unit, scale, work):  # type: ignore[no-untyped-def]
+    """Size of v = 1 of each token of a tile; 1 for a token of zeros."""
+    for lane in range(8 * TOKENS):
+        work[lane] = ZERO
+    for block in range(width):
+        part = tile[8 * block * TOKENS : 8 * (block + 1) * TOKENS]
+        for lane in range(8 * TOKENS):
+            work[lane] += part[lane] * part[lane]
+    for lane in range(TOKENS):
+        total = ZERO
+        for i in range(8):
+            total += work[i * TOKENS + lane]
+        size = np.sqrt(total / np.float32(8 * width)) * unit
+        scale[lane] = ONE if size == ZERO else size
+
+
+@njit(**OPTIONS)
+def _take(tile, block, here, factor, work):  # type: ignore[no-untyped-def]
+    """Blocks of a tile, in units of v, to the lanes of the encoder's tile: lane = block·TOKENS + token."""
+    for j in range(_TOGETHER):
+        if j < here:
+            part = tile[8 * (block + j) * TOKENS : 8 * (block + j + 1) * TOKENS]
+            for i in range(8):
+                row = work[i * LANES + j * TOKENS : i * LANES + (j + 1) * TOKENS]
+                for lane in range(TOKENS):
+                    row[lane] = part[i * TOKENS + lane] * factor[lane]
+        else:
+            for i in range(8):
+                for lane in range(TOKENS):
+                    work[i * LANES + j * TOKENS + lane] = ZERO
+
+
+@njit(**OPTIONS)
+def _place(words, v, first, count, block, here, size):  # type: ignore[no-untyped-def]
+    for lane in range(count):
+        row = v[first + lane, size * block : size * (block + here)]
+        for j in range(here):
+            for i in range(size):
+                row[size * j + i] = words[size * (j * TOKENS + lane) + i]
+
+
+@njit(**OPTIONS)
+def _any_outside(work):  # type: ignore[no-untyped-def]
+    largest = ZERO
+    for lane in range(LANES):
+        index = work[_INDEX + lane]
+        largest = index if index > largest else largest
+    return largest == np.float32(OVERLOADED)
+
+
+@njit(**OPTIONS)
+def _larger(outside, blocks):  # type: ignore[no-untyped-def]
+    more = np.empty(2 * outside.shape[0], np.int64)
+    more[: outside.shape[0]] = outside
+    rows = np.empty((2 * outside.shape[0], 8), np.float32)
+    rows[: outside.shape[0]] = blocks
+    return more, rows
+
+
+@njit(**OPTIONS)
+def epilogue(sums, token_scale, row_scale, bias, out, out_narrow, start, stop):  # type: ignore[no-untyped-def]
+    """(sums · token scale) · row scale + bias of the tokens start … stop.
+
+    Args:
+        sums: (tokens, rows) int32.
+        token_scale: (tokens,) float32.
+        row_scale: (rows,) float32.
+        bias: (rows,) float32, or nothing.
+        out, out_narrow: (tokens, rows) float32 or the bits of bfloat16 (uint16); the other one has no rows.
+    """
+    rows = sums.shape[1]
+    line = np.empty(rows, np.float32)
+    bits = line.view(np.int32)
+    for token in range(start, stop):
+        factor = token_scale[token]
+        part = sums[token]
+        target = out[token] if out.shape[0] else line
+        for i in range(rows):
+            target[i] = np.float32(part[i]) * factor * row_scale[i]
+        if bias.shape[0]:
+            for i in range(rows):
+                target[i] += bias[i]
+        if out_narrow.shape[0]:
+            row16 = out_narrow[token]
+            for i in range(rows):
+                row16[i] = rounded(bits[i])
+
+
+@njit(**OPTIONS)
+def fingerprint(words):  # type: ignore[no-untyped-def]
+    """64 bits that depend on every bit of an array of uint64 and on its place."""
+    total = np.uint64(0)
+    for i in range(words.shape[0]):
+        word = words[i]
+        word = (word ^ (word >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
+        word = (word ^ (word >> np.uint64(29))) * (np.uint64(2 * i + 1) * np.uint64(0xBF58476D1CE4E5B9))
+        total += word ^ (word >> np.uint64(32))
+    return total
