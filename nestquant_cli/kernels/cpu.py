@@ -58,7 +58,15 @@ def unpack(packed: Tensor, entries: int, code: NestedCode) -> Tensor:
         raise ValueError(f"rows of {entries} entries need {width} bytes, not {packed.shape[1]}")
     v = torch.empty(packed.shape[0], entries, dtype=reference.entry_type(code))
     blocks = entries // BLOCK
-    fixed = packed.contiguous().numpy(), blocks, code.word_bits, code.q, multipliers_of(code), _bytes_of(v), not code.int8
+    fixed = (
+        packed.contiguous().numpy(),
+        blocks,
+        code.word_bits,
+        code.q,
+        multipliers_of(code),
+        _bytes_of(v),
+        not code.int8,
+    )
     share(lambda start, stop: cpu_words.unpack(*fixed, start, stop), packed.shape[0] * blocks)
     return v
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..lattice.code import BLOCK, NestedCode
 from ..rotation.orders import atoms
 from ..rotation.transform import factor_matrix, rotation
-from . import cpu_tokens, reference
+from . import cpu_after, cpu_tokens, reference
 from .cpu import clip, multipliers_of, share
 from .cpu_rotate import LARGEST_FACTOR, TOKENS
 
@@ -69,7 +69,7 @@ def scaled(sums: Tensor, token_scale: Tensor, row_scale: Tensor, bias: Tensor | 
     out = torch.empty(sums.shape, dtype=torch.bfloat16 if narrow else torch.float32)
     scales = token_scale.numpy(), row_scale.numpy(), _NO_BIAS if bias is None else bias.numpy()
     fixed = sums.numpy(), *scales, *_sides(out)
-    share(lambda start, stop: cpu_tokens.epilogue(*fixed, start, stop), sums.shape[0], sums.shape[1] // BLOCK)
+    share(lambda start, stop: cpu_after.epilogue(*fixed, start, stop), sums.shape[0], sums.shape[1] // BLOCK)
     return out.to(dtype)
 
 
@@ -78,7 +78,7 @@ def fingerprint(x: Tensor) -> int | None:
     if not x.is_contiguous() or x.nbytes % 8 or x.data_ptr() % 8:
         return None
     words = x.detach().view(-1).view(torch.uint8).numpy().view(np.uint64)
-    return int(cpu_tokens.fingerprint(words))
+    return int(cpu_after.fingerprint(words))
 
 
 def _sides(x: Tensor) -> tuple[np.ndarray, np.ndarray]:

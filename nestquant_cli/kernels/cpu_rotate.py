@@ -4,14 +4,14 @@ A tile holds TOKENS vectors as a structure of arrays, coordinate i of the token 
 that every factor of the Kronecker product is sums of whole rows.
 """
 
-import numpy as np
 from numba import njit
 
 from .cpu_lattice import LANE, OPTIONS, ZERO
 
 TOKENS = 16
-LARGEST_FACTOR = 28  # of the dense factors; larger ones are left to matrix products
+LARGEST_FACTOR = 64  # of the dense factors; larger ones are left to matrix products
 RUN = 128  # floats that are transformed together
+FEW = 4  # tokens up to which they are transformed one by one
 
 _SIGNS = LARGEST_FACTOR * RUN  # rows of the work array after the inputs: four rows of the factor, and the results
 _OUT = _SIGNS + 4 * LARGEST_FACTOR
@@ -46,6 +46,42 @@ def transform(tile, sizes, signs, work):  # type: ignore[no-untyped-def]
         at += p * p
 
 
+@njit(**OPTIONS)
+def transform_one(vector, sizes, signs, work, other):  # type: ignore[no-untyped-def]
+    """The same for a single token; lanes are coordinates.
+
+    Every factor is applied to the slowest axis, which then becomes the fastest, so that after the last one all are back
+    in their places.
+
+    Args:
+        vector: (order,) float32, in place.
+        sizes, signs, work: as in `transform`.
+        other: (order,) float32 scratch.
+    """
+    order = vector.shape[0]
+    at = 0
+    for p in sizes:
+        stride = order // p
+        for first in range(0, stride, RUN):
+            count = min(RUN, stride - first)
+            for k in range(p):
+                _copy(vector, first + k * stride, work, k * RUN, count)
+            if p == 2:
+                _pair(work)
+            elif p == 4:
+                _four(work)
+            for i in range(0, p, 4 if p > 4 else p):
+                if p > 4:
+                    _four_rows(work, signs, at + i * p, p)
+                begin = _OUT if p > 4 else 0
+                for lane in range(count):
+                    place = (first + lane) * p + i
+                    for j in range(min(4, p)):
+                        other[place + j] = work[begin + j * RUN + lane]
+        vector[:] = other
+        at += p * p
+
+
 @njit(**LANE)
 def _factor(tile, first, stride, count, p, signs, at, work):  # type: ignore[no-untyped-def]
     """One dense factor on `count` ≤ RUN neighbouring columns of p entries that are `stride` apart."""
@@ -60,14 +96,19 @@ def _factor(tile, first, stride, count, p, signs, at, work):  # type: ignore[no-
             _copy(work, i * RUN, tile, first + i * stride, count)
         return
     for i in range(0, p, 4):  # every larger factor has a multiple of four rows
-        for k in range(4 * p):
-            work[_SIGNS + k] = signs[at + i * p + k]
-        if p == 12:
-            _rows_of_12(work)
-        else:
-            _rows(work, p)
+        _four_rows(work, signs, at + i * p, p)
         for j in range(4):
             _copy(work, _OUT + j * RUN, tile, first + (i + j) * stride, count)
+
+
+@njit(**LANE)
+def _four_rows(work, signs, at, p):  # type: ignore[no-untyped-def]
+    for k in range(4 * p):
+        work[_SIGNS + k] = signs[at + k]
+    if p == 12:
+        _rows_of_12(work)
+    else:
+        _rows(work, p)
 
 
 @njit(**OPTIONS)

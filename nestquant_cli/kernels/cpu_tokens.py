@@ -1,11 +1,12 @@
-"""Tokens to rotated and coded tokens in one pass over memory: a tile of tokens stays in the cache. Compiled by Numba."""
+"""Tokens rotated and coded in one pass over memory: a tile of them stays in the cache. Compiled by Numba."""
 
 import numpy as np
 from numba import njit
 
-from .cpu_encode import _BEST, _CHOSEN, _INDEX, _ROWS, OVERLOADED, _try, store
-from .cpu_lattice import HALF, INFINITY, LANE, LANES, ONE, OPTIONS, ZERO
-from .cpu_rotate import TOKENS, WORK, transform
+from .cpu_after import rounded
+from .cpu_encode import _BEST, _CHOSEN, _INDEX, _ROWS, OVERLOADED, _try, quantize, store
+from .cpu_lattice import HALF, INFINITY, LANES, ONE, OPTIONS, ZERO
+from .cpu_rotate import FEW, TOKENS, WORK, transform, transform_one
 
 _TOGETHER = LANES // TOKENS  # blocks of a token that are encoded together
 
@@ -20,9 +21,20 @@ def rotate(wide, narrow, plan, out, out_narrow, start, stop):  # type: ignore[no
         out, out_narrow: the output (tokens, order), likewise.
     """
     order = plan[0].shape[0]
+    work = np.zeros(WORK, np.float32)
+    if stop - start <= FEW:
+        line = np.empty(order, np.float32)
+        other = np.empty(order, np.float32)
+        for token in range(start, stop):
+            row = out[token] if out.shape[0] else line
+            _rotated_one(wide, narrow, token, plan, row, work, other)
+            if out_narrow.shape[0]:
+                row16, row_bits = out_narrow[token], line.view(np.int32)
+                for i in range(order):
+                    row16[i] = rounded(row_bits[i])
+        return
     tile = np.empty(order * TOKENS, np.float32)
     bits = tile.view(np.int32)
-    work = np.zeros(WORK, np.float32)
     for first in range(start, stop, TOKENS):
         count = min(TOKENS, stop - first)
         _rotated(wide, narrow, first, count, plan, tile, bits, work)
@@ -58,6 +70,8 @@ def encode(  # type: ignore[no-untyped-def]
     """
     order = plan[0].shape[0]
     width = order // 8
+    if stop - start <= FEW:
+        return _encode_few(wide, narrow, plan, unit, multipliers, q, limit, v, is_wide, scale, start, stop)
     tile = np.empty(order * TOKENS, np.float32)
     bits = tile.view(np.int32)
     work = np.zeros(max(WORK, _ROWS), np.float32)
@@ -99,11 +113,64 @@ def encode(  # type: ignore[no-untyped-def]
     return outside[:found], blocks[:found]
 
 
-@njit(**LANE)
-def rounded(bits):  # type: ignore[no-untyped-def]
-    """The bits of the bfloat16 nearest to a float32 (ties to even), from the float32's bits."""
-    value = np.int64(bits) & 0xFFFFFFFF
-    return np.uint16((value + 0x7FFF + ((value >> 16) & 1)) >> 16)
+@njit(**OPTIONS)
+def _encode_few(  # type: ignore[no-untyped-def]
+    wide, narrow, plan, unit, multipliers, q, limit, v, is_wide, scale, start, stop
+):
+    """`encode` for a few tokens: rotated one by one, then coded like rows of a weight."""
+    order = plan[0].shape[0]
+    width = order // 8
+    tokens = stop - start
+    rows = np.empty((tokens, order), np.float32)
+    other = np.empty(order, np.float32)
+    work = np.zeros(WORK, np.float32)
+    factors = np.empty(tokens, np.float32)
+    for i in range(tokens):
+        row = rows[i]
+        _rotated_one(wide, narrow, start + i, plan, row, work, other)
+        total = ZERO
+        for j in range(order):
+            total += row[j] * row[j]
+        size = np.sqrt(total / np.float32(order)) * unit
+        scale[start + i] = ONE if size == ZERO else size
+        factors[i] = ONE / scale[start + i]
+    index = np.empty(tokens * width, np.uint8)
+    flat = rows.reshape(tokens * order)
+    part = v[start:stop].reshape(tokens * v.shape[1])
+    quantize(flat, factors, width, multipliers, q, limit, part, is_wide, index, 0, tokens * width)
+    outside = np.flatnonzero(index == OVERLOADED)
+    blocks = np.empty((outside.shape[0], 8), np.float32)
+    for i in range(outside.shape[0]):
+        for j in range(8):
+            blocks[i, j] = flat[8 * outside[i] + j] * factors[outside[i] // width]
+    return outside + start * width, blocks
+
+
+@njit(**OPTIONS)
+def _rotated_one(wide, narrow, token, plan, row, work, other):  # type: ignore[no-untyped-def]
+    """Loads a token into a row and rotates it."""
+    scale, orders, numbers, factors, signs = plan
+    row[:] = ZERO
+    if wide.shape[0]:
+        for i in range(wide.shape[1]):
+            row[i] = wide[token, i] * scale[i]
+    else:
+        bits = row.view(np.int32)
+        for i in range(narrow.shape[1]):
+            bits[i] = np.int32(narrow[token, i]) << 16
+        for i in range(narrow.shape[1]):
+            row[i] *= scale[i]
+    start = 0
+    at = 0
+    sign = 0
+    for block in range(orders.shape[0]):
+        sizes = factors[at : at + numbers[block]]
+        end = start + orders[block]
+        transform_one(row[start:end], sizes, signs[sign:], work, other[start:end])
+        start = end
+        at += numbers[block]
+        for p in sizes:
+            sign += p * p
 
 
 @njit(**OPTIONS)
@@ -198,44 +265,3 @@ def _larger(outside, blocks):  # type: ignore[no-untyped-def]
     rows = np.empty((2 * outside.shape[0], 8), np.float32)
     rows[: outside.shape[0]] = blocks
     return more, rows
-
-
-@njit(**OPTIONS)
-def epilogue(sums, token_scale, row_scale, bias, out, out_narrow, start, stop):  # type: ignore[no-untyped-def]
-    """(sums · token scale) · row scale + bias of the tokens start … stop.
-
-    Args:
-        sums: (tokens, rows) int32.
-        token_scale: (tokens,) float32.
-        row_scale: (rows,) float32.
-        bias: (rows,) float32, or nothing.
-        out, out_narrow: (tokens, rows) float32 or the bits of bfloat16 (uint16); the other one has no rows.
-    """
-    rows = sums.shape[1]
-    line = np.empty(rows, np.float32)
-    bits = line.view(np.int32)
-    for token in range(start, stop):
-        factor = token_scale[token]
-        part = sums[token]
-        target = out[token] if out.shape[0] else line
-        for i in range(rows):
-            target[i] = np.float32(part[i]) * factor * row_scale[i]
-        if bias.shape[0]:
-            for i in range(rows):
-                target[i] += bias[i]
-        if out_narrow.shape[0]:
-            row16 = out_narrow[token]
-            for i in range(rows):
-                row16[i] = rounded(bits[i])
-
-
-@njit(**OPTIONS)
-def fingerprint(words):  # type: ignore[no-untyped-def]
-    """64 bits that depend on every bit of an array of uint64 and on its place."""
-    total = np.uint64(0)
-    for i in range(words.shape[0]):
-        word = words[i]
-        word = (word ^ (word >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
-        word = (word ^ (word >> np.uint64(29))) * (np.uint64(2 * i + 1) * np.uint64(0xBF58476D1CE4E5B9))
-        total += word ^ (word >> np.uint64(32))
-    return total

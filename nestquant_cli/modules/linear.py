@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..kernels import for_device
 from ..lattice.code import BLOCK, NestedCode, row_bytes
-from .inputs import InputQuantizer, dequantize
-from .product import PANEL, product
+from .inputs import InputQuantizer, LinearInput, dequantize
+from .product import PANEL, dot_packed, product
 from .words import join_indices, multiplier_indices, split_indices
 
 
@@ -82,7 +82,7 @@ class QuantizedLinear(nn.Module):
         if self.code is None:
             return self.weight.nbytes
         names = ("v", "indices", "row_scale") if self.resident == "int8" else ("words", "row_scale")
-        return sum(self._buffers[name].nbytes for name in names)  # type: ignore[union-attr]
+        return sum(int(getattr(self, name).nbytes) for name in names)
 
     def hold_packed(self) -> None:
         """Goes over to the packed form."""
@@ -95,8 +95,8 @@ class QuantizedLinear(nn.Module):
         """Goes over to the int8 form and frees the words.
 
         Returns:
-            whether the layer has that form now: not a weight in 16 bits, one whose entries need int16, or one with words
-            that no encoder writes, which v could not give back.
+            whether the layer has that form now. Not so a weight in 16 bits, one whose entries need int16, and one with
+            words that no encoder writes, which v could not give back.
         """
         if self.resident != "packed" or self.code is None or not self.code.int8:
             return self.resident == "int8"
@@ -131,14 +131,24 @@ class QuantizedLinear(nn.Module):
         if self.code is None:
             y = F.linear(self.source.unrotate(dequantize(coded)).to(self.weight.dtype), self.weight, self.bias)
         else:
-            step = self.out_features if self.resident == "int8" else max(1, PANEL // self.source.padded)
-            y = product(coded, self._rows, step, self.row_scale.view(torch.bfloat16), self.bias, x.dtype)
+            y = self._product(coded, x.dtype)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def _product(self, coded: LinearInput, dtype: torch.dtype) -> Tensor:
+        assert self.code is not None
+        scale, values = self.row_scale.view(torch.bfloat16), coded.values
+        if self.resident == "int8":
+            return product(coded, self._rows, self.out_features, scale, self.bias, dtype)
+        differentiated = values.requires_grad and torch.is_grad_enabled()
+        if coded.scale is None and len(values) == 1 and values.device.type == "cpu" and not differentiated:
+            return dot_packed(values, self.words, self.code, scale, self.bias)
+        return product(coded, self._rows, max(1, PANEL // self.source.padded), scale, self.bias, dtype)
 
     def _rows(self, start: int, stop: int) -> Tensor:
         assert self.code is not None
-        if "v" in self._buffers:
-            return self.v[start:stop]
+        v: Tensor | None = self._buffers.get("v")
+        if v is not None:
+            return v if stop - start == len(v) else v[start:stop]
         return for_device(self.words.device).unpack(self.words[start:stop], self.source.padded, self.code)
 
     def decoded(self) -> Tensor:

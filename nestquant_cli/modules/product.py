@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..lattice.code import NestedCode
 from .inputs import LinearInput, dequantize
 
 _FEWEST_ROWS_CUDA = 17  # torch's int8 product on CUDA takes more than 16 rows and multiples of 8
@@ -36,12 +37,14 @@ def product(
         (tokens, rows) of dtype.
     """
     rows = row_scale.shape[0]
+    if step >= rows:
+        return _panel(coded, weight(0, rows), row_scale, bias, dtype)
     panels = []
     for start in range(0, rows, step):
         part = slice(start, min(start + step, rows))
         v = weight(part.start, part.stop)
         panels.append(_panel(coded, v, row_scale[part], None if bias is None else bias[part], dtype))
-    return panels[0] if len(panels) == 1 else torch.cat(panels, dim=1)
+    return torch.cat(panels, dim=1)
 
 
 def _panel(coded: LinearInput, v: Tensor, row_scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -76,6 +79,13 @@ def _weights_only(x: Tensor, v: Tensor, row_scale: Tensor, bias: Tensor | None) 
 def _finish(y: Tensor, row_scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     y = y * row_scale.float()
     return (y if bias is None else y + bias).to(dtype)
+
+
+def dot_packed(x: Tensor, words: Tensor, code: NestedCode, row_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """The product with one rotated token x (1, padded) on the CPU, decoded on the way: (1, rows) in x's dtype."""
+    from ..kernels.cpu_product import dot
+
+    return _finish(dot(words, x[0], code)[None], row_scale, bias, x.dtype)
 
 
 def integer_sums(a: Tensor, v: Tensor) -> Tensor:

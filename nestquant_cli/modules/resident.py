@@ -37,7 +37,9 @@ def set_resident(model: nn.Module, form: str) -> str:
         'int8'
     """
     if form not in FORMS:
-        raise NestQuantError(f"there is no resident form '{form}'", "weights stay as they are", "use " + ", ".join(FORMS))
+        raise NestQuantError(
+            f"there is no resident form '{form}'", "weights stay as they are", "use " + ", ".join(FORMS)
+        )
     layers = [module for module in model.modules() if isinstance(module, QuantizedLinear) and module.code is not None]
     if form == "auto":
         form = _choose(layers)
