@@ -15,6 +15,8 @@ from .options import (
     MaxWindowsOption,
     ModelArgument,
     ReportOption,
+    Resident,
+    ResidentOption,
     SeedOption,
     SeqlenOption,
     SplitOption,
@@ -49,6 +51,7 @@ def eval_ppl(
     baseline: BaselineOption = None,
     output: ReportOption = None,
     fail_above: FailAboveOption = None,
+    resident: ResidentOption = Resident.auto,
     dtype: DtypeOption = Dtype.auto,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -70,6 +73,7 @@ def eval_ppl(
         baseline=baseline,
         seed=seed,
         dtype=dtype.value,
+        resident=resident.value,
         device=device,
     )
     report = measure_perplexity(options)
@@ -108,7 +112,8 @@ def _print(report: "PerplexityReport") -> None:
     for each in filter(None, (model, original)):
         console.line(
             f"{each['name']}: {each['dtype']}, {each['attention']} attention, {each['device']}, "
-            f"sha256 {each['sha256'][:12]}"
+            + (f"weights {protocol['resident']}, " if each is model and protocol["resident"] else "")
+            + f"sha256 {each['sha256'][:12]}"
         )
     versions = ", ".join(f"{name} {version}" for name, version in protocol["versions"].items())
     console.line(f"{versions}; seed {protocol['seed']}; {scores.seconds:.0f} s")

@@ -7,7 +7,7 @@ import typer
 
 from . import console
 from .eval_ppl import Dtype, DtypeOption
-from .options import DeviceOption, ModelArgument, ReportOption, SeedOption
+from .options import DeviceOption, ModelArgument, ReportOption, Resident, ResidentOption, SeedOption
 
 TasksOption = Annotated[
     str, typer.Option("--tasks", metavar="A,B", help="lm-eval tasks, groups or tags, by comma.", show_default=False)
@@ -42,6 +42,7 @@ def eval_tasks(
     batch_size: BatchOption = 1,
     output: ReportOption = None,
     fail_below: FailBelowOption = None,
+    resident: ResidentOption = Resident.auto,
     dtype: DtypeOption = Dtype.auto,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -60,6 +61,7 @@ def eval_tasks(
         fail_below=tuple(fail_below or ()),
         seed=seed,
         dtype=dtype.value,
+        resident=resident.value,
         device=device,
     )
     report = measure_tasks(options)

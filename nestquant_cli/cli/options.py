@@ -18,6 +18,14 @@ class Bos(str, Enum):
     none = "none"
 
 
+class Resident(str, Enum):
+    """The form of quantized weights in memory."""
+
+    packed = "packed"
+    int8 = "int8"
+    auto = "auto"
+
+
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
 CheckpointArgument = Annotated[
     Path,
@@ -40,6 +48,15 @@ MaxWindowsOption = Annotated[
 BaselineOption = Annotated[
     str | None,
     typer.Option("--baseline", metavar="MODEL", help="Score this model beside MODEL: KL divergence, top-1 agreement."),
+]
+
+ResidentOption = Annotated[
+    Resident,
+    typer.Option(
+        "--resident",
+        help="Weights of a packed checkpoint in memory: packed, or int8 (twice as large, faster); auto is int8 where "
+        "that takes at most a quarter of the free memory.",
+    ),
 ]
 
 FolderOption = Annotated[

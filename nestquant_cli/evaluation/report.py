@@ -9,7 +9,7 @@ from ..errors import NestQuantError
 from ..models.device import pick_device
 from ..models.source import load_model, load_tokenizer, resolve
 from .perplexity import Scores, score
-from .protocol import model_protocol, versions
+from .protocol import hold_weights, model_protocol, versions
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class PerplexityOptions:
         bos: "default", "each" or "none", see `calibration.text.token_windows`.
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: a torch device; "auto" takes a GPU where there is one.
+        resident: form of quantized weights in memory, see `modules.resident.set_resident`.
     """
 
     model: str
@@ -33,6 +34,7 @@ class PerplexityOptions:
     seed: int = 0
     dtype: str = "auto"
     device: str = "auto"
+    resident: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,9 @@ def measure_perplexity(options: PerplexityOptions) -> PerplexityReport:
     torch.manual_seed(options.seed)
     model = load_model(source, options.dtype, device)
     baseline = load_model(baseline_source, options.dtype, device) if baseline_source is not None else None
+    held = hold_weights(model, options.resident)
+    if baseline is not None:
+        hold_weights(baseline, options.resident)
     scores = score(model, windows[: options.max_windows], baseline_model=baseline)
     protocol = {
         "dataset": text.name,
@@ -96,6 +101,7 @@ def measure_perplexity(options: PerplexityOptions) -> PerplexityReport:
         "bos": options.bos,
         "log_softmax": "float32",
         "seed": options.seed,
+        "resident": held,
         "model": model_protocol(source, model),
         "baseline": model_protocol(baseline_source, baseline) if baseline_source and baseline else None,
         "versions": versions(),

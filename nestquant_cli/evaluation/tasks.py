@@ -13,7 +13,7 @@ from ..models.device import pick_device
 from ..models.hub import cache_only_when_unreachable
 from ..models.source import load_model, load_tokenizer, resolve
 from .gates import NOT_EVALUATED, failure, parse_gate
-from .protocol import model_protocol, versions
+from .protocol import hold_weights, model_protocol, versions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +33,7 @@ class TaskOptions:
         limit: items per task; below 1 a fraction of them; None is all.
         include_path: a folder with further task YAML files.
         fail_below: gates, "task=X" or "task.metric=X".
+        resident: form of quantized weights in memory, see `modules.resident.set_resident`.
     """
 
     model: str
@@ -45,6 +46,7 @@ class TaskOptions:
     seed: int = 0
     dtype: str = "auto"
     device: str = "auto"
+    resident: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def measure_tasks(options: TaskOptions) -> TaskReport:
     gates = [parse_gate(text, metrics) for text in options.fail_below]
     tokenizer = load_tokenizer(source)
     model = load_model(source, options.dtype, device)
+    held = hold_weights(model, options.resident)
     found = run_tasks(model, tokenizer, list(tasks.values()), options)
     results = _finite(found["results"])
     protocol = {
@@ -89,6 +92,7 @@ def measure_tasks(options: TaskOptions) -> TaskReport:
         "batch_size": options.batch_size,
         "include_path": str(options.include_path) if options.include_path else None,
         "seed": dict.fromkeys(("random", "numpy", "torch", "fewshot"), options.seed),
+        "resident": held,
         "seconds": time.monotonic() - start,
         "model": model_protocol(source, model),
         "versions": versions("lm_eval", "datasets"),

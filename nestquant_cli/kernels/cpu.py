@@ -29,15 +29,15 @@ def quantize(x: Tensor, scale: Tensor, code: NestedCode) -> tuple[Tensor, Tensor
     x, scale = x.float().contiguous().view(-1), scale.float().contiguous()
     v = torch.empty(rows, entries, dtype=reference.entry_type(code))
     index = torch.empty(rows, width, dtype=torch.uint8)
-    fixed = x.numpy(), (1 / scale).numpy(), width, _multipliers(code), np.float32(code.q), np.float32(code.limit)
+    fixed = x.numpy(), (1 / scale).numpy(), width, multipliers_of(code), np.float32(code.q), np.float32(code.limit)
     choices = index.view(-1).numpy()
     filled = _bytes_of(v), not code.int8, choices
-    _share(lambda start, stop: cpu_encode.quantize(*fixed, *filled, start, stop), rows * width)
+    share(lambda start, stop: cpu_encode.quantize(*fixed, *filled, start, stop), rows * width)
     overloaded = np.flatnonzero(choices == cpu_encode.OVERLOADED)
     if overloaded.size:
         at = torch.from_numpy(overloaded)
         y = x.view(-1, BLOCK)[at] / scale[at // width, None]
-        v.view(-1, BLOCK)[at] = _clip(y, code).to(v.dtype)
+        v.view(-1, BLOCK)[at] = clip(y, code).to(v.dtype)
         index.view(-1)[at] = code.k - 1
     return v, index, overloaded.size
 
@@ -46,8 +46,8 @@ def pack(v: Tensor, index: Tensor, code: NestedCode) -> Tensor:
     """As `reference.pack`."""
     packed = torch.empty(v.shape[0], row_bytes(v.shape[1], code.word_bits), dtype=torch.uint8)
     values, choices = v.contiguous().view(-1).numpy(), index.contiguous().view(-1).numpy()
-    fixed = values, choices, index.shape[1], _multipliers(code), code.q, code.word_bits, packed.numpy()
-    _share(lambda start, stop: cpu_words.pack(*fixed, start, stop), v.shape[0], index.shape[1])
+    fixed = values, choices, index.shape[1], multipliers_of(code), code.q, code.word_bits, packed.numpy()
+    share(lambda start, stop: cpu_words.pack(*fixed, start, stop), v.shape[0], index.shape[1])
     return packed
 
 
@@ -58,9 +58,27 @@ def unpack(packed: Tensor, entries: int, code: NestedCode) -> Tensor:
         raise ValueError(f"rows of {entries} entries need {width} bytes, not {packed.shape[1]}")
     v = torch.empty(packed.shape[0], entries, dtype=reference.entry_type(code))
     blocks = entries // BLOCK
-    fixed = packed.contiguous().numpy(), blocks, code.word_bits, code.q, _multipliers(code), _bytes_of(v), not code.int8
-    _share(lambda start, stop: cpu_words.unpack(*fixed, start, stop), packed.shape[0] * blocks)
+    fixed = (
+        packed.contiguous().numpy(),
+        blocks,
+        code.word_bits,
+        code.q,
+        multipliers_of(code),
+        _bytes_of(v),
+        not code.int8,
+    )
+    share(lambda start, stop: cpu_words.unpack(*fixed, start, stop), packed.shape[0] * blocks)
     return v
+
+
+def indices(packed: Tensor, width: int, code: NestedCode) -> Tensor:
+    """Multiplier indices (rows, width) uint8 of packed words; the largest one for words that no encoder writes."""
+    index = torch.zeros(packed.shape[0], width, dtype=torch.uint8)
+    if code.k == 1:  # q⁸ may not even fit 64 bits
+        return index
+    fixed = packed.contiguous().numpy(), code.word_bits, np.uint64(code.q**BLOCK), code.k, index.numpy()
+    share(lambda start, stop: cpu_words.indices(*fixed, start, stop), packed.shape[0], width)
+    return index
 
 
 def block_errors(x: Tensor, scales: Tensor, multipliers: Tensor, q: int, limit: int) -> Tensor:
@@ -69,11 +87,11 @@ def block_errors(x: Tensor, scales: Tensor, multipliers: Tensor, q: int, limit: 
     steps = (scales.float() * multipliers).numpy()
     bounds = (torch.div(limit, multipliers, rounding_mode="floor") + 0.5).float().numpy()
     fixed = x.float().contiguous().view(-1).numpy(), steps, bounds, np.float32(q), errors.numpy()
-    _share(lambda start, stop: cpu_encode.block_errors(*fixed, start, stop), x.shape[0], len(steps))
+    share(lambda start, stop: cpu_encode.block_errors(*fixed, start, stop), x.shape[0], len(steps))
     return errors
 
 
-def _clip(y: Tensor, code: NestedCode) -> Tensor:
+def clip(y: Tensor, code: NestedCode) -> Tensor:
     """As `reference.clip`, but float32."""
     v = torch.empty_like(y)
     m, q, limit = (np.float32(value) for value in (code.multipliers[-1], code.q, code.limit))
@@ -87,12 +105,20 @@ def _bytes_of(v: Tensor) -> np.ndarray:
 
 
 @lru_cache(maxsize=256)
-def _multipliers(code: NestedCode) -> np.ndarray:
+def multipliers_of(code: NestedCode) -> np.ndarray:
+    """As the compiled loops take them."""
     return np.asarray(code.multipliers, dtype=np.float32)
 
 
-def _share(work: Callable[[int, int], None], items: int, blocks_per_item: int = 1) -> None:
-    """Calls work(start, stop) on parts of 0 … items, in this thread when there is too little to share."""
+def share(work: Callable[[int, int], object], items: int, blocks_per_item: int = 1, multiple: int = 1) -> None:
+    """Calls work(start, stop) on parts of 0 … items, in this thread when there is too little to share.
+
+    Args:
+        work: to be done in parts, of any size.
+        items: how many there are.
+        blocks_per_item: how much work one is, in blocks.
+        multiple: parts start at multiples of this.
+    """
     if items == 0:
         return
     threads = torch.get_num_threads()
@@ -101,8 +127,8 @@ def _share(work: Callable[[int, int], None], items: int, blocks_per_item: int = 
         work(0, items)
         return
     size = -(-items // parts)
-    if blocks_per_item == 1:
-        size = -(-size // LANES) * LANES
+    multiple = LANES if blocks_per_item == 1 else multiple
+    size = -(-size // multiple) * multiple
     starts = range(0, items, size)
     list(_pool(threads).map(work, starts, (min(start + size, items) for start in starts)))
 

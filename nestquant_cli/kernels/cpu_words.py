@@ -47,6 +47,16 @@ def unpack(packed, width, word_bits, q, multipliers, v, wide, start, stop):  # t
         store(work, 0, first, count, out, v, wide)
 
 
+@njit(**OPTIONS)
+def indices(packed, word_bits, size, k, index, start, stop):  # type: ignore[no-untyped-def]
+    """Fills index (rows, blocks) uint8 of rows start … stop: word div size, at most k − 1; size is q⁸ as uint64."""
+    stream = packed.reshape(packed.size)
+    for row in range(start, stop):
+        for column in range(index.shape[1]):
+            word = _read(stream, row * packed.shape[1], column * word_bits, word_bits)
+            index[row, column] = np.uint8(min(np.int64(word // size), k - 1))
+
+
 @njit(**LANE)
 def _read(packed, begin, position, word_bits):  # type: ignore[no-untyped-def]
     """The word_bits bits at bit `position` of the row that begins at byte `begin`, as uint64."""

@@ -37,13 +37,13 @@ def split(words: Tensor, q: int) -> tuple[Tensor, Tensor]:
     """
     digits = torch.empty(*words.shape, BLOCK, dtype=torch.int64, device=words.device)
     for j in range(BLOCK):
-        quotient = _unsigned_quotient(words, q)
+        quotient = unsigned_quotient(words, q)
         digits[..., j] = words - quotient * q
         words = quotient
     return digits, words
 
 
-def _unsigned_quotient(a: Tensor, d: int) -> Tensor:
+def unsigned_quotient(a: Tensor, d: int) -> Tensor:
     """⌊a / d⌋ of int64 bit patterns read as unsigned, 2 ≤ d < 2³¹."""
     half = torch.bitwise_right_shift(a, 1) & _LOW_63
     quotient = torch.div(half, d, rounding_mode="floor") * 2

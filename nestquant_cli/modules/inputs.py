@@ -19,7 +19,8 @@ class LinearInput:
     """What a product takes.
 
     Attributes:
-        values: (tokens, padded features), integer v when `scale` is given, else the rotated float32 input.
+        values: (tokens, padded features), integer v when `scale` is given, else the rotated input in float32, or in
+            bfloat16 where the input was and the CPU rotated it.
         scale: (tokens,) float32 size of v = 1, or None.
     """
 
@@ -54,15 +55,32 @@ class InputQuantizer:
         """Codes x (..., features); tokens are flattened."""
         if self._result is None or self._source is None or self._source() is not x or self._changed(x):
             self._source = weakref.ref(x, self._forget)
-            self._state = x.clone() if x.is_inference() else x._version
-            self._result = self.quantize(self.rotate(x))
+            self._state = _state_of(x)
+            self._result = self.code_tokens(x.reshape(-1, self.features))
         return self._result
 
     def _changed(self, x: Tensor) -> bool:
-        """Whether x was changed in place. Tensors of inference mode do not count changes, so a copy is compared."""
-        if isinstance(self._state, Tensor):
-            return not torch.equal(self._state, x)
-        return self._state != x._version
+        """Whether x was changed in place since it was coded."""
+        state = self._state
+        return not torch.equal(state, x) if isinstance(state, Tensor) else state != _state_of(x)
+
+    def code_tokens(self, x: Tensor) -> LinearInput:
+        """Rotates and codes tokens (tokens, features); on the CPU in one pass over memory."""
+        differentiated = self.code is None and x.requires_grad and torch.is_grad_enabled()
+        if x.device.type == "cpu" and not differentiated:
+            result = self._on_cpu(x.detach())
+            if result is not None:
+                return result
+        return self.quantize(self.rotate(x))
+
+    def _on_cpu(self, x: Tensor) -> LinearInput | None:
+        from ..kernels import cpu_input
+
+        if self.code is None:
+            rotated = cpu_input.rotate(x, self.padded, self.seed)
+            return None if rotated is None else LinearInput(rotated, None)
+        coded = cpu_input.encode(x, self.padded, self.seed, self.code.code, self.code.unit)
+        return None if coded is None else LinearInput(*coded)
 
     def rotate(self, x: Tensor) -> Tensor:
         """(..., features) to (tokens, padded) float32."""
@@ -100,5 +118,18 @@ def padded_size(features: int) -> int:
 def dequantize(coded: LinearInput) -> Tensor:
     """(tokens, padded) float32 values that the coded input stands for."""
     if coded.scale is None:
-        return coded.values
+        return coded.values.float()
     return coded.values.to(torch.float32) * coded.scale[:, None]
+
+
+def _state_of(x: Tensor) -> Tensor | int:
+    """What differs after x was changed in place. Tensors of inference mode do not count changes: contents tell."""
+    if not x.is_inference():
+        return x._version
+    if x.device.type == "cpu":
+        from ..kernels.cpu_input import fingerprint
+
+        mark = fingerprint(x)
+        if mark is not None:
+            return mark
+    return x.clone()

@@ -1,6 +1,7 @@
-"""A Linear whose weight stays packed in memory and whose product is exact integer arithmetic where both sides are int8.
+"""A Linear with a quantized weight, held in one of two forms.
 
-Y = diag(s_a) · (V_a · V_wᵀ) · diag(s_w)  [+ bias],   V_a, V_w integer, s_a per token, s_w per output row
+packed: the words, decoded inside the product. int8: the integers v that they stand for, and next to them the index of
+each block's multiplier, which is all that v does not say of its word. Either way the state dict has the words.
 """
 
 from typing import Any
@@ -10,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import for_device
-from ..lattice.code import NestedCode, row_bytes
+from ..lattice.code import BLOCK, NestedCode, row_bytes
 from .inputs import InputQuantizer, LinearInput, dequantize
-
-_FEWEST_ROWS_CUDA = 17  # torch's int8 product on CUDA takes more than 16 rows and multiples of 8
+from .product import PANEL, dot_packed, product
+from .words import join_indices, multiplier_indices, split_indices
 
 
 class QuantizedLinear(nn.Module):
@@ -29,8 +30,10 @@ class QuantizedLinear(nn.Module):
     """
 
     bias: nn.Parameter | None
-    words: Tensor  # (out_features, row_bytes) uint8
+    words: Tensor  # (out_features, row_bytes) uint8; in the int8 form made on demand
     row_scale: Tensor  # (out_features,) int16, the bits of a bfloat16: no cast of the module may round it
+    v: Tensor  # (out_features, padded) int8, in the int8 form
+    indices: Tensor  # of the multipliers, as `words.join_indices` packs them, in the int8 form
 
     def __init__(
         self,
@@ -56,30 +59,101 @@ class QuantizedLinear(nn.Module):
         self.register_parameter("bias", parameter if bias else None)
 
     def __getattr__(self, name: str) -> Any:
-        """Packed, `weight` is an empty tensor: model code asks for its dtype, and initializes it unless flagged."""
-        if name == "weight" and "words" in self.__dict__.get("_buffers", {}):
-            stand_in = torch.empty(0, dtype=self.dtype, device=self.words.device)
+        """Without a `weight`, that is an empty tensor: model code asks for its dtype, and initializes it unless
+        flagged. Without `words`, they are made from v."""
+        buffers = self.__dict__.get("_buffers", {})
+        if name == "weight" and "row_scale" in buffers:
+            stand_in = torch.empty(0, dtype=self.dtype, device=self.row_scale.device)
             stand_in._is_hf_initialized = True  # type: ignore[attr-defined]
             return stand_in
+        if name == "words" and "v" in buffers:
+            return self._repacked()
         return super().__getattr__(name)
+
+    @property
+    def resident(self) -> str:
+        """The form in memory: "packed", "int8", or "16 bit" for a weight that is not coded."""
+        if self.code is None:
+            return "16 bit"
+        return "int8" if "v" in self._buffers else "packed"
+
+    def resident_bytes(self) -> int:
+        """Bytes of the weight in memory, the row scales included."""
+        if self.code is None:
+            return self.weight.nbytes
+        names = ("v", "indices", "row_scale") if self.resident == "int8" else ("words", "row_scale")
+        return sum(int(getattr(self, name).nbytes) for name in names)
+
+    def hold_packed(self) -> None:
+        """Goes over to the packed form."""
+        if self.resident == "int8":
+            words = self._repacked()
+            del self.v, self.indices
+            self.register_buffer("words", words)
+
+    def hold_int8(self) -> bool:
+        """Goes over to the int8 form and frees the words.
+
+        Returns:
+            whether the layer has that form now. Not so a weight in 16 bits, one whose entries need int16, and one with
+            words that no encoder writes, which v could not give back.
+        """
+        if self.resident != "packed" or self.code is None or not self.code.int8:
+            return self.resident == "int8"
+        v, index = self.decoded(), multiplier_indices(self.words, self.source.padded, self.code)
+        if not torch.equal(for_device(v.device).pack(v, index, self.code), self.words):
+            return False
+        del self.words
+        self.register_buffer("v", v, persistent=False)
+        self.register_buffer("indices", join_indices(index, self.code.k), persistent=False)
+        return True
+
+    def _repacked(self) -> Tensor:
+        assert self.code is not None
+        index = split_indices(self.indices, self.source.padded // BLOCK, self.code.k)
+        return for_device(self.v.device).pack(self.v, index, self.code)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.resident == "int8":
+            destination[prefix + "words"] = self._repacked()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        unpacked = self.resident == "int8"
+        self.hold_packed()
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        if unpacked:
+            self.hold_int8()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) to (..., out_features), in x's dtype."""
         coded = self.source(x)
         if self.code is None:
-            y = F.linear(self.source.unrotate(dequantize(coded)).to(self.weight.dtype), self.weight).float()
+            y = F.linear(self.source.unrotate(dequantize(coded)).to(self.weight.dtype), self.weight, self.bias)
         else:
-            v = self.decoded()
-            y = integer_product(coded, v) if _both_int8(coded, v) else float_product(coded, v, x.dtype)
-            y *= row_scale_of(self.row_scale)
-        if self.bias is not None:
-            y += self.bias
+            y = self._product(coded, x.dtype)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def _product(self, coded: LinearInput, dtype: torch.dtype) -> Tensor:
+        assert self.code is not None
+        scale, values = self.row_scale.view(torch.bfloat16), coded.values
+        if self.resident == "int8":
+            return product(coded, self._rows, self.out_features, scale, self.bias, dtype)
+        differentiated = values.requires_grad and torch.is_grad_enabled()
+        if coded.scale is None and len(values) == 1 and values.device.type == "cpu" and not differentiated:
+            return dot_packed(values, self.words, self.code, scale, self.bias)
+        return product(coded, self._rows, max(1, PANEL // self.source.padded), scale, self.bias, dtype)
+
+    def _rows(self, start: int, stop: int) -> Tensor:
+        assert self.code is not None
+        v: Tensor | None = self._buffers.get("v")
+        if v is not None:
+            return v if stop - start == len(v) else v[start:stop]
+        return for_device(self.words.device).unpack(self.words[start:stop], self.source.padded, self.code)
 
     def decoded(self) -> Tensor:
         """The integer weight V (out_features, padded), rotated: W·Rᵀ ≈ diag(row_scale)·V."""
-        assert self.code is not None
-        return for_device(self.words.device).unpack(self.words, self.source.padded, self.code)
+        return self._rows(0, self.out_features)
 
     def dequantized(self) -> Tensor:
         """The weight (out_features, in_features) float32 in the original basis."""
@@ -89,36 +163,8 @@ class QuantizedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         code = "16 bit" if self.code is None else f"q={self.code.q}, multipliers={self.code.multipliers}"
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {code}"
-
-
-def integer_product(coded: LinearInput, v: Tensor) -> Tensor:
-    """V_a·V_wᵀ in exact int32, times the token scales: (tokens, out) float32."""
-    assert coded.scale is not None
-    a = coded.values
-    if a.is_cuda:
-        pads = (0, -v.shape[0] % 8)
-        rows = max(_FEWEST_ROWS_CUDA, a.shape[0])
-        sums = torch._int_mm(F.pad(a, (0, 0, 0, rows - a.shape[0])), F.pad(v, (0, 0, *pads)).t())
-        sums = sums[: a.shape[0], : v.shape[0]]
-    else:
-        sums = torch._int_mm(a, v.t())
-    return sums.to(torch.float32) * coded.scale[:, None]
-
-
-def float_product(coded: LinearInput, v: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same for inputs or weights that are not int8: (tokens, out) float32.
-
-    An int8 v is exact in bfloat16 and float16; a wider one is taken in float32.
-    """
-    dtype = dtype if v.dtype == torch.int8 else torch.float32
-    x = dequantize(coded)
-    if dtype != torch.float16:
-        return F.linear(x.to(dtype), v.to(dtype)).float()
-    size = x.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)  # (tokens, 1)
-    return (
-        F.linear((x / size).to(dtype), v.to(dtype)).float() * size
-    )  # sums of x·v itself may exceed the range of float16
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return f"{sizes}, {code}" + (", int8" if self.resident == "int8" else "")
 
 
 def row_scale_of(bits: Tensor) -> Tensor:
@@ -129,7 +175,3 @@ def row_scale_of(bits: Tensor) -> Tensor:
 def row_scale_bits(scale: Tensor) -> Tensor:
     """Bits (int16) of the bfloat16 nearest to each row scale."""
     return scale.to(torch.bfloat16).view(torch.int16)
-
-
-def _both_int8(coded: LinearInput, v: Tensor) -> bool:
-    return coded.scale is not None and coded.values.dtype == torch.int8 and v.dtype == torch.int8

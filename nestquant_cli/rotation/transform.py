@@ -28,13 +28,18 @@ def _sylvester_or_paley(atom: int) -> NDArray[np.int8]:
     return np.array([[1, 1], [1, -1]], dtype=np.int8) if atom == 2 else paley_matrix(atom)
 
 
-@cache
-def _factor(group: tuple[int, ...], device: torch.device) -> Tensor:
-    """The Kronecker product of some atoms, (p, p) float32 of ±1; shared by all rotations on a device."""
+def factor_matrix(group: tuple[int, ...]) -> NDArray[np.int8]:
+    """The Kronecker product of some atoms, (p, p) of ±1."""
     matrix = np.ones((1, 1), dtype=np.int8)
     for atom in group:
         matrix = np.kron(matrix, _sylvester_or_paley(atom))
-    return _constant(matrix.astype(np.float32), device)
+    return matrix
+
+
+@cache
+def _factor(group: tuple[int, ...], device: torch.device) -> Tensor:
+    """The same in float32, shared by all rotations on a device."""
+    return _constant(factor_matrix(group).astype(np.float32), device)
 
 
 def _constant(values: NDArray[np.float32], device: torch.device) -> Tensor:
@@ -70,6 +75,7 @@ class Rotation:
         seed: the seed of the signs.
         block_orders: orders of the Hadamard blocks along the diagonal, largest first; they sum to n.
         signs: (n,) int8 of ±1.
+        scale: (n,) float32, signs/√(order of the block): what coordinates are multiplied by in front of the ±1 matrix.
     """
 
     def __init__(self, order: int, seed: int) -> None:
@@ -78,7 +84,7 @@ class Rotation:
         self.block_orders: tuple[int, ...] = block_orders(order)
         self.signs = signs(order, seed)
         roots = np.repeat(1 / np.sqrt(np.array(self.block_orders, dtype=np.float64)), self.block_orders)
-        self._scale = (self.signs * roots).astype(np.float32)
+        self.scale = (self.signs * roots).astype(np.float32)
         self._scales: dict[torch.device, Tensor] = {}
 
     def __reduce__(self) -> tuple[object, tuple[int, int]]:
@@ -127,7 +133,7 @@ class Rotation:
 
     def _scale_on(self, device: torch.device) -> Tensor:
         if device not in self._scales:
-            self._scales[device] = _constant(self._scale, device)
+            self._scales[device] = _constant(self.scale, device)
         return self._scales[device]
 
     def _run(self, x: Tensor, transposed: bool) -> Tensor:

@@ -74,5 +74,5 @@ def test_after_a_fork() -> None:
 
 def _share_in_child() -> None:
     done: list[int] = []
-    cpu._share(lambda start, stop: done.append(stop - start), 10**6)
+    cpu.share(lambda start, stop: done.append(stop - start), 10**6)
     assert sum(done) == 10**6 and len(done) > 1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nestquant_cli.codecs.fit import ScaledCode
 from nestquant_cli.lattice.code import NestedCode
-from nestquant_cli.modules.inputs import InputQuantizer, dequantize, padded_size
+from nestquant_cli.modules.inputs import InputQuantizer, LinearInput, dequantize, padded_size
 from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian, relative_error
 
@@ -23,9 +23,9 @@ class Counting(InputQuantizer):
 
     rotations = 0
 
-    def rotate(self, x: Tensor) -> Tensor:
+    def code_tokens(self, x: Tensor) -> LinearInput:
         self.rotations += 1
-        return super().rotate(x)
+        return super().code_tokens(x)
 
 
 @pytest.mark.parametrize("features", [64, 20, 7])

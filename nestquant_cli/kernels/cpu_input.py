@@ -1,0 +1,111 @@
+"""Rotating and coding the inputs of Linears on the CPU, and what follows their product, on torch tensors."""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..lattice.code import BLOCK, NestedCode
+from ..rotation.orders import atoms
+from ..rotation.transform import factor_matrix, rotation
+from . import cpu_after, cpu_tokens, reference
+from .cpu import clip, multipliers_of, share
+from .cpu_rotate import LARGEST_FACTOR, TOKENS
+
+_NO_FLOATS = np.empty((0, 0), np.float32)
+_NO_BITS = np.empty((0, 0), np.uint16)
+_NO_BIAS = np.empty(0, np.float32)
+
+
+def rotate(x: Tensor, order: int, seed: int) -> Tensor | None:
+    """R x of tokens padded with zeros to the order, as `rotation.transform` defines R.
+
+    Args:
+        x: (tokens, features ≤ order) float32, bfloat16 or float16.
+        order: of the rotation.
+        seed: of its signs.
+
+    Returns:
+        (tokens, order) bfloat16 for bfloat16, else float32; None where a factor of the order is too large.
+    """
+    plan = _plan(order, seed)
+    if plan is None:
+        return None
+    narrow = x.dtype == torch.bfloat16
+    out = torch.empty(x.shape[0], order, dtype=torch.bfloat16 if narrow else torch.float32)
+    fixed = *_sides(x), plan, *_sides(out)
+    share(lambda start, stop: cpu_tokens.rotate(*fixed, start, stop), x.shape[0], order // BLOCK, TOKENS)
+    return out
+
+
+def encode(x: Tensor, order: int, seed: int, code: NestedCode, unit: float) -> tuple[Tensor, Tensor] | None:
+    """Rotates tokens as `rotate` does and rounds each to the code, at `unit` times its root mean square.
+
+    Returns:
+        v (tokens, order) int8 or int16 and the size of v = 1 (tokens,) float32, which is 1 for a token of zeros; None
+        where a factor of the order is too large.
+    """
+    plan = _plan(order, seed)
+    if plan is None:
+        return None
+    v = torch.empty(x.shape[0], order, dtype=reference.entry_type(code))
+    scale = torch.empty(x.shape[0])
+    sizes = np.float32(unit), multipliers_of(code), np.float32(code.q), np.float32(code.limit)
+    fixed = *_sides(x), plan, *sizes, v.view(torch.int32).numpy(), not code.int8, scale.numpy()
+    found: list[tuple[Any, Any]] = []
+    share(lambda a, b: found.append(cpu_tokens.encode(*fixed, a, b)), x.shape[0], order // BLOCK, TOKENS)
+    for outside, blocks in found:
+        if outside.size:
+            at = torch.from_numpy(outside)
+            v.view(-1, BLOCK)[at] = clip(torch.from_numpy(blocks), code).to(v.dtype)
+    return v, scale
+
+
+def scaled(sums: Tensor, token_scale: Tensor, row_scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """sums (tokens, rows) int32 times the scales (float32) of both sides plus the bias (float32), in one pass."""
+    narrow = dtype == torch.bfloat16
+    out = torch.empty(sums.shape, dtype=torch.bfloat16 if narrow else torch.float32)
+    scales = token_scale.numpy(), row_scale.numpy(), _NO_BIAS if bias is None else bias.numpy()
+    fixed = sums.numpy(), *scales, *_sides(out)
+    share(lambda start, stop: cpu_after.epilogue(*fixed, start, stop), sums.shape[0], sums.shape[1] // BLOCK)
+    return out.to(dtype)
+
+
+def fingerprint(x: Tensor) -> int | None:
+    """64 bits of the contents of x, to see whether it was changed; None where x cannot be read as whole words."""
+    if not x.is_contiguous() or x.nbytes % 8 or x.data_ptr() % 8:
+        return None
+    words = x.detach().view(-1).view(torch.uint8).numpy().view(np.uint64)
+    return int(cpu_after.fingerprint(words))
+
+
+def _sides(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """x as float32 or as bits of bfloat16, and nothing in the other's place."""
+    if x.dtype == torch.bfloat16:
+        return _NO_FLOATS, x.contiguous().view(torch.uint16).numpy()
+    return x.float().contiguous().numpy(), _NO_BITS
+
+
+@lru_cache(maxsize=256)
+def _plan(order: int, seed: int) -> tuple[np.ndarray, ...] | None:
+    """What cpu_tokens.rotate takes; twos are taken in pairs."""
+    turn = rotation(order, seed)
+    numbers, factors, signs = [], [], []
+    for size in turn.block_orders:
+        groups: list[tuple[int, ...]] = []
+        for atom in atoms(size):
+            if atom == 2 and groups and groups[-1] == (2,):
+                groups[-1] = (2, 2)
+            else:
+                groups.append((atom,))
+        matrices = [factor_matrix(group) for group in groups]
+        if any(len(matrix) > LARGEST_FACTOR for matrix in matrices):
+            return None
+        numbers.append(len(matrices))
+        factors += [len(matrix) for matrix in matrices]
+        signs += [matrix.astype(np.float32).ravel() for matrix in matrices]
+    signs.append(np.ones(1, np.float32))  # an order of 1 has no factors, and nothing may be empty
+    whole = (np.asarray(list(each), np.int64) for each in (turn.block_orders, numbers, factors or [1]))
+    return turn.scale, *whole, np.concatenate(signs)

@@ -1,0 +1,111 @@
+"""Products of a coded or rotated input with an integer weight, a panel of rows at a time.
+
+Y = diag(s_a) · (V_a · V_wᵀ) · diag(s_w)  [+ bias],   V_a, V_w integer, s_a per token, s_w per output row
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..lattice.code import NestedCode
+from .inputs import LinearInput, dequantize
+
+_FEWEST_ROWS_CUDA = 17  # torch's int8 product on CUDA takes more than 16 rows and multiples of 8
+PANEL = 1 << 20  # entries of a packed matrix that are decoded at a time: they stay in the caches
+# Tokens up to which torch's int8 weight-only product is the fastest on the CPU; from there on bfloat16 is.
+FEW_TOKENS = 4
+
+Weight = Callable[[int, int], Tensor]  # (start, stop) to these rows of V, int8 or int16
+
+
+def product(
+    coded: LinearInput, weight: Weight, step: int, row_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The product of all rows.
+
+    Args:
+        coded: tokens.
+        weight: hands out rows of V (rows, padded).
+        step: rows to take at a time.
+        row_scale: (rows,) bfloat16.
+        bias: (rows,) or None.
+        dtype: of the result.
+
+    Returns:
+        (tokens, rows) of dtype.
+    """
+    rows = row_scale.shape[0]
+    if step >= rows:
+        return _panel(coded, weight(0, rows), row_scale, bias, dtype)
+    panels = []
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        v = weight(part.start, part.stop)
+        panels.append(_panel(coded, v, row_scale[part], None if bias is None else bias[part], dtype))
+    return torch.cat(panels, dim=1)
+
+
+def _panel(coded: LinearInput, v: Tensor, row_scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    int8 = v.dtype == torch.int8
+    if coded.scale is not None and coded.values.dtype == torch.int8 and int8:
+        return _integers(coded.values, coded.scale, v, row_scale, bias, dtype)
+    if coded.values.dtype == torch.bfloat16 and int8:
+        return _weights_only(coded.values, v, row_scale, bias)
+    return _finish(float_product(coded, v, dtype), row_scale, bias, dtype)
+
+
+def _integers(
+    a: Tensor, scale: Tensor, v: Tensor, row_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    sums = integer_sums(a, v)
+    if a.device.type != "cpu":
+        return _finish(sums.to(torch.float32) * scale[:, None], row_scale, bias, dtype)
+    from ..kernels.cpu_input import scaled
+
+    return scaled(sums, scale, row_scale.float(), None if bias is None else bias.detach().float(), dtype)
+
+
+def _weights_only(x: Tensor, v: Tensor, row_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """For bfloat16 tokens, in bfloat16, which holds int8 exactly; sums are kept in float32 inside."""
+    if x.shape[0] <= FEW_TOKENS:
+        y = torch._weight_int8pack_mm(x, v, row_scale)
+    else:
+        y = F.linear(x, v.to(torch.bfloat16)).mul_(row_scale)
+    return y if bias is None else y + bias
+
+
+def _finish(y: Tensor, row_scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    y = y * row_scale.float()
+    return (y if bias is None else y + bias).to(dtype)
+
+
+def dot_packed(x: Tensor, words: Tensor, code: NestedCode, row_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """The product with one rotated token x (1, padded) on the CPU, decoded on the way: (1, rows) in x's dtype."""
+    from ..kernels.cpu_product import dot
+
+    return _finish(dot(words, x[0], code)[None], row_scale, bias, x.dtype)
+
+
+def integer_sums(a: Tensor, v: Tensor) -> Tensor:
+    """V_a·V_wᵀ of int8 (tokens, n) and (rows, n), exact: (tokens, rows) int32."""
+    if not a.is_cuda:
+        return torch._int_mm(a, v.t())
+    rows = max(_FEWEST_ROWS_CUDA, a.shape[0])
+    sums = torch._int_mm(F.pad(a, (0, 0, 0, rows - a.shape[0])), F.pad(v, (0, 0, 0, -v.shape[0] % 8)).t())
+    return sums[: a.shape[0], : v.shape[0]]
+
+
+def float_product(coded: LinearInput, v: Tensor, dtype: torch.dtype) -> Tensor:
+    """V_wᵀ times inputs or weights that are not int8: (tokens, rows) float32.
+
+    An int8 v is exact in bfloat16 and float16; a wider one is taken in float32.
+    """
+    dtype = dtype if v.dtype == torch.int8 else torch.float32
+    x = dequantize(coded)
+    if dtype != torch.float16:
+        return F.linear(x.to(dtype), v.to(dtype)).float()
+    # sums of x·v itself may exceed the range of float16
+    size = x.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)  # (tokens, 1)
+    return F.linear((x / size).to(dtype), v.to(dtype)).float() * size

@@ -1,0 +1,71 @@
+"""Which form quantized weights have in memory: packed words, or int8 for speed."""
+
+import logging
+
+import torch
+from torch import nn
+
+from ..errors import NestQuantError
+from ..lattice.code import BLOCK
+from .linear import QuantizedLinear
+
+FORMS = ("packed", "int8", "auto")
+_SHARE = 0.25  # of the free memory that int8 weights may take by themselves
+
+logger = logging.getLogger("nestquant")
+
+
+def set_resident(model: nn.Module, form: str) -> str:
+    """Brings the quantized Linears of a loaded model into a form; saving the model gives the same words from either.
+
+    Args:
+        model: with `QuantizedLinear` modules; any other model is left as it is.
+        form: "packed" keeps the words, 4 bits a weight at 4 bits, and decodes them inside each product; "int8" decodes
+            once and keeps int8, 8.5 bits a weight, which is faster; "auto" is int8 where all the weights in int8 take
+            at most a quarter of the memory that is free now, else packed. A weight whose code needs more than int8, and
+            one with words that no encoder writes, stays packed.
+
+    Returns:
+        the form that was chosen, "packed" or "int8".
+
+    Raises:
+        NestQuantError: no such form.
+
+    Example:
+        >>> model = AutoModelForCausalLM.from_pretrained("./Meta-Llama-3-8B-nestquant-w4a4kv4")
+        >>> set_resident(model, "int8")
+        'int8'
+    """
+    if form not in FORMS:
+        known = ", ".join(FORMS)
+        raise NestQuantError(f"there is no resident form '{form}'", "weights stay as they are", f"use one of {known}")
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear) and module.code is not None]
+    if form == "auto":
+        form = _choose(layers)
+    for layer in layers:
+        if form == "packed":
+            layer.hold_packed()
+        elif not layer.hold_int8():
+            logger.info("a weight of %d × %d stays packed", layer.out_features, layer.in_features)
+    return form
+
+
+def resident_bytes(model: nn.Module) -> int:
+    """Bytes of the weights of all quantized Linears in memory, row scales included."""
+    return sum(module.resident_bytes() for module in model.modules() if isinstance(module, QuantizedLinear))
+
+
+def _choose(layers: list[QuantizedLinear]) -> str:
+    if not layers:
+        return "packed"
+    needed = sum(layer.out_features * layer.source.padded * (BLOCK + 1) // BLOCK for layer in layers)
+    return "int8" if needed <= _SHARE * _free_memory(layers[0].row_scale.device) else "packed"
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes free on a device; what else the machine could give up for us counts as free."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
