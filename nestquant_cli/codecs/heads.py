@@ -63,14 +63,18 @@ def _pack(x: Tensor, scaled: ScaledCode, seed: int, restore: bool) -> tuple[Tens
 
         packed, rounded = cpu_cache.encode(flat, scaled.code, scaled.unit, seed, restore)
         return packed.view(*x.shape[:-1], size), None if rounded is None else rounded.view(x.shape)
-    rotated = rotation(head_size, seed).apply(flat)
+    return _pack_anywhere(flat, scaled, seed).view(*x.shape[:-1], size), None
+
+
+def _pack_anywhere(flat: Tensor, scaled: ScaledCode, seed: int) -> Tensor:
+    """Vectors (rows, head size) to (rows, bytes) on any device."""
+    rotated = rotation(flat.shape[1], seed).apply(flat)
     stored = scaled.row_scale(rotated).to(torch.bfloat16)
     stored = torch.where(stored > 0, stored, torch.ones_like(stored))  # what rounds to zero is coded as zeros times 1
-    kernels = for_device(x.device)
+    kernels = for_device(flat.device)
     v, index, _ = kernels.quantize(rotated, stored.float(), scaled.code)
     words = kernels.pack(v, index, scaled.code)
-    packed = torch.cat([words, stored[:, None].view(torch.uint8)], dim=1)
-    return packed.view(*x.shape[:-1], size), None
+    return torch.cat([words, stored[:, None].view(torch.uint8)], dim=1)
 
 
 def unpack_heads(packed: Tensor, head_size: int, scaled: ScaledCode, seed: int, dtype: torch.dtype) -> Tensor:
@@ -81,12 +85,17 @@ def unpack_heads(packed: Tensor, head_size: int, scaled: ScaledCode, seed: int, 
         from ..kernels import cpu_cache
 
         return cpu_cache.decode(flat, head_size, scaled.code, seed).to(dtype).view(shape)
+    return _unpack_anywhere(flat, head_size, scaled, seed).to(dtype).view(shape)
+
+
+def _unpack_anywhere(flat: Tensor, head_size: int, scaled: ScaledCode, seed: int) -> Tensor:
+    """Packed vectors (rows, bytes) to (rows, head size) float32 on any device."""
     width = row_bytes(head_size, scaled.code.word_bits)
     scale = flat[:, width:].contiguous().view(torch.bfloat16).float()
-    v = for_device(packed.device).unpack(flat[:, :width], head_size, scaled.code)
-    hadamard, diagonal = _factors(head_size, seed, packed.device)
+    v = for_device(flat.device).unpack(flat[:, :width], head_size, scaled.code)
+    hadamard, diagonal = _factors(head_size, seed, flat.device)
     exact = v.to(hadamard.dtype) @ hadamard  # integers
-    return (exact.float() * (scale * diagonal)).to(dtype).view(shape)
+    return exact.float() * (scale * diagonal)
 
 
 @lru_cache(maxsize=64)

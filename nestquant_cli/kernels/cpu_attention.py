@@ -28,7 +28,7 @@ def attend(queries, place, keys, values, mask, masked, scale, key_code, value_co
 
     Args:
         queries: (heads, G, n) float32 of batch · key heads; part i is chunk i mod chunks of head i div chunks.
-        place: heads in a sequence, tokens, n of the values.
+        place: key heads in a sequence, tokens.
         keys, values: bytes (flat uint8) and where they are: offset and strides of batch, head and token.
         mask: (batch, key heads, G, tokens) float32, added to the scores if `masked`.
         scale: float32 factor of the scores.
@@ -36,7 +36,7 @@ def attend(queries, place, keys, values, mask, masked, scale, key_code, value_co
         key_turn: diagonal, steps and matrices of the keys, forward.
         out: sums (parts, G, n of values) of rotated values, peaks and totals (parts, G) of the softmax; filled.
     """
-    heads, tokens, value_size = place
+    heads, tokens = place
     sums, peaks, totals = out
     chunks = (tokens + CHUNK - 1) // CHUNK
     group, n = queries.shape[1], queries.shape[2]
@@ -57,7 +57,7 @@ def attend(queries, place, keys, values, mask, masked, scale, key_code, value_co
             if masked:
                 for t in range(count):
                     weights[g, t] += mask[batch, head, g, first + t]
-            peaks[part, g], totals[part, g] = _softmax(weights[g], count)
+            peaks[part, g], totals[part, g] = _softmax(weights[g, : (count + LANES - 1) // LANES * LANES], count)
         begin = values[1] + batch * values[2] + head * values[3] + first * values[4]
         _sums(weights, values[0], begin, values[4], count, value_code, words, work, scales, sums[part])
 
@@ -106,7 +106,7 @@ def _add_products(query, work, sums):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def _softmax(scores, count):  # type: ignore[no-untyped-def]
-    """Replaces scores by exp(score − peak), zero from `count` on; returns the peak and their sum."""
+    """Replaces scores (whole tiles) by exp(score − peak), zero from `count` on; returns the peak and their sum."""
     peak = -INFINITY
     for t in range(count):
         peak = max(peak, scores[t])

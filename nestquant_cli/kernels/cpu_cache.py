@@ -33,23 +33,21 @@ def encode(x: Tensor, code: NestedCode, unit: float, seed: int, restore: bool) -
     x = x.float().contiguous()
     rows, n = x.shape
     turn = turn_of(n, seed)
-    y = torch.empty(rows, n)
-    factors = torch.empty(rows)
+    y, factors = np.empty((rows, n), np.float32), np.empty(rows, np.float32)
     v = torch.empty(rows, n, dtype=reference.entry_type(code))
-    choices = torch.empty(rows * (n // BLOCK), dtype=torch.uint8)
+    choices = np.empty(rows * (n // BLOCK), np.uint8)
     width = row_bytes(n, code.word_bits)
     packed = torch.empty(rows, width + 2, dtype=torch.uint8)
-    filled = y.numpy(), factors.numpy(), (cpu._bytes_of(v), v.view(-1).numpy()), choices.numpy(), packed.numpy()
+    filled = y, factors, (cpu._bytes_of(v), v.view(-1).numpy()), choices, packed.numpy()
     fixed = x.numpy(), turn.diagonal, turn.steps, turn.forward, np.float32(unit), _fixed(code)
     cpu._share(lambda start, stop: cpu_heads.encode(*fixed, *filled, start, stop), rows, n // BLOCK)
-    overloaded = np.flatnonzero(choices.numpy() == cpu_encode.OVERLOADED)
+    overloaded = np.flatnonzero(choices == cpu_encode.OVERLOADED)
     if overloaded.size:
-        at = torch.from_numpy(overloaded)
-        row = at // (n // BLOCK)
-        clipped = cpu._clip(y.view(-1, BLOCK)[at] * factors[row, None], code)
-        v.view(-1, BLOCK)[at] = clipped.to(v.dtype)
-        choices[at] = code.k - 1
-        packed[row, :width] = cpu.pack(v[row], choices.view(rows, -1)[row], code)
+        row = overloaded // (n // BLOCK)
+        beyond = y.reshape(-1, BLOCK)[overloaded] * factors[row, None]
+        v.view(-1, BLOCK)[overloaded] = cpu._clip(torch.from_numpy(beyond), code).to(v.dtype)
+        choices[overloaded] = code.k - 1
+        packed[row, :width] = cpu.pack(v[row], torch.from_numpy(choices).view(rows, -1)[row], code)
     return packed, _restore(v, packed, turn) if restore else None
 
 
@@ -97,11 +95,12 @@ def attend(
     shape = batch, heads, group, tokens
     added = torch.zeros(1, 1, 1, 1) if mask is None else mask.float().expand(shape)
     forward, backward = turn_of(n, seed), turn_of(size, seed)
-    partial = torch.empty(parts, group, size).numpy(), *(torch.empty(parts, group).numpy() for _ in range(2))
+    sums, peaks, totals = (np.empty(of, np.float32) for of in ((parts, group, size), (parts, group), (parts, group)))
+    partial = sums, peaks, totals
     queries = query.float().reshape(batch * heads, group, n).contiguous().numpy()
     fixed: tuple[Any, ...] = (
         queries,
-        (heads, tokens, size),
+        (heads, tokens),
         _where(keys[0]),
         _where(values[0]),
         added.numpy(),

@@ -40,6 +40,7 @@ class _Packed(DynamicLayer):
         """Appends states (batch, heads, new tokens, head size); returns those that the new tokens may look at."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
         keys = self._grow(self.keys, key_states, self.codes.keys)
         values = self._grow(self.values, value_states, self.codes.values)
         self.keys, self.values = self._kept(keys[0]), self._kept(values[0])

@@ -72,7 +72,7 @@ class PackedStates(Tensor):
         return func(*_decode_all(args), **_decode_all(kwargs))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         return func(*_decode_all(args), **_decode_all(kwargs or {}))
@@ -107,17 +107,17 @@ def _attention(
         return None
     if not isinstance(key, PackedStates) or not isinstance(value, PackedStates) or key.seed != value.seed:
         return None
-    if torch.is_autocast_enabled("cpu") or query.requires_grad and torch.is_grad_enabled():
+    if torch.is_autocast_enabled("cpu") or (torch.is_grad_enabled() and query.requires_grad):
         return None
     batch, heads, tokens, size = key.shape
     queries = query.shape[1] * query.shape[2]
     fits = query.shape[0] == batch and query.shape[3] == size and value.shape[:3] == key.shape[:3]
-    grouped = query.shape[1] == heads or enable_gqa and query.shape[1] % heads == 0 and query.shape[2] == 1
+    grouped = query.shape[1] == heads or (enable_gqa and query.shape[1] % heads == 0 and query.shape[2] == 1)
     if not fits or not grouped or not 0 < queries <= heads * cpu_cache.MOST_QUERIES or tokens == 0:
         return None
     group = queries // heads
     mask = _additive(attn_mask, heads, query.shape)
-    if attn_mask is not None and (mask is None or mask.requires_grad and torch.is_grad_enabled()):
+    if attn_mask is not None and (mask is None or (torch.is_grad_enabled() and mask.requires_grad)):
         return None
     out = cpu_cache.attend(
         query.reshape(batch, heads, group, size),
