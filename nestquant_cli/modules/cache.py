@@ -1,38 +1,73 @@
 """A transformers cache that keeps keys and values packed.
 
 Each head's vector of a token becomes one uint8 vector (see codecs.heads). Since that makes a tensor again, (batch,
-heads, tokens, bytes), growing, cropping, sliding and reordering are transformers' own.
+heads, tokens, bytes), cropping and reordering are transformers' own. Growing is in place, in room that is kept for
+more tokens; a single new token looks at packed keys and values (see packed_attention).
 """
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from ..codecs.heads import CacheCodes, pack_heads, unpack_heads
+from ..codecs.fit import ScaledCode
+from ..codecs.heads import CacheCodes, pack_heads, round_heads, unpack_heads, vector_bytes
 from ..errors import NestQuantError
+from .packed_attention import PackedStates
+from .packed_room import append
 
 
-class _Packed(CacheLayerMixin):
-    """Mixed into a dynamic layer: what the layer below stores is packed."""
+class _Packed(DynamicLayer):
+    """What the layer stores is packed."""
 
     codes: CacheCodes
     seed: int
 
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.keys = self._empty(key_states, self.codes.keys)
+        self.values = self._empty(value_states, self.codes.values)
+
+    def _empty(self, states: Tensor, scaled: ScaledCode) -> Tensor:
+        size = vector_bytes(states.shape[-1], scaled)
+        return torch.empty(*states.shape[:2], 0, size, dtype=torch.uint8, device=states.device)
+
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        keys, values = super().update(  # type: ignore[safe-super]
-            pack_heads(key_states, self.codes.keys, self.seed), pack_heads(value_states, self.codes.values, self.seed)
-        )
-        return (
-            unpack_heads(keys, key_states.shape[-1], self.codes.keys, self.seed, key_states.dtype),
-            unpack_heads(values, value_states.shape[-1], self.codes.values, self.seed, value_states.dtype),
-        )
+        """Appends states (batch, heads, new tokens, head size); returns those that the new tokens may look at."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        keys = self._grow(self.keys, key_states, self.codes.keys)
+        values = self._grow(self.values, value_states, self.codes.values)
+        self.keys, self.values = self._kept(keys[0]), self._kept(values[0])
+        self._count(key_states.shape[-2])
+        return keys[1], values[1]
+
+    def _grow(self, stored: Tensor, states: Tensor, scaled: ScaledCode) -> tuple[Tensor, Tensor]:
+        """The packed tokens with new ones, and those of them to be looked at, decoded or to be decoded when needed."""
+        if stored.shape[2] == 0:
+            return round_heads(states, scaled, self.seed)
+        grown = append(stored, pack_heads(states, scaled, self.seed))
+        seen = self._seen(grown, states.shape[-2])
+        if states.shape[-2] == 1 and states.device.type == "cpu" and not torch.compiler.is_compiling():
+            return grown, PackedStates(seen, states.shape[-1], scaled, self.seed, states.dtype)
+        return grown, unpack_heads(seen, states.shape[-1], scaled, self.seed, states.dtype)
+
+    def _kept(self, packed: Tensor) -> Tensor:
+        return packed
+
+    def _seen(self, packed: Tensor, new: int) -> Tensor:
+        return packed
+
+    def _count(self, new: int) -> None:
+        """Called with the number of tokens that came."""
 
 
-class PackedLayer(_Packed, DynamicLayer):
+class PackedLayer(_Packed):
     """Keys and values of one layer, all of them."""
 
     def __init__(self, codes: CacheCodes, seed: int) -> None:
@@ -46,6 +81,16 @@ class PackedSlidingLayer(_Packed, DynamicSlidingWindowLayer):
     def __init__(self, codes: CacheCodes, seed: int, sliding_window: int) -> None:
         super().__init__(sliding_window=sliding_window)
         self.codes, self.seed = codes, seed
+
+    def _kept(self, packed: Tensor) -> Tensor:
+        # Assisted generation may take tokens back: it records the past, and `crop` restores the window.
+        return packed if self.record_past else packed[:, :, -self.sliding_window + 1 :]
+
+    def _seen(self, packed: Tensor, new: int) -> Tensor:
+        return packed[:, :, -(self.sliding_window - 1 + new) :]
+
+    def _count(self, new: int) -> None:
+        self.cumulative_length += new
 
 
 class PackedCache(DynamicCache):
@@ -65,12 +110,12 @@ class PackedCache(DynamicCache):
         pack_layers(self, config, per_layer, seed)
 
     def packed_bytes(self) -> int:
-        """Bytes held by keys and values."""
+        """Bytes held for keys and values, with the room for more tokens."""
         total = 0
         for layer in self.layers:
             for part in ("keys", "values"):
                 stored = getattr(layer, part)
-                total += 0 if stored is None else stored.nbytes
+                total += 0 if stored is None else stored.untyped_storage().nbytes()
         return total
 
 

@@ -1,0 +1,129 @@
+"""The packed cache on the CPU, on torch tensors: coding, decoding and attending to head vectors.
+
+A packed vector is its words followed by the two bytes of its bfloat16 scale.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..lattice.code import BLOCK, NestedCode, row_bytes
+from . import cpu, cpu_attention, cpu_encode, cpu_heads, reference
+from .cpu_lattice import LANES
+from .cpu_turn import Turn, turn_of
+
+MOST_QUERIES = LANES  # of one key head that `attend` takes
+
+
+def encode(x: Tensor, code: NestedCode, unit: float, seed: int, restore: bool) -> tuple[Tensor, Tensor | None]:
+    """Rotates, codes and packs vectors.
+
+    Args:
+        x: (rows, n) floating point.
+        code: the nested code.
+        unit: size of v = 1 for a vector with root mean square 1.
+        seed: of the rotation signs.
+        restore: whether to return what the vectors decode to.
+
+    Returns:
+        (rows, row bytes + 2) uint8, and (rows, n) float32 as `decode` gives them, or None.
+    """
+    x = x.float().contiguous()
+    rows, n = x.shape
+    turn = turn_of(n, seed)
+    y, factors = np.empty((rows, n), np.float32), np.empty(rows, np.float32)
+    v = torch.empty(rows, n, dtype=reference.entry_type(code))
+    choices = np.empty(rows * (n // BLOCK), np.uint8)
+    width = row_bytes(n, code.word_bits)
+    packed = torch.empty(rows, width + 2, dtype=torch.uint8)
+    filled = y, factors, (cpu._bytes_of(v), v.view(-1).numpy()), choices, packed.numpy()
+    fixed = x.numpy(), turn.diagonal, turn.steps, turn.forward, np.float32(unit), _fixed(code)
+    cpu._share(lambda start, stop: cpu_heads.encode(*fixed, *filled, start, stop), rows, n // BLOCK)
+    overloaded = np.flatnonzero(choices == cpu_encode.OVERLOADED)
+    if overloaded.size:
+        row = overloaded // (n // BLOCK)
+        beyond = y.reshape(-1, BLOCK)[overloaded] * factors[row, None]
+        v.view(-1, BLOCK)[overloaded] = cpu._clip(torch.from_numpy(beyond), code).to(v.dtype)
+        choices[overloaded] = code.k - 1
+        packed[row, :width] = cpu.pack(v[row], torch.from_numpy(choices).view(rows, -1)[row], code)
+    return packed, _restore(v, packed, turn) if restore else None
+
+
+def _restore(v: Tensor, packed: Tensor, turn: Turn) -> Tensor:
+    out = torch.empty(v.shape)
+    fixed = v.numpy(), packed.numpy(), turn.diagonal, turn.steps, turn.backward, out.numpy()
+    cpu._share(lambda start, stop: cpu_heads.spread(*fixed, start, stop), v.shape[0], v.shape[1] // BLOCK)
+    return out
+
+
+def decode(packed: Tensor, size: int, code: NestedCode, seed: int) -> Tensor:
+    """Packed vectors (rows, bytes) to (rows, size) float32."""
+    turn = turn_of(size, seed)
+    out = torch.empty(packed.shape[0], size)
+    fixed = packed.contiguous().numpy(), _fixed(code), turn.diagonal, turn.steps, turn.backward, out.numpy()
+    cpu._share(lambda start, stop: cpu_heads.decode(*fixed, start, stop), packed.shape[0], size // BLOCK)
+    return out
+
+
+def attend(
+    query: Tensor,
+    keys: tuple[Tensor, NestedCode],
+    values: tuple[Tensor, NestedCode, int],
+    seed: int,
+    mask: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """softmax(scale·query·keysᵀ + mask)·values without decoding more than a tile of keys or values at a time.
+
+    Args:
+        query: (batch, key heads, queries, n) floating point, at most MOST_QUERIES queries.
+        keys: packed (batch, key heads, tokens, bytes), any strides but the last, and their code.
+        values: the same, and their head size m.
+        seed: of the rotation signs of both.
+        mask: floating point, broadcastable to (batch, key heads, queries, tokens), or None.
+        scale: factor of the scores.
+
+    Returns:
+        (batch, key heads, queries, m) float32; zeros where the mask leaves nothing.
+    """
+    batch, heads, group, n = query.shape
+    tokens, size = keys[0].shape[2], values[2]
+    chunks = -(-tokens // cpu_attention.CHUNK)
+    parts = batch * heads * chunks
+    shape = batch, heads, group, tokens
+    added = torch.zeros(1, 1, 1, 1) if mask is None else mask.float().expand(shape)
+    forward, backward = turn_of(n, seed), turn_of(size, seed)
+    sums, peaks, totals = (np.empty(of, np.float32) for of in ((parts, group, size), (parts, group), (parts, group)))
+    partial = sums, peaks, totals
+    queries = query.float().reshape(batch * heads, group, n).contiguous().numpy()
+    fixed: tuple[Any, ...] = (
+        queries,
+        (heads, tokens),
+        _where(keys[0]),
+        _where(values[0]),
+        added.numpy(),
+        mask is not None,
+        np.float32(scale),
+        _fixed(keys[1]),
+        _fixed(values[1]),
+        (forward.diagonal, forward.steps, forward.forward),
+        partial,
+    )
+    blocks = cpu_attention.CHUNK * (n + size) // BLOCK
+    cpu._share(lambda start, stop: cpu_attention.attend(*fixed, start, stop), parts, min(blocks, tokens * n // BLOCK))
+    out = torch.empty(batch * heads, group, size)
+    cpu_attention.merge(partial, chunks, (backward.diagonal, backward.steps, backward.backward), out.numpy())
+    return out.view(batch, heads, group, size)
+
+
+def _where(packed: Tensor) -> tuple[Any, ...]:
+    """All bytes of a tensor's storage, and where its own begin and how far batches, heads and tokens are apart."""
+    stream = packed.as_strided((packed.untyped_storage().nbytes(),), (1,), 0)
+    return (stream.numpy(), packed.storage_offset(), *packed.stride()[:3])
+
+
+def _fixed(code: NestedCode) -> tuple[Any, ...]:
+    side, limit = np.float32(code.q), np.float32(code.limit)
+    return cpu._multipliers(code), side, limit, code.q, code.word_bits

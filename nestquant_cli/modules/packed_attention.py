@@ -1,0 +1,141 @@
+"""Keys and values that a cache hands out undecoded.
+
+`PackedStates` has the shape and dtype of decoded keys or values, and is one as soon as anything but its shape is asked
+for: whatever a model does with it, it does with decoded values. The one exception is torch's own
+scaled_dot_product_attention with few queries, which works on the packed bytes. No model and no attention
+implementation has to know about it.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..codecs.fit import ScaledCode
+from ..codecs.heads import unpack_heads
+
+# What can be answered without decoding.
+_OUTSIDE = frozenset(
+    getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "requires_grad", "is_cuda", "ndim", "layout")
+) | {Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.__len__}
+
+
+class PackedStates(Tensor):
+    """Keys or values, (batch, heads, tokens, head size) of a floating dtype, that exist as bytes until they are needed.
+
+    Reads what the cache holds at that time: keep none beyond the forward that it was made for.
+    """
+
+    packed: Tensor
+    scaled: ScaledCode
+    seed: int
+    _decoded: Tensor | None
+
+    @staticmethod
+    def __new__(
+        cls: type["PackedStates"],
+        packed: Tensor,
+        head_size: int,
+        scaled: ScaledCode,
+        seed: int,
+        dtype: torch.dtype,
+    ) -> "PackedStates":
+        """Wraps packed (batch, heads, tokens, bytes) uint8."""
+        shape = (*packed.shape[:-1], head_size)
+        made: PackedStates = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=packed.device)
+        made.packed, made.scaled, made.seed, made._decoded = packed, scaled, seed, None
+        return made
+
+    def decoded(self) -> Tensor:
+        """What the bytes stand for; decoded once."""
+        if self._decoded is None:
+            with torch._C.DisableTorchFunctionSubclass():
+                head_size, dtype = self.shape[-1], self.dtype
+            self._decoded = unpack_heads(self.packed, head_size, self.scaled, self.seed, dtype)
+        return self._decoded
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _OUTSIDE:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            result = _attention(*args, **kwargs)
+            if result is not None:
+                return result
+        return func(*_decode_all(args), **_decode_all(kwargs))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return func(*_decode_all(args), **_decode_all(kwargs or {}))
+
+
+def _decode_all(value: Any) -> Any:
+    """Replaces the packed states in nested arguments by decoded ones."""
+    if isinstance(value, PackedStates):
+        return value.decoded()
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(_decode_all(item) for item in value)
+    if isinstance(value, Mapping) and type(value) is dict:
+        return {key: _decode_all(item) for key, item in value.items()}
+    return value
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    **unknown: Any,
+) -> Tensor | None:
+    """Attention to packed keys and values, or None where anything is out of the ordinary."""
+    from ..kernels import cpu_cache
+
+    if unknown or is_causal or dropout_p or type(query) is not Tensor or query.dim() != 4:
+        return None
+    if not isinstance(key, PackedStates) or not isinstance(value, PackedStates) or key.seed != value.seed:
+        return None
+    if torch.is_autocast_enabled("cpu") or (torch.is_grad_enabled() and query.requires_grad):
+        return None
+    batch, heads, tokens, size = key.shape
+    queries = query.shape[1] * query.shape[2]
+    fits = query.shape[0] == batch and query.shape[3] == size and value.shape[:3] == key.shape[:3]
+    grouped = query.shape[1] == heads or (enable_gqa and query.shape[1] % heads == 0 and query.shape[2] == 1)
+    if not fits or not grouped or not 0 < queries <= heads * cpu_cache.MOST_QUERIES or tokens == 0:
+        return None
+    group = queries // heads
+    mask = _additive(attn_mask, heads, query.shape)
+    if attn_mask is not None and (mask is None or (torch.is_grad_enabled() and mask.requires_grad)):
+        return None
+    out = cpu_cache.attend(
+        query.reshape(batch, heads, group, size),
+        (key.packed, key.scaled.code),
+        (value.packed, value.scaled.code, value.shape[3]),
+        key.seed,
+        mask,
+        1 / math.sqrt(size) if scale is None else float(scale),
+    )
+    return out.to(query.dtype).view(*query.shape[:3], value.shape[3])
+
+
+def _additive(mask: Tensor | None, heads: int, query: torch.Size) -> Tensor | None:
+    """A mask for the scores of `query`, as one to be added, with queries of a key head along the third axis."""
+    if mask is None or mask.dim() != 4 or type(mask) is not Tensor:
+        return None
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+    if query[1] == heads or mask.shape[1] == 1:
+        return mask
+    return mask.reshape(mask.shape[0], heads, query[1] // heads, mask.shape[3]) if mask.shape[1] == query[1] else None
