@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import for_device
+from ..kernels import for_device, products_for
 from ..lattice.code import NestedCode, row_bytes
 from .inputs import InputQuantizer, LinearInput, dequantize
 
@@ -69,12 +69,16 @@ class QuantizedLinear(nn.Module):
         if self.code is None:
             y = F.linear(self.source.unrotate(dequantize(coded)).to(self.weight.dtype), self.weight).float()
         else:
-            v = self.decoded()
-            y = integer_product(coded, v) if _both_int8(coded, v) else float_product(coded, v, x.dtype)
-            y *= row_scale_of(self.row_scale)
+            fused = packed_product(coded, self.words, self.row_scale, self.code, x.dtype)
+            y = self._decoded_product(coded, x.dtype) if fused is None else fused
         if self.bias is not None:
             y += self.bias
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def _decoded_product(self, coded: LinearInput, dtype: torch.dtype) -> Tensor:
+        v = self.decoded()
+        y = integer_product(coded, v) if _both_int8(coded, v) else float_product(coded, v, dtype)
+        return y.mul_(row_scale_of(self.row_scale))
 
     def decoded(self) -> Tensor:
         """The integer weight V (out_features, padded), rotated: W·Rᵀ ≈ diag(row_scale)·V."""
@@ -90,6 +94,28 @@ class QuantizedLinear(nn.Module):
     def extra_repr(self) -> str:
         code = "16 bit" if self.code is None else f"q={self.code.q}, multipliers={self.code.multipliers}"
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {code}"
+
+
+def packed_product(
+    coded: LinearInput, words: Tensor, row_scale: Tensor, code: NestedCode, dtype: torch.dtype
+) -> Tensor | None:
+    """The product by kernels that read the packed words: (tokens, out) float32, or None where to decode first.
+
+    They have no gradient. Values in bfloat16 are what `float_product` takes too.
+    """
+    products = products_for(words.device)
+    values = coded.values
+    if products is None or (torch.is_grad_enabled() and values.requires_grad):
+        return None
+    scale = row_scale.view(torch.bfloat16)
+    if coded.scale is not None and values.dtype == torch.int8 and code.int8:
+        return products.product(words, scale, values, coded.scale, code)
+    x = dequantize(coded)
+    if x.shape[0] <= products.FEW_TOKENS:
+        return products.product_one(words, scale, x, code)
+    if x.shape[0] <= products.FUSED_TOKENS and code.int8 and dtype == torch.bfloat16:
+        return products.product_many(words, scale, x.to(dtype), code)
+    return None
 
 
 def integer_product(coded: LinearInput, v: Tensor) -> Tensor:
