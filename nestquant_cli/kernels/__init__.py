@@ -1,9 +1,11 @@
 """One contract, several implementations: `for_device` picks the fastest that runs on a device.
 
 Each is a module with `quantize`, `pack`, `unpack` and `block_errors` as documented in `kernels.reference`. All decode
-bit-identically, because decoding is integer arithmetic (see lattice.voronoi).
+bit-identically, because decoding is integer arithmetic (see lattice.voronoi). Those that multiply packed weights
+without unpacking them first have the functions of `Products` too.
 """
 
+from importlib.util import find_spec
 from typing import Protocol, cast
 
 import torch
@@ -24,12 +26,42 @@ class Kernels(Protocol):
     def block_errors(self, x: Tensor, scales: Tensor, multipliers: Tensor, q: int, limit: int) -> Tensor: ...
 
 
+class Products(Protocol):
+    """Products with a packed weight; `kernels.gpu_product` documents each function and limit."""
+
+    FEW_TOKENS: int
+    FUSED_TOKENS: int
+
+    def product(self, words: Tensor, row_scale: Tensor, v_a: Tensor, scale_a: Tensor, code: NestedCode) -> Tensor: ...
+
+    def product_one(self, words: Tensor, row_scale: Tensor, x: Tensor, code: NestedCode) -> Tensor: ...
+
+    def product_many(self, words: Tensor, row_scale: Tensor, x: Tensor, code: NestedCode) -> Tensor: ...
+
+
 def for_device(device: torch.device) -> Kernels:
-    """The kernels for tensors on `device`."""
+    """The kernels for tensors on `device`: Triton's need triton, which CUDA builds of torch bring along."""
     if device.type == "cpu":
         from . import cpu
 
         return cast(Kernels, cpu)
+    if _on_triton(device):
+        from . import gpu
+
+        return cast(Kernels, gpu)
     from . import reference
 
     return cast(Kernels, reference)
+
+
+def products_for(device: torch.device) -> Products | None:
+    """The products with packed weights on `device`, None where there are none."""
+    if not _on_triton(device):
+        return None
+    from . import gpu_product
+
+    return cast(Products, gpu_product)
+
+
+def _on_triton(device: torch.device) -> bool:
+    return device.type == "cuda" and find_spec("triton") is not None

@@ -31,7 +31,7 @@ def quantize(x: Tensor, scale: Tensor, code: NestedCode) -> tuple[Tensor, Tensor
     index = torch.empty(rows, width, dtype=torch.uint8)
     fixed = x.numpy(), (1 / scale).numpy(), width, multipliers_of(code), np.float32(code.q), np.float32(code.limit)
     choices = index.view(-1).numpy()
-    filled = _bytes_of(v), not code.int8, choices
+    filled = bytes_of(v), not code.int8, choices
     share(lambda start, stop: cpu_encode.quantize(*fixed, *filled, start, stop), rows * width)
     overloaded = np.flatnonzero(choices == cpu_encode.OVERLOADED)
     if overloaded.size:
@@ -64,7 +64,7 @@ def unpack(packed: Tensor, entries: int, code: NestedCode) -> Tensor:
         code.word_bits,
         code.q,
         multipliers_of(code),
-        _bytes_of(v),
+        bytes_of(v),
         not code.int8,
     )
     share(lambda start, stop: cpu_words.unpack(*fixed, start, stop), packed.shape[0] * blocks)
@@ -99,7 +99,7 @@ def clip(y: Tensor, code: NestedCode) -> Tensor:
     return v
 
 
-def _bytes_of(v: Tensor) -> np.ndarray:
+def bytes_of(v: Tensor) -> np.ndarray:
     """The bytes of v as flat int32."""
     return v.view(-1).view(torch.int32).numpy()
 

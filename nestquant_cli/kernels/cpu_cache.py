@@ -38,14 +38,14 @@ def encode(x: Tensor, code: NestedCode, unit: float, seed: int, restore: bool) -
     choices = np.empty(rows * (n // BLOCK), np.uint8)
     width = row_bytes(n, code.word_bits)
     packed = torch.empty(rows, width + 2, dtype=torch.uint8)
-    filled = y, factors, (cpu._bytes_of(v), v.view(-1).numpy()), choices, packed.numpy()
+    filled = y, factors, (cpu.bytes_of(v), v.view(-1).numpy()), choices, packed.numpy()
     fixed = x.numpy(), turn.diagonal, turn.steps, turn.forward, np.float32(unit), _fixed(code)
-    cpu._share(lambda start, stop: cpu_heads.encode(*fixed, *filled, start, stop), rows, n // BLOCK)
+    cpu.share(lambda start, stop: cpu_heads.encode(*fixed, *filled, start, stop), rows, n // BLOCK)
     overloaded = np.flatnonzero(choices == cpu_encode.OVERLOADED)
     if overloaded.size:
         row = overloaded // (n // BLOCK)
         beyond = y.reshape(-1, BLOCK)[overloaded] * factors[row, None]
-        v.view(-1, BLOCK)[overloaded] = cpu._clip(torch.from_numpy(beyond), code).to(v.dtype)
+        v.view(-1, BLOCK)[overloaded] = cpu.clip(torch.from_numpy(beyond), code).to(v.dtype)
         choices[overloaded] = code.k - 1
         packed[row, :width] = cpu.pack(v[row], torch.from_numpy(choices).view(rows, -1)[row], code)
     return packed, _restore(v, packed, turn) if restore else None
@@ -54,7 +54,7 @@ def encode(x: Tensor, code: NestedCode, unit: float, seed: int, restore: bool) -
 def _restore(v: Tensor, packed: Tensor, turn: Turn) -> Tensor:
     out = torch.empty(v.shape)
     fixed = v.numpy(), packed.numpy(), turn.diagonal, turn.steps, turn.backward, out.numpy()
-    cpu._share(lambda start, stop: cpu_heads.spread(*fixed, start, stop), v.shape[0], v.shape[1] // BLOCK)
+    cpu.share(lambda start, stop: cpu_heads.spread(*fixed, start, stop), v.shape[0], v.shape[1] // BLOCK)
     return out
 
 
@@ -63,7 +63,7 @@ def decode(packed: Tensor, size: int, code: NestedCode, seed: int) -> Tensor:
     turn = turn_of(size, seed)
     out = torch.empty(packed.shape[0], size)
     fixed = packed.contiguous().numpy(), _fixed(code), turn.diagonal, turn.steps, turn.backward, out.numpy()
-    cpu._share(lambda start, stop: cpu_heads.decode(*fixed, start, stop), packed.shape[0], size // BLOCK)
+    cpu.share(lambda start, stop: cpu_heads.decode(*fixed, start, stop), packed.shape[0], size // BLOCK)
     return out
 
 
@@ -112,7 +112,7 @@ def attend(
         partial,
     )
     blocks = cpu_attention.CHUNK * (n + size) // BLOCK
-    cpu._share(lambda start, stop: cpu_attention.attend(*fixed, start, stop), parts, min(blocks, tokens * n // BLOCK))
+    cpu.share(lambda start, stop: cpu_attention.attend(*fixed, start, stop), parts, min(blocks, tokens * n // BLOCK))
     out = torch.empty(batch * heads, group, size)
     cpu_attention.merge(partial, chunks, (backward.diagonal, backward.steps, backward.backward), out.numpy())
     return out.view(batch, heads, group, size)
@@ -126,4 +126,4 @@ def _where(packed: Tensor) -> tuple[Any, ...]:
 
 def _fixed(code: NestedCode) -> tuple[Any, ...]:
     side, limit = np.float32(code.q), np.float32(code.limit)
-    return cpu._multipliers(code), side, limit, code.q, code.word_bits
+    return cpu.multipliers_of(code), side, limit, code.q, code.word_bits

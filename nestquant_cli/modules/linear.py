@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..kernels import for_device
 from ..lattice.code import BLOCK, NestedCode, row_bytes
 from .inputs import InputQuantizer, LinearInput, dequantize
-from .product import PANEL, dot_packed, product
+from .product import PANEL, packed_product, product
 from .words import join_indices, multiplier_indices, split_indices
 
 
@@ -139,9 +139,10 @@ class QuantizedLinear(nn.Module):
         scale, values = self.row_scale.view(torch.bfloat16), coded.values
         if self.resident == "int8":
             return product(coded, self._rows, self.out_features, scale, self.bias, dtype)
-        differentiated = values.requires_grad and torch.is_grad_enabled()
-        if coded.scale is None and len(values) == 1 and values.device.type == "cpu" and not differentiated:
-            return dot_packed(values, self.words, self.code, scale, self.bias)
+        if not (values.requires_grad and torch.is_grad_enabled()):  # the kernels on packed words have no gradient
+            fused = packed_product(coded, self.words, scale, self.code, self.bias, dtype)
+            if fused is not None:
+                return fused
         return product(coded, self._rows, max(1, PANEL // self.source.padded), scale, self.bias, dtype)
 
     def _rows(self, start: int, stop: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels import products_for
 from ..lattice.code import NestedCode
 from .inputs import LinearInput, dequantize
 
@@ -81,11 +82,35 @@ def _finish(y: Tensor, row_scale: Tensor, bias: Tensor | None, dtype: torch.dtyp
     return (y if bias is None else y + bias).to(dtype)
 
 
-def dot_packed(x: Tensor, words: Tensor, code: NestedCode, row_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """The product with one rotated token x (1, padded) on the CPU, decoded on the way: (1, rows) in x's dtype."""
+def packed_product(
+    coded: LinearInput, words: Tensor, row_scale: Tensor, code: NestedCode, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor | None:
+    """The product by kernels that read the packed words: (tokens, rows) of dtype, or None where to decode first."""
+    products, values = products_for(words.device), coded.values
+    if products is None:
+        return _dot(coded, words, row_scale, code, bias, dtype)
+    if coded.scale is not None and values.dtype == torch.int8 and code.int8:
+        y = products.product(words, row_scale, values, coded.scale, code)
+    else:
+        x = dequantize(coded)
+        if x.shape[0] <= products.FEW_TOKENS:
+            y = products.product_one(words, row_scale, x, code)
+        elif x.shape[0] <= products.FUSED_TOKENS and code.int8 and dtype == torch.bfloat16:
+            y = products.product_many(words, row_scale, x.to(dtype), code)
+        else:
+            return None
+    return (y if bias is None else y + bias).to(dtype)
+
+
+def _dot(
+    coded: LinearInput, words: Tensor, row_scale: Tensor, code: NestedCode, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor | None:
+    """On the CPU, for a single token that is not coded; otherwise decoding first is the faster way."""
+    if words.device.type != "cpu" or coded.scale is not None or len(coded.values) != 1:
+        return None
     from ..kernels.cpu_product import dot
 
-    return _finish(dot(words, x[0], code)[None], row_scale, bias, x.dtype)
+    return _finish(dot(words, coded.values[0], code)[None], row_scale, bias, dtype)
 
 
 def integer_sums(a: Tensor, v: Tensor) -> Tensor:
