@@ -4,6 +4,7 @@ import numpy as np
 from numba import njit
 
 from .cpu_lattice import LANE, OPTIONS
+from .cpu_team import spread
 
 
 @njit(**LANE)
@@ -40,6 +41,12 @@ def epilogue(sums, token_scale, row_scale, bias, out, out_narrow, start, stop): 
             row16 = out_narrow[token]
             for i in range(rows):
                 row16[i] = rounded(bits[i])
+
+
+@njit(**OPTIONS)
+def epilogue_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    """`epilogue` on several threads, see `cpu_team.share`."""
+    spread(epilogue, fixed, first, items, step, threads, team)
 
 
 @njit(**OPTIONS)

@@ -9,6 +9,7 @@ from numba import njit
 
 from .cpu_heads import WORK, _load, _unload, decode_column, read_scales
 from .cpu_lattice import INFINITY, LANES, ONE, OPTIONS, ZERO
+from .cpu_team import spread
 from .cpu_turn import turn
 
 CHUNK = 8 * LANES  # tokens of a part of the past
@@ -60,6 +61,12 @@ def attend(queries, place, keys, values, mask, masked, scale, key_code, value_co
             peaks[part, g], totals[part, g] = _softmax(weights[g, : (count + LANES - 1) // LANES * LANES], count)
         begin = values[1] + batch * values[2] + head * values[3] + first * values[4]
         _sums(weights, values[0], begin, values[4], count, value_code, words, work, scales, sums[part])
+
+
+@njit(**OPTIONS)
+def attend_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    """`attend` on several threads, see `cpu_team.share`."""
+    spread(attend, fixed, first, items, step, threads, team)
 
 
 @njit(**OPTIONS)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..lattice.code import BLOCK, NestedCode, row_bytes
-from . import cpu, cpu_attention, cpu_encode, cpu_heads, reference
+from . import cpu, cpu_attention, cpu_heads, reference
 from .cpu_lattice import LANES
+from .cpu_team import share
 from .cpu_turn import Turn, turn_of
 
 MOST_QUERIES = LANES  # of one key head that `attend` takes
@@ -40,21 +41,14 @@ def encode(x: Tensor, code: NestedCode, unit: float, seed: int, restore: bool) -
     packed = torch.empty(rows, width + 2, dtype=torch.uint8)
     filled = y, factors, (cpu.bytes_of(v), v.view(-1).numpy()), choices, packed.numpy()
     fixed = x.numpy(), turn.diagonal, turn.steps, turn.forward, np.float32(unit), _fixed(code)
-    cpu.share(lambda start, stop: cpu_heads.encode(*fixed, *filled, start, stop), rows, n // BLOCK)
-    overloaded = np.flatnonzero(choices == cpu_encode.OVERLOADED)
-    if overloaded.size:
-        row = overloaded // (n // BLOCK)
-        beyond = y.reshape(-1, BLOCK)[overloaded] * factors[row, None]
-        v.view(-1, BLOCK)[overloaded] = cpu.clip(torch.from_numpy(beyond), code).to(v.dtype)
-        choices[overloaded] = code.k - 1
-        packed[row, :width] = cpu.pack(v[row], torch.from_numpy(choices).view(rows, -1)[row], code)
+    share(cpu_heads.encode_on_team, (*fixed, *filled), rows, n // BLOCK)
     return packed, _restore(v, packed, turn) if restore else None
 
 
 def _restore(v: Tensor, packed: Tensor, turn: Turn) -> Tensor:
     out = torch.empty(v.shape)
     fixed = v.numpy(), packed.numpy(), turn.diagonal, turn.steps, turn.backward, out.numpy()
-    cpu.share(lambda start, stop: cpu_heads.spread(*fixed, start, stop), v.shape[0], v.shape[1] // BLOCK)
+    share(cpu_heads.restore_on_team, fixed, v.shape[0], v.shape[1] // BLOCK)
     return out
 
 
@@ -63,7 +57,7 @@ def decode(packed: Tensor, size: int, code: NestedCode, seed: int) -> Tensor:
     turn = turn_of(size, seed)
     out = torch.empty(packed.shape[0], size)
     fixed = packed.contiguous().numpy(), _fixed(code), turn.diagonal, turn.steps, turn.backward, out.numpy()
-    cpu.share(lambda start, stop: cpu_heads.decode(*fixed, start, stop), packed.shape[0], size // BLOCK)
+    share(cpu_heads.decode_on_team, fixed, packed.shape[0], size // BLOCK)
     return out
 
 
@@ -112,7 +106,7 @@ def attend(
         partial,
     )
     blocks = cpu_attention.CHUNK * (n + size) // BLOCK
-    cpu.share(lambda start, stop: cpu_attention.attend(*fixed, start, stop), parts, min(blocks, tokens * n // BLOCK))
+    share(cpu_attention.attend_on_team, fixed, parts, min(blocks, tokens * n // BLOCK))
     out = torch.empty(batch * heads, group, size)
     cpu_attention.merge(partial, chunks, (backward.diagonal, backward.steps, backward.backward), out.numpy())
     return out.view(batch, heads, group, size)

@@ -3,11 +3,13 @@
 import numpy as np
 from numba import njit
 
-from .cpu_lattice import HALF, INFINITY, LANES, ONE, OPTIONS, POINT, nearest
+from .cpu_lattice import HALF, INFINITY, LANES, ONE, OPTIONS, POINT, TWO, ZERO, nearest, odd
+from .cpu_team import spread
+from .reference import CLIP_STEPS
 
 OVERLOADED = 255  # index of a block that no multiplier holds
 
-_CHOSEN = 16 * LANES  # rows of the tile: blocks, their nearest points, the best points so far, error and index of those
+CHOSEN = 16 * LANES  # rows of the tile: blocks, their nearest points, the best points so far, error and index of those
 _BEST = 24 * LANES
 _INDEX = 25 * LANES
 _ROWS = 26 * LANES
@@ -24,9 +26,10 @@ def quantize(x, factors, width, multipliers, q, limit, v, wide, index, start, st
         multipliers: (k,) float32.
         q, limit: float32.
         v: (2·blocks,) or (4·blocks,) int32, the bytes of int8 or, if `wide`, int16 entries.
-        index: (blocks,) uint8; OVERLOADED for a block that no multiplier holds, whose v means nothing.
+        index: (blocks,) uint8; OVERLOADED for a block that no multiplier holds and that was clipped.
     """
     work = np.zeros(_ROWS, np.float32)
+    spare = np.zeros(_ROWS, np.float32)
     words = np.empty(4 * LANES, np.int32)
     row = start // width
     column = start - row * width
@@ -39,15 +42,41 @@ def quantize(x, factors, width, multipliers, q, limit, v, wide, index, start, st
                 row += 1
                 column = 0
         load(x, first, count, work)
-        for lane in range(LANES):
-            work[_BEST + lane] = INFINITY
-            work[_INDEX + lane] = np.float32(OVERLOADED)
-        for i in range(multipliers.shape[0]):
-            m = multipliers[i]
-            _try(work, np.float32(i), m, q, np.floor(limit / m) + HALF)
+        choose(work, multipliers, q, limit, spare)
         for lane in range(count):
             index[first + lane] = np.uint8(work[_INDEX + lane])
-        store(work, _CHOSEN, first, count, words, v, wide)
+        store(work, CHOSEN, first, count, words, v, wide)
+
+
+@njit(**OPTIONS)
+def quantize_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    """`quantize` on several threads, see `cpu_team.share`."""
+    spread(quantize, fixed, first, items, step, threads, team)
+
+
+@njit(**OPTIONS)
+def choose(work, multipliers, q, limit, spare):  # type: ignore[no-untyped-def]
+    """The best point of each block of a tile to the rows CHOSEN, the index of its multiplier to the row _INDEX.
+
+    Args:
+        work: a tile with blocks in its first eight rows.
+        multipliers, q, limit: as in `quantize`.
+        spare: another tile, scratch.
+    """
+    for lane in range(LANES):
+        work[_BEST + lane] = INFINITY
+        work[_INDEX + lane] = np.float32(OVERLOADED)
+    for i in range(multipliers.shape[0]):
+        m = multipliers[i]
+        _try(work, np.float32(i), m, q, np.floor(limit / m) + HALF)
+    largest = ZERO
+    for lane in range(LANES):
+        mark = work[_INDEX + lane]
+        largest = mark if mark > largest else largest
+    if largest == np.float32(OVERLOADED):
+        for lane in range(LANES):
+            if work[_INDEX + lane] == np.float32(OVERLOADED):
+                _clip(work, lane, multipliers[multipliers.shape[0] - 1], q, limit, spare)
 
 
 @njit(**OPTIONS)
@@ -61,7 +90,7 @@ def _try(work, mark, m, q, bound):  # type: ignore[no-untyped-def]
         work[_INDEX + lane] = mark if better else work[_INDEX + lane]
         for i in range(8):
             place = i * LANES + lane
-            work[_CHOSEN + place] = work[POINT + place] if better else work[_CHOSEN + place]
+            work[CHOSEN + place] = work[POINT + place] if better else work[CHOSEN + place]
 
 
 @njit(**OPTIONS)
@@ -100,21 +129,41 @@ def store(work, at, first, count, words, v, wide):  # type: ignore[no-untyped-de
 
 
 @njit(**OPTIONS)
-def shrink(onto, m, q, limit, steps, v):  # type: ignore[no-untyped-def]
-    """The steps of reference.clip for each of onto (blocks, 8), into v (blocks, 8) float32; a lane tries one step."""
-    work = np.zeros(_ROWS, np.float32)
+def _clip(work, lane, m, q, limit, spare):  # type: ignore[no-untyped-def]
+    """reference.clip of the block in a lane, to the rows CHOSEN; a lane of `spare` tries one step."""
+    size = _reach(work, lane, m, q, limit)
     bound = np.floor(limit / m) + HALF
-    for block in range(onto.shape[0]):
-        for lane in range(steps):
-            for i in range(8):
-                work[i * LANES + lane] = onto[block, i] * (ONE - np.float32(lane) / np.float32(steps))
-        for lane in range(LANES):
-            work[_BEST + lane] = nearest(work, lane, m, q, bound)
-        at = 0
-        while at < steps and not work[_BEST + at] < INFINITY:
-            at += 1
+    for step in range(CLIP_STEPS):
         for i in range(8):
-            v[block, i] = work[POINT + i * LANES + at] if at < steps else np.float32(0)
+            spare[i * LANES + step] = (work[i * LANES + lane] / size) * (
+                ONE - np.float32(step) / np.float32(CLIP_STEPS)
+            )
+    for step in range(CLIP_STEPS):
+        spare[_BEST + step] = nearest(spare, step, m, q, bound)
+    at = 0
+    while at < CLIP_STEPS and not spare[_BEST + at] < INFINITY:
+        at += 1
+    for i in range(8):
+        work[CHOSEN + i * LANES + lane] = spare[POINT + i * LANES + at] if at < CLIP_STEPS else ZERO
+
+
+@njit(**OPTIONS)
+def _reach(work, lane, m, q, limit):  # type: ignore[no-untyped-def]
+    """What divides the block in a lane down onto the boundary of m's codewords, as in reference.onto_boundary."""
+    first = second = total = negatives = ZERO
+    least = INFINITY
+    for i in range(8):
+        y = work[i * LANES + lane]
+        a = abs(y)
+        low = a if a < first else first
+        second = low if low > second else second
+        first = a if a > first else first
+        least = a if a < least else least
+        total += a
+        negatives += ONE if y < ZERO else ZERO
+    half = (total - TWO * odd(negatives) * least) / TWO
+    gauge = max(first + second, half) / (TWO * m * q)
+    return max(gauge, first / limit, ONE)
 
 
 @njit(**OPTIONS)
@@ -130,3 +179,9 @@ def block_errors(x, steps, bounds, q, errors, start, stop):  # type: ignore[no-u
                 work[_BEST + lane] = nearest(work, lane, steps[j], q, bounds[j])
             for lane in range(count):
                 errors[first + lane, j] = work[_BEST + lane]
+
+
+@njit(**OPTIONS)
+def block_errors_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    """`block_errors` on several threads, see `cpu_team.share`."""
+    spread(block_errors, fixed, first, items, step, threads, team)

@@ -5,6 +5,7 @@ from numba import njit
 
 from . import cpu_encode, cpu_words
 from .cpu_lattice import LANES, ONE, OPTIONS, ZERO
+from .cpu_team import spread
 from .cpu_turn import turn
 
 WORK = cpu_words._ROWS
@@ -23,7 +24,7 @@ def encode(x, diagonal, steps, matrices, unit, fixed, y, factors, v, choices, pa
         y: (rows, n) float32, filled with the rotated vectors.
         factors: (rows,) float32, filled with 1/scale.
         v: the flat integers twice, as their bytes in int32 and as int8 or int16; filled.
-        choices: (rows·n/8,) uint8, filled as by `cpu_encode.quantize`.
+        choices: (rows·n/8,) uint8, filled with the indices of the multipliers.
         packed: (rows, bytes) uint8, filled.
     """
     multipliers, side, limit, q, word_bits = fixed
@@ -51,11 +52,20 @@ def encode(x, diagonal, steps, matrices, unit, fixed, y, factors, v, choices, pa
     cpu_encode.quantize(
         whole, factors, width, multipliers, side, limit, rows_of_bytes, wide, choices, start * width, stop * width
     )
+    last = multipliers.shape[0] - 1
+    for block in range(start * width, stop * width):
+        choices[block] = min(choices[block], last)
     cpu_words.pack(values, choices, width, multipliers, q, word_bits, packed, start, stop)
-    last = packed.shape[1] - 2
+    at = packed.shape[1] - 2
     for row in range(start, stop):
-        packed[row, last] = halves[row - start] & 255
-        packed[row, last + 1] = halves[row - start] >> 8
+        packed[row, at] = halves[row - start] & 255
+        packed[row, at + 1] = halves[row - start] >> 8
+
+
+@njit(**OPTIONS)
+def encode_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    """`encode` on several threads, see `cpu_team.share`."""
+    spread(encode, fixed, first, items, step, threads, team)
 
 
 @njit(**OPTIONS)
@@ -110,7 +120,13 @@ def decode(packed, fixed, diagonal, steps, matrices, out, start, stop):  # type:
 
 
 @njit(**OPTIONS)
-def spread(v, packed, diagonal, steps, matrices, out, start, stop):  # type: ignore[no-untyped-def]
+def decode_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    """`decode` on several threads, see `cpu_team.share`."""
+    spread(decode, fixed, first, items, step, threads, team)
+
+
+@njit(**OPTIONS)
+def restore(v, packed, diagonal, steps, matrices, out, start, stop):  # type: ignore[no-untyped-def]
     """What `decode` makes of `packed` where its integers v (rows, n) are still at hand."""
     n = out.shape[1]
     size = packed.shape[1]
@@ -124,6 +140,12 @@ def spread(v, packed, diagonal, steps, matrices, out, start, stop):  # type: ign
         turn(tile, steps, matrices)
         read_scales(stream, first * size, size, count, scales)
         _unload(tile, scales, diagonal, first, count, out)
+
+
+@njit(**OPTIONS)
+def restore_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    """`restore` on several threads, see `cpu_team.share`."""
+    spread(restore, fixed, first, items, step, threads, team)
 
 
 @njit(**OPTIONS)

@@ -1,7 +1,6 @@
 """Rotating and coding the inputs of Linears on the CPU, and what follows their product, on torch tensors."""
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +10,9 @@ from ..lattice.code import BLOCK, NestedCode
 from ..rotation.orders import atoms
 from ..rotation.transform import factor_matrix, rotation
 from . import cpu_after, cpu_tokens, reference
-from .cpu import clip, multipliers_of, share
+from .cpu import multipliers_of
 from .cpu_rotate import LARGEST_FACTOR, TOKENS
+from .cpu_team import share
 
 _NO_FLOATS = np.empty((0, 0), np.float32)
 _NO_BITS = np.empty((0, 0), np.uint16)
@@ -36,7 +36,7 @@ def rotate(x: Tensor, order: int, seed: int) -> Tensor | None:
     narrow = x.dtype == torch.bfloat16
     out = torch.empty(x.shape[0], order, dtype=torch.bfloat16 if narrow else torch.float32)
     fixed = *_sides(x), plan, *_sides(out)
-    share(lambda start, stop: cpu_tokens.rotate(*fixed, start, stop), x.shape[0], order // BLOCK, TOKENS)
+    share(cpu_tokens.rotate_on_team, fixed, x.shape[0], order // BLOCK, TOKENS)
     return out
 
 
@@ -54,12 +54,7 @@ def encode(x: Tensor, order: int, seed: int, code: NestedCode, unit: float) -> t
     scale = torch.empty(x.shape[0])
     sizes = np.float32(unit), multipliers_of(code), np.float32(code.q), np.float32(code.limit)
     fixed = *_sides(x), plan, *sizes, v.view(torch.int32).numpy(), not code.int8, scale.numpy()
-    found: list[tuple[Any, Any]] = []
-    share(lambda a, b: found.append(cpu_tokens.encode(*fixed, a, b)), x.shape[0], order // BLOCK, TOKENS)
-    for outside, blocks in found:
-        if outside.size:
-            at = torch.from_numpy(outside)
-            v.view(-1, BLOCK)[at] = clip(torch.from_numpy(blocks), code).to(v.dtype)
+    share(cpu_tokens.encode_on_team, fixed, x.shape[0], order // BLOCK, TOKENS)
     return v, scale
 
 
@@ -69,7 +64,7 @@ def scaled(sums: Tensor, token_scale: Tensor, row_scale: Tensor, bias: Tensor | 
     out = torch.empty(sums.shape, dtype=torch.bfloat16 if narrow else torch.float32)
     scales = token_scale.numpy(), row_scale.numpy(), _NO_BIAS if bias is None else bias.numpy()
     fixed = sums.numpy(), *scales, *_sides(out)
-    share(lambda start, stop: cpu_after.epilogue(*fixed, start, stop), sums.shape[0], sums.shape[1] // BLOCK)
+    share(cpu_after.epilogue_on_team, fixed, sums.shape[0], sums.shape[1] // BLOCK)
     return out.to(dtype)
 
 

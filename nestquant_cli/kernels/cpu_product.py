@@ -9,8 +9,9 @@ from numba import njit
 from torch import Tensor
 
 from ..lattice.code import BLOCK, NestedCode
-from .cpu import multipliers_of, share
+from .cpu import multipliers_of
 from .cpu_lattice import LANES, OPTIONS, ZERO
+from .cpu_team import share, spread
 from .cpu_words import _FACTOR, _ROWS, _decode, _read, _split
 
 _TOKEN = _ROWS  # after the rows of the decoder: the eight coordinates that meet the block, then the sums
@@ -31,7 +32,7 @@ def dot(packed: Tensor, x: Tensor, code: NestedCode) -> Tensor:
     y = torch.empty(packed.shape[0])
     entries = x.shape[0]
     fixed = packed.contiguous().numpy(), code.word_bits, code.q, multipliers_of(code), x.float().numpy(), y.numpy()
-    share(lambda start, stop: dot_rows(*fixed, start, stop), packed.shape[0], entries // BLOCK, LANES)
+    share(dot_rows_on_team, fixed, packed.shape[0], entries // BLOCK, LANES)
     return y
 
 
@@ -59,6 +60,12 @@ def dot_rows(packed, word_bits, q, multipliers, x, y, start, stop):  # type: ign
             _add(work)
         for lane in range(count):
             y[first + lane] = work[_SUMS + lane]
+
+
+@njit(**OPTIONS)
+def dot_rows_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    """`dot_rows` on several threads, see `cpu_team.share`."""
+    spread(dot_rows, fixed, first, items, step, threads, team)
 
 
 @njit(**OPTIONS)

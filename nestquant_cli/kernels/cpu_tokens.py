@@ -4,9 +4,10 @@ import numpy as np
 from numba import njit
 
 from .cpu_after import rounded
-from .cpu_encode import _BEST, _CHOSEN, _INDEX, _ROWS, OVERLOADED, _try, quantize, store
-from .cpu_lattice import HALF, INFINITY, LANES, ONE, OPTIONS, ZERO
+from .cpu_encode import _ROWS, CHOSEN, choose, quantize, store
+from .cpu_lattice import LANES, ONE, OPTIONS, ZERO
 from .cpu_rotate import FEW, TOKENS, WORK, transform, transform_one
+from .cpu_team import spread
 
 _TOGETHER = LANES // TOKENS  # blocks of a token that are encoded together
 
@@ -51,6 +52,12 @@ def rotate(wide, narrow, plan, out, out_narrow, start, stop):  # type: ignore[no
 
 
 @njit(**OPTIONS)
+def rotate_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    """`rotate` on several threads, see `cpu_team.share`."""
+    spread(rotate, fixed, first, items, step, threads, team)
+
+
+@njit(**OPTIONS)
 def encode(  # type: ignore[no-untyped-def]
     wide, narrow, plan, unit, multipliers, q, limit, v, is_wide, scale, start, stop
 ):
@@ -63,23 +70,18 @@ def encode(  # type: ignore[no-untyped-def]
         q, limit: float32.
         v: (tokens, order/4) or (tokens, order/2) int32, the bytes of int8 or, if `is_wide`, int16 entries.
         scale: (tokens,) float32, filled with the size of v = 1.
-
-    Returns:
-        of the blocks that no multiplier holds, whose v means nothing: their numbers (blocks,) int64, counted through
-        all tokens, and the blocks themselves (blocks, 8) float32 in units of v.
     """
     order = plan[0].shape[0]
     width = order // 8
     if stop - start <= FEW:
-        return _encode_few(wide, narrow, plan, unit, multipliers, q, limit, v, is_wide, scale, start, stop)
+        _encode_few(wide, narrow, plan, unit, multipliers, q, limit, v, is_wide, scale, start, stop)
+        return
     tile = np.empty(order * TOKENS, np.float32)
     bits = tile.view(np.int32)
     work = np.zeros(max(WORK, _ROWS), np.float32)
+    spare = np.zeros(_ROWS, np.float32)
     words = np.empty(4 * LANES, np.int32)
     factor = np.empty(TOKENS, np.float32)
-    outside = np.empty(16, np.int64)
-    blocks = np.empty((16, 8), np.float32)
-    found = 0
     for first in range(start, stop, TOKENS):
         count = min(TOKENS, stop - first)
         _rotated(wide, narrow, first, count, plan, tile, bits, work)
@@ -91,26 +93,15 @@ def encode(  # type: ignore[no-untyped-def]
         for block in range(0, width, _TOGETHER):
             here = min(_TOGETHER, width - block)
             _take(tile, block, here, factor, work)
-            for lane in range(LANES):
-                work[_BEST + lane] = INFINITY
-                work[_INDEX + lane] = np.float32(OVERLOADED)
-            for i in range(multipliers.shape[0]):
-                m = multipliers[i]
-                _try(work, np.float32(i), m, q, np.floor(limit / m) + HALF)
-            store(work, _CHOSEN, 0, LANES, words, words, is_wide)
+            choose(work, multipliers, q, limit, spare)
+            store(work, CHOSEN, 0, LANES, words, words, is_wide)
             _place(words, v, first, count, block, here, 4 if is_wide else 2)
-            if _any_outside(work):
-                for lane in range(count):
-                    for j in range(here):
-                        at = j * TOKENS + lane
-                        if work[_INDEX + at] == np.float32(OVERLOADED):
-                            if found == outside.shape[0]:
-                                outside, blocks = _larger(outside, blocks)
-                            outside[found] = (first + lane) * width + block + j
-                            for i in range(8):
-                                blocks[found, i] = work[i * LANES + at]
-                            found += 1
-    return outside[:found], blocks[:found]
+
+
+@njit(**OPTIONS)
+def encode_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    """`encode` on several threads, see `cpu_team.share`."""
+    spread(encode, fixed, first, items, step, threads, team)
 
 
 @njit(**OPTIONS)
@@ -138,12 +129,6 @@ def _encode_few(  # type: ignore[no-untyped-def]
     flat = rows.reshape(tokens * order)
     part = v[start:stop].reshape(tokens * v.shape[1])
     quantize(flat, factors, width, multipliers, q, limit, part, is_wide, index, 0, tokens * width)
-    outside = np.flatnonzero(index == OVERLOADED)
-    blocks = np.empty((outside.shape[0], 8), np.float32)
-    for i in range(outside.shape[0]):
-        for j in range(8):
-            blocks[i, j] = flat[8 * outside[i] + j] * factors[outside[i] // width]
-    return outside + start * width, blocks
 
 
 @njit(**OPTIONS)
@@ -247,21 +232,3 @@ def _place(words, v, first, count, block, here, size):  # type: ignore[no-untype
         for j in range(here):
             for i in range(size):
                 row[size * j + i] = words[size * (j * TOKENS + lane) + i]
-
-
-@njit(**OPTIONS)
-def _any_outside(work):  # type: ignore[no-untyped-def]
-    largest = ZERO
-    for lane in range(LANES):
-        index = work[_INDEX + lane]
-        largest = index if index > largest else largest
-    return largest == np.float32(OVERLOADED)
-
-
-@njit(**OPTIONS)
-def _larger(outside, blocks):  # type: ignore[no-untyped-def]
-    more = np.empty(2 * outside.shape[0], np.int64)
-    more[: outside.shape[0]] = outside
-    rows = np.empty((2 * outside.shape[0], 8), np.float32)
-    rows[: outside.shape[0]] = blocks
-    return more, rows

@@ -5,6 +5,7 @@ from numba import njit
 
 from .cpu_encode import store
 from .cpu_lattice import HALF, LANE, LANES, ONE, OPTIONS, TWO, representative
+from .cpu_team import spread
 
 _QUARTER = np.float32(0.25)
 _FACTOR = 8 * LANES  # rows of a tile after the eight entries: the multiplier
@@ -48,6 +49,12 @@ def unpack(packed, width, word_bits, q, multipliers, v, wide, start, stop):  # t
 
 
 @njit(**OPTIONS)
+def unpack_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    """`unpack` on several threads, see `cpu_team.share`."""
+    spread(unpack, fixed, first, items, step, threads, team)
+
+
+@njit(**OPTIONS)
 def indices(packed, word_bits, size, k, index, start, stop):  # type: ignore[no-untyped-def]
     """Fills index (rows, blocks) uint8 of rows start … stop: word div size, at most k − 1; size is q⁸ as uint64."""
     stream = packed.reshape(packed.size)
@@ -55,6 +62,12 @@ def indices(packed, word_bits, size, k, index, start, stop):  # type: ignore[no-
         for column in range(index.shape[1]):
             word = _read(stream, row * packed.shape[1], column * word_bits, word_bits)
             index[row, column] = np.uint8(min(np.int64(word // size), k - 1))
+
+
+@njit(**OPTIONS)
+def indices_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    """`indices` on several threads, see `cpu_team.share`."""
+    spread(indices, fixed, first, items, step, threads, team)
 
 
 @njit(**LANE)
@@ -157,6 +170,12 @@ def pack(v, index, width, multipliers, q, word_bits, packed, start, stop):  # ty
                 row += 1
                 column = 0
                 pending = np.uint64(0)
+
+
+@njit(**OPTIONS)
+def pack_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    """`pack` on several threads, see `cpu_team.share`."""
+    spread(pack, fixed, first, items, step, threads, team)
 
 
 @njit(**OPTIONS)

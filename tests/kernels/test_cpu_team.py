@@ -1,14 +1,16 @@
-"""What is particular to the CPU kernels: threads."""
+"""The CPU kernels on several threads: torch's, or Python's where torch has none that can be called."""
 
 import multiprocessing
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from nestquant_cli.kernels import cpu
+from nestquant_cli.kernels import cpu, cpu_team
 from nestquant_cli.lattice.code import NestedCode
 
 CODE = NestedCode(q=13, multipliers=(3, 4, 5, 6, 9), word_bits=32)
@@ -33,11 +35,19 @@ def round_trip() -> tuple[Tensor, Tensor, Tensor]:
     return unpacked, packed, errors
 
 
-def test_threads_change_nothing() -> None:
+@pytest.mark.parametrize("torchs", [True, False])
+def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch, torchs: bool) -> None:
+    if not torchs:
+        monkeypatch.setattr(cpu_team, "team", lambda: 0)
     shared = round_trip()
     torch.set_num_threads(1)
     for a, b in zip(shared, round_trip(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems' torch has another OpenMP")
+def test_torchs_threads_are_found() -> None:
+    assert cpu_team.team()
 
 
 def test_calls_from_several_threads() -> None:
@@ -49,20 +59,20 @@ def test_calls_from_several_threads() -> None:
 
 
 def test_small_work_stays_in_this_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(threads: int) -> ThreadPoolExecutor:
-        raise AssertionError("a pool was asked for")
+    def refuse() -> int:
+        raise AssertionError("more threads were asked for")
 
-    monkeypatch.setattr(cpu, "_pool", refuse)
+    monkeypatch.setattr(cpu_team, "team", refuse)
     cpu.quantize(torch.zeros(576, 8), torch.ones(576), CODE)
-    with pytest.raises(AssertionError, match="a pool was asked for"):
+    with pytest.raises(AssertionError, match="more threads were asked for"):
         round_trip()
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
 def test_after_a_fork() -> None:
-    """A child, such as a data loader's worker, has none of the pool's threads and must make its own."""
-    round_trip()
-    child = multiprocessing.get_context("fork").Process(target=_share_in_child)
+    """A child, such as a data loader's worker, has none of its parent's threads and must make its own."""
+    unpacked, packed, _ = round_trip()
+    child = multiprocessing.get_context("fork").Process(target=_unpack_in_child, args=(packed, unpacked))
     child.start()
     child.join(60)
     hangs = child.is_alive()
@@ -72,7 +82,6 @@ def test_after_a_fork() -> None:
     assert child.exitcode == 0
 
 
-def _share_in_child() -> None:
-    done: list[int] = []
-    cpu.share(lambda start, stop: done.append(stop - start), 10**6)
-    assert sum(done) == 10**6 and len(done) > 1
+def _unpack_in_child(packed: Tensor, unpacked: Tensor) -> None:
+    """Without torch's own operations on several threads, which a forked child waits for in vain."""
+    assert np.array_equal(cpu.unpack(packed, ENTRIES, CODE).numpy(), unpacked.numpy())
