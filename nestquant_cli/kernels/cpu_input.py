@@ -85,16 +85,11 @@ def _sides(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=256)
 def _plan(order: int, seed: int) -> tuple[np.ndarray, ...] | None:
-    """What cpu_tokens.rotate takes; twos are taken in pairs."""
+    """What cpu_tokens.rotate takes."""
     turn = rotation(order, seed)
     numbers, factors, signs = [], [], []
     for size in turn.block_orders:
-        groups: list[tuple[int, ...]] = []
-        for atom in atoms(size):
-            if atom == 2 and groups and groups[-1] == (2,):
-                groups[-1] = (2, 2)
-            else:
-                groups.append((atom,))
+        groups = _grouped(atoms(size))
         matrices = [factor_matrix(group) for group in groups]
         if any(len(matrix) > LARGEST_FACTOR for matrix in matrices):
             return None
@@ -104,3 +99,13 @@ def _plan(order: int, seed: int) -> tuple[np.ndarray, ...] | None:
     signs.append(np.ones(1, np.float32))  # an order of 1 has no factors, and nothing may be empty
     whole = (np.asarray(list(each), np.int64) for each in (turn.block_orders, numbers, factors or [1]))
     return turn.scale, *whole, np.concatenate(signs)
+
+
+def _grouped(factors: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Twos taken together, at most four; on the fastest axis one, two or four, as `cpu_rotate.transform` has it."""
+    twos = factors.count(2)
+    groups = [(factor,) for factor in factors if factor != 2]
+    last = 4 if twos >= 4 else min(twos, 2)
+    rest = twos - last
+    sizes = [rest % 4] * bool(rest % 4) + [4] * (rest // 4) + [last] * bool(last)
+    return groups + [(2,) * size for size in sizes]

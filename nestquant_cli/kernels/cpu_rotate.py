@@ -4,6 +4,8 @@ A tile holds TOKENS vectors as a structure of arrays, coordinate i of the token 
 that every factor of the Kronecker product is sums of whole rows.
 """
 
+from typing import Any
+
 from numba import njit
 
 from .cpu_lattice import LANE, OPTIONS, ZERO
@@ -33,11 +35,8 @@ def transform(tile, sizes, signs, work):  # type: ignore[no-untyped-def]
     for p in sizes:
         whole = stride
         stride //= p
-        if p == 4 and stride == TOKENS:
-            _last_four(tile)
-            continue
-        if p == 2 and stride == TOKENS:
-            _last_two(tile)
+        if stride == TOKENS and p in (2, 4, 16):
+            _last(tile, p)
             continue
         for start in range(0, tile.shape[0], whole):
             for first in range(start, start + stride, RUN):
@@ -66,18 +65,17 @@ def transform_one(vector, sizes, signs, work, other):  # type: ignore[no-untyped
             count = min(RUN, stride - first)
             for k in range(p):
                 _copy(vector, first + k * stride, work, k * RUN, count)
-            if p == 2:
-                _pair(work)
-            elif p == 4:
-                _four(work)
-            for i in range(0, p, 4 if p > 4 else p):
-                if p > 4:
-                    _four_rows(work, signs, at + i * p, p)
-                begin = _OUT if p > 4 else 0
+            if p in (2, 4, 8, 16):
+                _twos(work, p)
                 for lane in range(count):
-                    place = (first + lane) * p + i
-                    for j in range(min(4, p)):
-                        other[place + j] = work[begin + j * RUN + lane]
+                    for j in range(p):
+                        other[(first + lane) * p + j] = work[j * RUN + lane]
+                continue
+            for i in range(0, p, 4):
+                _four_rows(work, signs, at + i * p, p)
+                for lane in range(count):
+                    for j in range(4):
+                        other[(first + lane) * p + i + j] = work[_OUT + j * RUN + lane]
         vector[:] = other
         at += p * p
 
@@ -87,11 +85,8 @@ def _factor(tile, first, stride, count, p, signs, at, work):  # type: ignore[no-
     """One dense factor on `count` ≤ RUN neighbouring columns of p entries that are `stride` apart."""
     for k in range(p):
         _copy(tile, first + k * stride, work, k * RUN, count)
-    if p == 2:
-        _pair(work)
-    elif p == 4:
-        _four(work)
-    if p <= 4:
+    if p in (2, 4, 8, 16):
+        _twos(work, p)
         for i in range(p):
             _copy(work, i * RUN, tile, first + i * stride, count)
         return
@@ -111,26 +106,68 @@ def _four_rows(work, signs, at, p):  # type: ignore[no-untyped-def]
         _rows(work, p)
 
 
-@njit(**OPTIONS)
-def _last_four(tile):  # type: ignore[no-untyped-def]
-    for start in range(0, tile.shape[0], 4 * TOKENS):
-        part = tile[start : start + 4 * TOKENS]
-        for lane in range(TOKENS):
-            a, b, c, d = part[lane], part[TOKENS + lane], part[2 * TOKENS + lane], part[3 * TOKENS + lane]
-            part[lane] = (a + b) + (c + d)
-            part[TOKENS + lane] = (a - b) + (c - d)
-            part[2 * TOKENS + lane] = (a + b) - (c + d)
-            part[3 * TOKENS + lane] = (a - b) - (c - d)
+def _pairs(step: int) -> Any:
+    """A factor of 2 on the rows of `step` floats at 0 and step; a constant compiles to vector instructions."""
+
+    @njit(**LANE)
+    def pairs(rows):  # type: ignore[no-untyped-def]
+        for lane in range(step):
+            a, b = rows[lane], rows[step + lane]
+            rows[lane] = a + b
+            rows[step + lane] = a - b
+
+    return pairs
+
+
+def _fours(step: int) -> Any:
+    """Two factors of 2 at once on the rows of `step` floats at 0, step, 2·step and 3·step."""
+
+    @njit(**LANE)
+    def fours(rows):  # type: ignore[no-untyped-def]
+        for lane in range(step):
+            a, b, c, d = rows[lane], rows[step + lane], rows[2 * step + lane], rows[3 * step + lane]
+            rows[lane] = (a + b) + (c + d)
+            rows[step + lane] = (a - b) + (c - d)
+            rows[2 * step + lane] = (a + b) - (c + d)
+            rows[3 * step + lane] = (a - b) - (c - d)
+
+    return fours
+
+
+_pairs_last, _pairs_run, _pairs_far = _pairs(TOKENS), _pairs(RUN), _pairs(4 * RUN)
+_fours_last, _fours_last_far, _fours_run, _fours_far = (_fours(n) for n in (TOKENS, 4 * TOKENS, RUN, 4 * RUN))
 
 
 @njit(**OPTIONS)
-def _last_two(tile):  # type: ignore[no-untyped-def]
-    for start in range(0, tile.shape[0], 2 * TOKENS):
-        part = tile[start : start + 2 * TOKENS]
-        for lane in range(TOKENS):
-            a, b = part[lane], part[TOKENS + lane]
-            part[lane] = a + b
-            part[TOKENS + lane] = a - b
+def _last(tile, p):  # type: ignore[no-untyped-def]
+    """The factor of p = 2, 4 or 16 on the fastest axis."""
+    for start in range(0, tile.shape[0], p * TOKENS):
+        part = tile[start : start + p * TOKENS]
+        if p == 16:
+            _fours_last_far(part)
+            for i in range(4):
+                _fours_last(part[4 * i * TOKENS :])
+        elif p == 4:
+            _fours_last(part)
+        else:
+            _pairs_last(part)
+
+
+@njit(**OPTIONS)
+def _twos(work, p):  # type: ignore[no-untyped-def]
+    """The factor of p = 2, 4, 8 or 16 on rows of RUN lanes."""
+    if p == 16:
+        _fours_far(work)
+        for i in range(4):
+            _fours_run(work[4 * i * RUN :])
+    elif p == 8:
+        _pairs_far(work)
+        for i in range(2):
+            _fours_run(work[4 * i * RUN :])
+    elif p == 4:
+        _fours_run(work)
+    else:
+        _pairs_run(work)
 
 
 @njit(**LANE)
@@ -143,24 +180,6 @@ def _copy(source, start, target, place, count):  # type: ignore[no-untyped-def]
     else:
         for lane in range(count):
             b[lane] = a[lane]
-
-
-@njit(**OPTIONS)
-def _pair(work):  # type: ignore[no-untyped-def]
-    for lane in range(RUN):
-        a, b = work[lane], work[RUN + lane]
-        work[lane] = a + b
-        work[RUN + lane] = a - b
-
-
-@njit(**OPTIONS)
-def _four(work):  # type: ignore[no-untyped-def]
-    for lane in range(RUN):
-        a, b, c, d = work[lane], work[RUN + lane], work[2 * RUN + lane], work[3 * RUN + lane]
-        work[lane] = (a + b) + (c + d)
-        work[RUN + lane] = (a - b) + (c - d)
-        work[2 * RUN + lane] = (a + b) - (c + d)
-        work[3 * RUN + lane] = (a - b) - (c - d)
 
 
 @njit(**OPTIONS)
@@ -184,11 +203,12 @@ def _rows_of_12(work):  # type: ignore[no-untyped-def]
 def _rows(work, p):  # type: ignore[no-untyped-def]
     """Four rows of p, four terms at a time."""
     work[_OUT : _OUT + 4 * RUN] = ZERO
-    for j in range(4):
-        for k in range(0, p, 4):
-            place = _SIGNS + j * p + k
-            a, b, c, d = work[place], work[place + 1], work[place + 2], work[place + 3]
-            x = work[k * RUN : (k + 4) * RUN]
-            y = work[_OUT + j * RUN : _OUT + (j + 1) * RUN]
-            for lane in range(RUN):
-                y[lane] += (a * x[lane] + b * x[RUN + lane]) + (c * x[2 * RUN + lane] + d * x[3 * RUN + lane])
+    for k in range(0, p, 4):
+        m = work[_SIGNS + k : _SIGNS + k + 3 * p + 4].copy()
+        x = work[k * RUN : (k + 4) * RUN]
+        y = work[_OUT : _OUT + 4 * RUN]
+        for lane in range(RUN):
+            a, b, c, d = x[lane], x[RUN + lane], x[2 * RUN + lane], x[3 * RUN + lane]
+            for j in range(4):
+                i = j * p
+                y[j * RUN + lane] += (m[i] * a + m[i + 1] * b) + (m[i + 2] * c + m[i + 3] * d)

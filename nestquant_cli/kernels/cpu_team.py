@@ -127,15 +127,10 @@ def _body(context, builder, job_type, compiled, fixed, wanted):  # type: ignore[
 
 @lru_cache(maxsize=1)
 def team() -> int:
-    """Address of GOMP_parallel in the OpenMP library that torch has loaded, 0 where there is none."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return 0
-    loaded = {Path(line.split()[-1]) for line in maps.read_text().splitlines() if "omp" in line.rpartition("/")[2]}
-    folder = Path(torch.__file__).parent.parent
-    for path in sorted(loaded, key=lambda path: (not path.is_relative_to(folder), path)):
+    """Address of GOMP_parallel in the OpenMP library that torch is linked to, 0 where it has no such function."""
+    for path in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
         try:
-            library = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+            library = ctypes.CDLL(str(path))  # looks into what it is linked to as well, and in nothing else
             return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
         except (OSError, AttributeError):
             continue
