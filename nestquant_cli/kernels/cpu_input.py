@@ -30,12 +30,12 @@ def rotate(x: Tensor, order: int, seed: int) -> Tensor | None:
     Returns:
         (tokens, order) bfloat16 for bfloat16, else float32; None where a factor of the order is too large.
     """
-    plan = _plan(order, seed)
+    plan = plan_of(order, seed)
     if plan is None:
         return None
     narrow = x.dtype == torch.bfloat16
     out = torch.empty(x.shape[0], order, dtype=torch.bfloat16 if narrow else torch.float32)
-    fixed = *_sides(x), plan, *_sides(out)
+    fixed = *sides(x), plan, *sides(out)
     share(cpu_tokens.rotate_on_team, fixed, x.shape[0], order // BLOCK, TOKENS)
     return out
 
@@ -47,13 +47,13 @@ def encode(x: Tensor, order: int, seed: int, code: NestedCode, unit: float) -> t
         v (tokens, order) int8 or int16 and the size of v = 1 (tokens,) float32, which is 1 for a token of zeros; None
         where a factor of the order is too large.
     """
-    plan = _plan(order, seed)
+    plan = plan_of(order, seed)
     if plan is None:
         return None
     v = torch.empty(x.shape[0], order, dtype=reference.entry_type(code))
     scale = torch.empty(x.shape[0])
     sizes = np.float32(unit), multipliers_of(code), np.float32(code.q), np.float32(code.limit)
-    fixed = *_sides(x), plan, *sizes, v.view(torch.int32).numpy(), not code.int8, scale.numpy()
+    fixed = *sides(x), plan, *sizes, v.view(torch.int32).numpy(), not code.int8, scale.numpy()
     share(cpu_tokens.encode_on_team, fixed, x.shape[0], order // BLOCK, TOKENS)
     return v, scale
 
@@ -63,7 +63,7 @@ def scaled(sums: Tensor, token_scale: Tensor, row_scale: Tensor, bias: Tensor | 
     narrow = dtype == torch.bfloat16
     out = torch.empty(sums.shape, dtype=torch.bfloat16 if narrow else torch.float32)
     scales = token_scale.numpy(), row_scale.numpy(), _NO_BIAS if bias is None else bias.numpy()
-    fixed = sums.numpy(), *scales, *_sides(out)
+    fixed = sums.numpy(), *scales, *sides(out)
     share(cpu_after.epilogue_on_team, fixed, sums.shape[0], sums.shape[1] // BLOCK)
     return out.to(dtype)
 
@@ -76,7 +76,7 @@ def fingerprint(x: Tensor) -> int | None:
     return int(cpu_after.fingerprint(words))
 
 
-def _sides(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def sides(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """x as float32 or as bits of bfloat16, and nothing in the other's place."""
     if x.dtype == torch.bfloat16:
         return _NO_FLOATS, x.contiguous().view(torch.uint16).numpy()
@@ -84,7 +84,7 @@ def _sides(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=256)
-def _plan(order: int, seed: int) -> tuple[np.ndarray, ...] | None:
+def plan_of(order: int, seed: int) -> tuple[np.ndarray, ...] | None:
     """What cpu_tokens.rotate takes."""
     turn = rotation(order, seed)
     numbers, factors, signs = [], [], []

@@ -1,6 +1,7 @@
-"""Decode-and-dot: the product of packed words with a single token, without the decoded matrix. Compiled by Numba.
+"""Products with a few tokens, bound by reading the weights. Compiled by Numba.
 
-Lanes are rows of the matrix, so that sums stay in their lanes and a coordinate of the token is a scalar.
+Packed words are decoded on the way; there lanes are rows of the matrix, so that sums stay in their lanes and a
+coordinate of the token is a scalar. For int8 rows the tokens are rotated first, in the same call.
 """
 
 import numpy as np
@@ -9,7 +10,10 @@ from numba import njit
 from torch import Tensor
 
 from ..lattice.code import BLOCK, NestedCode
+from . import cpu_tokens
 from .cpu import multipliers_of
+from .cpu_after import rounded
+from .cpu_input import plan_of, sides
 from .cpu_lattice import LANES, OPTIONS, ZERO
 from .cpu_team import share, spread
 from .cpu_words import _FACTOR, _ROWS, _decode, _read, _split
@@ -75,3 +79,55 @@ def _add(work):  # type: ignore[no-untyped-def]
         for i in range(8):
             total += work[_TOKEN + i] * work[i * LANES + lane]
         work[_SUMS + lane] = total
+
+
+def rotated_product(x: Tensor, seed: int, v: np.ndarray, scales: np.ndarray) -> Tensor | None:
+    """diag(scales)·V·R x for a few tokens.
+
+    Args:
+        x: (tokens, features) floating point.
+        seed: of the rotation signs.
+        v: (rows, padded features) int8.
+        scales: (rows,) uint16, the bits of a bfloat16.
+
+    Returns:
+        (tokens, rows) in x's dtype, sums in float32; None where a factor of the rotation's order is too large.
+    """
+    rows, order = v.shape
+    plan = plan_of(order, seed)
+    if plan is None:
+        return None
+    narrow = x.dtype == torch.bfloat16
+    out = torch.empty(x.shape[0], rows, dtype=torch.bfloat16 if narrow else torch.float32)
+    share(_rotate_and_dot, (*sides(x), plan, v, scales, *sides(out)), rows, order // BLOCK)
+    return out if narrow else out.to(x.dtype)
+
+
+@njit(**OPTIONS)
+def _rotate_and_dot(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    wide, narrow, plan, v, scales, out, out_narrow = fixed
+    tokens = max(wide.shape[0], narrow.shape[0])
+    x = np.empty((tokens, v.shape[1]), np.float32)
+    cpu_tokens.rotate(wide, narrow, plan, x, np.empty((0, 0), np.uint16), 0, tokens)
+    spread(_dot_int8, (x, v, scales, out, out_narrow), first, items, step, threads, team)
+
+
+# Sums may be taken in any order, which lets them stay in the lanes of a vector.
+@njit(**{**OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}})
+def _dot_int8(x, v, scales, out, out_narrow, start, stop):  # type: ignore[no-untyped-def]
+    """The rows start … stop of the product; scales are the bits of bfloat16, outputs as in `cpu_tokens.rotate`."""
+    bits = np.empty(2, np.int32)
+    numbers = bits.view(np.float32)
+    for row in range(start, stop):
+        weights = v[row]
+        bits[0] = np.int32(scales[row]) << 16
+        for token in range(x.shape[0]):
+            values = x[token]
+            total = ZERO
+            for i in range(values.shape[0]):
+                total += np.float32(weights[i]) * values[i]
+            numbers[1] = total * numbers[0]
+            if out.shape[0]:
+                out[token, row] = numbers[1]
+            else:
+                out_narrow[token, row] = rounded(bits[1])

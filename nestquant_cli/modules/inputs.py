@@ -1,6 +1,7 @@
 """The input of quantized Linears: rotated and, when activations are coded, rounded to the nested lattice per token."""
 
 import weakref
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +32,8 @@ class LinearInput:
 class InputQuantizer:
     """Rotates and codes an input once for all the Linears that share it.
 
-    The last result is kept for as long as the input tensor it came from is alive and unchanged, so that q, k and v
-    (or gate and up), which are called one after the other with the same tensor, pay for one rotation.
+    What was made of the last input is kept for as long as that tensor is alive and unchanged, so that q, k and v (or
+    gate and up), which are called one after the other with the same tensor, pay for one rotation.
 
     Args:
         features: size of the input; padded with zeros to a multiple of 8.
@@ -44,7 +45,7 @@ class InputQuantizer:
         self.features, self.seed, self.code = features, seed, code
         self._source: weakref.ref[Tensor] | None = None
         self._state: Tensor | int = -1  # of the source when it was coded
-        self._result: LinearInput | None = None
+        self._results: dict[Hashable, Any] = {}
 
     @property
     def padded(self) -> int:
@@ -53,11 +54,17 @@ class InputQuantizer:
 
     def __call__(self, x: Tensor) -> LinearInput:
         """Codes x (..., features); tokens are flattened."""
-        if self._result is None or self._source is None or self._source() is not x or self._changed(x):
+        coded: LinearInput = self.once(x, None, self.code_tokens)
+        return coded
+
+    def once(self, x: Tensor, key: Hashable, make: Callable[[Tensor], Any]) -> Any:
+        """make(x as (tokens, features)), called once for each key while x stays as it is."""
+        if self._source is None or self._source() is not x or self._changed(x):
             self._source = weakref.ref(x, self._forget)
-            self._state = _state_of(x)
-            self._result = self.code_tokens(x.reshape(-1, self.features))
-        return self._result
+            self._state, self._results = _state_of(x), {}
+        if key not in self._results:
+            self._results[key] = make(x.reshape(-1, self.features))
+        return self._results[key]
 
     def _changed(self, x: Tensor) -> bool:
         """Whether x was changed in place since it was coded."""
@@ -101,7 +108,7 @@ class InputQuantizer:
         return LinearInput(v, scale)
 
     def _forget(self, _: Any) -> None:
-        self._state, self._result = -1, None
+        self._source, self._state, self._results = None, -1, {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"features": self.features, "seed": self.seed, "code": self.code}

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..kernels import for_device
 from ..lattice.code import BLOCK, NestedCode, row_bytes
-from .inputs import InputQuantizer, LinearInput, dequantize
+from .inputs import InputQuantizer, dequantize
+from .joined import Joined, takes
 from .product import PANEL, packed_product, product
 from .words import join_indices, multiplier_indices, split_indices
 
@@ -48,6 +49,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.source, self.code = in_features, out_features, source, code
         self.dtype = dtype
+        self._joined: tuple[Tensor, Joined, int] | None = None
         if code is None:
             weight = torch.empty(out_features, in_features, dtype=dtype, device=device)
             self.weight = nn.Parameter(weight, requires_grad=False)
@@ -89,6 +91,7 @@ class QuantizedLinear(nn.Module):
         if self.resident == "int8":
             words = self._repacked()
             del self.v, self.indices
+            self._joined = None
             self.register_buffer("words", words)
 
     def hold_int8(self) -> bool:
@@ -127,23 +130,44 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) to (..., out_features), in x's dtype."""
-        coded = self.source(x)
         if self.code is None:
-            y = F.linear(self.source.unrotate(dequantize(coded)).to(self.weight.dtype), self.weight, self.bias)
+            values = self.source.unrotate(dequantize(self.source(x)))
+            y = F.linear(values.to(self.weight.dtype), self.weight, self.bias)
         else:
-            y = self._product(coded, x.dtype)
-        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+            y = self._product(x)
+        return (y if y.dtype == x.dtype else y.to(x.dtype)).reshape(*x.shape[:-1], self.out_features)
 
-    def _product(self, coded: LinearInput, dtype: torch.dtype) -> Tensor:
+    def _product(self, x: Tensor) -> Tensor:
         assert self.code is not None
-        scale, values = self.row_scale.view(torch.bfloat16), coded.values
-        if self.resident == "int8":
-            return product(coded, self._rows, self.out_features, scale, self.bias, dtype)
-        if not (values.requires_grad and torch.is_grad_enabled()):  # the kernels on packed words have no gradient
-            fused = packed_product(coded, self.words, scale, self.code, self.bias, dtype)
+        buffers, bias = self._buffers, self._parameters["bias"]  # read directly: __getattr__ costs as much as a product
+        if "v" in buffers and takes(self.source, x):
+            y = self._of_joined(x)
+            if y is not None:
+                return y if bias is None else y + bias
+        scale = buffers["row_scale"].view(torch.bfloat16)  # type: ignore[union-attr]
+        if "v" in buffers:
+            return product(self.source(x), self._rows, self.out_features, scale, bias, x.dtype)
+        coded = self.source(x)
+        if not (coded.values.requires_grad and torch.is_grad_enabled()):  # kernels on packed words have no gradient
+            fused = packed_product(coded, self.words, scale, self.code, bias, x.dtype)
             if fused is not None:
                 return fused
-        return product(coded, self._rows, max(1, PANEL // self.source.padded), scale, self.bias, dtype)
+        return product(coded, self._rows, max(1, PANEL // self.source.padded), scale, bias, x.dtype)
+
+    def _of_joined(self, x: Tensor) -> Tensor | None:
+        v = self._buffers["v"]
+        if self._joined is None or self._joined[0] is not v:  # never joined, or moved since
+            self.set_joined(Joined(self.v, self.row_scale), 0)
+        _, joined, start = self._joined  # type: ignore[misc]
+        y = joined.product(self.source, x)
+        return y if y is None or y.shape[1] == self.out_features else y[:, start : start + self.out_features]
+
+    def set_joined(self, joined: Joined, start: int) -> None:
+        """Lets products with a few tokens be rows start … of `joined`, for as long as v stays the tensor it is."""
+        self._joined = self.v, joined, start
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_joined": None}
 
     def _rows(self, start: int, stop: int) -> Tensor:
         assert self.code is not None

@@ -15,8 +15,6 @@ from .inputs import LinearInput, dequantize
 
 _FEWEST_ROWS_CUDA = 17  # torch's int8 product on CUDA takes more than 16 rows and multiples of 8
 PANEL = 1 << 20  # entries of a packed matrix that are decoded at a time: they stay in the caches
-# Tokens up to which torch's int8 weight-only product is the fastest on the CPU; from there on bfloat16 is.
-FEW_TOKENS = 4
 
 Weight = Callable[[int, int], Tensor]  # (start, stop) to these rows of V, int8 or int16
 
@@ -53,7 +51,7 @@ def _panel(coded: LinearInput, v: Tensor, row_scale: Tensor, bias: Tensor | None
     if coded.scale is not None and coded.values.dtype == torch.int8 and int8:
         return _integers(coded.values, coded.scale, v, row_scale, bias, dtype)
     if coded.values.dtype == torch.bfloat16 and int8:
-        return _weights_only(coded.values, v, row_scale, bias)
+        return _weights_only(coded, v, row_scale, bias)
     return _finish(float_product(coded, v, dtype), row_scale, bias, dtype)
 
 
@@ -68,12 +66,9 @@ def _integers(
     return scaled(sums, scale, row_scale.float(), None if bias is None else bias.detach().float(), dtype)
 
 
-def _weights_only(x: Tensor, v: Tensor, row_scale: Tensor, bias: Tensor | None) -> Tensor:
+def _weights_only(coded: LinearInput, v: Tensor, row_scale: Tensor, bias: Tensor | None) -> Tensor:
     """For bfloat16 tokens, in bfloat16, which holds int8 exactly; sums are kept in float32 inside."""
-    if x.shape[0] <= FEW_TOKENS:
-        y = torch._weight_int8pack_mm(x, v, row_scale)
-    else:
-        y = F.linear(x, v.to(torch.bfloat16)).mul_(row_scale)
+    y = F.linear(coded.values, v.to(torch.bfloat16)).mul_(row_scale)
     return y if bias is None else y + bias
 
 

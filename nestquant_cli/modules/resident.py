@@ -7,6 +7,7 @@ from torch import nn
 
 from ..errors import NestQuantError
 from ..lattice.code import BLOCK
+from .joined import join
 from .linear import QuantizedLinear
 
 FORMS = ("packed", "int8", "auto")
@@ -47,12 +48,28 @@ def set_resident(model: nn.Module, form: str) -> str:
             layer.hold_packed()
         elif not layer.hold_int8():
             logger.info("a weight of %d × %d stays packed", layer.out_features, layer.in_features)
+    _join(layers)
     return form
 
 
 def resident_bytes(model: nn.Module) -> int:
     """Bytes of the weights of all quantized Linears in memory, row scales included."""
     return sum(module.resident_bytes() for module in model.modules() if isinstance(module, QuantizedLinear))
+
+
+def _join(layers: list[QuantizedLinear]) -> None:
+    """Lays the int8 weights with the same input one after another, so that one product serves them all."""
+    groups: dict[int, list[QuantizedLinear]] = {}
+    for layer in layers:
+        if layer.resident == "int8" and layer.v.device.type == "cpu":
+            groups.setdefault(id(layer.source), []).append(layer)
+    for group in groups.values():
+        v, scales, joined = join([layer.v for layer in group], [layer.row_scale for layer in group])
+        start = 0
+        for layer, own, scale in zip(group, v, scales, strict=True):
+            layer.v, layer.row_scale = own, scale
+            layer.set_joined(joined, start)
+            start += layer.out_features
 
 
 def _choose(layers: list[QuantizedLinear]) -> str:

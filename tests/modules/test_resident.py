@@ -11,8 +11,9 @@ import torch
 from nestquant_cli.codecs.fit import ScaledCode
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.files import read_json, sha256_file
+from nestquant_cli.kernels import cpu_product
 from nestquant_cli.lattice.shape import shape_for_bits
-from nestquant_cli.modules import linear, product, resident
+from nestquant_cli.modules import joined, linear, resident
 from nestquant_cli.modules.attach import quantized_linears
 from nestquant_cli.modules.inputs import InputQuantizer
 from nestquant_cli.modules.linear import QuantizedLinear, row_scale_bits
@@ -194,10 +195,29 @@ def test_the_option_changes_no_perplexity(
     assert run("eval-ppl", folder, *options, "--resident", "int4")[0] == 2
 
 
-def test_few_tokens_is_where_torch_is_fast() -> None:
-    """The same product on both sides of the border."""
-    layer = random_layer(FOUR, None, torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
+def test_few_tokens_and_many_agree(dtype: torch.dtype) -> None:
+    layer = random_layer(FOUR, None, dtype)
     layer.hold_int8()
-    x = gaussian(product.FEW_TOKENS + 1, 200).bfloat16()
+    x = gaussian(joined.FEW_TOKENS + 1, 200).to(dtype)
     with torch.no_grad():
         assert relative_error(layer(x)[:-1], layer(x[:-1].clone())) < 5e-3
+
+
+def test_linears_with_one_input_share_its_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = torch.nn.Module()
+    parent.q, parent.k = random_layer(FOUR, None, torch.bfloat16), random_layer(FOUR, None, torch.bfloat16)
+    parent.k.source = parent.q.source
+    x, other = gaussian(1, 200).bfloat16(), gaussian(1, 200, seed=5).bfloat16()
+    with torch.no_grad():
+        expected = [layer(each) for each in (x, other) for layer in (parent.q, parent.k)]
+        assert set_resident(parent, "int8") == "int8"
+        calls: list[int] = []
+        rotated_product = cpu_product.rotated_product
+        monkeypatch.setattr(cpu_product, "rotated_product", lambda *a: (calls.append(1), rotated_product(*a))[1])
+        for moved in (parent, copy.deepcopy(parent)):
+            calls.clear()
+            found = [layer(each) for each in (x, other) for layer in (moved.q, moved.k)]
+            assert len(calls) == (2 if moved is parent else 4)  # a copy is not joined, and right all the same
+            for a, b in zip(expected, found, strict=True):
+                assert relative_error(b, a) < 5e-3

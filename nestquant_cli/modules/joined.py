@@ -1,0 +1,44 @@
+"""Int8 rows of all the Linears with one input, laid one after another: one product with a few tokens serves all."""
+
+import torch
+from torch import Tensor
+
+from .inputs import InputQuantizer
+
+FEW_TOKENS = 4  # up to which a product reads every weight once instead of converting the matrix
+
+
+class Joined:
+    """A matrix of int8 rows on the CPU, ready for products with a few tokens.
+
+    Args:
+        v: (rows, padded features) int8, contiguous.
+        row_scale: (rows,) int16, the bits of a bfloat16.
+    """
+
+    def __init__(self, v: Tensor, row_scale: Tensor) -> None:
+        self.arrays = v.numpy(), row_scale.view(torch.uint16).numpy()
+
+    def product(self, source: InputQuantizer, x: Tensor) -> Tensor | None:
+        """Products (tokens, rows) in x's dtype, of x (..., features), taken once while x stays as it is.
+
+        Returns:
+            None where a factor of the rotation's order is too large.
+        """
+        from ..kernels.cpu_product import rotated_product
+
+        y: Tensor | None = source.once(x, self, lambda flat: rotated_product(flat, source.seed, *self.arrays))
+        return y
+
+
+def takes(source: InputQuantizer, x: Tensor) -> bool:
+    """Whether x is what `Joined` is for: few tokens on the CPU, neither coded nor differentiated."""
+    few = x.is_cpu and x.numel() <= FEW_TOKENS * source.features
+    return few and source.code is None and not (x.requires_grad and torch.is_grad_enabled())
+
+
+def join(v: list[Tensor], row_scale: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Joined]:
+    """The same tensors as consecutive rows of one, and that one."""
+    rows = [part.shape[0] for part in v]
+    whole, scales = torch.cat(v), torch.cat(row_scale)
+    return list(whole.split(rows)), list(scales.split(rows)), Joined(whole, scales)
