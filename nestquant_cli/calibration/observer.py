@@ -25,21 +25,29 @@ class KVObserver(DynamicCache):
     def __init__(self, config: PretrainedConfig, share: float) -> None:
         super().__init__(config=config)
         self.share = share
-        self.generator = torch.Generator()
         self.watching = False
+        self._seed = 0
+        self._window = 0
         self.keys: list[Tensor] = []  # (vectors, head size) each
         self.values: list[Tensor] = []
 
-    def reseed(self, seed: int) -> None:
-        """Makes the choice of the next layer's sample a function of `seed`, whatever came before."""
-        self.generator.manual_seed(seed)
+    def reseed(self, seed: int, first: int = 0) -> None:
+        """Makes the choice of the next layer's sample a function of `seed` and the windows, whatever came before.
+
+        Args:
+            seed: of the layer.
+            first: number of the window that is seen first.
+        """
+        self._seed, self._window = seed, first
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         if self.watching:
-            self.keys.append(self._sample(key_states))
-            self.values.append(self._sample(value_states))
+            generator = window_generator(self._seed, self._window)
+            self.keys.append(self._sample(key_states, generator))
+            self.values.append(self._sample(value_states, generator))
+            self._window += 1
         return key_states, value_states
 
     def take(self) -> tuple[Tensor, Tensor] | None:
@@ -50,10 +58,10 @@ class KVObserver(DynamicCache):
         self.keys, self.values = [], []
         return taken
 
-    def _sample(self, x: Tensor) -> Tensor:
+    def _sample(self, x: Tensor, generator: torch.Generator) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         count = min(flat.shape[0], max(1, round(flat.shape[0] * self.share)))
-        return flat[choose(flat.shape[0], count, self.generator).to(flat.device)].float().cpu()
+        return flat[choose(flat.shape[0], count, generator).to(flat.device)].float().cpu()
 
 
 class InputGroups:
@@ -89,6 +97,11 @@ class InputGroups:
             for handle in handles:
                 handle.remove()
             self._seen = []
+
+
+def window_generator(seed: int, window: int) -> torch.Generator:
+    """What draws in one window: the choice depends on the window's number, not on who looks at the windows before."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + window) % (1 << 63))
 
 
 def choose(total: int, count: int, generator: torch.Generator) -> Tensor:

@@ -23,7 +23,8 @@ from ..kernels import for_device
 from ..lattice.code import BLOCK
 from ..lattice.shape import CodeShape
 from ..rotation.transform import rotation
-from .observer import choose
+from ..team import Team
+from .observer import choose, window_generator
 
 STRIP = 256  # columns of the Gram matrix that are summed in one product
 NOISE_TOKENS = 4096  # tokens of a layer that are kept for fitting and for measuring the noise
@@ -67,14 +68,15 @@ class InputCollector:
         tokens_per_window: how many tokens of each window are kept.
         seed: of the choice.
         device: of the sum.
+        first: number of the window that comes first; the choice in a window depends on its number.
     """
 
-    def __init__(self, features: int, tokens_per_window: int, seed: int, device: torch.device) -> None:
+    def __init__(self, features: int, tokens_per_window: int, seed: int, device: torch.device, first: int = 0) -> None:
         self.gram = torch.zeros(features, features, dtype=torch.float32, device=device)
         self.tokens = 0
         self.kept: list[Tensor] = []
         self._per_window = tokens_per_window
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed, self._window = seed, first
 
     def add(self, x: Tensor) -> None:
         """x (..., features): one window's input."""
@@ -84,7 +86,8 @@ class InputCollector:
             right = min(left + STRIP, wide.shape[1])
             self.gram[left:right, left:].addmm_(wide[:, left:right].t(), wide[:, left:])
         self.tokens += flat.shape[0]
-        rows = choose(flat.shape[0], self._per_window, self._generator)
+        rows = choose(flat.shape[0], self._per_window, window_generator(self._seed, self._window))
+        self._window += 1
         self.kept.append(flat[rows.to(flat.device)])
 
     @contextmanager
@@ -100,8 +103,14 @@ class InputCollector:
         finally:
             handle.remove()
 
+    def join(self, team: Team) -> None:
+        """Adds up what the processes of a team have seen: sums over all windows, samples in the order of windows."""
+        team.sum(self.gram)
+        self.tokens = sum(team.gather(self.tokens))
+        self.kept = [kept for each in team.gather([kept.cpu() for kept in self.kept]) for kept in each]
+
     def finish(self, members: list[str], shape: CodeShape | None, rotation_seed: int, place: str) -> InputStatistics:
-        """Rotates the sums and fits the activation code.
+        """Rotates the sums, which are used up by it, and fits the activation code.
 
         Raises:
             NestQuantError: an input was not finite.
@@ -109,11 +118,12 @@ class InputCollector:
         features = self.gram.shape[0]
         padding = -features % 8
         turn = rotation(features + padding, rotation_seed)
-        upper = self.gram.triu()
-        symmetric = (upper + upper.triu(1).t()) / self.tokens
-        padded = F.pad(symmetric, (0, padding, 0, padding))
-        hessian = turn.apply(turn.apply(padded).t())
-        hessian = (hessian + hessian.t()) / 2
+        gram = self.gram.triu_().div_(self.tokens)
+        gram += gram.triu(1).t()
+        hessian = turn.apply(F.pad(gram, (0, padding, 0, padding)) if padding else gram)
+        del gram, self.gram  # as large as anything that a run holds
+        hessian = turn.apply(hessian.t())
+        hessian = (hessian + hessian.t()).div_(2)
         if not torch.isfinite(hessian).all():
             raise NestQuantError(
                 f"the input of {place} has NaN or infinite values",
@@ -123,7 +133,7 @@ class InputCollector:
         noise = torch.zeros(features + padding, device=hessian.device)
         code = None
         if shape is not None:
-            sample = turn.apply(F.pad(torch.cat(self.kept).float(), (0, padding)))
+            sample = turn.apply(F.pad(torch.cat(self.kept).to(hessian.device).float(), (0, padding)))
             code = fit_rows(sample, shape, rotation_seed)
             scale = code.row_scale(sample)
             v, _, _ = for_device(sample.device).quantize(sample, scale, code.code)

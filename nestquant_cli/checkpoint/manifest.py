@@ -4,20 +4,18 @@
 complete and loads nowhere.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from torch import Tensor
-
 from ..errors import NestQuantError
 from ..files import read_json, sha256_file
+from ..models.shards import hash_tensor, read_shard
+from ..runs import WORK
 
 MANIFEST = "nestquant_manifest.json"
 REPORT = "quantization_report.json"
 INDEX = "model.safetensors.index.json"
-WORK = ".nestquant"  # state of an unfinished run, inside the output folder
+CONFIG = "config.json"
 FORMAT_VERSION = 1
 ALTERED = "was altered: its hash is not that of the manifest"
 _NOT_LOADED = "the checkpoint was not loaded"
@@ -29,27 +27,19 @@ def describe_files(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     return {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in names}
 
 
-def tensor_hash(tensor: Tensor) -> str:
-    """Hex SHA-256 of a tensor's bytes in memory order, little-endian."""
-    import torch
-
-    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
 def describe_tensors(folder: Path, shards: list[str]) -> dict[str, dict[str, Any]]:
-    """File, dtype, shape, size in bytes and hash of each tensor in the shards."""
+    """File, dtype, shape, size in bytes and hash of each tensor in the shards, read piece by piece."""
     tensors = {}
-    for shard in shards:
-        with safe_open(folder / shard, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                tensor = file.get_tensor(name)
-                tensors[name] = {
-                    "file": shard,
-                    "dtype": str(tensor.dtype).removeprefix("torch."),
-                    "shape": list(tensor.shape),
-                    "bytes": tensor.nbytes,
-                    "sha256": tensor_hash(tensor),
-                }
+    for name in shards:
+        shard = read_shard(folder / name)
+        for tensor, entry in shard.entries.items():
+            tensors[tensor] = {
+                "file": name,
+                "dtype": entry.dtype,
+                "shape": list(entry.shape),
+                "bytes": entry.bytes,
+                "sha256": hash_tensor(shard.path, entry),
+            }
     return tensors
 
 

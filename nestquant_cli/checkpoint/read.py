@@ -6,7 +6,8 @@ from typing import Any
 from ..errors import NestQuantError
 from ..files import read_json
 from ..modules.layout import QUANT_METHOD, Layout
-from .manifest import INDEX, MANIFEST, WORK, check_files, read_manifest
+from ..runs import WORK
+from .manifest import INDEX, MANIFEST, check_files, read_manifest
 
 _NOT_READ = "it was not read"
 

@@ -1,6 +1,5 @@
 """Quantizes the matrices of one decoder layer from its statistics."""
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 
 from ..calibration.statistics import InputStatistics, fit_rows
 from ..codecs.fit import ScaledCode
-from ..errors import NestQuantError
 from ..kernels import for_device
 from ..lattice.code import BLOCK, NestedCode
 from ..lattice.shape import CodeShape
@@ -52,7 +50,6 @@ def quantize_group(
     Returns:
         by name, in the order of statistics.members.
     """
-    start = time.monotonic()
     members = [linears[name] for name in statistics.members]
     rows = [member.out_features for member in members]
     n = statistics.hessian.shape[0]
@@ -66,7 +63,6 @@ def quantize_group(
     v, index, scale, clipped = round_rows(target, rows, step.lower, scaled)
     words = for_device(device).pack(v, index, scaled.code)
     errors = row_errors(W, v.float() * scale[:, None], statistics)
-    seconds = (time.monotonic() - start) / len(members)
 
     result = {}
     parts = [tensor.split(rows) for tensor in (words, row_scale_bits(scale), index, *errors)]
@@ -81,7 +77,6 @@ def quantize_group(
             "beta_histogram": torch.bincount(own_index.flatten().int(), minlength=scaled.code.k).tolist(),
             "clipped_blocks": clipped[number],
             "damping": step.damping,
-            "seconds": round(seconds, 3),
         }
         result[name] = QuantizedMatrix(own_words.contiguous(), own_scale.contiguous(), scaled.code, record)
     return result
@@ -125,18 +120,6 @@ def row_errors(W: Tensor, rounded: Tensor, statistics: InputStatistics) -> tuple
         (delta @ statistics.hessian * delta).sum(1) + noise,
         (W @ statistics.hessian * W).sum(1),
     )
-
-
-def refuse_unusable_weights(model: nn.Module) -> None:
-    """Raises NestQuantError when a parameter of a model has NaN or infinite entries, naming it."""
-    for name, parameter in model.named_parameters():
-        bad = int((~torch.isfinite(parameter)).sum())
-        if bad:
-            raise NestQuantError(
-                f"{name} has {bad} NaN or infinite entries",
-                "the model was not quantized",
-                "repair or fetch the model again",
-            )
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:

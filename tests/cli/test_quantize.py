@@ -203,8 +203,8 @@ def test_a_calibration_of_something_else_is_refused(
 def test_a_run_of_another_recipe_is_not_mixed_in(
     nestquant: Callable[..., Outcome], text: list[object], tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "out" / ".nestquant").mkdir(parents=True)
-    (tmp_path / "out" / ".nestquant" / "run.json").write_text(json.dumps({"recipe": {"weight_bits": 3.0}}))
+    (tmp_path / "out" / "INCOMPLETE").mkdir(parents=True)
+    (tmp_path / "out" / "INCOMPLETE" / "run.json").write_text(json.dumps({"recipe": {"weight_bits": 3.0}}))
     code, _, error = nestquant("quantize", tiny_model_folder, "--output", tmp_path / "out", *text)
     assert code == 2 and "holds an unfinished run" in tell(error)
     assert nestquant("quantize", tiny_model_folder, "--output", tmp_path / "out", "--no-resume", *text)[0] == 0

@@ -22,7 +22,6 @@ from nestquant_cli.quantization.pipeline import calibrate
 from nestquant_cli.quantization.recipe import Recipe
 from tests.families import logits, pack, random_ids
 
-TIMED = {"quantization_report.json", "nestquant_manifest.json"}  # hold seconds, and the hash of a file that does
 IDS = random_ids(2, 24)
 
 
@@ -33,9 +32,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, ti
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Of every file whose bytes are determined by the command."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in TIMED]
-    return {str(path.relative_to(folder)): sha256_file(path) for path in files}
+    """Of every file."""
+    return {str(path.relative_to(folder)): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -95,6 +93,19 @@ def test_a_damaged_layer_of_a_calibration_leaves_nothing_behind(
     assert not (tmp_path / "no").exists()
 
 
+def test_spilled_hidden_states_give_the_same_bytes(
+    packed: Path, tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path
+) -> None:
+    assert hashes(pack(tiny_model_folder, tiny_text_file, tmp_path / "spilled", budget=0)) == hashes(packed)
+
+
+def test_a_model_that_is_loaded_whole_gives_the_same_bytes(
+    packed: Path, tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nestquant_cli.models.weights._open_lazily", lambda source, device: ("a test", None))
+    assert hashes(pack(tiny_model_folder, tiny_text_file, tmp_path / "whole")) == hashes(packed)
+
+
 class Interrupted(BaseException):
     """As a Ctrl-C or a kill would be."""
 
@@ -142,24 +153,28 @@ def test_without_resume_an_unfinished_run_is_started_over(
     assert hashes(tmp_path / "packed") == hashes(packed)
 
 
-def test_an_interrupted_calibration_leaves_nothing_behind(
+def test_an_interrupted_calibration_goes_on_to_the_same_bytes(
     tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add = CalibrationWriter.add
+    write, written = CalibrationWriter.write, []
 
-    def interrupted(self: CalibrationWriter, layer: Any) -> None:
-        add(self, layer)
-        raise Interrupted
+    def interrupted(self: CalibrationWriter, index: int, layer: Any) -> None:
+        write(self, index, layer)
+        written.append(index)
+        if len(written) == 1:
+            raise Interrupted
 
-    monkeypatch.setattr(CalibrationWriter, "add", interrupted)
+    def run(name: str) -> None:
+        recipe = Recipe(dataset=str(tiny_text_file), samples=2, seqlen=16)
+        calibrate(resolve(str(tiny_model_folder)), recipe, tmp_path / name, "cpu")
+
+    monkeypatch.setattr(CalibrationWriter, "write", interrupted)
     with pytest.raises(Interrupted):
-        calibrate(
-            resolve(str(tiny_model_folder)),
-            Recipe(dataset=str(tiny_text_file), samples=2, seqlen=16),
-            tmp_path / "calibration",
-            "cpu",
-        )
-    assert not (tmp_path / "calibration").exists()
+        run("first")
+    run("first")
+    assert written == [0, 1]
+    run("second")
+    assert hashes(tmp_path / "first") == hashes(tmp_path / "second")
 
 
 def test_logits_after_reloading_in_a_fresh_process_equal_those_before_saving(
