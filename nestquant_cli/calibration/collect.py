@@ -117,14 +117,19 @@ class _Layer:
 
     def _run(self, collectors: dict[str, InputCollector]) -> None:
         with watch_all(collectors, self.modules):
-            for number in self.stack.run(self.index):
-                if not torch.isfinite(self.stack.hidden[number]).all():
-                    raise NestQuantError(
-                        f"the output of {self.name} has NaN or infinite values on calibration window "
-                        f"{self.first + number}",
-                        "calibration stopped",
-                        "check the model's weights, or load it in a wider dtype",
-                    )
+            for numbers in self.stack.run(self.index):
+                for number in numbers:
+                    self._refuse_unusable(number)
+                for collector in collectors.values():
+                    collector.flush()
+
+    def _refuse_unusable(self, number: int) -> None:
+        if not torch.isfinite(self.stack.hidden[number]).all():
+            raise NestQuantError(
+                f"the output of {self.name} has NaN or infinite values on calibration window {self.first + number}",
+                "calibration stopped",
+                "check the model's weights, or load it in a wider dtype",
+            )
 
     def _cache(self, shape: CodeShape) -> CacheCodes:
         sample = self.stack.observer.take()

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import NestQuantError
 from ..models.weights import Weights
+from ..tiles import run_pieces
 from .hidden import HiddenStates
-from .observer import KVObserver
+from .observer import KVObserver, in_window
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given besides hidden states
 
@@ -59,14 +60,24 @@ class LayerStack:
             for window in windows[2:]:
                 self.hidden.append(self._embed(window[None]))
 
-    @torch.inference_mode()
-    def run(self, index: int) -> Iterator[int]:
-        """Takes all windows through layer `index`; yields the window's number after each."""
+    def run(self, index: int) -> Iterator[range]:
+        """Takes all windows through layer `index`, a few at a time, each on a thread of its own; yields which."""
         layer = self.decoder.layers[index]
         args, kwargs = self._calls[index]
-        for number, hidden in enumerate(self.hidden):
-            self.hidden[number] = _first(layer(hidden.to(self.device), *args, **kwargs))
-            yield number
+
+        @torch.inference_mode()
+        def through(number: int) -> None:
+            with in_window(number):
+                after[number] = _first(layer(self.hidden[number].to(self.device), *args, **kwargs)).cpu()
+
+        at_once = torch.get_num_threads() if self.device.type == "cpu" else 1
+        for start in range(0, len(self.hidden), at_once):
+            after: dict[int, Tensor] = {}
+            numbers = range(start, min(start + at_once, len(self.hidden)))
+            run_pieces(through, numbers)
+            for number in numbers:
+                self.hidden[number] = after[number]
+            yield numbers
 
     @torch.inference_mode()
     def peek(self, index: int) -> None:

@@ -24,7 +24,8 @@ from ..lattice.code import BLOCK
 from ..lattice.shape import CodeShape
 from ..rotation.transform import rotation
 from ..team import Team
-from .observer import choose, window_generator
+from ..tiles import over_rows, run_pieces, slices
+from .observer import choose, current_window, window_generator
 
 STRIP = 256  # columns of the Gram matrix that are summed in one product
 NOISE_TOKENS = 4096  # tokens of a layer that are kept for fitting and for measuring the noise
@@ -76,26 +77,40 @@ class InputCollector:
         self.tokens = 0
         self.kept: list[Tensor] = []
         self._per_window = tokens_per_window
-        self._seed, self._window = seed, first
+        self.features = features
+        self._seed, self._first, self._window = seed, first, first
+        self._seen: dict[int, Tensor] = {}  # by window
 
     def add(self, x: Tensor) -> None:
-        """x (..., features): one window's input."""
-        flat = x.reshape(-1, x.shape[-1])
-        wide = flat.float()
-        for left in range(0, wide.shape[1], STRIP):  # strips down to the diagonal cost little more than half
-            right = min(left + STRIP, wide.shape[1])
-            self.gram[left:right, left:].addmm_(wide[:, left:right].t(), wide[:, left:])
-        self.tokens += flat.shape[0]
-        rows = choose(flat.shape[0], self._per_window, window_generator(self._seed, self._window))
-        self._window += 1
-        self.kept.append(flat[rows.to(flat.device)])
+        """x (..., features): the next window's input."""
+        self._seen[self._window] = x
+        self.flush()
+
+    def flush(self) -> None:
+        """Adds up what was seen, in the order of the windows."""
+        numbers = sorted(self._seen)
+        seen = [self._seen[number].reshape(-1, self.features) for number in numbers]
+        wide = [x.float() for x in seen]
+
+        @torch.inference_mode()
+        def strip(part: slice) -> None:  # strips down to the diagonal cost little more than half
+            for x in wide:
+                self.gram[part, part.start :].addmm_(x[:, part].t(), x[:, part.start :])
+
+        run_pieces(strip, slices(self.features, self.gram.device, STRIP))
+        for number, flat in zip(numbers, seen, strict=True):
+            rows = choose(flat.shape[0], self._per_window, window_generator(self._seed, number))
+            self.kept.append(flat[rows.to(flat.device)])
+            self.tokens += flat.shape[0]
+        self._window += len(numbers)
+        self._seen = {}
 
     @contextmanager
     def watch(self, linear: nn.Linear) -> Iterator[None]:
-        """Adds every input of `linear` during the block."""
+        """Keeps every input of `linear` during the block for the next `flush`."""
 
         def see(_: nn.Module, args: tuple[Any, ...]) -> None:
-            self.add(args[0])
+            self._seen[self._first + current_window()] = args[0]
 
         handle = linear.register_forward_pre_hook(see)
         try:
@@ -115,14 +130,14 @@ class InputCollector:
         Raises:
             NestQuantError: an input was not finite.
         """
-        features = self.gram.shape[0]
+        features = self.features
         padding = -features % 8
         turn = rotation(features + padding, rotation_seed)
         gram = self.gram.triu_().div_(self.tokens)
         gram += gram.triu(1).t()
-        hessian = turn.apply(F.pad(gram, (0, padding, 0, padding)) if padding else gram)
+        hessian = over_rows(turn.apply, F.pad(gram, (0, padding, 0, padding)) if padding else gram)
         del gram, self.gram  # as large as anything that a run holds
-        hessian = turn.apply(hessian.t())
+        hessian = over_rows(turn.apply, hessian.t())
         hessian = (hessian + hessian.t()).div_(2)
         if not torch.isfinite(hessian).all():
             raise NestQuantError(
@@ -133,7 +148,7 @@ class InputCollector:
         noise = torch.zeros(features + padding, device=hessian.device)
         code = None
         if shape is not None:
-            sample = turn.apply(F.pad(torch.cat(self.kept).to(hessian.device).float(), (0, padding)))
+            sample = over_rows(turn.apply, F.pad(torch.cat(self.kept).to(hessian.device).float(), (0, padding)))
             code = fit_rows(sample, shape, rotation_seed)
             scale = code.row_scale(sample)
             v, _, _ = for_device(sample.device).quantize(sample, scale, code.code)

@@ -110,9 +110,8 @@ def _print_plan(plan: "Plan", seconds: float, folder: Path) -> None:
         for row in plan.rows
     ]
     console.table(["matrices", "count", "shape", "bits per weight", "bytes"], rows)
-    console.line(
-        f"decoder layers: {plan.layers}, {'read one by one' if plan.streamed else 'the model is loaded whole'}"
-    )
+    how = "read one by one" if plan.streamed else "the model is loaded whole"
+    console.line(f"decoder layers: {plan.layers}, {how}")
     console.line(f"quantized weights: {plan.weights:,} at {plan.bits_per_weight:.4f} bits each")
     console.line(f"checkpoint: {plan.file_bytes:,} bytes in {folder}; the rest stays in 16 bits")
     console.line(f"hidden states of the calibration windows: {format_bytes(plan.hidden_bytes)}")

@@ -1,5 +1,6 @@
 """Quantizes the matrices of one decoder layer from its statistics."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,9 @@ from ..lattice.code import BLOCK, NestedCode
 from ..lattice.shape import CodeShape
 from ..modules.linear import row_scale_bits, row_scale_of
 from ..rotation.transform import rotation
-from .ldlq import feedback, ldlq
+from ..tiles import over_rows, product
+from .factors import feedback
+from .ldlq import ldlq
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,10 @@ def quantize_group(
     n = statistics.hessian.shape[0]
     device = statistics.hessian.device
     weight = torch.cat([member.weight.detach().to(device=device, dtype=torch.float32) for member in members])
-    W = rotation(n, seed).apply(F.pad(weight, (0, n - weight.shape[1])))
+    W = over_rows(rotation(n, seed).apply, F.pad(weight, (0, n - weight.shape[1])))
+    del weight
     step = feedback(statistics.hessian, statistics.noise, damping, f"{place}.{statistics.members[0]}")
-    target = W @ step.target
+    target = W if step.target is None else product(W, step.target)
 
     scaled = fit_rows(target, shape, seed)
     v, index, scale, clipped = round_rows(target, rows, step.lower, scaled)
@@ -117,11 +121,11 @@ def row_errors(W: Tensor, rounded: Tensor, statistics: InputStatistics) -> tuple
     return (
         delta.square().sum(1),
         W.square().sum(1),
-        (delta @ statistics.hessian * delta).sum(1) + noise,
-        (W @ statistics.hessian * W).sum(1),
+        (product(delta, statistics.hessian) * delta).sum(1) + noise,
+        (product(W, statistics.hessian) * W).sum(1),
     )
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:
-    total = float(whole.double().sum())
-    return float(part.double().sum()) / total if total > 0 else 0.0
+    total = math.fsum(whole.tolist())  # exact, so that it is the same on any number of threads
+    return math.fsum(part.tolist()) / total if total > 0 else 0.0

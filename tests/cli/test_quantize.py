@@ -145,7 +145,7 @@ BAD: dict[str, tuple[Bad, str]] = {
     "conv1d": (_conv1d, "transformer.h.0.attn.c_attn of GPT2LMHeadModel is a Conv1D"),
     "packed": (lambda base, model, packed: [packed], "is a packed checkpoint already"),
     "nan": (_nan, "model.layers.1.self_attn.v_proj.weight has 1 NaN or infinite entries"),
-    "truncated": (_truncated, "model.safetensors is truncated or damaged"),
+    "truncated": (_truncated, "model.safetensors is truncated"),
     "short text": (_short_text, "fewer than one window of 48"),
     "no calibration": (_no_calibration, "is not a finished calibration"),
     "full output": (_full_output, "is not empty"),

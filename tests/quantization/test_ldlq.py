@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from nestquant_cli.errors import NestQuantError
-from nestquant_cli.quantization.ldlq import LADDER, PANEL, feedback, ldlq, unit_lower
+from nestquant_cli.quantization.factors import LADDER, factorize, feedback, unit_lower
+from nestquant_cli.quantization.ldlq import PANEL, ldlq
 from tests.families import gaussian
 
 STEP = 0.5  # of the rounding that stands for a code in these tests
@@ -78,7 +79,7 @@ def test_without_correlations_ldlq_is_plain_rounding() -> None:
     W = gaussian(4, 64)
     step = feedback(torch.eye(64), torch.zeros(64), 0.01, "here")
     assert torch.equal(ldlq(W, step.lower, lambda target, _: rounded(target)), rounded(W))
-    torch.testing.assert_close(step.target, torch.eye(64))
+    assert step.target is None  # the identity
 
 
 def test_ldlq_beats_plain_rounding_where_inputs_are_correlated() -> None:
@@ -93,6 +94,7 @@ def test_the_target_is_that_of_the_noisy_input() -> None:
     step = feedback(H.float(), noise.float(), 1e-3, "here")
     damped = H + 1e-3 * H.diagonal().mean() * torch.eye(64)
     expected = damped @ torch.linalg.inv(damped + torch.diag(noise))
+    assert step.target is not None
     torch.testing.assert_close(step.target.double(), expected, rtol=1e-4, atol=1e-5)
     L, _ = block_ldl(damped + torch.diag(noise))
     torch.testing.assert_close(step.lower.double(), L, rtol=1e-4, atol=1e-5)
@@ -108,7 +110,8 @@ def test_knowing_the_noise_lowers_the_true_error() -> None:
 
     def error(noise: Tensor) -> float:
         step = feedback(H, noise, 1e-3, "here")
-        found = ldlq(W @ step.target, step.lower, lambda target, _: rounded(target))
+        target = W if step.target is None else W @ step.target
+        found = ldlq(target, step.lower, lambda target, _: rounded(target))
         fresh = gaussian(tokens, n, seed=5) @ mix
         return float(((fresh + z) @ found.t() - fresh @ W.t()).square().mean())
 
@@ -120,7 +123,7 @@ def test_damping_climbs_the_ladder_and_says_so() -> None:
     H = torch.diag(torch.tensor([1.0] * 15 + [-0.05]))
     step = feedback(H, torch.zeros(16), 0.01, "here")
     assert step.damping == pytest.approx(0.01 * LADDER[1])
-    assert torch.isfinite(step.lower).all() and torch.isfinite(step.target).all()
+    assert torch.isfinite(step.lower).all()
 
 
 def test_no_step_of_the_ladder_is_refused_by_name() -> None:
@@ -129,3 +132,13 @@ def test_no_step_of_the_ladder_is_refused_by_name() -> None:
         feedback(H, torch.zeros(16), 0.001, "layers.3.up")
     with pytest.raises(NestQuantError, match=r"the input of layers\.3\.up was zero on all calibration text"):
         feedback(torch.zeros(16, 16), torch.zeros(16), 0.01, "layers.3.up")
+
+
+@pytest.mark.parametrize("n", [8, 256, 600])
+def test_factorize_is_cholesky(n: int) -> None:
+    H = correlated(n, tokens=2 * n + 10)
+    C = H.clone()
+    assert factorize(C)
+    torch.testing.assert_close(C, torch.linalg.cholesky(H))
+    H[n - 1, n - 1] = -1.0
+    assert not factorize(H)

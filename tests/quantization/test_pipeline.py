@@ -93,6 +93,18 @@ def test_a_damaged_layer_of_a_calibration_leaves_nothing_behind(
     assert not (tmp_path / "no").exists()
 
 
+def test_any_number_of_threads_gives_the_same_bytes(
+    packed: Path, tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            assert hashes(pack(tiny_model_folder, tiny_text_file, tmp_path / str(threads))) == hashes(packed)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_spilled_hidden_states_give_the_same_bytes(
     packed: Path, tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path
 ) -> None:
