@@ -16,8 +16,13 @@ class NestQuantError(Exception):
     everywhere = False  # whether all processes of a run raise it, so that one of them is enough to tell it
 
     def __init__(self, cause: str, consequence: str, remedy: str) -> None:
-        self.cause, self.consequence, self.remedy = cause, consequence, remedy
-        super().__init__(f"{cause}; {consequence}; {remedy}")
+        self.cause, self.consequence, self.remedy = map(_one_line, (cause, consequence, remedy))
+        super().__init__(f"{self.cause}; {self.consequence}; {self.remedy}")
 
     def __reduce__(self) -> tuple[type["NestQuantError"], tuple[str, str, str]]:
         return NestQuantError, (self.cause, self.consequence, self.remedy)
+
+
+def _one_line(text: str) -> str:
+    """Names come from files of anyone: what would break the line or steer a terminal is shown as an escape."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

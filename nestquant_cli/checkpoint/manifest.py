@@ -75,28 +75,32 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def file_problem(folder: Path, name: str, expected: dict[str, Any]) -> str | None:
-    """What is wrong with one file: missing, of another size or content than the manifest says; None if nothing."""
+def file_problem(folder: Path, name: str, expected: dict[str, Any], content: bool = True) -> str | None:
+    """What is wrong with one file: missing, of another size or `content` than the manifest says; None if nothing."""
     path = folder / name
     if not path.is_file():
         return "is missing"
     size = path.stat().st_size
     if size != expected["bytes"]:
         return f"is {'truncated' if size < expected['bytes'] else 'too long'} ({size} of {expected['bytes']} bytes)"
-    if sha256_file(path) != expected["sha256"]:
+    if content and sha256_file(path) != expected["sha256"]:
         return ALTERED
     return None
 
 
-def check_files(folder: Path) -> dict[str, Any]:
+def check_files(folder: Path, tensors: bool = True) -> dict[str, Any]:
     """Compares size and hash of every file with the manifest, and returns the manifest.
+
+    Args:
+        folder: of the checkpoint.
+        tensors: whether files with tensors are hashed as well.
 
     Raises:
         NestQuantError: a file is missing, truncated or altered, or a file with weights is not listed; it is named.
     """
     manifest = read_manifest(folder)
     for name, expected in manifest["files"].items():
-        problem = file_problem(folder, name, expected)
+        problem = file_problem(folder, name, expected, tensors or not name.endswith(".safetensors"))
         if problem:
             raise NestQuantError(f"{folder / name} {problem}", _NOT_LOADED, _AGAIN)
     for name in stray_weights(folder, manifest):

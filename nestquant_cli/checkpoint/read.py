@@ -12,14 +12,18 @@ from .manifest import INDEX, MANIFEST, check_files, read_manifest
 _NOT_READ = "it was not read"
 
 
-def check_checkpoint(folder: Path | str) -> None:
+def check_checkpoint(folder: Path | str, tensors: bool = True) -> None:
     """Refuses a checkpoint that is incomplete, truncated or altered, or whose config.json is not usable.
+
+    Args:
+        folder: of the checkpoint.
+        tensors: hash the files with tensors too; their sizes are compared in any case.
 
     Raises:
         NestQuantError: naming the file and what is wrong with it.
     """
     folder = Path(folder)
-    manifest = check_files(folder)
+    manifest = check_files(folder, tensors)
     read_layout(folder)
     problem = index_problem(folder, manifest)
     if problem:

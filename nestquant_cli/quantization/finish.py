@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
+from ..checkpoint.hf import NestQuantConfig
 from ..checkpoint.output import Output
 from ..files import write_json
 from ..models.structure import find_decoder
 from ..models.weights import Weights
-from ..modules.hf import NestQuantConfig
 from .parts import LayerPart, join_layouts
 from .recipe import Recipe
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -75,7 +76,7 @@ def make_plan(
     """
     if model is None:
         config = load_config(source)
-        model = empty_model(config, getattr(config, "dtype", None))
+        model = empty_model(config, torch.bfloat16 if source.gguf_file else getattr(config, "dtype", None))
     decoder = find_decoder(model)
     refuse_stray_matrices(model, decoder)
     shapes: dict[tuple[str, int, int], int] = {}
@@ -118,5 +119,7 @@ def _memory(model: PreTrainedModel, decoder: Decoder, streamed: bool) -> int:
     return LIBRARIES + (held if streamed else item * _parameters(model) + work)
 
 
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _parameters(module: nn.Module) -> int:
+    """Entries of the parameters; what a model ties to another parameter does not count."""
+    tied = getattr(module, "all_tied_weights_keys", {})
+    return sum(parameter.numel() for name, parameter in module.named_parameters() if name not in tied)
