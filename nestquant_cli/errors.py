@@ -24,5 +24,6 @@ class NestQuantError(Exception):
 
 
 def _one_line(text: str) -> str:
-    """Names come from files of anyone: what would break the line or steer a terminal is shown as an escape."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    """Names come from files of anyone: a line break becomes a space, what would steer a terminal is escaped."""
+    spaced = (" " if each in "\r\n\t" else each for each in text)
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in spaced)

@@ -9,4 +9,4 @@ def test_the_three_parts_make_one_line() -> None:
 
 def test_it_is_one_line_whatever_it_names() -> None:
     error = NestQuantError("a\nb\x1b[2J", "c\ud800", "d")
-    assert str(error) == "a\\nb\\x1b[2J; c\\ud800; d" and error.cause == "a\\nb\\x1b[2J"
+    assert str(error) == "a b\\x1b[2J; c\\ud800; d" and error.cause == "a b\\x1b[2J"

@@ -7,6 +7,7 @@ For an input x (rotated) with rounding noise z:
 J is kept as its diagonal: after the rotation the noise of a lattice is as good as white.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from ..team import Team
 from ..tiles import over_rows, run_pieces, slices
 from .observer import choose, current_window, window_generator
 
+logger = logging.getLogger("nestquant")
+
 STRIP = 256  # columns of the Gram matrix that are summed in one product
 NOISE_TOKENS = 4096  # tokens of a layer that are kept for fitting and for measuring the noise
 
@@ -40,12 +43,14 @@ class InputStatistics:
         hessian: (n, n) float32, E[x xᵀ] per token; n is padded to a multiple of 8.
         noise: (n,) float32, E[z²] per token; zero where activations stay in 16 bits.
         code: of the activations, or None.
+        dead: channels of the input, before the rotation, that were zero on all calibration text.
     """
 
     members: tuple[str, ...]
     hessian: Tensor
     noise: Tensor
     code: ScaledCode | None
+    dead: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,10 @@ class InputCollector:
         features = self.features
         padding = -features % 8
         turn = rotation(features + padding, rotation_seed)
+        dead = int((self.gram.diagonal() == 0).sum())
+        if dead:
+            # the rotation spreads what is left over all columns, and damping decides about the rest: no special case
+            logger.info("%s: %d of %d input channels are zero on all calibration text", place, dead, features)
         gram = self.gram.triu_().div_(self.tokens)
         gram += gram.triu(1).t()
         hessian = over_rows(turn.apply, F.pad(gram, (0, padding, 0, padding)) if padding else gram)
@@ -153,7 +162,7 @@ class InputCollector:
             scale = code.row_scale(sample)
             v, _, _ = for_device(sample.device).quantize(sample, scale, code.code)
             noise = (sample - v.float() * scale[:, None]).square().mean(0)
-        return InputStatistics(tuple(members), hessian, noise, code)
+        return InputStatistics(tuple(members), hessian, noise, code, dead)
 
 
 def fit_rows(x: Tensor, shape: CodeShape, seed: int) -> ScaledCode:

@@ -1,5 +1,6 @@
 """A calibration on disk: one safetensors file a layer and `calibration.json`, written last, that says what it is of."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class CalibrationWriter:
         with replacing(self.folder / name) as temporary:
             write_shard(temporary, tensors)
         inputs = {
-            leader: {"members": list(item.members), "code": _code_to(item.code)}
+            leader: {"members": list(item.members), "code": _code_to(item.code), "dead": item.dead}
             for leader, item in layer.inputs.items()
         }
         cache = layer.cache and {"keys": _code_to(layer.cache.keys), "values": _code_to(layer.cache.values)}
@@ -115,6 +116,7 @@ class Calibration:
                     tensors[f"{leader}.hessian"],
                     tensors[f"{leader}.noise"] * (act_shape is not None),
                     _code_from(item["code"], act_shape),
+                    int(item["dead"]),
                 )
                 for leader, item in info["inputs"].items()
             }
@@ -131,7 +133,7 @@ class Calibration:
 def to_device(layer: LayerStatistics, device: torch.device) -> LayerStatistics:
     """The same statistics with their tensors on `device`."""
     inputs = {
-        name: InputStatistics(item.members, item.hessian.to(device), item.noise.to(device), item.code)
+        name: replace(item, hessian=item.hessian.to(device), noise=item.noise.to(device))
         for name, item in layer.inputs.items()
     }
     return LayerStatistics(inputs, layer.cache)

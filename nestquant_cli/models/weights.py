@@ -6,7 +6,7 @@ runs or reads a part of it holds that part for as long:
     with weights.layer(3):
         ...
 
-The rest of the time the parameters are on the meta device. Every other model (a GGUF file, a .bin file, names that
+The rest of the time the parameters are on the meta device. Every other model (a GGUF file, or names that
 transformers converts while it loads) is loaded whole, and holding changes nothing.
 """
 
@@ -143,8 +143,6 @@ def _open_lazily(source: Source, device: str) -> tuple[str, LazyWeights | None]:
     if source.gguf_file:
         return "the blocks of a GGUF file are de-quantized as one", None
     files = weight_files(source)
-    if any(file.suffix != ".safetensors" for file in files):
-        return "only safetensors files can be read in parts", None
     config = load_config(source)
     if getattr(config, "quantization_config", None) is not None:
         return "it is quantized already", None

@@ -1,5 +1,6 @@
 """Quantizes the matrices of one decoder layer from its statistics."""
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ..calibration.statistics import InputStatistics, fit_rows
 from ..codecs.fit import ScaledCode
+from ..errors import NestQuantError
 from ..kernels import for_device
 from ..lattice.code import BLOCK, NestedCode
 from ..lattice.shape import CodeShape
@@ -18,6 +20,8 @@ from ..rotation.transform import rotation
 from ..tiles import over_rows, product
 from .factors import feedback
 from .ldlq import ldlq
+
+logger = logging.getLogger("nestquant")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,9 @@ def quantize_group(
     W = over_rows(rotation(n, seed).apply, F.pad(weight, (0, n - weight.shape[1])))
     del weight
     step = feedback(statistics.hessian, statistics.noise, damping, f"{place}.{statistics.members[0]}")
+    _refuse_overflow(W, rows, statistics.members, place)
+    if step.damping > damping:
+        logger.warning("%s.%s: H + J is singular, damping %g was needed", place, statistics.members[0], step.damping)
     target = W if step.target is None else product(W, step.target)
 
     scaled = fit_rows(target, shape, seed)
@@ -81,6 +88,7 @@ def quantize_group(
             "beta_histogram": torch.bincount(own_index.flatten().int(), minlength=scaled.code.k).tolist(),
             "clipped_blocks": clipped[number],
             "damping": step.damping,
+            "dead_inputs": statistics.dead,
         }
         result[name] = QuantizedMatrix(own_words.contiguous(), own_scale.contiguous(), scaled.code, record)
     return result
@@ -124,6 +132,22 @@ def row_errors(W: Tensor, rounded: Tensor, statistics: InputStatistics) -> tuple
         (product(delta, statistics.hessian) * delta).sum(1) + noise,
         (product(W, statistics.hessian) * W).sum(1),
     )
+
+
+def _refuse_overflow(W: Tensor, rows: list[int], members: tuple[str, ...], place: str) -> None:
+    """Raises NestQuantError for a row whose mean square, or whose scale in bfloat16, is beyond their range."""
+    bad = torch.nonzero(~torch.isfinite(W.square().mean(-1).sqrt().to(torch.bfloat16)))
+    if not len(bad):
+        return
+    row = int(bad[0])
+    for name, count in zip(members, rows, strict=True):
+        if row < count:
+            raise NestQuantError(
+                f"row {row} of {place}.{name} is too large for float32 arithmetic",
+                "nothing was quantized",
+                "repair the model, or scale that row down",
+            )
+        row -= count
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:

@@ -22,7 +22,7 @@ def layer(seed: int) -> LayerStatistics:
     x = gaussian(40, 16, seed=seed)
     inputs = {
         "a.q": InputStatistics(("a.q", "a.k"), x.t() @ x / 40, gaussian(16, seed=seed).square(), CODE),
-        "b": InputStatistics(("b",), torch.eye(24), torch.full((24,), 0.01), CODE),
+        "b": InputStatistics(("b",), torch.eye(24), torch.full((24,), 0.01), CODE, dead=3),
     }
     return LayerStatistics(inputs, CacheCodes(CODE, ScaledCode(FOUR.with_multipliers((2, 4)), 0.02)))
 
@@ -50,7 +50,8 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
         assert found.cache == expected.cache
         assert list(found.inputs) == sorted(expected.inputs)
         for name, item in expected.inputs.items():
-            assert (found.inputs[name].members, found.inputs[name].code) == (item.members, item.code)
+            for field in ("members", "code", "dead"):
+                assert getattr(found.inputs[name], field) == getattr(item, field)
             assert torch.equal(found.inputs[name].hessian, item.hessian)
             assert torch.equal(found.inputs[name].noise, item.noise)
 

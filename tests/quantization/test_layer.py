@@ -118,3 +118,19 @@ def test_row_errors_are_those_of_the_definition() -> None:
     expected = [r @ noisy @ r - 2 * (r @ H @ w) + w @ H @ w for r, w in zip(rounded, W, strict=True)]
     torch.testing.assert_close(error, torch.stack(expected), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(output, torch.stack([w @ H @ w for w in W]), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_beyond_the_range_are_named() -> None:
+    modules = linears(16)
+    modules["k"].weight.data[2] = 1e30
+    with pytest.raises(NestQuantError, match=r"row 2 of layer\.k is too large"):
+        quantize_group(modules, statistics(16), FOUR, SEED, 0.01, "layer")
+
+
+def test_dead_inputs_are_counted_and_their_weights_rounded_as_others() -> None:
+    collector = InputCollector(16, 200, 0, torch.device("cpu"))
+    collector.add(gaussian(1, 400, 16) * (torch.arange(16) > 2))
+    item = collector.finish(["q", "k"], None, SEED, "here")
+    assert item.dead == 3
+    for matrix in quantize_group(linears(16), item, FOUR, SEED, 0.01, "layer").values():
+        assert matrix.record["dead_inputs"] == 3 and matrix.record["relative_error"] < 0.1
