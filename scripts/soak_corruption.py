@@ -114,7 +114,7 @@ def by_transformers(folder: Path, expected: torch.Tensor) -> str:
 
     def load() -> str:
         model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-        # a config.json that no longer calls the model packed never reaches this package; transformers lists what it lacks
+        # where config.json no longer calls the model packed, transformers is alone and lists what it lacks
         return "warned of missing tensors" if info["missing_keys"] else _compare(model, expected)
 
     return _look(load, refuse_foreign_errors=False)

@@ -87,7 +87,7 @@ def _wanted_files(name: str) -> list[str]:
             "no model was loaded",
             "use a model with safetensors files: no pickle is ever read",
         )
-    return [file for file in files if file.endswith(SMALL_FILES)] + (weights)
+    return [file for file in files if file.endswith(SMALL_FILES)] + weights
 
 
 def _cached(name: str) -> Path:

@@ -24,6 +24,7 @@ from ..checkpoint.manifest import CONFIG
 from ..checkpoint.output import Output
 from ..errors import NestQuantError
 from ..files import sha256_file
+from ..memory import return_large_blocks
 from ..models.source import Source, fingerprint, load_tokenizer
 from ..models.structure import linears, refuse_stray_matrices
 from ..models.weights import Weights, open_weights
@@ -88,6 +89,7 @@ def calibrate(
         what calibration.json says of it, less the layers.
     """
     group = team()
+    return_large_blocks()
     group.lead(lambda: refuse_foreign(folder, FILE))
     subject = open_subject(source, device)
     _refuse_other_caches(subject, recipe)
@@ -140,6 +142,7 @@ def quantize(
     """
     start = time.monotonic()
     group = team()
+    return_large_blocks()
     group.lead(lambda: refuse_foreign(folder, CONFIG))
     stored = None if calibration is None else Calibration(calibration)
     subject = open_subject(source, device)
@@ -195,6 +198,7 @@ def _quantize_layers(
             tensors, part = quantize_layer(subject, index, statistics, recipe, group)
             group.lead(partial(output.write, index, tensors, part.to_dict()))
             parts[index] = part
+            del tensors, statistics  # nothing of this layer is there while the next one is measured
     return [part for part in parts if part is not None]
 
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nestquant_cli.calibration.statistics import InputCollector, InputStatistics
+from nestquant_cli.errors import NestQuantError
 from nestquant_cli.kernels import for_device
 from nestquant_cli.lattice.shape import CodeShape, shape_for_bits
 from nestquant_cli.modules.linear import row_scale_of
