@@ -7,6 +7,7 @@ from ..errors import NestQuantError
 from ..files import read_json
 from ..modules.layout import QUANT_METHOD, Layout
 from ..runs import WORK
+from .expected import expected_tensors
 from .manifest import INDEX, MANIFEST, check_files, read_manifest
 
 _NOT_READ = "it was not read"
@@ -24,12 +25,27 @@ def check_checkpoint(folder: Path | str, tensors: bool = True) -> None:
     """
     folder = Path(folder)
     manifest = check_files(folder, tensors)
-    read_layout(folder)
+    layout = read_layout(folder)
     problem = index_problem(folder, manifest)
     if problem:
         raise NestQuantError(
             f"{folder / INDEX} {problem}", "the checkpoint was not loaded", "fetch or quantize the checkpoint again"
         )
+    if not tensors:  # by then nothing was built; a loader that has tensors hashed has built the model already
+        _refuse_other_shapes(folder, layout, manifest["tensors"])
+
+
+def _refuse_other_shapes(folder: Path, layout: Layout, described: dict[str, Any]) -> None:
+    """Raises NestQuantError unless config.json describes a model of the tensors that the manifest lists."""
+    for name, wanted in expected_tensors(folder, layout, len(described)).items():
+        found = described.get(name)
+        shape = None if found is None else tuple(found["shape"])
+        if shape != wanted.shape and (wanted.required or found is not None):
+            raise NestQuantError(
+                f"{folder} has {name} of shape {shape}, its config.json calls for {wanted.shape}",
+                "the checkpoint was not loaded",
+                "fetch or quantize the checkpoint again",
+            )
 
 
 def index_problem(folder: Path, manifest: dict[str, Any]) -> str | None:

@@ -208,3 +208,21 @@ def test_a_run_of_another_recipe_is_not_mixed_in(
     code, _, error = nestquant("quantize", tiny_model_folder, "--output", tmp_path / "out", *text)
     assert code == 2 and "holds an unfinished run" in tell(error)
     assert nestquant("quantize", tiny_model_folder, "--output", tmp_path / "out", "--no-resume", *text)[0] == 0
+
+
+def test_a_memory_budget_is_a_size(
+    nestquant: Callable[..., Outcome], text: list[object], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    words = ("quantize", tiny_model_folder, "--output", tmp_path / "out", *text)
+    code, _, error = nestquant(*words, "--memory-budget", "much")
+    assert code == 2 and "--memory-budget 'much' is not a size" in tell(error)
+    assert nestquant(*words, "--memory-budget", "1KiB")[0] == 0
+
+
+def test_a_plan_says_what_to_expect(
+    nestquant: Callable[..., Outcome], text: list[object], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    code, output, _ = nestquant("quantize", tiny_model_folder, "--output", tmp_path / "out", *text, "--plan")
+    assert code == 0 and not (tmp_path / "out").exists()
+    for line in ("decoder layers: 2, read one by one", "checkpoint: ", "peak memory: about ", "time: about "):
+        assert line in output

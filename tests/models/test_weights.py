@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nestquant_cli.errors import NestQuantError
+from nestquant_cli.files import read_json, write_json
 from nestquant_cli.models.source import load_model, resolve
 from nestquant_cli.models.weights import LazyWeights, Weights, open_weights
 from nestquant_cli.quantization.finish import other_tensors
@@ -110,3 +111,16 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path, make_model_folder
     for each in [open_weights(resolve(str(folder)), "cpu"), Weights(load_model(resolve(str(folder))))]:
         with pytest.raises(NestQuantError, match=rf"{name} has 1 NaN or infinite entries"):
             each.refuse_unusable()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [("num_hidden_layers", 10**9, "more than its files have tensors"), ("num_attention_heads", 0, "no usable model")],
+)
+def test_a_hostile_configuration_is_refused(
+    tmp_path: Path, make_model_folder: Callable[[Path, int], Path], name: str, value: int, told: str
+) -> None:
+    folder = make_model_folder(tmp_path / "model", 0)
+    write_json(folder / "config.json", read_json(folder / "config.json") | {name: value})
+    with pytest.raises(NestQuantError, match=f"{told}|cannot be loaded"):
+        open_weights(resolve(str(folder)), "cpu")

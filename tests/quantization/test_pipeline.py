@@ -1,5 +1,6 @@
 """The pipeline's promises: reproducible, resumable, the same with a stored calibration, and exact after reloading."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from nestquant_cli.checkpoint.output import Output
 from nestquant_cli.checkpoint.read import read_layout
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.files import sha256_file
+from nestquant_cli.models.shards import write_shard
 from nestquant_cli.models.source import load_model, resolve
 from nestquant_cli.modules.attach import attach
 from nestquant_cli.quantization.pipeline import calibrate
@@ -163,6 +165,48 @@ def test_without_resume_an_unfinished_run_is_started_over(
     monkeypatch.setattr(Output, "finish", finish)
     pack(tiny_model_folder, tiny_text_file, tmp_path / "packed", resume=False)
     assert hashes(tmp_path / "packed") == hashes(packed)
+
+
+def test_a_full_disk_is_one_line_and_leaves_a_state_to_go_on_from(
+    packed: Path, tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: object) -> None:
+        if "00002-of" in path.name:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        write_shard(path, *_)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nestquant_cli.checkpoint.output.write_shard", full)
+        with pytest.raises(NestQuantError, match=r"00002-of-00003\.safetensors cannot be written .No space left"):
+            pack(tiny_model_folder, tiny_text_file, tmp_path / "packed")
+    assert sorted(path.name for path in (tmp_path / "packed").iterdir()) == [
+        "INCOMPLETE",
+        "model-00001-of-00003.safetensors",
+    ]
+    pack(tiny_model_folder, tiny_text_file, tmp_path / "packed")
+    assert hashes(tmp_path / "packed") == hashes(packed)
+
+
+def test_a_tokenizer_that_cannot_be_saved_is_one_line(
+    tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise Exception("No space left on device (os error 28)")  # as the tokenizers library raises it
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
+    with pytest.raises(NestQuantError, match=r"cannot be written \(No space left on device"):
+        pack(tiny_model_folder, tiny_text_file, tmp_path / "packed")
+
+
+def test_room_is_looked_for_before_the_start(
+    tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(NestQuantError, match=r"the checkpoint takes [\d,]+ bytes and .* has 1,000 free"):
+        pack(tiny_model_folder, tiny_text_file, tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
 
 
 def test_an_interrupted_calibration_goes_on_to_the_same_bytes(
