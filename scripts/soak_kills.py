@@ -27,22 +27,27 @@ QUANTIZE = (sys.executable, "-m", "nestquant_cli", "--quiet", "quantize")
 
 def main() -> int:
     options = parse()
-    shutil.rmtree(options.folder, ignore_errors=True)
     quiet, killed = options.folder / "quiet", options.folder / "killed"
+    shutil.rmtree(killed, ignore_errors=True)
     chance = random.Random(options.seed)
-    start = time.monotonic()
-    first = run([*options.arguments, "--output", str(quiet)], quiet)
-    print(f"undisturbed: {time.monotonic() - start:.1f} s, the first layer after {first:.1f} s", flush=True)
+    first, each = options.first, options.each
+    if not (quiet / "config.json").is_file():
+        start = time.monotonic()
+        first = run([*options.arguments, "--output", str(quiet)], quiet)
+        each = (time.monotonic() - start - first) / (len(list(quiet.glob("model-*.safetensors"))) - 1)
+        print(f"undisturbed: {time.monotonic() - start:.1f} s, the first layer after {first:.1f} s", flush=True)
     depth = len(list(quiet.glob("model-*.safetensors"))) - 1
-    each = (time.monotonic() - start - first) / depth  # seconds a layer
     kills = []
     while len(kills) < options.kills:
         left = depth - finished(killed)
         limit = first + 2 * each * left / (options.kills - len(kills))
         delay = chance.uniform(0.2, max(limit, 1.0))
+        before = finished(killed)
         if not kill_after(delay, [*options.arguments, "--output", str(killed)]):
             print(f"finished before kill {len(kills) + 1}")
             break
+        if finished(killed) > before:  # the start takes no longer than what the new layers leave of the time
+            first = min(first, max(1.0, delay - each * (finished(killed) - before)))
         kills.append({"after_seconds": round(delay, 2), "layers_done": finished(killed), "state": refused(killed)})
         print(json.dumps(kills[-1]), flush=True)
     if not (killed / "config.json").is_file() or (killed / WORK).exists():
@@ -57,7 +62,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--folder", type=Path, default=Path("build/soak"), help="emptied at the start")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/soak"), help="an undisturbed run in it is used again"
+    )
+    parser.add_argument("--first", type=float, default=10.0, help="seconds to the first layer, where it is used again")
+    parser.add_argument("--each", type=float, default=1.5, help="seconds of a layer, where it is used again")
     parser.add_argument("arguments", nargs="+", help="of nestquant quantize, after --")
     return parser.parse_args()
 
