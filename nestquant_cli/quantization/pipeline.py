@@ -12,65 +12,38 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from .. import __version__
-from ..calibration.collect import Coding, collect
+from ..calibration.collect import collect
 from ..calibration.hidden import DEFAULT_BUDGET, HiddenStates
 from ..calibration.statistics import LayerStatistics
 from ..calibration.store import FILE, Calibration, CalibrationWriter, to_device
-from ..calibration.text import Windows, load_text, sample_windows
+from ..calibration.text import Windows
 from ..checkpoint.manifest import CONFIG
 from ..checkpoint.output import Output
 from ..errors import NestQuantError
 from ..files import sha256_file
 from ..memory import return_large_blocks
-from ..models.source import Source, fingerprint, load_tokenizer
-from ..models.structure import linears, refuse_stray_matrices
-from ..models.weights import Weights, open_weights
-from ..modules.cache import plain_layers
+from ..models.source import Source
+from ..models.structure import linears
 from ..progress import track
 from ..runs import WORK, refuse_foreign, refuse_full_disk
 from ..team import Team, team
 from .division import quantize_matrices
-from .finish import run_figures, versions, write_rest
+from .finish import run_figures, write_rest
 from .parts import LayerPart, part_of
 from .plan import make_plan
 from .recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model that is to be quantized."""
-
-    source: Source
-    weights: Weights
-    tokenizer: PreTrainedTokenizerBase
-
-    @property
-    def depth(self) -> int:
-        """Decoder layers."""
-        return len(self.weights.decoder.layers)
-
-
-def open_subject(source: Source, device: str) -> Subject:
-    """Opens a model and refuses what cannot be quantized.
-
-    Raises:
-        NestQuantError: a packed checkpoint, an unsupported kind of model, or weights that are not finite.
-    """
-    if source.kind == "packed":
-        raise NestQuantError(
-            f"{source.path} is a packed checkpoint already", "nothing was quantized", "give the original model"
-        )
-    weights = open_weights(source, device)
-    if getattr(weights.model.config, "quantization_config", None) is not None:
-        raise NestQuantError(
-            f"the weights of {source.name} are quantized already", "nothing was quantized", "give the original model"
-        )
-    refuse_stray_matrices(weights.model, weights.decoder)
-    team().lead(weights.refuse_unusable)
-    return Subject(source, weights, load_tokenizer(source))
+from .subject import (
+    TEXT_KEYS,
+    Subject,
+    about_model,
+    circumstances,
+    coding_of,
+    open_subject,
+    read_windows,
+    refuse_other_caches,
+    text_of,
+)
 
 
 def calibrate(
@@ -92,13 +65,13 @@ def calibrate(
     return_large_blocks()
     group.lead(lambda: refuse_foreign(folder, FILE))
     subject = open_subject(source, device)
-    _refuse_other_caches(subject, recipe)
+    refuse_other_caches(subject, recipe)
     windows = read_windows(subject, recipe)
-    about = _about(subject, recipe, group) | _text_of(windows)
-    writer = group.lead(lambda: CalibrationWriter(folder, about, _circumstances(subject, group)))
+    about = about_model(subject, recipe, group) | text_of(windows)
+    writer = group.lead(lambda: CalibrationWriter(folder, about, circumstances(subject, group)))
     done = group.lead(lambda: [writer.done(index) for index in range(subject.depth)])
     hidden = HiddenStates(budget, _spill_folder(folder))
-    stream = collect(subject.weights, windows.ids, _coding(recipe), done, hidden)
+    stream = collect(subject.weights, windows.ids, coding_of(recipe), done, hidden)
     try:
         for index, layer in enumerate(track(stream, "calibrating layers", total=subject.depth)):
             if layer is not None:
@@ -146,8 +119,8 @@ def quantize(
     group.lead(lambda: refuse_foreign(folder, CONFIG))
     stored = None if calibration is None else Calibration(calibration)
     subject = open_subject(source, device)
-    _refuse_other_caches(subject, recipe)
-    about = _about(subject, recipe, group)
+    refuse_other_caches(subject, recipe)
+    about = about_model(subject, recipe, group)
     if stored is not None:
         stored.check(
             about | {name: getattr(recipe, name) for name in ("dataset", "samples", "seqlen") if name in explicit}
@@ -156,9 +129,9 @@ def quantize(
         calibrated = {"calibration_sha256": sha256_file(stored.folder / FILE)}
     else:
         windows = read_windows(subject, recipe)
-        text, calibrated = _text_of(windows), {}
+        text, calibrated = text_of(windows), {}
     group.lead(lambda: _refuse_full_disk(subject, recipe, folder, windows, budget))
-    key = {"recipe": recipe.to_dict(), **about, **text, **calibrated, **_circumstances(subject, group)}
+    key = {"recipe": recipe.to_dict(), **about, **text, **calibrated, **circumstances(subject, group)}
     output = group.lead(lambda: Output(folder, key, subject.depth + 1, resume))
     finished = group.lead(output.finished)
     if finished is not None:
@@ -213,18 +186,6 @@ def quantize_layer(
         return part_of(prefix, layer, statistics, packed, recipe)
 
 
-def _refuse_other_caches(subject: Subject, recipe: Recipe) -> None:
-    """Raises NestQuantError when keys and values are to be packed and the model's cache keeps something else."""
-    if recipe.shape("kv") is not None:
-        plain_layers(subject.weights.model.config.get_text_config(decoder=True))
-
-
-def read_windows(subject: Subject, recipe: Recipe) -> Windows:
-    """Calibration windows of a recipe."""
-    text = load_text(recipe.dataset, "train")
-    return sample_windows(text, subject.tokenizer, recipe.seqlen, recipe.samples, recipe.seed)
-
-
 def _statistics(
     subject: Subject, recipe: Recipe, calibrating: _Calibrating, parts: list[LayerPart | None]
 ) -> Iterator[LayerStatistics | None]:
@@ -233,7 +194,7 @@ def _statistics(
     stored, windows = calibrating.stored, calibrating.windows
     if stored is None:
         assert windows is not None
-        yield from collect(subject.weights, windows.ids, _coding(recipe), done, calibrating.hidden)
+        yield from collect(subject.weights, windows.ids, coding_of(recipe), done, calibrating.hidden)
         return
     for index, finished in enumerate(done):
         layer = None if finished else stored.layer(index, recipe.shape("act"), recipe.shape("kv"))
@@ -251,28 +212,3 @@ def _refuse_full_disk(subject: Subject, recipe: Recipe, folder: Path, windows: W
 def _spill_folder(folder: Path) -> Path | None:
     """Beside the result, whose disk is large; elsewhere only on a machine that does not have the folder."""
     return folder / WORK if (folder / WORK).is_dir() else None
-
-
-TEXT_KEYS = ("dataset", "text_sha256", "tokens_sha256", "samples", "seqlen")
-
-
-def _text_of(windows: Windows) -> dict[str, Any]:
-    values = (windows.dataset, windows.text_sha256, windows.sha256, windows.samples, windows.seqlen)
-    return dict(zip(TEXT_KEYS, values, strict=True))
-
-
-def _about(subject: Subject, recipe: Recipe, group: Team) -> dict[str, Any]:
-    """What a calibration must share with the quantization that uses it."""
-    shapes = {part: recipe.shape(part) for part in ("act", "kv")}
-    codes = {f"{part}_code": None if shape is None else [shape.q, shape.k] for part, shape in shapes.items()}
-    sha256 = group.lead(lambda: fingerprint(subject.source))
-    return {"model_sha256": sha256, "seed": recipe.seed, **codes, "nestquant": __version__}
-
-
-def _coding(recipe: Recipe) -> Coding:
-    return Coding(recipe.shape("act"), recipe.shape("kv"), recipe.seed)
-
-
-def _circumstances(subject: Subject, group: Team) -> dict[str, Any]:
-    """What else the last bits of a result depend on: half a run must not be finished under other ones."""
-    return {"versions": versions(), "device": subject.weights.device.type, "processes": group.size}
