@@ -39,15 +39,13 @@ def main() -> int:
     depth = len(list(quiet.glob("model-*.safetensors"))) - 1
     kills = []
     while len(kills) < options.kills:
-        left = depth - finished(killed)
-        limit = first + 2 * each * left / (options.kills - len(kills))
-        delay = chance.uniform(0.2, max(limit, 1.0))
-        before = finished(killed)
-        if not kill_after(delay, [*options.arguments, "--output", str(killed)]):
+        # every other kill counts from the first new layer, so that loading does not take all of them
+        working = len(kills) % 2 == 1
+        share = 2 * each * (depth - finished(killed)) / (options.kills - len(kills))
+        delay = chance.uniform(0.0, max(share, each)) if working else chance.uniform(0.2, first + each)
+        if not kill_after(delay, [*options.arguments, "--output", str(killed)], killed if working else None):
             print(f"finished before kill {len(kills) + 1}")
             break
-        if finished(killed) > before:  # the start takes no longer than what the new layers leave of the time
-            first = min(first, max(1.0, delay - each * (finished(killed) - before)))
         kills.append({"after_seconds": round(delay, 2), "layers_done": finished(killed), "state": refused(killed)})
         print(json.dumps(kills[-1]), flush=True)
     if not (killed / "config.json").is_file() or (killed / WORK).exists():
@@ -85,9 +83,18 @@ def run(arguments: list[str], folder: Path) -> float:
     return first or 0.0
 
 
-def kill_after(delay: float, arguments: list[str]) -> bool:
-    """Whether the run was still going on when its time was over."""
+def kill_after(delay: float, arguments: list[str], folder: Path | None) -> bool:
+    """Whether the run was still going on when its time was over.
+
+    Args:
+        delay: seconds until the kill.
+        arguments: of nestquant quantize.
+        folder: count the seconds from the first new layer in it; None counts from the start.
+    """
+    before = finished(folder) if folder else 0
     process = subprocess.Popen([*QUANTIZE, *arguments], stdout=subprocess.DEVNULL)
+    while folder and process.poll() is None and finished(folder) <= before:
+        time.sleep(0.02)
     try:
         code = process.wait(delay)
     except subprocess.TimeoutExpired:
