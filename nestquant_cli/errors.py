@@ -13,9 +13,17 @@ class NestQuantError(Exception):
         >>> raise NestQuantError("bits 4.3 is not a multiple of 1/8", "nothing was quantized", "use 4.25 or 4.375")
     """
 
+    everywhere = False  # whether all processes of a run raise it, so that one of them is enough to tell it
+
     def __init__(self, cause: str, consequence: str, remedy: str) -> None:
-        self.cause, self.consequence, self.remedy = cause, consequence, remedy
-        super().__init__(f"{cause}; {consequence}; {remedy}")
+        self.cause, self.consequence, self.remedy = map(_one_line, (cause, consequence, remedy))
+        super().__init__(f"{self.cause}; {self.consequence}; {self.remedy}")
 
     def __reduce__(self) -> tuple[type["NestQuantError"], tuple[str, str, str]]:
         return NestQuantError, (self.cause, self.consequence, self.remedy)
+
+
+def _one_line(text: str) -> str:
+    """Names come from files of anyone: a line break becomes a space, what would steer a terminal is escaped."""
+    spaced = (" " if each in "\r\n\t" else each for each in text)
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in spaced)

@@ -29,14 +29,20 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
-        raise NestQuantError(
-            f"{path} cannot be written ({error.strerror or error})",
-            "the file was not created",
-            "free space or choose another --output",
-        ) from error
+        raise not_written(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def not_written(path: Path, error: Exception) -> NestQuantError:
+    """The error for a file that a full disk or a lost permission keeps from being written."""
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return NestQuantError(
+        f"{path} cannot be written ({reason})",
+        "the command stopped; what is finished is kept",
+        "free space or mend its permissions and repeat the command, or choose another --output",
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,7 +68,7 @@ def read_json(path: Path) -> Any:
         raise NestQuantError(
             f"{path} cannot be read ({error.strerror or error})", "nothing was done", "check the path"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # nesting deeper than Python's parser goes
         raise NestQuantError(
             f"{path} is not valid JSON ({error})",
             "nothing was done",

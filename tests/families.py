@@ -95,7 +95,7 @@ def save_model(model: PreTrainedModel, tokenizer_folder: Path, folder: Path) -> 
 
 def pack(model_folder: Path, text: Path, output: Path, **settings: Any) -> Path:
     """Quantizes a model folder on four windows of 64 tokens; `settings` are of the recipe or of the pipeline."""
-    run = {name: settings.pop(name) for name in ("calibration", "resume", "explicit") if name in settings}
+    run = {name: settings.pop(name) for name in ("calibration", "resume", "explicit", "budget") if name in settings}
     chosen: dict[str, Any] = {"dataset": str(text), "samples": 4, "seqlen": 64} | settings
     quantize(resolve(str(model_folder)), Recipe(**chosen), output, "cpu", **run)
     return output

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
-from ..codecs.heads import check_head_size
+from ..codecs.heads import CacheCodes, check_head_size
 from ..errors import NestQuantError
 from ..lattice.shape import CodeShape
-from ..models.structure import Decoder, linears
+from ..models.structure import linears
+from ..models.weights import Weights
+from ..team import team
+from .hidden import HiddenStates
 from .observer import VECTORS, InputGroups, KVObserver
 from .stack import LayerStack
 from .statistics import NOISE_TOKENS, InputCollector, LayerStatistics, fit_cache, watch_all
@@ -32,68 +34,112 @@ class Coding:
 
 
 def collect(
-    model: PreTrainedModel, decoder: Decoder, windows: Tensor, coding: Coding, skip: list[bool] | None = None
+    weights: Weights,
+    windows: Tensor,
+    coding: Coding,
+    skip: list[bool] | None = None,
+    hidden: HiddenStates | None = None,
 ) -> Iterator[LayerStatistics | None]:
-    """Statistics of each decoder layer in order.
+    """Statistics of each decoder layer in order, which is held until the next one is asked for.
+
+    The processes of a team each run their share of the windows and all get the statistics of all windows.
 
     Args:
-        model: in evaluation mode; its layers are left as they are.
-        decoder: its stack.
-        windows: (windows, tokens) int64.
+        weights: of a model in evaluation mode; its layers are left as they are.
+        windows: (windows, tokens) int64, all of them on every process.
         coding: what to fit.
         skip: layers whose statistics are not needed; None is yielded for them.
+        hidden: where hidden states are kept, empty.
 
     Raises:
-        NestQuantError: hidden states that are not finite, or heads that cannot be coded.
+        NestQuantError: hidden states that are not finite, heads that cannot be coded, or fewer windows than processes.
     """
-    config = model.config.get_text_config(decoder=True)
+    group = team()
+    if len(windows) < group.size:
+        raise NestQuantError(
+            f"{len(windows)} calibration windows cannot be divided over {group.size} processes",
+            "nothing was calibrated",
+            "raise --samples or start fewer processes",
+        )
+    config = weights.model.config.get_text_config(decoder=True)
     observer = KVObserver(config, VECTORS / max(1, windows.numel()))
-    stack = LayerStack(model, decoder, windows, observer)
+    own = group.share(len(windows))
+    stack = LayerStack(weights, windows[own.start : own.stop], observer, hidden)
     observer.watching = coding.kv_shape is not None
-    for index, layer in enumerate(decoder.layers):
-        if skip is not None and skip[index]:
+    per_window = -(-NOISE_TOKENS // len(windows))
+    for index in range(len(weights.decoder.layers)):
+        with weights.layer(index):
+            if skip is None or not skip[index]:
+                yield _Layer(stack, index, coding, own.start, per_window).statistics()
+                continue
             if not all(skip[index:]):
                 deque(stack.run(index), maxlen=0)  # the next layers need the hidden states behind this one
                 observer.take()
             yield None
-        else:
-            yield _layer_statistics(stack, index, layer, coding)
 
 
-def _layer_statistics(stack: LayerStack, index: int, layer: nn.Module, coding: Coding) -> LayerStatistics:
-    name = stack.decoder.layer_name(index)
-    stack.observer.reseed(coding.seed + index)
-    modules = linears(layer)
-    groups = InputGroups()
-    with groups.watch(modules):
-        stack.peek(index)
-    per_window = -(-NOISE_TOKENS // len(stack.hidden))
-    collectors = {
-        leader: InputCollector(modules[leader].in_features, per_window, coding.seed, stack.device)
-        for leader in groups.members
-    }
-    with watch_all(collectors, modules):
-        for number in stack.run(index):
-            if not torch.isfinite(stack.hidden[number]).all():
-                raise NestQuantError(
-                    f"the output of {name} has NaN or infinite values on calibration window {number}",
-                    "calibration stopped",
-                    "check the model's weights, or load it in a wider dtype",
-                )
-    inputs = {
-        leader: collector.finish(groups.members[leader], coding.act_shape, coding.seed, f"{name}.{leader}")
-        for leader, collector in collectors.items()
-    }
-    cache = None
-    if coding.kv_shape is not None:
-        sample = stack.observer.take()
+class _Layer:
+    """One decoder layer while it is measured.
+
+    Args:
+        stack: with the hidden states in front of the layer.
+        index: of the layer.
+        coding: what to fit.
+        first: number of this process's first window.
+        per_window: tokens that are kept of each window.
+    """
+
+    def __init__(self, stack: LayerStack, index: int, coding: Coding, first: int, per_window: int) -> None:
+        self.stack, self.index, self.coding, self.first, self.per_window = stack, index, coding, first, per_window
+        self.name = stack.decoder.layer_name(index)
+        self.modules = linears(stack.decoder.layers[index])
+
+    def statistics(self) -> LayerStatistics:
+        """Runs the layer on all windows."""
+        groups = InputGroups()
+        with groups.watch(self.modules):
+            self.stack.peek(self.index)
+        seed, device = self.coding.seed, self.stack.device
+        collectors = {
+            leader: InputCollector(self.modules[leader].in_features, self.per_window, seed, device, self.first)
+            for leader in groups.members
+        }
+        self.stack.observer.reseed(seed + self.index, self.first)
+        group = team()
+        group.together(lambda: self._run(collectors))
+        inputs = {}
+        for leader in list(collectors):
+            collector = collectors.pop(leader)  # sums are released one by one
+            collector.join(group)
+            members, place = groups.members[leader], f"{self.name}.{leader}"
+            inputs[leader] = collector.finish(members, self.coding.act_shape, seed, place)
+        return LayerStatistics(inputs, None if self.coding.kv_shape is None else self._cache(self.coding.kv_shape))
+
+    def _run(self, collectors: dict[str, InputCollector]) -> None:
+        with watch_all(collectors, self.modules):
+            for numbers in self.stack.run(self.index):
+                for number in numbers:
+                    self._refuse_unusable(number)
+                for collector in collectors.values():
+                    collector.flush()
+
+    def _refuse_unusable(self, number: int) -> None:
+        if not torch.isfinite(self.stack.hidden[number]).all():
+            raise NestQuantError(
+                f"the output of {self.name} has NaN or infinite values on calibration window {self.first + number}",
+                "calibration stopped",
+                "check the model's weights, or load it in a wider dtype",
+            )
+
+    def _cache(self, shape: CodeShape) -> CacheCodes:
+        sample = self.stack.observer.take()
         if sample is None:
             raise NestQuantError(
-                f"{name} does not keep keys and values in a cache",
+                f"{self.name} does not keep keys and values in a cache",
                 "keys and values cannot be quantized",
                 "quantize with --kv-bits 16",
             )
         for vectors in sample:
             check_head_size(vectors.shape[-1])
-        cache = fit_cache(sample, coding.kv_shape, coding.seed)
-    return LayerStatistics(inputs, cache)
+        keys, values = zip(*team().gather(sample), strict=True)
+        return fit_cache((torch.cat(keys), torch.cat(values)), shape, self.coding.seed)

@@ -1,5 +1,6 @@
 """Looks at what passes: the inputs of Linears through hooks, keys and values through a cache that keeps nothing."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,35 +26,42 @@ class KVObserver(DynamicCache):
     def __init__(self, config: PretrainedConfig, share: float) -> None:
         super().__init__(config=config)
         self.share = share
-        self.generator = torch.Generator()
         self.watching = False
-        self.keys: list[Tensor] = []  # (vectors, head size) each
-        self.values: list[Tensor] = []
+        self._seed = self._first = 0
+        self.keys: dict[int, Tensor] = {}  # (vectors, head size) of each window
+        self.values: dict[int, Tensor] = {}
 
-    def reseed(self, seed: int) -> None:
-        """Makes the choice of the next layer's sample a function of `seed`, whatever came before."""
-        self.generator.manual_seed(seed)
+    def reseed(self, seed: int, first: int = 0) -> None:
+        """Makes the choice of the next layer's sample a function of `seed` and the windows, whatever came before.
+
+        Args:
+            seed: of the layer.
+            first: number of the window that is seen first.
+        """
+        self._seed, self._first = seed, first
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         if self.watching:
-            self.keys.append(self._sample(key_states))
-            self.values.append(self._sample(value_states))
+            window = current_window()
+            generator = window_generator(self._seed, self._first + window)
+            self.keys[window] = self._sample(key_states, generator)
+            self.values[window] = self._sample(value_states, generator)
         return key_states, value_states
 
     def take(self) -> tuple[Tensor, Tensor] | None:
         """The samples (vectors, head size) of keys and values since the last call; None where no cache was updated."""
         if not self.keys:
             return None
-        taken = torch.cat(self.keys), torch.cat(self.values)
-        self.keys, self.values = [], []
-        return taken
+        keys, values = (torch.cat([part[window] for window in sorted(part)]) for part in (self.keys, self.values))
+        self.keys, self.values = {}, {}
+        return keys, values
 
-    def _sample(self, x: Tensor) -> Tensor:
+    def _sample(self, x: Tensor, generator: torch.Generator) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         count = min(flat.shape[0], max(1, round(flat.shape[0] * self.share)))
-        return flat[choose(flat.shape[0], count, self.generator).to(flat.device)].float().cpu()
+        return flat[choose(flat.shape[0], count, generator).to(flat.device)].float().cpu()
 
 
 class InputGroups:
@@ -89,6 +97,29 @@ class InputGroups:
             for handle in handles:
                 handle.remove()
             self._seen = []
+
+
+_place = threading.local()
+
+
+@contextmanager
+def in_window(number: int) -> Iterator[None]:
+    """Within it, this thread works on window `number` of this process."""
+    _place.window = number
+    try:
+        yield
+    finally:
+        _place.window = 0
+
+
+def current_window() -> int:
+    """The window that this thread works on."""
+    return getattr(_place, "window", 0)
+
+
+def window_generator(seed: int, window: int) -> torch.Generator:
+    """What draws in one window: the choice depends on the window's number, not on who looks at the windows before."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + window) % (1 << 63))
 
 
 def choose(total: int, count: int, generator: torch.Generator) -> Tensor:

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ..errors import NestQuantError
-from ..models.structure import Decoder
-from .observer import KVObserver
+from ..models.weights import Weights
+from ..tiles import run_pieces
+from .hidden import HiddenStates
+from .observer import KVObserver, in_window
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given besides hidden states
 
@@ -29,41 +30,54 @@ class LayerStack:
     """The decoder layers of a model with the hidden states of all windows in front of the next layer.
 
     Args:
-        model: in evaluation mode.
-        decoder: its stack.
+        weights: of the model; a layer has to be held by whoever runs it.
         windows: (windows, tokens) int64 token ids, all windows of one length and without padding.
         observer: cache that the attention layers are given; it sees all keys and values.
+        hidden: where hidden states are kept, empty.
 
     Attributes:
-        hidden: one tensor (1, tokens, width) a window, on the CPU.
+        hidden: one tensor (1, tokens, width) a window, on the CPU or in a file.
 
     Raises:
         NestQuantError: a layer is given something else that depends on the text, or is not called exactly once.
     """
 
-    def __init__(self, model: PreTrainedModel, decoder: Decoder, windows: Tensor, observer: KVObserver) -> None:
-        self.model, self.decoder, self.observer = model, decoder, observer
-        self.device = next(model.parameters()).device
+    def __init__(
+        self, weights: Weights, windows: Tensor, observer: KVObserver, hidden: HiddenStates | None = None
+    ) -> None:
+        self.model, self.decoder, self.observer = weights.model, weights.decoder, observer
+        self.device = weights.device
         self._calls: dict[int, Call] = {}
-        self.hidden: list[Tensor] = []
+        self.hidden = HiddenStates() if hidden is None else hidden
         self._tuple = False  # whether a layer returns a tuple, and what follows the hidden states in it
         self._rest: tuple[Any, ...] = ()
-        self._record(windows[:1])
-        if len(windows) > 1:
-            first, self._calls = self._calls, {}
-            self._record(windows[1:2])
-            self._refuse_text_in_calls(first)
-        for window in windows[2:]:
-            self.hidden.append(self._embed(window[None]))
+        with weights.around(), weights.layer(0):
+            self._record(windows[:1])
+            if len(windows) > 1:
+                first, self._calls = self._calls, {}
+                self._record(windows[1:2])
+                self._refuse_text_in_calls(first)
+            for window in windows[2:]:
+                self.hidden.append(self._embed(window[None]))
 
-    @torch.inference_mode()
-    def run(self, index: int) -> Iterator[int]:
-        """Takes all windows through layer `index`; yields the window's number after each."""
+    def run(self, index: int) -> Iterator[range]:
+        """Takes all windows through layer `index`, a few at a time, each on a thread of its own; yields which."""
         layer = self.decoder.layers[index]
         args, kwargs = self._calls[index]
-        for number, hidden in enumerate(self.hidden):
-            self.hidden[number] = _first(layer(hidden.to(self.device), *args, **kwargs)).cpu()
-            yield number
+
+        @torch.inference_mode()
+        def through(number: int) -> None:
+            with in_window(number):
+                after[number] = _first(layer(self.hidden[number].to(self.device), *args, **kwargs)).cpu()
+
+        at_once = torch.get_num_threads() if self.device.type == "cpu" else 1
+        for start in range(0, len(self.hidden), at_once):
+            after: dict[int, Tensor] = {}
+            numbers = range(start, min(start + at_once, len(self.hidden)))
+            run_pieces(through, numbers)
+            for number in numbers:
+                self.hidden[number] = after[number]
+            yield numbers
 
     @torch.inference_mode()
     def peek(self, index: int) -> None:
@@ -89,7 +103,7 @@ class LayerStack:
             self._calls[index] = args, kwargs
             if index:
                 return (hidden, *self._rest) if self._tuple else hidden
-            self.hidden.append(hidden.cpu())
+            self.hidden.append(hidden)
             output = forward(hidden, *args, **kwargs)  # the real layer shows what a layer returns
             self._tuple = isinstance(output, tuple)
             self._rest = output[1:] if self._tuple else ()
@@ -115,7 +129,7 @@ class LayerStack:
 
         with _forwards(self.decoder.layers, stopping), suppress(_Stop):
             self._forward(window)
-        return seen[0].cpu()
+        return seen[0]
 
     def _forward(self, window: Tensor) -> None:
         base = self.model.base_model  # without the head, whose logits nobody reads

@@ -7,6 +7,7 @@ For an input x (rotated) with rounding noise z:
 J is kept as its diagonal: after the rotation the noise of a lattice is as good as white.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,11 @@ from ..kernels import for_device
 from ..lattice.code import BLOCK
 from ..lattice.shape import CodeShape
 from ..rotation.transform import rotation
-from .observer import choose
+from ..team import Team
+from ..tiles import over_rows, run_pieces, slices
+from .observer import choose, current_window, window_generator
+
+logger = logging.getLogger("nestquant")
 
 STRIP = 256  # columns of the Gram matrix that are summed in one product
 NOISE_TOKENS = 4096  # tokens of a layer that are kept for fitting and for measuring the noise
@@ -38,12 +43,14 @@ class InputStatistics:
         hessian: (n, n) float32, E[x xᵀ] per token; n is padded to a multiple of 8.
         noise: (n,) float32, E[z²] per token; zero where activations stay in 16 bits.
         code: of the activations, or None.
+        dead: channels of the input, before the rotation, that were zero on all calibration text.
     """
 
     members: tuple[str, ...]
     hessian: Tensor
     noise: Tensor
     code: ScaledCode | None
+    dead: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,32 +74,48 @@ class InputCollector:
         tokens_per_window: how many tokens of each window are kept.
         seed: of the choice.
         device: of the sum.
+        first: number of the window that comes first; the choice in a window depends on its number.
     """
 
-    def __init__(self, features: int, tokens_per_window: int, seed: int, device: torch.device) -> None:
+    def __init__(self, features: int, tokens_per_window: int, seed: int, device: torch.device, first: int = 0) -> None:
         self.gram = torch.zeros(features, features, dtype=torch.float32, device=device)
         self.tokens = 0
         self.kept: list[Tensor] = []
         self._per_window = tokens_per_window
-        self._generator = torch.Generator().manual_seed(seed)
+        self.features = features
+        self._seed, self._first, self._window = seed, first, first
+        self._seen: dict[int, Tensor] = {}  # by window
 
     def add(self, x: Tensor) -> None:
-        """x (..., features): one window's input."""
-        flat = x.reshape(-1, x.shape[-1])
-        wide = flat.float()
-        for left in range(0, wide.shape[1], STRIP):  # strips down to the diagonal cost little more than half
-            right = min(left + STRIP, wide.shape[1])
-            self.gram[left:right, left:].addmm_(wide[:, left:right].t(), wide[:, left:])
-        self.tokens += flat.shape[0]
-        rows = choose(flat.shape[0], self._per_window, self._generator)
-        self.kept.append(flat[rows.to(flat.device)])
+        """x (..., features): the next window's input."""
+        self._seen[self._window] = x
+        self.flush()
+
+    def flush(self) -> None:
+        """Adds up what was seen, in the order of the windows."""
+        numbers = sorted(self._seen)
+        seen = [self._seen[number].reshape(-1, self.features) for number in numbers]
+        wide = [x.float() for x in seen]
+
+        @torch.inference_mode()
+        def strip(part: slice) -> None:  # strips down to the diagonal cost little more than half
+            for x in wide:
+                self.gram[part, part.start :].addmm_(x[:, part].t(), x[:, part.start :])
+
+        run_pieces(strip, slices(self.features, self.gram.device, STRIP))
+        for number, flat in zip(numbers, seen, strict=True):
+            rows = choose(flat.shape[0], self._per_window, window_generator(self._seed, number))
+            self.kept.append(flat[rows.to(flat.device)])
+            self.tokens += flat.shape[0]
+        self._window += len(numbers)
+        self._seen = {}
 
     @contextmanager
     def watch(self, linear: nn.Linear) -> Iterator[None]:
-        """Adds every input of `linear` during the block."""
+        """Keeps every input of `linear` during the block for the next `flush`."""
 
         def see(_: nn.Module, args: tuple[Any, ...]) -> None:
-            self.add(args[0])
+            self._seen[self._first + current_window()] = args[0]
 
         handle = linear.register_forward_pre_hook(see)
         try:
@@ -100,20 +123,31 @@ class InputCollector:
         finally:
             handle.remove()
 
+    def join(self, team: Team) -> None:
+        """Adds up what the processes of a team have seen: sums over all windows, samples in the order of windows."""
+        team.sum(self.gram)
+        self.tokens = sum(team.gather(self.tokens))
+        self.kept = [kept for each in team.gather([kept.cpu() for kept in self.kept]) for kept in each]
+
     def finish(self, members: list[str], shape: CodeShape | None, rotation_seed: int, place: str) -> InputStatistics:
-        """Rotates the sums and fits the activation code.
+        """Rotates the sums, which are used up by it, and fits the activation code.
 
         Raises:
             NestQuantError: an input was not finite.
         """
-        features = self.gram.shape[0]
+        features = self.features
         padding = -features % 8
         turn = rotation(features + padding, rotation_seed)
-        upper = self.gram.triu()
-        symmetric = (upper + upper.triu(1).t()) / self.tokens
-        padded = F.pad(symmetric, (0, padding, 0, padding))
-        hessian = turn.apply(turn.apply(padded).t())
-        hessian = (hessian + hessian.t()) / 2
+        dead = int((self.gram.diagonal() == 0).sum())
+        if dead:
+            # the rotation spreads what is left over all columns, and damping decides about the rest: no special case
+            logger.info("%s: %d of %d input channels are zero on all calibration text", place, dead, features)
+        gram = self.gram.triu_().div_(self.tokens)
+        gram += gram.triu(1).t()
+        hessian = over_rows(turn.apply, F.pad(gram, (0, padding, 0, padding)) if padding else gram)
+        del gram, self.gram  # as large as anything that a run holds
+        hessian = over_rows(turn.apply, hessian.t())
+        hessian = (hessian + hessian.t()).div_(2)
         if not torch.isfinite(hessian).all():
             raise NestQuantError(
                 f"the input of {place} has NaN or infinite values",
@@ -123,12 +157,12 @@ class InputCollector:
         noise = torch.zeros(features + padding, device=hessian.device)
         code = None
         if shape is not None:
-            sample = turn.apply(F.pad(torch.cat(self.kept).float(), (0, padding)))
+            sample = over_rows(turn.apply, F.pad(torch.cat(self.kept).to(hessian.device).float(), (0, padding)))
             code = fit_rows(sample, shape, rotation_seed)
             scale = code.row_scale(sample)
             v, _, _ = for_device(sample.device).quantize(sample, scale, code.code)
             noise = (sample - v.float() * scale[:, None]).square().mean(0)
-        return InputStatistics(tuple(members), hessian, noise, code)
+        return InputStatistics(tuple(members), hessian, noise, code, dead)
 
 
 def fit_rows(x: Tensor, shape: CodeShape, seed: int) -> ScaledCode:

@@ -1,86 +1,70 @@
 """A calibration on disk: one safetensors file a layer and `calibration.json`, written last, that says what it is of."""
 
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ..codecs.fit import ScaledCode
 from ..codecs.heads import CacheCodes
 from ..errors import NestQuantError
 from ..files import read_json, replacing, sha256_file, write_json
 from ..lattice.shape import CodeShape
+from ..models.shards import write_shard
+from ..runs import RunState
 from .statistics import InputStatistics, LayerStatistics
 
 FILE = "calibration.json"
 FORMAT_VERSION = 1
-_OWN = re.compile(r"layer-\d{5}\.safetensors|\.layer-\d{5}\.safetensors\.\d+\.part")  # what no other program writes
 _NOT_USED = "the calibration was not used"
 _AGAIN = "run nestquant calibrate again"
 
 
 class CalibrationWriter:
-    """Writes layers as they come.
+    """Writes layers in any order; those that are there already need not come again.
 
     Args:
-        folder: must not exist, be empty, or hold nothing but layers of an unfinished calibration, which are removed.
+        folder: must not exist, be empty, or hold an unfinished calibration of the same.
         about: JSON-ready; what the calibration is of, compared again when it is used.
+        key: JSON-ready; what else determines the bytes of the result.
 
     Raises:
-        NestQuantError: the folder holds something else.
+        NestQuantError: the folder holds something else, or a calibration of something else.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        refuse_filled(folder)
+    def __init__(self, folder: Path, about: dict[str, Any], key: dict[str, Any] | None = None) -> None:
         self.folder, self.about = folder, about
-        self.discard()
-        self.layers: list[dict[str, Any]] = []
+        self.state = RunState(folder, {**about, **(key or {})}, FILE)
 
-    def add(self, layer: LayerStatistics) -> None:
-        """Writes the next layer."""
-        name = _file_name(len(self.layers))
+    def done(self, index: int) -> bool:
+        """Whether layer `index` is written."""
+        return self.state.done(index, _file_name(index)) is not None
+
+    def write(self, index: int, layer: LayerStatistics) -> None:
+        """Writes layer `index`, then records it as finished."""
+        name = _file_name(index)
         tensors = {}
         for leader, item in layer.inputs.items():
-            tensors[f"{leader}.hessian"] = item.hessian.cpu().contiguous()
-            tensors[f"{leader}.noise"] = item.noise.cpu().contiguous()
+            tensors[f"{leader}.hessian"] = item.hessian
+            tensors[f"{leader}.noise"] = item.noise
         with replacing(self.folder / name) as temporary:
-            save_file(tensors, temporary)
-        self.layers.append(
-            {
-                "sha256": sha256_file(self.folder / name),
-                "inputs": {
-                    leader: {"members": list(item.members), "code": _code_to(item.code)}
-                    for leader, item in layer.inputs.items()
-                },
-                "cache": None
-                if layer.cache is None
-                else {"keys": _code_to(layer.cache.keys), "values": _code_to(layer.cache.values)},
-            }
-        )
+            write_shard(temporary, tensors)
+        inputs = {
+            leader: {"members": list(item.members), "code": _code_to(item.code), "dead": item.dead}
+            for leader, item in layer.inputs.items()
+        }
+        cache = layer.cache and {"keys": _code_to(layer.cache.keys), "values": _code_to(layer.cache.values)}
+        self.state.record(index, {"sha256": sha256_file(self.folder / name), "inputs": inputs, "cache": cache})
 
-    def finish(self) -> None:
-        """Writes calibration.json, after which the folder is complete."""
-        write_json(self.folder / FILE, {"format_version": FORMAT_VERSION, **self.about, "layers": self.layers})
-
-    def discard(self) -> None:
-        """Removes what was written, and the folder with it."""
-        if self.folder.is_dir():
-            for path in self.folder.iterdir():
-                path.unlink()
-            self.folder.rmdir()
-
-
-def refuse_filled(folder: Path) -> None:
-    """Raises NestQuantError unless the folder is absent, empty or holds an unfinished calibration."""
-    if folder.exists() and not folder.is_dir():
-        raise NestQuantError(f"{folder} is a file", "nothing was written", "choose another --output")
-    if folder.is_dir() and not all(_OWN.fullmatch(path.name) for path in folder.iterdir()):
-        raise NestQuantError(
-            f"the output folder {folder} is not empty", "nothing was written", "remove it or choose another --output"
-        )
+    def finish(self, depth: int) -> None:
+        """Writes calibration.json of `depth` layers, after which the folder is complete."""
+        if not self.state.complete:
+            layers = [self.state.done(index, _file_name(index)) for index in range(depth)]
+            write_json(self.folder / FILE, {"format_version": FORMAT_VERSION, **self.about, "layers": layers})
+        self.state.close()
 
 
 class Calibration:
@@ -132,6 +116,7 @@ class Calibration:
                     tensors[f"{leader}.hessian"],
                     tensors[f"{leader}.noise"] * (act_shape is not None),
                     _code_from(item["code"], act_shape),
+                    int(item["dead"]),
                 )
                 for leader, item in info["inputs"].items()
             }
@@ -148,7 +133,7 @@ class Calibration:
 def to_device(layer: LayerStatistics, device: torch.device) -> LayerStatistics:
     """The same statistics with their tensors on `device`."""
     inputs = {
-        name: InputStatistics(item.members, item.hessian.to(device), item.noise.to(device), item.code)
+        name: replace(item, hessian=item.hessian.to(device), noise=item.noise.to(device))
         for name, item in layer.inputs.items()
     }
     return LayerStatistics(inputs, layer.cache)

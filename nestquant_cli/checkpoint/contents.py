@@ -17,7 +17,7 @@ from ..modules.layout import LinearLayout
 Bytes = NDArray[np.uint8]
 
 _CHUNK_BLOCKS = 1 << 19  # blocks unpacked at a time: some 50 MB of memory
-_NUMBERS = ("relative_error", "hessian_error", "damping", "seconds")
+_NUMBERS = ("relative_error", "hessian_error", "damping")
 
 
 def check_words(packed: Bytes, linear: LinearLayout, code: NestedCode) -> tuple[list[int], str | None]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from ..errors import NestQuantError
 from ..files import read_json
 from ..lattice.code import BLOCK, row_bytes
+from ..models.shards import Entry, Shard, read_shard
 from ..modules.inputs import padded_size
 from ..modules.layout import Layout
 from .inspection import KEPT, OTHER, QUANTIZED, Inspection, Matrix, Part
 from .manifest import INDEX, MANIFEST, REPORT
 from .read import open_checkpoint, read_layout, read_quantization_config
-from .shards import Entry, Shard, read_shard
 
 
 def inspect(folder: Path | str) -> Inspection:

@@ -4,20 +4,18 @@
 complete and loads nowhere.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from torch import Tensor
-
 from ..errors import NestQuantError
 from ..files import read_json, sha256_file
+from ..models.shards import hash_tensor, read_shard
+from ..runs import WORK
 
 MANIFEST = "nestquant_manifest.json"
 REPORT = "quantization_report.json"
 INDEX = "model.safetensors.index.json"
-WORK = ".nestquant"  # state of an unfinished run, inside the output folder
+CONFIG = "config.json"
 FORMAT_VERSION = 1
 ALTERED = "was altered: its hash is not that of the manifest"
 _NOT_LOADED = "the checkpoint was not loaded"
@@ -29,27 +27,19 @@ def describe_files(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     return {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in names}
 
 
-def tensor_hash(tensor: Tensor) -> str:
-    """Hex SHA-256 of a tensor's bytes in memory order, little-endian."""
-    import torch
-
-    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
 def describe_tensors(folder: Path, shards: list[str]) -> dict[str, dict[str, Any]]:
-    """File, dtype, shape, size in bytes and hash of each tensor in the shards."""
+    """File, dtype, shape, size in bytes and hash of each tensor in the shards, read piece by piece."""
     tensors = {}
-    for shard in shards:
-        with safe_open(folder / shard, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                tensor = file.get_tensor(name)
-                tensors[name] = {
-                    "file": shard,
-                    "dtype": str(tensor.dtype).removeprefix("torch."),
-                    "shape": list(tensor.shape),
-                    "bytes": tensor.nbytes,
-                    "sha256": tensor_hash(tensor),
-                }
+    for name in shards:
+        shard = read_shard(folder / name)
+        for tensor, entry in shard.entries.items():
+            tensors[tensor] = {
+                "file": name,
+                "dtype": entry.dtype,
+                "shape": list(entry.shape),
+                "bytes": entry.bytes,
+                "sha256": hash_tensor(shard.path, entry),
+            }
     return tensors
 
 
@@ -85,28 +75,32 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def file_problem(folder: Path, name: str, expected: dict[str, Any]) -> str | None:
-    """What is wrong with one file: missing, of another size or content than the manifest says; None if nothing."""
+def file_problem(folder: Path, name: str, expected: dict[str, Any], content: bool = True) -> str | None:
+    """What is wrong with one file: missing, of another size or `content` than the manifest says; None if nothing."""
     path = folder / name
     if not path.is_file():
         return "is missing"
     size = path.stat().st_size
     if size != expected["bytes"]:
         return f"is {'truncated' if size < expected['bytes'] else 'too long'} ({size} of {expected['bytes']} bytes)"
-    if sha256_file(path) != expected["sha256"]:
+    if content and sha256_file(path) != expected["sha256"]:
         return ALTERED
     return None
 
 
-def check_files(folder: Path) -> dict[str, Any]:
+def check_files(folder: Path, tensors: bool = True) -> dict[str, Any]:
     """Compares size and hash of every file with the manifest, and returns the manifest.
+
+    Args:
+        folder: of the checkpoint.
+        tensors: whether files with tensors are hashed as well.
 
     Raises:
         NestQuantError: a file is missing, truncated or altered, or a file with weights is not listed; it is named.
     """
     manifest = read_manifest(folder)
     for name, expected in manifest["files"].items():
-        problem = file_problem(folder, name, expected)
+        problem = file_problem(folder, name, expected, tensors or not name.endswith(".safetensors"))
         if problem:
             raise NestQuantError(f"{folder / name} {problem}", _NOT_LOADED, _AGAIN)
     for name in stray_weights(folder, manifest):

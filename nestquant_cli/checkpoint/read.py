@@ -6,25 +6,46 @@ from typing import Any
 from ..errors import NestQuantError
 from ..files import read_json
 from ..modules.layout import QUANT_METHOD, Layout
-from .manifest import INDEX, MANIFEST, WORK, check_files, read_manifest
+from ..runs import WORK
+from .expected import expected_tensors
+from .manifest import INDEX, MANIFEST, check_files, read_manifest
 
 _NOT_READ = "it was not read"
 
 
-def check_checkpoint(folder: Path | str) -> None:
+def check_checkpoint(folder: Path | str, tensors: bool = True) -> None:
     """Refuses a checkpoint that is incomplete, truncated or altered, or whose config.json is not usable.
+
+    Args:
+        folder: of the checkpoint.
+        tensors: hash the files with tensors too; their sizes are compared in any case.
 
     Raises:
         NestQuantError: naming the file and what is wrong with it.
     """
     folder = Path(folder)
-    manifest = check_files(folder)
-    read_layout(folder)
+    manifest = check_files(folder, tensors)
+    layout = read_layout(folder)
     problem = index_problem(folder, manifest)
     if problem:
         raise NestQuantError(
             f"{folder / INDEX} {problem}", "the checkpoint was not loaded", "fetch or quantize the checkpoint again"
         )
+    if not tensors:  # by then nothing was built; a loader that has tensors hashed has built the model already
+        _refuse_other_shapes(folder, layout, manifest["tensors"])
+
+
+def _refuse_other_shapes(folder: Path, layout: Layout, described: dict[str, Any]) -> None:
+    """Raises NestQuantError unless config.json describes a model of the tensors that the manifest lists."""
+    for name, wanted in expected_tensors(folder, layout, len(described)).items():
+        found = described.get(name)
+        shape = None if found is None else tuple(found["shape"])
+        if shape != wanted.shape and (wanted.required or found is not None):
+            raise NestQuantError(
+                f"{folder} has {name} of shape {shape}, its config.json calls for {wanted.shape}",
+                "the checkpoint was not loaded",
+                "fetch or quantize the checkpoint again",
+            )
 
 
 def index_problem(folder: Path, manifest: dict[str, Any]) -> str | None:

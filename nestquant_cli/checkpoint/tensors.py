@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..models.shards import Entry, Shard
 from ..progress import track
 from .expected import Expected
 from .manifest import ALTERED
-from .shards import Entry, Shard
 from .verification import VerifyReport
 
 

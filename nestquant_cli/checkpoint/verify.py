@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from ..errors import NestQuantError
 from ..files import read_json
+from ..models.shards import Shard, read_shard
 from ..modules.layout import Layout
 from ..progress import track
 from .expected import Expected, expected_tensors
@@ -18,7 +19,6 @@ from .manifest import ALTERED, INDEX, MANIFEST, REPORT, file_problem, stray_weig
 from .matrices import MatrixChecks
 from .original import load_original
 from .read import index_problem, open_checkpoint, read_layout
-from .shards import Shard, read_shard
 from .tensors import TensorChecks
 from .verification import Problem, VerifyReport
 

@@ -6,7 +6,17 @@ from typing import Annotated, Any
 import typer
 
 from . import console
-from .options import DatasetOption, DeviceOption, FolderOption, ModelArgument, SamplesOption, SeedOption, SeqlenOption
+from .options import (
+    DEFAULT_BUDGET,
+    DatasetOption,
+    DeviceOption,
+    FolderOption,
+    MemoryOption,
+    ModelArgument,
+    SamplesOption,
+    SeedOption,
+    SeqlenOption,
+)
 
 BITS_HELP = "2 to 8 in eighths, 16 to leave alone"
 ActBitsOption = Annotated[float | None, typer.Option("--act-bits", help=f"Activations: {BITS_HELP}.", show_default="4")]
@@ -29,16 +39,21 @@ def calibrate(
     samples: SamplesOption = 128,
     seqlen: SeqlenOption = 2048,
     seed: SeedOption = 0,
+    memory_budget: MemoryOption = DEFAULT_BUDGET,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure what a quantization needs to know of a model's activations, once for several quantizations.
 
-    One pass over the layers; the folder holds an (n, n) float32 Hessian for every distinct input of n features.
+    One pass over the layers; the folder holds an (n, n) float32 Hessian for every distinct input of n features. The
+    same command goes on after an interruption. Several processes share the windows:
+    torchrun --nproc-per-node 2 -m nestquant_cli calibrate …
     """
     from ..models.device import pick_device
     from ..models.source import resolve
     from ..progress import duration
     from ..quantization.recipe import read_recipe
+    from ..team import joined
+    from ..units import parse_bytes
 
     recipe = read_recipe(config, given(context, act_bits=act_bits, kv_bits=kv_bits))
     source = resolve(model)
@@ -50,7 +65,9 @@ def calibrate(
     from ..quantization.pipeline import calibrate as run
 
     start = time.monotonic()
-    about = run(source, recipe, folder, place)
+    budget = parse_bytes(memory_budget, "--memory-budget")
+    with joined(place) as own:
+        about = run(source, recipe, folder, own, budget)
     console.line(
         f"{folder}: {about['samples']} windows of {about['seqlen']} tokens from {about['dataset']}, "
         f"{duration(time.monotonic() - start)}"

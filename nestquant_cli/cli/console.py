@@ -15,6 +15,7 @@ from rich.text import Text
 
 from .. import progress
 from ..errors import NestQuantError
+from ..team import launched
 
 DONE, GATE_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
 PLAIN_WIDTH = 160  # columns of a table in a file or a pipe, where 80 would cut model names
@@ -44,6 +45,7 @@ def configure(debug: bool, quiet: bool) -> None:
     Call it before transformers and datasets are imported.
     """
     logger = logging.getLogger("nestquant")
+    quiet = quiet or not launched().leads  # of several processes the first one talks
     logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
     logger.handlers = [LogHandler()]
     logger.propagate = False
@@ -72,14 +74,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
         grid.add_column(Text(column), justify="right" if index else "left")
     for row in rows:
         grid.add_row(*(Text("" if value is None else str(value)) for value in row))
+    if not launched().leads:
+        return
     if title:
         line(title)
     out.print(grid)
 
 
 def line(text: str) -> None:
-    """Prints one line on standard output as it is: no markup, no wrapping."""
-    out.print(text, markup=False, soft_wrap=True)
+    """Prints one line on standard output as it is: no markup, no wrapping. Of several processes the first one does."""
+    if launched().leads:
+        out.print(text, markup=False, soft_wrap=True)
 
 
 def run(command: Callable[[], object], debug: bool = False) -> int:
@@ -103,7 +108,8 @@ def run(command: Callable[[], object], debug: bool = False) -> int:
         if debug:
             err.print(traceback.format_exc(), markup=False, soft_wrap=True)
         if type(error).__name__ != "Abort":  # typer's word for Ctrl-C, in several of its versions
-            print_error(explain(error))
+            if launched().leads or not getattr(error, "everywhere", False):
+                print_error(explain(error))
             return BAD_INPUT
         code = INTERRUPTED
     if code == INTERRUPTED:

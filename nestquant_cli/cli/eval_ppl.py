@@ -1,5 +1,6 @@
 """`nestquant eval-ppl`: perplexity of a model, alone or beside a baseline."""
 
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,9 +60,12 @@ def eval_ppl(
     """Perplexity by the standard protocol: text tokenized once, windows without overlap, all of them.
 
     With --baseline both models score the same windows, and their KL divergence and top-1 agreement are reported too.
+    Several processes share the windows: torchrun --nproc-per-node 2 -m nestquant_cli eval-ppl …
     """
     from ..evaluation.report import PerplexityOptions, measure_perplexity
     from ..files import write_json
+    from ..models.device import pick_device
+    from ..team import joined, launched
 
     options = PerplexityOptions(
         model=model,
@@ -76,9 +80,10 @@ def eval_ppl(
         resident=resident.value,
         device=device,
     )
-    report = measure_perplexity(options)
+    with joined(pick_device(device)) as own:
+        report = measure_perplexity(replace(options, device=own))
     _print(report)
-    if output is not None:
+    if output is not None and launched().leads:
         write_json(output, report.as_json())
     perplexity = report.scores.perplexity
     if fail_above is not None and not perplexity <= fail_above:

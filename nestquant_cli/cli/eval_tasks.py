@@ -1,5 +1,6 @@
 """`nestquant eval-tasks`: lm-eval's tasks on a model."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -47,9 +48,14 @@ def eval_tasks(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Runs tasks of the lm-evaluation-harness on the loaded model and prints its table."""
+    """Runs tasks of the lm-evaluation-harness on the loaded model and prints its table.
+
+    Several processes share the requests: torchrun --nproc-per-node 2 -m nestquant_cli eval-tasks …
+    """
     from ..evaluation.tasks import TaskOptions, measure_tasks
     from ..files import write_json
+    from ..models.device import pick_device
+    from ..team import joined, launched
 
     options = TaskOptions(
         model=model,
@@ -64,9 +70,10 @@ def eval_tasks(
         resident=resident.value,
         device=device,
     )
-    report = measure_tasks(options)
+    with joined(pick_device(device)) as own:
+        report = measure_tasks(replace(options, device=own))
     console.line(report.table)
-    if output is not None:
+    if output is not None and launched().leads:
         write_json(output, report.as_json())
     for failed in report.failures:
         console.line(failed)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+DEFAULT_BUDGET = "2GiB"
+
 MODEL_HELP = "A Hugging Face id, a model folder, a .gguf file, a packed checkpoint of ours, or 'demo'."
 DATASET_HELP = "wikitext2, c4, a .txt or .jsonl file (field 'text'), or 'demo'."
 
@@ -38,6 +40,15 @@ SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Calibratio
 SeqlenOption = Annotated[int, typer.Option("--seqlen", min=2, help="Tokens in a window.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn at random.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu, cuda, cuda:1 …")]
+MemoryOption = Annotated[
+    str,
+    typer.Option(
+        "--memory-budget",
+        metavar="SIZE",
+        help="Memory for the hidden states of the calibration windows, such as 500MB; the rest goes to a file beside "
+        "the result, removed at the end.",
+    ),
+]
 BosOption = Annotated[
     Bos,
     typer.Option("--bos", help="default: as the tokenizer does, once; each: in every window; none: nowhere."),

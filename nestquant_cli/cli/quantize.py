@@ -7,7 +7,17 @@ import typer
 
 from . import console
 from .calibrate import BITS_HELP, ActBitsOption, KvBitsOption, RecipeOption, given
-from .options import DatasetOption, DeviceOption, FolderOption, ModelArgument, SamplesOption, SeedOption, SeqlenOption
+from .options import (
+    DEFAULT_BUDGET,
+    DatasetOption,
+    DeviceOption,
+    FolderOption,
+    MemoryOption,
+    ModelArgument,
+    SamplesOption,
+    SeedOption,
+    SeqlenOption,
+)
 
 if TYPE_CHECKING:
     from ..quantization.plan import Plan
@@ -39,20 +49,24 @@ def quantize(
     seed: SeedOption = 0,
     damping: Annotated[float, typer.Option("--damping", help="Added to H, as a fraction of its mean diagonal.")] = 0.01,
     output: FolderOption = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print matrices, bits and predicted bytes, and stop.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print layers, bytes, memory and time, and stop.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with an interrupted run of the same command.")
     ] = True,
+    memory_budget: MemoryOption = DEFAULT_BUDGET,
     device: DeviceOption = "auto",
 ) -> None:
     """Quantize a model to a packed checkpoint: rotate, calibrate, round with QA-LDLQ, pack, write.
 
     Without --calibration it calibrates on the way. The checkpoint loads with
-    AutoModelForCausalLM.from_pretrained after `import nestquant_cli`.
+    AutoModelForCausalLM.from_pretrained after `import nestquant_cli`. Several processes share the work:
+    torchrun --nproc-per-node 2 -m nestquant_cli quantize …
     """
     from ..models.device import pick_device
     from ..models.source import resolve
     from ..quantization.recipe import read_recipe
+    from ..team import joined
+    from ..units import parse_bytes
 
     wanted = _bits(bits, weight_bits, act_bits, kv_bits, has_config=config is not None)
     settings = given(context, **wanted)
@@ -60,15 +74,19 @@ def quantize(
     source = resolve(model)
     place = pick_device(device)
     folder = output if output is not None else Path(f"{source.name.rpartition('/')[2]}-nestquant-{recipe.tag()}")
+    budget = parse_bytes(memory_budget, "--memory-budget")
     if plan:
+        from ..quantization.estimate import estimate_seconds
         from ..quantization.plan import make_plan
 
-        _print_plan(make_plan(source, recipe), folder)
+        made = make_plan(source, recipe, budget=budget)
+        _print_plan(made, estimate_seconds(made, recipe, place), folder)
         return
 
     from ..quantization.pipeline import quantize as run
 
-    report = run(source, recipe, folder, place, calibration, resume, explicit=settings)
+    with joined(place) as own:
+        report = run(source, recipe, folder, own, calibration, resume, explicit=settings, budget=budget)
     _print_report(report, folder)
 
 
@@ -83,15 +101,22 @@ def _bits(
     return {name: rest if value is None else value for name, value in parts.items()}
 
 
-def _print_plan(plan: "Plan", folder: Path) -> None:
+def _print_plan(plan: "Plan", seconds: float, folder: Path) -> None:
+    from ..progress import duration
+    from ..units import format_bytes
+
     rows = [
         (row.name, f"{row.matrices}×", f"{row.out_features}×{row.in_features}", f"{row.bits:.4f}", f"{row.bytes:,}")
         for row in plan.rows
     ]
     console.table(["matrices", "count", "shape", "bits per weight", "bytes"], rows)
+    how = "read one by one" if plan.streamed else "the model is loaded whole"
+    console.line(f"decoder layers: {plan.layers}, {how}")
     console.line(f"quantized weights: {plan.weights:,} at {plan.bits_per_weight:.4f} bits each")
     console.line(f"checkpoint: {plan.file_bytes:,} bytes in {folder}; the rest stays in 16 bits")
-    console.line(f"memory while quantizing: about {plan.memory_bytes / 2**30:.1f} GiB")
+    console.line(f"hidden states of the calibration windows: {format_bytes(plan.hidden_bytes)}")
+    console.line(f"peak memory: about {format_bytes(plan.memory_bytes)}")
+    console.line(f"time: about {duration(seconds)} for one process on this machine")
 
 
 def _print_report(report: dict[str, Any], folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import NestQuantError
 from ..progress import track
+from ..team import team
 from .divergence import divergence
 
 if TYPE_CHECKING:
@@ -64,6 +65,9 @@ def score(
 ) -> Scores:
     """Scores windows one at a time; with a baseline both models see a window before the next, and nothing is stored.
 
+    The processes of a team each score their share, and all get the same result: sums are added up in the order of the
+    windows, so that it is that of a single process.
+
     Args:
         model: any causal language model; a packed one uses its packed KV cache by itself.
         windows: (windows, seqlen) int64 token ids.
@@ -86,11 +90,15 @@ def score(
             NO_RESULT,
             "give the model that was quantized as the baseline",
         )
-    numbers = range(len(windows))
-    totals = []
-    with torch.inference_mode():
-        for number in track(numbers, "scoring windows") if progress else numbers:
-            totals.append(_score_window(model, baseline_model, windows[number], number))
+    group = team()
+    own = group.share(len(windows))
+
+    def score_own() -> list[_Totals]:
+        with torch.inference_mode():
+            numbers = track(own, "scoring windows") if progress else own
+            return [_score_window(model, baseline_model, windows[number], number) for number in numbers]
+
+    totals = [window for part in group.together(score_own) for window in part]
     tokens = windows.shape[1] - 1
     perplexity, error = perplexity_of([window.loss / tokens for window in totals])
     seconds = time.monotonic() - start

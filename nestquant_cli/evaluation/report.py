@@ -8,6 +8,7 @@ from ..calibration.text import JOIN, cut_windows, load_text, tokenize, window_st
 from ..errors import NestQuantError
 from ..models.device import pick_device
 from ..models.source import load_model, load_tokenizer, resolve
+from ..team import team
 from .perplexity import Scores, score
 from .protocol import hold_weights, model_protocol, versions
 
@@ -102,6 +103,7 @@ def measure_perplexity(options: PerplexityOptions) -> PerplexityReport:
         "log_softmax": "float32",
         "seed": options.seed,
         "resident": held,
+        "processes": team().size,
         "model": model_protocol(source, model),
         "baseline": model_protocol(baseline_source, baseline) if baseline_source and baseline else None,
         "versions": versions(),

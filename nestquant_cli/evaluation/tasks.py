@@ -12,7 +12,8 @@ from ..errors import NestQuantError
 from ..models.device import pick_device
 from ..models.hub import cache_only_when_unreachable
 from ..models.source import load_model, load_tokenizer, resolve
-from .gates import NOT_EVALUATED, failure, parse_gate
+from ..team import team
+from .gates import NOT_EVALUATED, Gate, failure, parse_gate
 from .protocol import hold_weights, model_protocol, versions
 
 if TYPE_CHECKING:
@@ -82,6 +83,18 @@ def measure_tasks(options: TaskOptions) -> TaskReport:
     model = load_model(source, options.dtype, device)
     held = hold_weights(model, options.resident)
     found = run_tasks(model, tokenizer, list(tasks.values()), options)
+    circumstances = {
+        "seconds": time.monotonic() - start,
+        "resident": held,
+        "processes": team().size,
+        "model": model_protocol(source, model),
+    }
+    return team().lead(lambda: _report(found, options, gates, circumstances))
+
+
+def _report(
+    found: dict[str, Any], options: TaskOptions, gates: Sequence[Gate], circumstances: dict[str, Any]
+) -> TaskReport:
     results = _finite(found["results"])
     protocol = {
         "tasks": list(options.tasks),
@@ -92,9 +105,7 @@ def measure_tasks(options: TaskOptions) -> TaskReport:
         "batch_size": options.batch_size,
         "include_path": str(options.include_path) if options.include_path else None,
         "seed": dict.fromkeys(("random", "numpy", "torch", "fewshot"), options.seed),
-        "resident": held,
-        "seconds": time.monotonic() - start,
-        "model": model_protocol(source, model),
+        **circumstances,
         "versions": versions("lm_eval", "datasets"),
     }
     scores = {**results, **_finite(found.get("groups", {}))}
@@ -123,14 +134,33 @@ def run_tasks(
 ) -> dict[str, Any]:
     """lm-eval's `simple_evaluate` on a loaded model; its dictionary without the samples.
 
+    lm-eval itself divides the requests over the processes of a team and gathers the results on rank 0; the dictionary
+    of the others is empty.
+
     Raises:
         NestQuantError: logits that are NaN or infinite, which lm-eval would count as an ordinary wrong answer.
     """
     import lm_eval
+    import torch
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    group = team()
+
     class CheckedModel(HFLM):
+        rank = property(lambda self: group.rank)  # what lm-eval asks of a model to share requests
+        world_size = property(lambda self: group.size)
+
+        def all_gather(self, tensor: Any) -> Any:
+            return torch.stack(group.gather(tensor.cpu()))
+
+        def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+            gathered = group.gather(obj)
+            return gathered if group.rank == dst else None
+
+        def barrier(self) -> None:
+            group.gather(None)
+
         def _model_call(self, *arguments: Any, **named: Any) -> Any:
             logits = super()._model_call(*arguments, **named)
             if not logits.isfinite().all():
@@ -155,7 +185,7 @@ def run_tasks(
         torch_random_seed=options.seed,
         fewshot_random_seed=options.seed,
     )
-    return dict(found)
+    return dict(found or {})
 
 
 def _check_numbers(options: TaskOptions) -> None:

@@ -43,7 +43,8 @@ def shortest_path(errors: Errors, penalty: Errors, k: int) -> list[int]:
     filled = np.where(valid, errors, penalty).astype(np.float64)
     # held[f, j]: summed error under candidate j of the blocks whose first scale is f
     firsts = first[:, None] == np.arange(candidates + 1)  # (blocks, candidates + 1)
-    held = firsts.T.astype(np.float64) @ filled
+    held = np.zeros((candidates + 1, candidates))
+    np.add.at(held, first, filled)  # no matrix product, whose order of adding may follow from a number of threads
     below = np.vstack([np.zeros(candidates), np.cumsum(held, axis=0)])  # below[f, j]: blocks with first < f
     lost = np.vstack([firsts[:, j + 1 :].any(axis=1) * penalty[:, j] for j in range(candidates)])
     beyond = lost.sum(axis=1, dtype=np.float64)  # beyond[j]: penalty under j of the blocks with first > j

@@ -47,7 +47,7 @@ def cache_only_when_unreachable() -> Iterator[None]:
 def snapshot(name: str) -> Path:
     """The local folder with a Hub model's configuration, tokenizer and weights, downloaded where they are not yet.
 
-    Safetensors are preferred; other weight files come only where the model has none.
+    Of the weights only safetensors files are downloaded.
 
     Raises:
         NestQuantError: an unknown id, a gated model without access, or no connection and nothing in the cache.
@@ -81,9 +81,13 @@ def _wanted_files(name: str) -> list[str]:
 
     files = [file for file in HfApi().list_repo_files(name) if "/" not in file]
     weights = [file for file in files if file.endswith(".safetensors")]
-    return [file for file in files if file.endswith(SMALL_FILES)] + (
-        weights or [file for file in files if file.endswith(".bin")]
-    )
+    if not weights and any(file.endswith(".bin") for file in files):
+        raise NestQuantError(
+            f"'{name}' has its weights only in .bin files, which are pickles",
+            "no model was loaded",
+            "use a model with safetensors files: no pickle is ever read",
+        )
+    return [file for file in files if file.endswith(SMALL_FILES)] + weights
 
 
 def _cached(name: str) -> Path:

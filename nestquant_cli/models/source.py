@@ -39,22 +39,38 @@ def local_folder(source: Source) -> Path:
 
 
 def weight_files(source: Source) -> list[Path]:
-    """The files that hold the weights: the GGUF file, or the safetensors (else .bin) files of the folder.
+    """The files that hold the weights: the GGUF file, or the safetensors files of the folder.
 
     Raises:
-        NestQuantError: there is none, or a shard that the index names is missing.
+        NestQuantError: there is none, only pickles, or a shard that the index names is missing.
     """
     folder = local_folder(source)
     if source.gguf_file:
         return [folder / source.gguf_file]
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and any(folder.glob("*.bin")):
+        raise NestQuantError(
+            f"{folder} has its weights only in .bin files, which are pickles",
+            NOT_LOADED,
+            "save the model as safetensors: no pickle is ever read",
+        )
     for index in folder.glob("*.safetensors.index.json"):
-        files = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
+        files = sorted({folder / name for name in _indexed_files(index)})
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
-        what = f"lacks {missing[0]}, which its index names" if missing else "has no .safetensors or .bin weight file"
+        what = f"lacks {missing[0]}, which its index names" if missing else "has no .safetensors weight file"
         raise NestQuantError(f"{folder} {what}", NOT_LOADED, "download or copy the model again")
     return files
+
+
+def _indexed_files(index: Path) -> set[str]:
+    """File names of an index, which are to be plain names: a folder may come from anyone."""
+    value = read_json(index)
+    places = value.get("weight_map") if isinstance(value, dict) else None
+    names: list[Any] = list(places.values()) if isinstance(places, dict) else [None]
+    if not all(isinstance(name, str) and name == Path(name).name and name not in ("", "..") for name in names):
+        raise NestQuantError(f"{index} has no usable weight_map", NOT_LOADED, "download or copy the model again")
+    return set(names)
 
 
 def fingerprint(source: Source) -> str:
@@ -74,7 +90,7 @@ def load_config(source: Source) -> "PretrainedConfig":
     folder = local_folder(source)
     try:
         config = AutoConfig.from_pretrained(folder, **_gguf_argument(source), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # what a field of config.json can be is without end, and so are the errors
         raise _unreadable(source, "configuration", error) from error
     refuse_non_decoders(source.name, config.to_dict() | {"is_encoder_decoder": config.is_encoder_decoder})
     return config
@@ -122,6 +138,8 @@ def load_model(source: Source, dtype: "str | torch.dtype" = "auto", device: str 
     config = load_config(source)
     _check_headers(source)
     arguments: dict[str, Any] = {"dtype": dtype, "config": config, "output_loading_info": True}
+    if not source.gguf_file:
+        arguments["use_safetensors"] = True  # a pickle beside them is never read
     if source.gguf_file:
         arguments |= {"dtype": torch.bfloat16 if dtype == "auto" else dtype, **_gguf_argument(source), **_dequantize()}
     logger.info("loading %s", source.name)
@@ -150,7 +168,7 @@ def _load_packed(source: Source, dtype: "str | torch.dtype", device: str) -> "Pr
 
     from ..checkpoint.read import check_checkpoint
 
-    check_checkpoint(Path(source.path))
+    check_checkpoint(Path(source.path), tensors=False)  # those are hashed by the format's own loader
     logger.info("loading %s", source.name)
     model: Any = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, trust_remote_code=False)
     return model.to(device).eval()

@@ -11,36 +11,37 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
+from ..checkpoint.hf import NestQuantConfig
 from ..checkpoint.output import Output
 from ..files import write_json
 from ..models.structure import find_decoder
-from ..modules.hf import NestQuantConfig
+from ..models.weights import Weights
 from .parts import LayerPart, join_layouts
 from .recipe import Recipe
 
 
 def write_rest(
     output: Output,
-    model: PreTrainedModel,
+    weights: Weights,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
     parts: list[LayerPart],
     origin: dict[str, Any],
-    start: float,
 ) -> dict[str, Any]:
     """Completes the checkpoint and returns its report.
 
     Args:
         output: with all layers written.
-        model: the original, for what is outside its decoder layers.
+        weights: of the original, for what is outside its decoder layers.
         tokenizer: saved beside it.
         recipe: of this quantization.
         parts: of all layers in order.
         origin: what it was made from: hashes of model and calibration text.
-        start: time.monotonic() at the start of the run.
     """
-    output.write(output.parts - 1, other_tensors(model), {})
-    tokenizer.save_pretrained(output.folder)
+    model = weights.model
+    if output.done(output.parts - 1) is None:
+        output.write(output.parts - 1, other_tensors(model), {}, weights.fetch)
+    output.add_files(tokenizer.save_pretrained)
     if model.generation_config is not None:
         # its own save_pretrained refuses settings that published models do have, after hours of work
         write_json(output.folder / "generation_config.json", model.generation_config.to_diff_dict())
@@ -51,16 +52,22 @@ def write_rest(
         "recipe": settings,
         "bits": bits,
         "versions": versions(),
-        "seconds": round(time.monotonic() - start, 1),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "matrices": {name: record for part in parts for name, record in part.report.items()},
     }
     output.finish(model_config(model) | {"quantization_config": section.to_dict()}, report)
     return report
 
 
+def run_figures(start: float) -> dict[str, Any]:
+    """Seconds since `start`, a value of time.monotonic(), and the peak memory of this process in bytes."""
+    return {
+        "seconds": round(time.monotonic() - start, 1),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
 def other_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Tensors outside the decoder layers by name; of tensors that are tied, only the source."""
+    """Tensors outside the decoder layers by name, of tied ones the source; without data where the model has none."""
     prefix = find_decoder(model).prefix + "."
     tied = set(model.all_tied_weights_keys)
     return {

@@ -1,6 +1,7 @@
 """Quantizes the matrices of one decoder layer from its statistics."""
 
-import time
+import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,11 @@ from ..lattice.code import BLOCK, NestedCode
 from ..lattice.shape import CodeShape
 from ..modules.linear import row_scale_bits, row_scale_of
 from ..rotation.transform import rotation
-from .ldlq import feedback, ldlq
+from ..tiles import over_rows, product
+from .factors import feedback
+from .ldlq import ldlq
+
+logger = logging.getLogger("nestquant")
 
 
 @dataclass(frozen=True)
@@ -52,21 +57,23 @@ def quantize_group(
     Returns:
         by name, in the order of statistics.members.
     """
-    start = time.monotonic()
     members = [linears[name] for name in statistics.members]
     rows = [member.out_features for member in members]
     n = statistics.hessian.shape[0]
     device = statistics.hessian.device
     weight = torch.cat([member.weight.detach().to(device=device, dtype=torch.float32) for member in members])
-    W = rotation(n, seed).apply(F.pad(weight, (0, n - weight.shape[1])))
+    W = over_rows(rotation(n, seed).apply, F.pad(weight, (0, n - weight.shape[1])))
+    del weight
     step = feedback(statistics.hessian, statistics.noise, damping, f"{place}.{statistics.members[0]}")
-    target = W @ step.target
+    _refuse_overflow(W, rows, statistics.members, place)
+    if step.damping > damping:
+        logger.warning("%s.%s: H + J is singular, damping %g was needed", place, statistics.members[0], step.damping)
+    target = W if step.target is None else product(W, step.target)
 
     scaled = fit_rows(target, shape, seed)
     v, index, scale, clipped = round_rows(target, rows, step.lower, scaled)
     words = for_device(device).pack(v, index, scaled.code)
     errors = row_errors(W, v.float() * scale[:, None], statistics)
-    seconds = (time.monotonic() - start) / len(members)
 
     result = {}
     parts = [tensor.split(rows) for tensor in (words, row_scale_bits(scale), index, *errors)]
@@ -81,7 +88,7 @@ def quantize_group(
             "beta_histogram": torch.bincount(own_index.flatten().int(), minlength=scaled.code.k).tolist(),
             "clipped_blocks": clipped[number],
             "damping": step.damping,
-            "seconds": round(seconds, 3),
+            "dead_inputs": statistics.dead,
         }
         result[name] = QuantizedMatrix(own_words.contiguous(), own_scale.contiguous(), scaled.code, record)
     return result
@@ -122,23 +129,27 @@ def row_errors(W: Tensor, rounded: Tensor, statistics: InputStatistics) -> tuple
     return (
         delta.square().sum(1),
         W.square().sum(1),
-        (delta @ statistics.hessian * delta).sum(1) + noise,
-        (W @ statistics.hessian * W).sum(1),
+        (product(delta, statistics.hessian) * delta).sum(1) + noise,
+        (product(W, statistics.hessian) * W).sum(1),
     )
 
 
-def refuse_unusable_weights(model: nn.Module) -> None:
-    """Raises NestQuantError when a parameter of a model has NaN or infinite entries, naming it."""
-    for name, parameter in model.named_parameters():
-        bad = int((~torch.isfinite(parameter)).sum())
-        if bad:
+def _refuse_overflow(W: Tensor, rows: list[int], members: tuple[str, ...], place: str) -> None:
+    """Raises NestQuantError for a row whose mean square, or whose scale in bfloat16, is beyond their range."""
+    bad = torch.nonzero(~torch.isfinite(W.square().mean(-1).sqrt().to(torch.bfloat16)))
+    if not len(bad):
+        return
+    row = int(bad[0])
+    for name, count in zip(members, rows, strict=True):
+        if row < count:
             raise NestQuantError(
-                f"{name} has {bad} NaN or infinite entries",
-                "the model was not quantized",
-                "repair or fetch the model again",
+                f"row {row} of {place}.{name} is too large for float32 arithmetic",
+                "nothing was quantized",
+                "repair the model, or scale that row down",
             )
+        row -= count
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:
-    total = float(whole.double().sum())
-    return float(part.double().sum()) / total if total > 0 else 0.0
+    total = math.fsum(whole.tolist())  # exact, so that it is the same on any number of threads
+    return math.fsum(part.tolist()) / total if total > 0 else 0.0

@@ -1,82 +1,86 @@
-"""From a model's name to a packed checkpoint: load, calibrate and quantize layer by layer, write."""
+"""From a model's name to a packed checkpoint: open, calibrate and quantize layer by layer, write.
+
+All processes of a team run the same code: each calibrates on its share of the windows and rounds its share of a layer's
+matrices, and the first one writes.
+"""
 
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import __version__
-from ..calibration.collect import Coding, collect
+from ..calibration.collect import collect
+from ..calibration.hidden import DEFAULT_BUDGET, HiddenStates
 from ..calibration.statistics import LayerStatistics
-from ..calibration.store import Calibration, CalibrationWriter, refuse_filled, to_device
-from ..calibration.text import Windows, load_text, sample_windows
-from ..checkpoint.output import Output, refuse_foreign
+from ..calibration.store import FILE, Calibration, CalibrationWriter, to_device
+from ..calibration.text import Windows
+from ..checkpoint.manifest import CONFIG
+from ..checkpoint.output import Output
 from ..errors import NestQuantError
-from ..models.source import Source, fingerprint, load_model, load_tokenizer
-from ..models.structure import Decoder, find_decoder, linears, refuse_stray_matrices
-from ..modules.cache import plain_layers
+from ..files import sha256_file
+from ..memory import return_large_blocks
+from ..models.source import Source
+from ..models.structure import linears
 from ..progress import track
-from .finish import write_rest
-from .layer import QuantizedMatrix, quantize_group, refuse_unusable_weights
+from ..runs import WORK, refuse_foreign, refuse_full_disk
+from ..team import Team, team
+from .division import quantize_matrices
+from .finish import run_figures, write_rest
 from .parts import LayerPart, part_of
+from .plan import make_plan
 from .recipe import Recipe
+from .subject import (
+    TEXT_KEYS,
+    Subject,
+    about_model,
+    circumstances,
+    coding_of,
+    open_subject,
+    read_windows,
+    refuse_other_caches,
+    text_of,
+)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A loaded model that is to be quantized."""
+def calibrate(
+    source: Source, recipe: Recipe, folder: Path, device: str, budget: int = DEFAULT_BUDGET
+) -> dict[str, Any]:
+    """Calibrates a model and saves Hessians, noise and codes; goes on with an unfinished calibration of the same.
 
-    source: Source
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    decoder: Decoder
-
-
-def open_subject(source: Source, device: str) -> Subject:
-    """Loads a model and refuses what cannot be quantized.
-
-    Raises:
-        NestQuantError: a packed checkpoint, an unsupported kind of model, or weights that are not finite.
-    """
-    if source.kind == "packed":
-        raise NestQuantError(
-            f"{source.path} is a packed checkpoint already", "nothing was quantized", "give the original model"
-        )
-    model = load_model(source, device=device)
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise NestQuantError(
-            f"the weights of {source.name} are quantized already", "nothing was quantized", "give the original model"
-        )
-    decoder = find_decoder(model)
-    refuse_stray_matrices(model, decoder)
-    refuse_unusable_weights(model)
-    return Subject(source, model, load_tokenizer(source), decoder)
-
-
-def calibrate(source: Source, recipe: Recipe, folder: Path, device: str) -> dict[str, Any]:
-    """Calibrates a model and saves Hessians, noise and codes.
+    Args:
+        source: the model.
+        recipe: what to calibrate for.
+        folder: the output.
+        device: where to compute.
+        budget: bytes of hidden states that may stay in memory.
 
     Returns:
         what calibration.json says of it, less the layers.
     """
-    refuse_filled(folder)
+    group = team()
+    return_large_blocks()
+    group.lead(lambda: refuse_foreign(folder, FILE))
     subject = open_subject(source, device)
-    _refuse_other_caches(subject, recipe)
+    refuse_other_caches(subject, recipe)
     windows = read_windows(subject, recipe)
-    about = _about(subject, recipe) | _text_of(windows)
-    writer = CalibrationWriter(folder, about)
-    stream = collect(subject.model, subject.decoder, windows.ids, _coding(recipe))
+    about = about_model(subject, recipe, group) | text_of(windows)
+    writer = group.lead(lambda: CalibrationWriter(folder, about, circumstances(subject, group)))
+    done = group.lead(lambda: [writer.done(index) for index in range(subject.depth)])
+    hidden = HiddenStates(budget, _spill_folder(folder))
+    stream = collect(subject.weights, windows.ids, coding_of(recipe), done, hidden)
     try:
-        for layer in track(stream, "calibrating layers", total=len(subject.decoder.layers)):
-            assert layer is not None
-            writer.add(layer)
-        writer.finish()
-    except BaseException:
-        writer.discard()  # half a calibration is of no use, and the next run wants an empty folder
+        for index, layer in enumerate(track(stream, "calibrating layers", total=subject.depth)):
+            if layer is not None:
+                group.lead(partial(writer.write, index, layer))
+                done[index] = True
+        group.lead(lambda: writer.finish(subject.depth))
+    except NestQuantError:
+        if group.leads and not any(done):
+            writer.state.give_up()
         raise
     return about
 
@@ -89,6 +93,7 @@ def quantize(
     calibration: Path | None = None,
     resume: bool = True,
     explicit: Collection[str] = (),
+    budget: int = DEFAULT_BUDGET,
 ) -> dict[str, Any]:
     """Quantizes a model into a packed checkpoint.
 
@@ -100,109 +105,110 @@ def quantize(
         calibration: a folder of `calibrate`; None calibrates on the way.
         resume: go on with an unfinished run of the same key.
         explicit: settings of the recipe that the user asked for by name; those of the text must be the calibration's.
+        budget: bytes of hidden states that may stay in memory.
 
     Returns:
-        the report, as in quantization_report.json.
+        the report, as in quantization_report.json, with the seconds and the peak memory of this process added.
 
     Raises:
         NestQuantError: see the functions called.
     """
     start = time.monotonic()
-    refuse_foreign(folder)
+    group = team()
+    return_large_blocks()
+    group.lead(lambda: refuse_foreign(folder, CONFIG))
     stored = None if calibration is None else Calibration(calibration)
     subject = open_subject(source, device)
-    _refuse_other_caches(subject, recipe)
-    about = _about(subject, recipe)
+    refuse_other_caches(subject, recipe)
+    about = about_model(subject, recipe, group)
     if stored is not None:
         stored.check(
             about | {name: getattr(recipe, name) for name in ("dataset", "samples", "seqlen") if name in explicit}
         )
         text, windows = {key: stored.about.get(key) for key in TEXT_KEYS}, None
+        calibrated = {"calibration_sha256": sha256_file(stored.folder / FILE)}
     else:
         windows = read_windows(subject, recipe)
-        text = _text_of(windows)
-    depth = len(subject.decoder.layers)
-    output = Output(folder, {"recipe": recipe.to_dict(), **about, **text}, depth + 1, resume)
+        text, calibrated = text_of(windows), {}
+    group.lead(lambda: _refuse_full_disk(subject, recipe, folder, windows, budget))
+    key = {"recipe": recipe.to_dict(), **about, **text, **calibrated, **circumstances(subject, group)}
+    output = group.lead(lambda: Output(folder, key, subject.depth + 1, resume))
+    finished = group.lead(output.finished)
+    if finished is not None:
+        return finished | run_figures(start)
+    hidden = HiddenStates(budget, _spill_folder(folder))
     try:
-        parts = _quantize_layers(subject, recipe, output, stored, windows)
+        parts = _quantize_layers(subject, recipe, output, _Calibrating(stored, windows, hidden), group)
+        origin = {**about, **text}
+        report = group.lead(lambda: write_rest(output, subject.weights, subject.tokenizer, recipe, parts, origin))
     except NestQuantError:
-        if output.done(0) is None:
-            output.discard()  # nothing to go on from
-            folder.rmdir()
+        if group.leads and output.done(0) is None:
+            output.state.give_up()
         raise
-    return write_rest(output, subject.model, subject.tokenizer, recipe, parts, {**about, **text}, start)
+    return report | run_figures(start)
+
+
+@dataclass(frozen=True)
+class _Calibrating:
+    """Where statistics come from: a stored calibration, or windows and room for their hidden states."""
+
+    stored: Calibration | None
+    windows: Windows | None
+    hidden: HiddenStates
 
 
 def _quantize_layers(
-    subject: Subject, recipe: Recipe, output: Output, stored: Calibration | None, windows: Windows | None
+    subject: Subject, recipe: Recipe, output: Output, calibrating: _Calibrating, group: Team
 ) -> list[LayerPart]:
     """Writes every layer that is not written yet; the parts of all."""
-    depth = len(subject.decoder.layers)
-    parts = [LayerPart.from_dict(done) if (done := output.done(index)) else None for index in range(depth)]
-    stream = _statistics(subject, recipe, stored, None if windows is None else windows.ids, parts)
+    depth = subject.depth
+    written = group.lead(lambda: [output.done(index) for index in range(depth)])
+    parts = [LayerPart.from_dict(done) if done else None for done in written]
+    stream = _statistics(subject, recipe, calibrating, parts)
     for index, statistics in enumerate(track(stream, "quantizing layers", total=depth)):
         if parts[index] is None:
             assert statistics is not None
-            tensors, part = quantize_layer(subject, index, statistics, recipe)
-            output.write(index, tensors, part.to_dict())
+            tensors, part = quantize_layer(subject, index, statistics, recipe, group)
+            group.lead(partial(output.write, index, tensors, part.to_dict()))
             parts[index] = part
+            del tensors, statistics  # nothing of this layer is there while the next one is measured
     return [part for part in parts if part is not None]
 
 
 def quantize_layer(
-    subject: Subject, index: int, statistics: LayerStatistics, recipe: Recipe
+    subject: Subject, index: int, statistics: LayerStatistics, recipe: Recipe, group: Team
 ) -> tuple[dict[str, Tensor], LayerPart]:
     """Packs one decoder layer: its tensors by full name, and what is said of it."""
-    prefix = subject.decoder.layer_name(index)
-    modules = linears(subject.decoder.layers[index])
-    shape = recipe.shape("weight")
-    packed: dict[str, QuantizedMatrix] = {}
-    if shape is not None:
-        for item in statistics.inputs.values():
-            packed |= quantize_group(modules, item, shape, recipe.seed, recipe.damping, prefix)
-    return part_of(prefix, subject.decoder.layers[index], statistics, packed, recipe)
-
-
-def _refuse_other_caches(subject: Subject, recipe: Recipe) -> None:
-    """Raises NestQuantError when keys and values are to be packed and the model's cache keeps something else."""
-    if recipe.shape("kv") is not None:
-        plain_layers(subject.model.config.get_text_config(decoder=True))
-
-
-def read_windows(subject: Subject, recipe: Recipe) -> Windows:
-    """Calibration windows of a recipe."""
-    text = load_text(recipe.dataset, "train")
-    return sample_windows(text, subject.tokenizer, recipe.seqlen, recipe.samples, recipe.seed)
+    prefix = subject.weights.decoder.layer_name(index)
+    layer = subject.weights.decoder.layers[index]
+    with subject.weights.layer(index):
+        packed = quantize_matrices(linears(layer), statistics, recipe, prefix, group)
+        return part_of(prefix, layer, statistics, packed, recipe)
 
 
 def _statistics(
-    subject: Subject, recipe: Recipe, stored: Calibration | None, windows: Tensor | None, parts: list[LayerPart | None]
+    subject: Subject, recipe: Recipe, calibrating: _Calibrating, parts: list[LayerPart | None]
 ) -> Iterator[LayerStatistics | None]:
     """Statistics of each layer, from disk or on the way; None for a layer that is done already."""
     done = [part is not None for part in parts]
+    stored, windows = calibrating.stored, calibrating.windows
     if stored is None:
         assert windows is not None
-        yield from collect(subject.model, subject.decoder, windows, _coding(recipe), done)
+        yield from collect(subject.weights, windows.ids, coding_of(recipe), done, calibrating.hidden)
         return
-    device = next(subject.model.parameters()).device
     for index, finished in enumerate(done):
-        yield None if finished else to_device(stored.layer(index, recipe.shape("act"), recipe.shape("kv")), device)
+        layer = None if finished else stored.layer(index, recipe.shape("act"), recipe.shape("kv"))
+        yield layer and to_device(layer, subject.weights.device)
 
 
-TEXT_KEYS = ("dataset", "text_sha256", "tokens_sha256", "samples", "seqlen")
+def _refuse_full_disk(subject: Subject, recipe: Recipe, folder: Path, windows: Windows | None, budget: int) -> None:
+    """Raises NestQuantError when the checkpoint and the hidden states beyond the budget do not fit the disk."""
+    plan = make_plan(subject.source, recipe, subject.weights.model, budget)
+    there = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    spilled = 0 if windows is None else max(0, plan.hidden_bytes - budget)
+    refuse_full_disk(folder, max(0, plan.file_bytes - there) + spilled, "the checkpoint")
 
 
-def _text_of(windows: Windows) -> dict[str, Any]:
-    values = (windows.dataset, windows.text_sha256, windows.sha256, windows.samples, windows.seqlen)
-    return dict(zip(TEXT_KEYS, values, strict=True))
-
-
-def _about(subject: Subject, recipe: Recipe) -> dict[str, Any]:
-    """What a calibration must share with the quantization that uses it."""
-    shapes = {part: recipe.shape(part) for part in ("act", "kv")}
-    codes = {f"{part}_code": None if shape is None else [shape.q, shape.k] for part, shape in shapes.items()}
-    return {"model_sha256": fingerprint(subject.source), "seed": recipe.seed, **codes, "nestquant": __version__}
-
-
-def _coding(recipe: Recipe) -> Coding:
-    return Coding(recipe.shape("act"), recipe.shape("kv"), recipe.seed)
+def _spill_folder(folder: Path) -> Path | None:
+    """Beside the result, whose disk is large; elsewhere only on a machine that does not have the folder."""
+    return folder / WORK if (folder / WORK).is_dir() else None

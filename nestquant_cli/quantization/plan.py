@@ -4,15 +4,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from ..calibration.hidden import DEFAULT_BUDGET
 from ..lattice.code import row_bytes
 from ..models.source import Source, load_config
-from ..models.structure import find_decoder, linears, refuse_stray_matrices
+from ..models.structure import Decoder, find_decoder, linears, refuse_stray_matrices
+from ..models.weights import empty_model
 from ..modules.inputs import padded_size
 from .recipe import Recipe
 
 ROW_SCALE_BYTES = 2
+LIBRARIES = 600 << 20  # bytes resident once torch, transformers and Numba are loaded
+FACTORS = 4  # matrices (n, n) in float64 at the height of a factorization
+ROW_COPIES = 7  # matrices (rows, n) in float32 while the rows of one input are rounded
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,24 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """Prediction for a whole model: bytes of tensors, and the memory of the run."""
+    """Prediction for a whole model.
+
+    Attributes:
+        rows: the matrices.
+        layers: decoder layers.
+        weights: entries of the matrices.
+        file_bytes: of all tensors of the checkpoint.
+        hidden_bytes: of the hidden states of all calibration windows.
+        streamed: whether the model is read layer by layer.
+        memory_bytes: the peak of the run.
+    """
 
     rows: list[PlanRow]
+    layers: int
     weights: int
     file_bytes: int
+    hidden_bytes: int
+    streamed: bool
     memory_bytes: int
 
     @property
@@ -42,14 +60,23 @@ class Plan:
         return sum(row.bytes for row in self.rows) * 8 / self.weights
 
 
-def make_plan(source: Source, recipe: Recipe) -> Plan:
+def make_plan(
+    source: Source, recipe: Recipe, model: PreTrainedModel | None = None, budget: int = DEFAULT_BUDGET
+) -> Plan:
     """Builds the model without its weights and counts.
+
+    Args:
+        source: the model.
+        recipe: what to quantize and how.
+        model: the same, where it is at hand; only shapes and dtypes are read.
+        budget: bytes of hidden states that may stay in memory.
 
     Raises:
         NestQuantError: the model is of a kind that is not supported.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_config(source))
+    if model is None:
+        config = load_config(source)
+        model = empty_model(config, torch.bfloat16 if source.gguf_file else getattr(config, "dtype", None))
     decoder = find_decoder(model)
     refuse_stray_matrices(model, decoder)
     shapes: dict[tuple[str, int, int], int] = {}
@@ -57,28 +84,42 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         for name, linear in linears(layer).items():
             key = (name, linear.out_features, linear.in_features)
             shapes[key] = shapes.get(key, 0) + 1
-    rows = [_row(name, count, out, features, recipe) for (name, out, features), count in shapes.items()]
+    item = model.dtype.itemsize
+    rows = [_row(name, count, out, features, recipe, item) for (name, out, features), count in shapes.items()]
     weights = sum(row.matrices * row.out_features * row.in_features for row in rows)
-    rest = 2 * (_parameters(model) - weights)
-    total = sum(row.bytes for row in rows) + rest
-    return Plan(rows, weights, total, _memory(model, rows, recipe))
+    total = sum(row.bytes for row in rows) + item * (_parameters(model) - weights)
+    hidden = recipe.samples * recipe.seqlen * model.config.get_text_config(decoder=True).hidden_size * item
+    streamed = source.kind in ("folder", "hub")
+    memory = _memory(model, decoder, streamed) + min(hidden, budget)
+    return Plan(rows, len(decoder.layers), weights, total, hidden, streamed, memory)
 
 
-def _row(name: str, count: int, out_features: int, in_features: int, recipe: Recipe) -> PlanRow:
+def _row(name: str, count: int, out_features: int, in_features: int, recipe: Recipe, item: int) -> PlanRow:
     shape = recipe.shape("weight")
     if shape is None:
-        one = 2 * out_features * in_features
+        one = item * out_features * in_features
     else:
         one = out_features * (row_bytes(padded_size(in_features), shape.word_bits) + ROW_SCALE_BYTES)
     return PlanRow(name, count, out_features, in_features, one * 8 / (out_features * in_features), count * one)
 
 
-def _memory(model: PreTrainedModel, rows: list[PlanRow], recipe: Recipe) -> int:
-    """The model in 16 bits, the hidden states, and the matrices of the layer with the widest input in float64."""
-    widest = max(padded_size(row.in_features) for row in rows)
-    hidden = recipe.samples * recipe.seqlen * model.config.get_text_config(decoder=True).hidden_size * 2
-    return 2 * _parameters(model) + hidden + 5 * 8 * widest**2
+def _memory(model: PreTrainedModel, decoder: Decoder, streamed: bool) -> int:
+    """The libraries, the weights that are held, and the larger of embedding text and working on one layer."""
+    item = model.dtype.itemsize
+    layer = max(decoder.layers, key=_parameters)
+    one = item * _parameters(layer)
+    around = item * (_parameters(model) - sum(map(_parameters, decoder.layers)))
+    widths = [padded_size(linear.in_features) for linear in linears(layer).values()]
+    sums = 4 * sum(n**2 for n in set(widths)) + 4 * max(widths) ** 2
+    work = sums + max(
+        8 * FACTORS * n**2 + 4 * ROW_COPIES * n * rows
+        for n, rows in zip(widths, (linear.out_features for linear in linears(layer).values()), strict=True)
+    )
+    held = max(around + one, one + work)
+    return LIBRARIES + (held if streamed else item * _parameters(model) + work)
 
 
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _parameters(module: nn.Module) -> int:
+    """Entries of the parameters; what a model ties to another parameter does not count."""
+    tied = getattr(module, "all_tied_weights_keys", {})
+    return sum(parameter.numel() for name, parameter in module.named_parameters() if name not in tied)

@@ -10,7 +10,7 @@ from nestquant_cli.calibration.observer import KVObserver
 from nestquant_cli.calibration.statistics import LayerStatistics
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.lattice.shape import shape_for_bits
-from nestquant_cli.models.structure import find_decoder
+from nestquant_cli.models.weights import Weights
 from tests.families import from_config, make_model, random_ids
 
 FOUR = shape_for_bits(4)
@@ -18,7 +18,7 @@ CODING = Coding(FOUR, FOUR, 0)
 
 
 def statistics(model: PreTrainedModel, coding: Coding = CODING, **options: Any) -> Iterator[LayerStatistics | None]:
-    return collect(model, find_decoder(model), random_ids(2, 24), coding, **options)
+    return collect(Weights(model), random_ids(2, 24), coding, **options)
 
 
 def assert_equal(one: LayerStatistics | None, other: LayerStatistics | None) -> None:

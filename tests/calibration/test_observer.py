@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from nestquant_cli.calibration.observer import InputGroups, KVObserver, choose
+from nestquant_cli.calibration.observer import InputGroups, KVObserver, choose, in_window
 from nestquant_cli.models.structure import linears
 from tests.families import gaussian, make_model
 
@@ -17,8 +17,9 @@ def observer() -> KVObserver:
 def test_the_observer_hands_back_what_it_is_given_and_keeps_a_share(observer: KVObserver) -> None:
     keys, values = gaussian(1, 2, 40, 16), gaussian(1, 2, 40, 8, seed=1)
     observer.reseed(0)
-    for _ in range(2):
-        got = observer.update(keys, values, 0)
+    for number in range(2):
+        with in_window(number):
+            got = observer.update(keys, values, 0)
         assert got[0] is keys and got[1] is values
     assert observer.get_seq_length() == 0
     taken = observer.take()

@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 from nestquant_cli.calibration.observer import KVObserver
 from nestquant_cli.calibration.stack import LayerStack
 from nestquant_cli.errors import NestQuantError
-from nestquant_cli.models.structure import find_decoder
+from nestquant_cli.models.weights import Weights
 from tests.families import CONFIGS, WINDOW, make_model, random_ids
 
 TOKENS = 3 * WINDOW
 
 
 def stack_of(model: PreTrainedModel, windows: Tensor) -> LayerStack:
-    return LayerStack(model, find_decoder(model), windows, KVObserver(model.config, 1.0))
+    return LayerStack(Weights(model), windows, KVObserver(model.config, 1.0))
 
 
 def hidden_states(model: PreTrainedModel, windows: Tensor) -> list[Tensor]:
@@ -34,8 +34,8 @@ def test_layer_by_layer_equals_the_model(family: str) -> None:
     expected = hidden_states(model, windows)
     stack = stack_of(model, windows)
     for index in range(len(stack.decoder.layers)):
-        torch.testing.assert_close(torch.cat(stack.hidden), expected[index], rtol=1e-5, atol=1e-5)
-        assert list(stack.run(index)) == [0, 1, 2]
+        torch.testing.assert_close(torch.cat(list(stack.hidden)), expected[index], rtol=1e-5, atol=1e-5)
+        assert [number for numbers in stack.run(index) for number in numbers] == [0, 1, 2]
     assert all("forward" not in layer.__dict__ for layer in stack.decoder.layers)
 
 
@@ -66,7 +66,7 @@ def test_arguments_that_depend_on_the_text_are_refused() -> None:
     def add(_: object, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, kwargs | {"residual": [args[0].mean(-1)]}
 
-    find_decoder(model).layers[1].register_forward_pre_hook(add, with_kwargs=True)
+    Weights(model).decoder.layers[1].register_forward_pre_hook(add, with_kwargs=True)
     stack_of(model, random_ids(1, 8))
     with pytest.raises(NestQuantError, match=r"layers\.1 is given more than hidden states of the text"):
         stack_of(model, random_ids(2, 8))

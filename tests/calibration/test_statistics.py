@@ -51,6 +51,7 @@ def test_the_input_of_the_first_of_a_group_is_watched() -> None:
         for module in modules.values():
             module(gaussian(1, 5, 8))
     modules["a"](gaussian(1, 5, 8))
+    collectors["a"].flush()
     assert collectors["a"].tokens == 5
     assert [kept.shape for kept in collectors["a"].kept] == [(4, 8)]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nestquant_cli.calibration.statistics import InputStatistics, LayerStatistics
-from nestquant_cli.calibration.store import FILE, Calibration, CalibrationWriter, refuse_filled, to_device
+from nestquant_cli.calibration.store import FILE, Calibration, CalibrationWriter, to_device
 from nestquant_cli.codecs.fit import ScaledCode
 from nestquant_cli.codecs.heads import CacheCodes
 from nestquant_cli.errors import NestQuantError
@@ -22,7 +22,7 @@ def layer(seed: int) -> LayerStatistics:
     x = gaussian(40, 16, seed=seed)
     inputs = {
         "a.q": InputStatistics(("a.q", "a.k"), x.t() @ x / 40, gaussian(16, seed=seed).square(), CODE),
-        "b": InputStatistics(("b",), torch.eye(24), torch.full((24,), 0.01), CODE),
+        "b": InputStatistics(("b",), torch.eye(24), torch.full((24,), 0.01), CODE, dead=3),
     }
     return LayerStatistics(inputs, CacheCodes(CODE, ScaledCode(FOUR.with_multipliers((2, 4)), 0.02)))
 
@@ -31,8 +31,8 @@ def layer(seed: int) -> LayerStatistics:
 def folder(tmp_path: Path) -> Path:
     writer = CalibrationWriter(tmp_path / "c", ABOUT)
     for seed in range(2):
-        writer.add(layer(seed))
-    writer.finish()
+        writer.write(seed, layer(seed))
+    writer.finish(2)
     return tmp_path / "c"
 
 
@@ -50,7 +50,8 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
         assert found.cache == expected.cache
         assert list(found.inputs) == sorted(expected.inputs)
         for name, item in expected.inputs.items():
-            assert (found.inputs[name].members, found.inputs[name].code) == (item.members, item.code)
+            for field in ("members", "code", "dead"):
+                assert getattr(found.inputs[name], field) == getattr(item, field)
             assert torch.equal(found.inputs[name].hessian, item.hessian)
             assert torch.equal(found.inputs[name].noise, item.noise)
 
@@ -113,18 +114,19 @@ def test_only_an_empty_or_unfinished_folder_is_written_to(folder: Path, tmp_path
         CalibrationWriter(folder, ABOUT)
     with pytest.raises(NestQuantError, match="is a file"):
         CalibrationWriter(folder / FILE, ABOUT)
-    (folder / FILE).unlink()
-    (folder / "notes.txt").write_text("mine")
-    with pytest.raises(NestQuantError, match="is not empty"):
-        refuse_filled(folder)
-    (folder / "notes.txt").unlink()
-    (folder / ".layer-00002.safetensors.123.part").touch()
-    CalibrationWriter(folder, ABOUT).add(layer(0))
-    assert [path.name for path in folder.iterdir()] == ["layer-00000.safetensors"]
 
 
-def test_discard_leaves_nothing(tmp_path: Path) -> None:
-    writer = CalibrationWriter(tmp_path / "c", ABOUT)
-    writer.add(layer(0))
-    writer.discard()
-    assert not (tmp_path / "c").exists()
+def test_an_unfinished_calibration_goes_on_and_is_none(folder: Path, tmp_path: Path) -> None:
+    first = CalibrationWriter(tmp_path / "d", ABOUT)
+    first.write(0, layer(0))
+    with pytest.raises(NestQuantError, match="is not a finished calibration"):
+        Calibration(tmp_path / "d")
+    with pytest.raises(NestQuantError, match="unfinished run with seed 0 instead of 1"):
+        CalibrationWriter(tmp_path / "d", ABOUT | {"seed": 1})
+    again = CalibrationWriter(tmp_path / "d", ABOUT)
+    assert again.done(0) and not again.done(1)
+    again.write(1, layer(1))
+    again.finish(2)
+    for name in (FILE, "layer-00000.safetensors", "layer-00001.safetensors"):
+        assert (tmp_path / "d" / name).read_bytes() == (folder / name).read_bytes()
+    assert len(list((tmp_path / "d").iterdir())) == 3

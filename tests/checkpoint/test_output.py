@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nestquant_cli.checkpoint.manifest import INDEX, MANIFEST, WORK, check_files, read_manifest
-from nestquant_cli.checkpoint.output import Output, refuse_foreign
+from nestquant_cli.checkpoint.manifest import CONFIG, INDEX, MANIFEST, check_files, read_manifest
+from nestquant_cli.checkpoint.output import Output
 from nestquant_cli.errors import NestQuantError
+from nestquant_cli.runs import WORK, refuse_foreign
 
 KEY = {"recipe": {"weight_bits": 4.0, "seed": 0}, "model_sha256": "ab"}
 PARTS = [{"a.words": torch.arange(8, dtype=torch.uint8)}, {"b.weight": torch.ones(2, 3).t()}]
@@ -102,19 +103,19 @@ def test_a_foreign_folder_or_file_is_refused(tmp_path: Path) -> None:
         Output(tmp_path / "notes.txt", KEY, 2, resume=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     (tmp_path / "empty").mkdir()
-    refuse_foreign(tmp_path / "empty")
+    refuse_foreign(tmp_path / "empty", CONFIG)
 
 
 def test_a_complete_checkpoint_is_not_overwritten(copy: Path) -> None:
     for _ in range(2):
         with pytest.raises(NestQuantError, match="is not empty"):
-            refuse_foreign(copy)
+            refuse_foreign(copy, CONFIG)
         (copy / WORK).mkdir(exist_ok=True)  # killed between config.json and the removal of its state
     check_files(copy)
 
 
 def test_a_damaged_state_is_one_clear_error(tmp_path: Path) -> None:
     output = Output(tmp_path / "out", KEY, 2, resume=True)
-    (output.work / "run.json").write_text("{")
+    (output.state.work / "run.json").write_text("{")
     with pytest.raises(NestQuantError, match="not valid JSON"):
         Output(tmp_path / "out", KEY, 2, resume=True)

@@ -1,4 +1,5 @@
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from nestquant_cli.checkpoint.manifest import INDEX
 from nestquant_cli.checkpoint.read import check_checkpoint, open_checkpoint, read_layout
 from nestquant_cli.errors import NestQuantError
+from nestquant_cli.models.source import load_model, resolve
 from nestquant_cli.quantization.recipe import Recipe
 
 Rewrite = Callable[[str, Any], None]
@@ -95,3 +97,29 @@ def test_an_index_that_leads_elsewhere_is_refused(copy: Path, rewrite: Rewrite, 
 def test_the_layout_survives_json(tiny_checkpoint: Path) -> None:
     layout = read_layout(tiny_checkpoint)
     assert type(layout).from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_hidden_layers", 10**9),
+        ("num_hidden_layers", 1),
+        ("hidden_size", 10**9),
+        ("hidden_size", 128),
+        ("vocab_size", 10**15),
+        ("vocab_size", "many"),
+        ("intermediate_size", -5),
+        ("num_attention_heads", 0),
+        ("model_type", "../../x"),
+        ("model_type", "bert"),
+    ],
+)
+def test_a_hostile_config_is_refused_before_anything_is_built(
+    copy: Path, rewrite: Callable[[str, Any], None], name: str, value: object
+) -> None:
+    """With right hashes, as whoever made the checkpoint can give them."""
+    rewrite("config.json", lambda config: config.update({name: value}))
+    start = time.monotonic()
+    with pytest.raises(NestQuantError):
+        load_model(resolve(str(copy)))
+    assert time.monotonic() - start < 20

@@ -145,7 +145,7 @@ BAD: dict[str, tuple[Bad, str]] = {
     "conv1d": (_conv1d, "transformer.h.0.attn.c_attn of GPT2LMHeadModel is a Conv1D"),
     "packed": (lambda base, model, packed: [packed], "is a packed checkpoint already"),
     "nan": (_nan, "model.layers.1.self_attn.v_proj.weight has 1 NaN or infinite entries"),
-    "truncated": (_truncated, "model.safetensors is truncated or damaged"),
+    "truncated": (_truncated, "model.safetensors is truncated"),
     "short text": (_short_text, "fewer than one window of 48"),
     "no calibration": (_no_calibration, "is not a finished calibration"),
     "full output": (_full_output, "is not empty"),
@@ -203,8 +203,26 @@ def test_a_calibration_of_something_else_is_refused(
 def test_a_run_of_another_recipe_is_not_mixed_in(
     nestquant: Callable[..., Outcome], text: list[object], tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "out" / ".nestquant").mkdir(parents=True)
-    (tmp_path / "out" / ".nestquant" / "run.json").write_text(json.dumps({"recipe": {"weight_bits": 3.0}}))
+    (tmp_path / "out" / "INCOMPLETE").mkdir(parents=True)
+    (tmp_path / "out" / "INCOMPLETE" / "run.json").write_text(json.dumps({"recipe": {"weight_bits": 3.0}}))
     code, _, error = nestquant("quantize", tiny_model_folder, "--output", tmp_path / "out", *text)
     assert code == 2 and "holds an unfinished run" in tell(error)
     assert nestquant("quantize", tiny_model_folder, "--output", tmp_path / "out", "--no-resume", *text)[0] == 0
+
+
+def test_a_memory_budget_is_a_size(
+    nestquant: Callable[..., Outcome], text: list[object], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    words = ("quantize", tiny_model_folder, "--output", tmp_path / "out", *text)
+    code, _, error = nestquant(*words, "--memory-budget", "much")
+    assert code == 2 and "--memory-budget 'much' is not a size" in tell(error)
+    assert nestquant(*words, "--memory-budget", "1KiB")[0] == 0
+
+
+def test_a_plan_says_what_to_expect(
+    nestquant: Callable[..., Outcome], text: list[object], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    code, output, _ = nestquant("quantize", tiny_model_folder, "--output", tmp_path / "out", *text, "--plan")
+    assert code == 0 and not (tmp_path / "out").exists()
+    for line in ("decoder layers: 2, read one by one", "checkpoint: ", "peak memory: about ", "time: about "):
+        assert line in output

@@ -107,7 +107,7 @@ def test_a_missing_tensor_is_never_replaced_by_random_numbers(copy: Path) -> Non
 
 def test_missing_weight_files_are_named(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
-    with pytest.raises(NestQuantError, match=r"has no \.safetensors or \.bin"):
+    with pytest.raises(NestQuantError, match=r"has no \.safetensors weight file"):
         weight_files(resolve(str(copy)))
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -169,3 +169,20 @@ def test_large_files_are_sampled_at_both_ends(tmp_path: Path) -> None:
         file.write_bytes(content)
         seen.add(fingerprint_files({}, [file], whole_files_up_to=0))
     assert len(seen) == 3
+
+
+def test_pickles_are_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_model_folder, tmp_path / "copy"))
+    (copy / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    assert load_model(resolve(str(copy))).dtype == torch.float32  # what lies beside safetensors files is not looked at
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(NestQuantError, match=r"only in \.bin files, which are pickles"):
+        load_model(resolve(str(copy)))
+
+
+@pytest.mark.parametrize("places", [None, [], {"a": "../x.safetensors"}, {"a": 3}, {"a": ""}, {"a": "/etc/passwd"}])
+def test_an_index_that_leads_elsewhere_is_refused(tiny_model_folder: Path, tmp_path: Path, places: object) -> None:
+    copy = Path(shutil.copytree(tiny_model_folder, tmp_path / "copy"))
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(NestQuantError, match="has no usable weight_map"):
+        weight_files(resolve(str(copy)))

@@ -15,8 +15,8 @@ def test_the_report_says_what_was_done(tmp_path: Path, tiny_model_folder: Path, 
     assert len(report["matrices"]) == 14
     assert report["recipe"]["dataset"] == str(tiny_text_file) and report["recipe"]["tokens_sha256"]
     assert report["bits"] == {"weight": 4.0, "act": 4.0, "kv": 4.0}
-    assert report["peak_memory_bytes"] > 0 and report["versions"]["torch"] == torch.__version__
-    assert not (packed / ".nestquant").exists()
+    assert "seconds" not in report and report["versions"]["torch"] == torch.__version__
+    assert not (packed / "INCOMPLETE").exists()
 
 
 def test_generation_settings_that_transformers_would_not_save_are_kept(

@@ -10,7 +10,7 @@ from nestquant_cli.errors import NestQuantError
 from nestquant_cli.kernels import for_device
 from nestquant_cli.lattice.shape import CodeShape, shape_for_bits
 from nestquant_cli.modules.linear import row_scale_of
-from nestquant_cli.quantization.layer import QuantizedMatrix, quantize_group, refuse_unusable_weights, row_errors
+from nestquant_cli.quantization.layer import QuantizedMatrix, quantize_group, row_errors
 from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian, relative_error
 
@@ -121,11 +121,17 @@ def test_row_errors_are_those_of_the_definition() -> None:
     torch.testing.assert_close(output, torch.stack([w @ H @ w for w in W]), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-def test_weights_that_are_not_finite_are_named(value: float) -> None:
-    linear = linears(16)
-    modules = nn.ModuleDict(linear)
-    refuse_unusable_weights(modules)
-    linear["k"].weight.data[2, 3] = value
-    with pytest.raises(NestQuantError, match=r"k\.weight has 1 NaN or infinite entries"):
-        refuse_unusable_weights(modules)
+def test_rows_beyond_the_range_are_named() -> None:
+    modules = linears(16)
+    modules["k"].weight.data[2] = 1e30
+    with pytest.raises(NestQuantError, match=r"row 2 of layer\.k is too large"):
+        quantize_group(modules, statistics(16), FOUR, SEED, 0.01, "layer")
+
+
+def test_dead_inputs_are_counted_and_their_weights_rounded_as_others() -> None:
+    collector = InputCollector(16, 200, 0, torch.device("cpu"))
+    collector.add(gaussian(1, 400, 16) * (torch.arange(16) > 2))
+    item = collector.finish(["q", "k"], None, SEED, "here")
+    assert item.dead == 3
+    for matrix in quantize_group(linears(16), item, FOUR, SEED, 0.01, "layer").values():
+        assert matrix.record["dead_inputs"] == 3 and matrix.record["relative_error"] < 0.1

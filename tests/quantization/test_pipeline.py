@@ -1,5 +1,6 @@
 """The pipeline's promises: reproducible, resumable, the same with a stored calibration, and exact after reloading."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,13 +17,13 @@ from nestquant_cli.checkpoint.output import Output
 from nestquant_cli.checkpoint.read import read_layout
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.files import sha256_file
+from nestquant_cli.models.shards import write_shard
 from nestquant_cli.models.source import load_model, resolve
 from nestquant_cli.modules.attach import attach
 from nestquant_cli.quantization.pipeline import calibrate
 from nestquant_cli.quantization.recipe import Recipe
 from tests.families import logits, pack, random_ids
 
-TIMED = {"quantization_report.json", "nestquant_manifest.json"}  # hold seconds, and the hash of a file that does
 IDS = random_ids(2, 24)
 
 
@@ -33,9 +34,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, ti
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Of every file whose bytes are determined by the command."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in TIMED]
-    return {str(path.relative_to(folder)): sha256_file(path) for path in files}
+    """Of every file."""
+    return {str(path.relative_to(folder)): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -95,6 +95,31 @@ def test_a_damaged_layer_of_a_calibration_leaves_nothing_behind(
     assert not (tmp_path / "no").exists()
 
 
+def test_any_number_of_threads_gives_the_same_bytes(
+    packed: Path, tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            assert hashes(pack(tiny_model_folder, tiny_text_file, tmp_path / str(threads))) == hashes(packed)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_spilled_hidden_states_give_the_same_bytes(
+    packed: Path, tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path
+) -> None:
+    assert hashes(pack(tiny_model_folder, tiny_text_file, tmp_path / "spilled", budget=0)) == hashes(packed)
+
+
+def test_a_model_that_is_loaded_whole_gives_the_same_bytes(
+    packed: Path, tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nestquant_cli.models.weights._open_lazily", lambda source, device: ("a test", None))
+    assert hashes(pack(tiny_model_folder, tiny_text_file, tmp_path / "whole")) == hashes(packed)
+
+
 class Interrupted(BaseException):
     """As a Ctrl-C or a kill would be."""
 
@@ -142,24 +167,70 @@ def test_without_resume_an_unfinished_run_is_started_over(
     assert hashes(tmp_path / "packed") == hashes(packed)
 
 
-def test_an_interrupted_calibration_leaves_nothing_behind(
+def test_a_full_disk_is_one_line_and_leaves_a_state_to_go_on_from(
+    packed: Path, tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: object) -> None:
+        if "00002-of" in path.name:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        write_shard(path, *_)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nestquant_cli.checkpoint.output.write_shard", full)
+        with pytest.raises(NestQuantError, match=r"00002-of-00003\.safetensors cannot be written .No space left"):
+            pack(tiny_model_folder, tiny_text_file, tmp_path / "packed")
+    assert sorted(path.name for path in (tmp_path / "packed").iterdir()) == [
+        "INCOMPLETE",
+        "model-00001-of-00003.safetensors",
+    ]
+    pack(tiny_model_folder, tiny_text_file, tmp_path / "packed")
+    assert hashes(tmp_path / "packed") == hashes(packed)
+
+
+def test_a_tokenizer_that_cannot_be_saved_is_one_line(
     tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add = CalibrationWriter.add
+    def full(*_: object, **__: object) -> None:
+        raise Exception("No space left on device (os error 28)")  # as the tokenizers library raises it
 
-    def interrupted(self: CalibrationWriter, layer: Any) -> None:
-        add(self, layer)
-        raise Interrupted
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
+    with pytest.raises(NestQuantError, match=r"cannot be written \(No space left on device"):
+        pack(tiny_model_folder, tiny_text_file, tmp_path / "packed")
 
-    monkeypatch.setattr(CalibrationWriter, "add", interrupted)
+
+def test_room_is_looked_for_before_the_start(
+    tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(NestQuantError, match=r"the checkpoint takes [\d,]+ bytes and .* has 1,000 free"):
+        pack(tiny_model_folder, tiny_text_file, tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+
+
+def test_an_interrupted_calibration_goes_on_to_the_same_bytes(
+    tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = CalibrationWriter.write, []
+
+    def interrupted(self: CalibrationWriter, index: int, layer: Any) -> None:
+        write(self, index, layer)
+        written.append(index)
+        if len(written) == 1:
+            raise Interrupted
+
+    def run(name: str) -> None:
+        recipe = Recipe(dataset=str(tiny_text_file), samples=2, seqlen=16)
+        calibrate(resolve(str(tiny_model_folder)), recipe, tmp_path / name, "cpu")
+
+    monkeypatch.setattr(CalibrationWriter, "write", interrupted)
     with pytest.raises(Interrupted):
-        calibrate(
-            resolve(str(tiny_model_folder)),
-            Recipe(dataset=str(tiny_text_file), samples=2, seqlen=16),
-            tmp_path / "calibration",
-            "cpu",
-        )
-    assert not (tmp_path / "calibration").exists()
+        run("first")
+    run("first")
+    assert written == [0, 1]
+    run("second")
+    assert hashes(tmp_path / "first") == hashes(tmp_path / "second")
 
 
 def test_logits_after_reloading_in_a_fresh_process_equal_those_before_saving(

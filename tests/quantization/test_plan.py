@@ -38,9 +38,12 @@ def test_the_plan_is_what_is_written(
     assert plan.memory_bytes > 0
 
 
-def test_weights_left_alone_count_sixteen_bits(tiny_model_folder: Path) -> None:
-    plan = make_plan(resolve(str(tiny_model_folder)), Recipe(weight_bits=16))
-    assert plan.bits_per_weight == 16
+def test_weights_left_alone_count_the_bits_they_have(
+    tiny_model_folder: Path, tmp_path: Path, tiny_tokenizer_folder: Path
+) -> None:
+    half = save_model(make_model("llama").bfloat16(), tiny_tokenizer_folder, tmp_path / "model")
+    for folder, bits in ((half, 16), (tiny_model_folder, 32)):
+        assert make_plan(resolve(str(folder)), Recipe(weight_bits=16)).bits_per_weight == bits
 
 
 def test_what_cannot_be_quantized_cannot_be_planned(tmp_path: Path) -> None:

@@ -1,12 +1,22 @@
-"""Safetensors files by their headers alone, checked field by field: a shard may come from anyone, or half of it."""
+"""Safetensors files, read and written one tensor at a time.
 
+Headers are checked field by field: a shard may come from anyone, or half of it. Files are read and never mapped, since
+the pages of a mapped file count as memory of the process for as long as the file is open.
+"""
+
+import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import NestQuantError
+from ..files import HASH_CHUNK
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # safetensors' name of a dtype: torch's name and the bytes of one entry
 DTYPES = {
@@ -20,14 +30,14 @@ DTYPES = {
     "I32": ("int32", 4),
     "U32": ("uint32", 4),
     "F32": ("float32", 4),
+    "F64": ("float64", 8),
     "I64": ("int64", 8),
     "U64": ("uint64", 8),
-    "F64": ("float64", 8),
 }
 LENGTH_BYTES = 8  # the header's length, little-endian, is what a file begins with
 _LARGEST_HEADER = 100_000_000  # as in the safetensors library
 _NOT_READ = "the checkpoint was not read"
-_AGAIN = "fetch or quantize the checkpoint again"
+_AGAIN = "fetch or write the checkpoint again"
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,80 @@ def read_shard(path: Path) -> Shard:
     entries = {name: _entry(path, name, value, begin) for name, value in header.items()}
     _refuse_gaps(path, entries, begin, size)
     return Shard(path, begin, entries)
+
+
+def read_tensor(path: Path, entry: Entry) -> "Tensor":
+    """One tensor of a shard, in memory of its own on the CPU.
+
+    Raises:
+        NestQuantError: the file ends before the tensor does, or cannot be read.
+    """
+    import torch
+
+    data = torch.empty(entry.bytes, dtype=torch.uint8)
+    try:
+        with open(path, "rb") as file:
+            file.seek(entry.start)
+            read = file.readinto(bytes_of(data))
+    except OSError as error:
+        raise NestQuantError(f"{path} cannot be read ({error.strerror or error})", _NOT_READ, _AGAIN) from error
+    if read != entry.bytes:
+        raise NestQuantError(f"{path} was cut short while it was read", _NOT_READ, _AGAIN)
+    return data.view(getattr(torch, entry.dtype)).view(entry.shape)
+
+
+def hash_tensor(path: Path, entry: Entry) -> str:
+    """Hex SHA-256 of a tensor's bytes in its file, read in pieces."""
+    digest = hashlib.sha256()
+    left = entry.bytes
+    with open(path, "rb") as file:
+        file.seek(entry.start)
+        while left and (chunk := file.read(min(left, HASH_CHUNK))):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()
+
+
+def write_shard(path: Path, tensors: "dict[str, Tensor]", fetch: "Callable[[str], Tensor] | None" = None) -> None:
+    """Writes a safetensors file tensor by tensor.
+
+    Args:
+        path: of the file.
+        tensors: by name, on any device.
+        fetch: gives the tensor of a name whose tensor in `tensors`, on the meta device, has only a shape and a dtype.
+    """
+    names = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    # in the library's order, the largest entries first, so that every tensor is aligned to its entries
+    rank = {dtype: place for place, dtype in enumerate(names)}
+    order = sorted(tensors, key=lambda name: (-rank[_dtype_name(tensors[name])], name))
+    for name in order:
+        tensor, start = tensors[name], end
+        end += tensor.numel() * tensor.element_size()
+        dtype = names[_dtype_name(tensor)]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+        for name in order:
+            wanted = tensors[name]
+            tensor = fetch(name) if fetch is not None and wanted.is_meta else wanted
+            assert (tensor.dtype, tensor.shape) == (wanted.dtype, wanted.shape)
+            file.write(bytes_of(tensor))
+
+
+def _dtype_name(tensor: "Tensor") -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def bytes_of(tensor: "Tensor") -> memoryview:
+    """The bytes of a tensor in memory order; those of a contiguous tensor on the CPU are its own and can be written."""
+    import torch
+
+    view: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return memoryview(view)
 
 
 def _entry(path: Path, name: str, value: Any, begin: int) -> Entry:

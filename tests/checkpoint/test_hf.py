@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from nestquant_cli.checkpoint.hf import NestQuantConfig
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.files import read_json, write_json
 from nestquant_cli.modules.attach import quantized_linears
-from nestquant_cli.modules.hf import NestQuantConfig
 from tests.families import load, logits, make_model, pack, random_ids, relative_error, save_model
 
 IDS = random_ids(2, 20)
@@ -65,8 +65,11 @@ def test_a_damaged_layout_is_refused_in_one_sentence(folder: Path, tmp_path: Pat
     config = read_json(tmp_path / "copy" / "config.json")
     config["quantization_config"]["layout"] |= damage
     write_json(tmp_path / "copy" / "config.json", config)
+    with pytest.raises(NestQuantError, match=r"config\.json (was altered|is truncated|is too long)"):
+        load(tmp_path / "copy")
+    (tmp_path / "copy" / "nestquant_manifest.json").unlink()
     if damage == {"cache": []}:
-        load(tmp_path / "copy")  # a cache left alone is no damage as such; the manifest tells that it was altered
+        load(tmp_path / "copy")  # a cache left alone is no damage as such
         return
     with pytest.raises(NestQuantError, match=r"quantize the checkpoint again|quantize again"):
         load(tmp_path / "copy")

@@ -3,13 +3,14 @@
 It is imported while transformers itself may still be on its way in, so model code is imported when it is used.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .layout import QUANT_METHOD, Layout
+from ..modules.layout import QUANT_METHOD, Layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,14 +49,19 @@ class NestQuantConfig(QuantizationConfigMixin):
 
 @register_quantizer(QUANT_METHOD)
 class NestQuantHfQuantizer(HfQuantizer):
-    """Builds the packed modules before transformers loads their tensors into them."""
+    """Checks the files against the manifest, then builds the packed modules for transformers to load tensors into."""
 
     requires_calibration = True
     quantization_config: NestQuantConfig
 
     def _process_model_before_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
-        from .attach import attach
+        from ..modules.attach import attach
+        from .manifest import MANIFEST
+        from .read import check_checkpoint
 
+        for folder in {Path(file).parent for file in kwargs.get("checkpoint_files") or ()}:
+            if (folder / MANIFEST).is_file():  # save_pretrained of a loaded model writes none
+                check_checkpoint(folder)
         attach(model, Layout.from_dict(self.quantization_config.layout))
         return model
 

@@ -1,0 +1,90 @@
+"""Hidden states of many windows, in memory up to a budget and beyond it in a file that nobody else sees."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from ..errors import NestQuantError
+from ..models.shards import bytes_of
+
+DEFAULT_BUDGET = 2 << 30  # bytes
+
+
+class HiddenStates:
+    """One tensor a window, all of one shape and dtype; a list as far as reading, replacing and appending go.
+
+    A file is read and written, not mapped: mapped pages count as memory of the process. It has no name, so that
+    nothing is left of it whatever ends the process.
+
+    Args:
+        budget: bytes that may stay in memory; windows beyond it go to the file.
+        folder: where the file is made; None takes the system's folder for temporary files.
+    """
+
+    def __init__(self, budget: int = DEFAULT_BUDGET, folder: Path | None = None) -> None:
+        self.budget, self.folder = budget, folder
+        self._kept: list[Tensor] = []
+        self._count = 0
+        self._file: BinaryIO | None = None
+        self._like = torch.empty(0)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[number] for number in range(len(self)))
+
+    @property
+    def spilled_bytes(self) -> int:
+        """Bytes of the windows that are in the file."""
+        return (self._count - len(self._kept)) * self._like.nbytes
+
+    def append(self, hidden: Tensor) -> None:
+        """Adds the hidden states of the next window."""
+        hidden = hidden.cpu()
+        self._like = self._like if self._count else torch.empty_like(hidden, device="meta")
+        self._count += 1
+        if len(self._kept) == self._count - 1 and self._count * hidden.nbytes <= self.budget:
+            self._kept.append(hidden)
+        else:
+            self._write(self._count - 1, hidden)
+
+    def __getitem__(self, number: int) -> Tensor:
+        if number < len(self._kept):
+            return self._kept[number]
+        assert self._file is not None
+        data = torch.empty(self._like.nbytes, dtype=torch.uint8)
+        self._file.seek(self._offset(number))
+        read = self._file.readinto(bytes_of(data))  # type: ignore[attr-defined]
+        assert read == data.nbytes
+        return data.view(self._like.dtype).view(self._like.shape)
+
+    def __setitem__(self, number: int, hidden: Tensor) -> None:
+        if number < len(self._kept):
+            self._kept[number] = hidden.cpu()
+        else:
+            self._write(number, hidden.cpu())
+
+    def _offset(self, number: int) -> int:
+        return (number - len(self._kept)) * self._like.nbytes
+
+    def _write(self, number: int, hidden: Tensor) -> None:
+        assert (hidden.shape, hidden.dtype) == (self._like.shape, self._like.dtype)
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115 - lives as long as self
+            self._file.seek(self._offset(number))
+            data = bytes_of(hidden)
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            raise NestQuantError(
+                f"the hidden states cannot be written to {self.folder or tempfile.gettempdir()} "
+                f"({error.strerror or error})",
+                "calibration stopped",
+                "free space there, or raise --memory-budget",
+            ) from error

@@ -1,0 +1,219 @@
+"""Where the weights of a model are while it is worked on: whole in memory, or in its files but for what is in use.
+
+A model whose weights lie in safetensors files under the model's own names is built without memory for them. Whoever
+runs or reads a part of it holds that part for as long:
+
+    with weights.layer(3):
+        ...
+
+The rest of the time the parameters are on the meta device. Every other model (a GGUF file, or names that
+transformers converts while it loads) is loaded whole, and holding changes nothing.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from ..errors import NestQuantError
+from .resolve import NOT_LOADED
+from .shards import Entry, read_shard, read_tensor
+from .source import Source, load_config, load_model, local_folder, weight_files
+from .structure import Decoder, find_decoder
+
+PIECE = 1 << 24  # entries looked at a time
+
+logger = logging.getLogger("nestquant")
+
+
+class Weights:
+    """A model that is whole in memory.
+
+    Args:
+        model: in evaluation mode, on its device.
+    """
+
+    lazy = False
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.decoder: Decoder = find_decoder(model)
+        self.device = next(model.parameters()).device
+
+    def layer(self, index: int) -> AbstractContextManager[None]:
+        """Holds decoder layer `index`."""
+        return nullcontext()
+
+    def around(self) -> AbstractContextManager[None]:
+        """Holds what runs before and after the decoder layers, without the output head."""
+        return nullcontext()
+
+    def fetch(self, name: str) -> Tensor:
+        """One parameter or buffer by its full name."""
+        return self.model.state_dict()[name]
+
+    def refuse_unusable(self) -> None:
+        """Raises NestQuantError when a tensor has NaN or infinite entries, naming it. Looks at one tensor at a time."""
+        for name in self.model.state_dict():
+            if name not in self.model.all_tied_weights_keys and (bad := not_finite(self.fetch(name))):
+                raise NestQuantError(
+                    f"{name} has {bad} NaN or infinite entries",
+                    "the model was not quantized",
+                    "repair or fetch the model again",
+                )
+
+
+class LazyWeights(Weights):
+    """A model whose parameters are in memory only while they are held.
+
+    Args:
+        model: with its parameters on the meta device and its buffers in memory.
+        places: file and entry of every tensor by its name in the model.
+        device: where parameters go.
+    """
+
+    lazy = True
+
+    def __init__(self, model: PreTrainedModel, places: dict[str, tuple[Path, Entry]], device: str) -> None:
+        super().__init__(model)
+        self.places, self.device = places, torch.device(device)
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.to(self.device)
+        for name, buffer in model.named_buffers():
+            if name in places:  # others are computed by the model
+                buffer.copy_(self.fetch(name))
+
+    def layer(self, index: int) -> AbstractContextManager[None]:
+        prefix = self.decoder.layer_name(index) + "."
+        return self._holding(lambda name: name.startswith(prefix))
+
+    def around(self) -> AbstractContextManager[None]:
+        base = self.model.base_model_prefix + "."
+        stack = self.decoder.prefix + "."
+        return self._holding(lambda name: name.startswith(base) and not name.startswith(stack))
+
+    def fetch(self, name: str) -> Tensor:
+        path, entry = self.places[name]
+        return read_tensor(path, entry).to(self._wanted(name).dtype)
+
+    @contextmanager
+    def _holding(self, wanted: Callable[[str], bool]) -> Iterator[None]:
+        names = [name for name, _ in self.model.named_parameters() if wanted(name)]
+        for name in names:
+            self._put(name, self.fetch(name).to(self.device))
+        try:
+            yield
+        finally:
+            for name in names:
+                self._put(name, self._wanted(name).to("meta"))
+
+    def _wanted(self, name: str) -> Tensor:
+        owner, _, leaf = name.rpartition(".")
+        found: Tensor = getattr(self.model.get_submodule(owner), leaf)
+        return found
+
+    def _put(self, name: str, tensor: Tensor) -> None:
+        owner, _, leaf = name.rpartition(".")
+        setattr(self.model.get_submodule(owner), leaf, nn.Parameter(tensor.detach(), requires_grad=False))
+
+
+def open_weights(source: Source, device: str) -> Weights:
+    """Opens a model: layer by layer where its files allow that, else whole.
+
+    Raises:
+        NestQuantError: files are missing, truncated or damaged, or the model is of a kind that is not supported.
+    """
+    reason, opened = _open_lazily(source, device)
+    if opened is None:
+        logger.info("%s is loaded whole: %s", source.name, reason)
+        return Weights(load_model(source, device=device))
+    logger.info("%s is read layer by layer", source.name)
+    return opened
+
+
+def _open_lazily(source: Source, device: str) -> tuple[str, LazyWeights | None]:
+    """The model, or why it has to be loaded whole."""
+    if source.gguf_file:
+        return "the blocks of a GGUF file are de-quantized as one", None
+    files = weight_files(source)
+    config = load_config(source)
+    if getattr(config, "quantization_config", None) is not None:
+        return "it is quantized already", None
+    places = {name: (file, entry) for file in files for name, entry in read_shard(file).entries.items()}
+    depth = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0)
+    if depth > len(places):  # before as many layers are built
+        raise NestQuantError(
+            f"the configuration of {source.name} has {depth} layers, more than its files have tensors",
+            NOT_LOADED,
+            "download or copy the model again",
+        )
+    model = empty_model(config, getattr(config, "dtype", None) or _first_dtype(places))
+    if model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict:
+        return "parts of it are kept in float32", None
+    if _converted(model, places):
+        return "transformers converts its tensors while it loads them", None
+    if difference := _misfit(model, places):
+        return difference, None
+    _read_generation_config(model, local_folder(source))
+    return "", LazyWeights(model.eval(), places, device)
+
+
+def empty_model(config: Any, dtype: torch.dtype | None) -> PreTrainedModel:
+    """A model with its parameters on the meta device; buffers, which no file has, are computed as usual."""
+    from accelerate import init_empty_weights
+
+    try:
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except Exception as error:  # transformers raises of every kind where a field of config.json is unusable
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise NestQuantError(
+            f"the configuration describes no usable model ({reason})", NOT_LOADED, "use a decoder-only text model"
+        ) from error
+    return model
+
+
+def not_finite(tensor: Tensor) -> int:
+    """How many entries are NaN or infinite."""
+    if not tensor.is_floating_point():
+        return 0
+    return sum(int((~torch.isfinite(piece)).sum()) for piece in tensor.reshape(-1).split(PIECE))
+
+
+def _first_dtype(places: dict[str, tuple[Path, Entry]]) -> torch.dtype | None:
+    names = (entry.dtype for _, entry in places.values() if "float" in entry.dtype)
+    return getattr(torch, next(names, "float32"))
+
+
+def _converted(model: PreTrainedModel, places: dict[str, tuple[Path, Entry]]) -> bool:
+    """Whether transformers would rename or rearrange one of the tensors."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+    except ImportError:
+        return True  # this version keeps its conversions where they cannot be asked for
+    patterns = {pattern for each in get_model_conversion_mapping(model) for pattern in each.source_patterns}
+    expressions = [re.compile(pattern) for pattern in patterns]
+    return any(expression.search(name) for name in places for expression in expressions)
+
+
+def _misfit(model: PreTrainedModel, places: dict[str, tuple[Path, Entry]]) -> str | None:
+    """How the tensors that the model needs differ from those in the files; None where they do not."""
+    for name, tensor in model.state_dict().items():
+        if name in places and places[name][1].shape != tuple(tensor.shape):
+            return f"{name} has another shape in its file"
+        if name not in places and name not in model.all_tied_weights_keys:
+            return f"its files have no {name}"
+    return None
+
+
+def _read_generation_config(model: PreTrainedModel, folder: Path) -> None:
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)

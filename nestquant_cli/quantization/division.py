@@ -1,0 +1,71 @@
+"""The matrices of one decoder layer, divided over the processes of a team.
+
+Matrices that share an input are rounded by the same process, since they share one factorization and one code. So every
+matrix is rounded just as a single process would do it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from torch import nn
+
+from ..calibration.statistics import InputStatistics, LayerStatistics
+from ..team import Team
+from .layer import QuantizedMatrix, quantize_group
+from .recipe import Recipe
+
+
+def quantize_matrices(
+    linears: dict[str, nn.Linear], statistics: LayerStatistics, recipe: Recipe, place: str, team: Team
+) -> dict[str, QuantizedMatrix]:
+    """Quantizes the Linears of a layer, this process its own, and gathers all of them.
+
+    Args:
+        linears: by name in the layer.
+        statistics: of their inputs.
+        recipe: what to quantize and how.
+        place: name of the layer, for errors.
+        team: who shares the work.
+
+    Returns:
+        by name, tensors on the CPU, in an order that does not depend on the team; empty where weights stay in 16 bits.
+
+    Raises:
+        NestQuantError: of whichever process failed, on all of them.
+    """
+    shape = recipe.shape("weight")
+    if shape is None:
+        return {}
+    owners = divide({leader: _cost(linears, item) for leader, item in statistics.inputs.items()}, team.size)
+
+    def own() -> dict[str, QuantizedMatrix]:
+        packed: dict[str, QuantizedMatrix] = {}
+        for leader, item in statistics.inputs.items():
+            if owners[leader] == team.rank:
+                packed |= quantize_group(linears, item, shape, recipe.seed, recipe.damping, place)
+        return {name: _on_cpu(matrix) for name, matrix in packed.items()}
+
+    found = {name: matrix for part in team.together(own) for name, matrix in part.items()}
+    return {name: found[name] for item in statistics.inputs.values() for name in item.members}
+
+
+def divide(costs: Mapping[str, float], size: int) -> dict[str, int]:
+    """Who does what: the dearest first, each to whoever has the least to do so far."""
+    loads = [0.0] * size
+    owners = {}
+    for name in sorted(costs, key=lambda name: -costs[name]):
+        owner = loads.index(min(loads))
+        owners[name] = owner
+        loads[owner] += costs[name]
+    return owners
+
+
+def _cost(linears: dict[str, nn.Linear], item: InputStatistics) -> float:
+    """Multiplications of the factorization and of the feedback."""
+    n = item.hessian.shape[0]
+    rows = sum(linears[name].out_features for name in item.members)
+    return float(n) ** 2 * (n + rows)
+
+
+def _on_cpu(matrix: QuantizedMatrix) -> QuantizedMatrix:
+    return dataclasses.replace(matrix, words=matrix.words.cpu(), row_scale=matrix.row_scale.cpu())

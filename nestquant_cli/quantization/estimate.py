@@ -1,0 +1,65 @@
+"""How long a quantization will take: its parts are timed on small pieces, on the device that it will run on."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from ..codecs.fit import fit_scales
+from ..kernels import for_device
+from ..modules.inputs import padded_size
+from .plan import Plan
+from .recipe import Recipe
+
+SIZE = 768  # of the matrices that are timed
+BLOCKS = 1 << 14
+DOUBLE = 3.0  # (n, n) products in float64 that a factorization and what follows from it come to
+OVERHEAD = 1.3  # reading, writing, rotating and measuring errors, as a factor
+
+
+def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
+    """Seconds from start to end for one process that calibrates on the way; right within a factor of two or so."""
+    where = torch.device(device)
+    single, double = _product_rate(where, torch.float32), _product_rate(where, torch.float64)
+    half = max(single, _product_rate(where, torch.bfloat16))
+    tokens = recipe.samples * recipe.seqlen
+    forward = 2.0 * plan.weights * tokens / half
+    widths = {(row.in_features, row.matrices): padded_size(row.in_features) for row in plan.rows}
+    gram = sum(2.0 * tokens * n**2 * count / single / 2 for (_, count), n in widths.items())
+    factors = sum(2.0 * DOUBLE * n**3 * count / double for (_, count), n in widths.items())
+    feedback = sum(
+        3.0 * row.matrices * row.out_features * padded_size(row.in_features) ** 2 / single for row in plan.rows
+    )
+    shape = recipe.shape("weight") or recipe.shape("act") or recipe.shape("kv")
+    assert shape is not None
+    blocks = torch.randn(BLOCKS, 8, device=where)
+    code = fit_scales(blocks[:4096], shape)
+    fit = _time(lambda: fit_scales(blocks[:4096], shape))
+    fits = sum(count for _, count in widths) + 2 * plan.layers
+    rows = torch.full((BLOCKS,), code.unit, device=where)
+    encode = _time(lambda: for_device(where).quantize(blocks, rows, code.code)) / BLOCKS * plan.weights / 8
+    coded = factors + feedback + encode if recipe.shape("weight") is not None else 0.0
+    return OVERHEAD * (forward + gram + coded + fit * fits)
+
+
+def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a matrix product."""
+    x = torch.randn(SIZE, SIZE, device=device).to(dtype)
+    return 2.0 * SIZE**3 / _time(lambda: x @ x)
+
+
+def _time(work: Callable[[], object]) -> float:
+    """Seconds of the faster of two runs, after one that does not count."""
+    best = float("inf")
+    for run in range(3):
+        _wait()
+        start = time.monotonic()
+        work()
+        _wait()
+        best = min(best, time.monotonic() - start) if run else best
+    return max(best, 1e-6)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

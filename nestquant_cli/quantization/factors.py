@@ -1,0 +1,122 @@
+"""The factorization of H + J that LDLQ works with: damped until it succeeds, in place, and the same on any threads."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import NestQuantError
+from ..lattice.code import BLOCK
+from ..tiles import run_pieces, slices
+
+LADDER = (1.0, 10.0, 100.0, 1000.0)  # damping is multiplied by these in turn until the Cholesky factorization succeeds
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What LDLQ needs of one input.
+
+    Attributes:
+        target: (n, n) float32, the matrix T of W̃ = W T; None for the identity, where there is no noise.
+        lower: (n, n) float32, unit block-lower-triangular L of H + J = L D Lᵀ.
+        damping: what was added to H, as a fraction of its mean diagonal.
+    """
+
+    target: Tensor | None
+    lower: Tensor
+    damping: float
+
+
+def feedback(hessian: Tensor, noise: Tensor, damping: float, place: str) -> Feedback:
+    """Factorizes H + J, damped by a ladder.
+
+    Args:
+        hessian: (n, n) H, n a multiple of 8.
+        noise: (n,) diagonal of J.
+        damping: first step of the ladder, as a fraction of the mean diagonal of H.
+        place: name of the input, for the error.
+
+    Raises:
+        NestQuantError: H has no positive diagonal, or no step of the ladder makes H + J positive definite.
+    """
+    n = len(hessian)
+    mean = math.fsum(hessian.diagonal().double().tolist()) / n
+    if not mean > 0:
+        raise NestQuantError(
+            f"the input of {place} was zero on all calibration text", "nothing was quantized", "calibrate on other text"
+        )
+    for step in LADDER:
+        added = step * damping * mean
+        C = hessian.double()
+        C.diagonal().add_(added).add_(noise)
+        if factorize(C):
+            target = _target(hessian, added, C) if noise.any() else None
+            return Feedback(target, unit_lower(C, torch.float32), step * damping)
+    raise NestQuantError(
+        f"H + J of {place} is not positive definite even with damping {LADDER[-1] * damping:g}",
+        "nothing was quantized",
+        "raise --damping or calibrate on more text",
+    )
+
+
+def factorize(A: Tensor) -> bool:
+    """Replaces A (n, n) float64 by its Cholesky factor, with zeros above it; False where A is not positive definite."""
+    n = len(A)
+    for block in slices(n, A.device):
+        failed: list[bool] = []
+
+        def pivot(at: slice, failed: list[bool] = failed) -> None:
+            factor, info = torch.linalg.cholesky_ex(A[at, at])
+            A[at, at] = factor
+            failed.append(bool(info))
+
+        run_pieces(pivot, [block])
+        if failed[0]:
+            return False
+
+        below = [slice(block.stop + part.start, block.stop + part.stop) for part in slices(n - block.stop, A.device)]
+
+        def column(rows: slice, at: slice = block) -> None:
+            A[rows, at] = torch.linalg.solve_triangular(A[at, at], A[rows, at].t(), upper=False).t()
+
+        def rest(rows: slice, at: slice = block) -> None:
+            A[rows, at.stop : rows.stop] -= A[rows, at] @ A[at.stop : rows.stop, at].t()
+
+        run_pieces(column, below)
+        run_pieces(rest, below)
+    A.tril_()
+    return True
+
+
+def unit_lower(C: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """L (n, n) of `dtype` with H = L D Lᵀ, unit on its 8×8 diagonal blocks, from the Cholesky factor C of H (n, n)."""
+    n = len(C)
+    lower = torch.empty(n, n, dtype=dtype, device=C.device)
+
+    def columns(part: slice) -> None:
+        strip = C[:, part]
+        count = strip.shape[1] // BLOCK
+        own = strip[part].reshape(count, BLOCK, count, BLOCK)
+        blocks = own.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (count, 8, 8)
+        solved = torch.linalg.solve_triangular(
+            blocks, strip.reshape(n, count, BLOCK).transpose(0, 1), upper=False, left=False
+        )  # (count, n, 8)
+        lower[:, part] = solved.transpose(0, 1).reshape(n, -1).to(dtype)
+
+    run_pieces(columns, slices(n, C.device))
+    return lower
+
+
+def _target(hessian: Tensor, added: float, C: Tensor) -> Tensor:
+    """T = H (H + J)⁻¹ (n, n) float32, H damped by `added`, from the Cholesky factor of H + J."""
+    n = len(C)
+    target = torch.empty(n, n, dtype=torch.float32, device=C.device)
+
+    def rows(part: slice) -> None:
+        damped = hessian[:, part].double()
+        damped[part].diagonal().add_(added)
+        target[part] = torch.cholesky_solve(damped, C).t().float()  # H (H + J)⁻¹ = ((H + J)⁻¹ H)ᵀ
+
+    run_pieces(rows, slices(n, C.device))
+    return target

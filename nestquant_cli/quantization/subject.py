@@ -1,0 +1,89 @@
+"""The model, the text and the circumstances of a quantization, and what is refused of them before any work is done."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from .. import __version__
+from ..calibration.collect import Coding
+from ..calibration.text import Windows, load_text, sample_windows
+from ..errors import NestQuantError
+from ..models.source import Source, fingerprint, load_tokenizer
+from ..models.structure import refuse_stray_matrices
+from ..models.weights import Weights, open_weights
+from ..modules.cache import plain_layers
+from ..team import Team, team
+from .finish import versions
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is to be quantized."""
+
+    source: Source
+    weights: Weights
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def depth(self) -> int:
+        """Decoder layers."""
+        return len(self.weights.decoder.layers)
+
+
+def open_subject(source: Source, device: str) -> Subject:
+    """Opens a model and refuses what cannot be quantized.
+
+    Raises:
+        NestQuantError: a packed checkpoint, an unsupported kind of model, or weights that are not finite.
+    """
+    if source.kind == "packed":
+        raise NestQuantError(
+            f"{source.path} is a packed checkpoint already", "nothing was quantized", "give the original model"
+        )
+    weights = open_weights(source, device)
+    if getattr(weights.model.config, "quantization_config", None) is not None:
+        raise NestQuantError(
+            f"the weights of {source.name} are quantized already", "nothing was quantized", "give the original model"
+        )
+    refuse_stray_matrices(weights.model, weights.decoder)
+    team().lead(weights.refuse_unusable)
+    return Subject(source, weights, load_tokenizer(source))
+
+
+def refuse_other_caches(subject: Subject, recipe: Recipe) -> None:
+    """Raises NestQuantError when keys and values are to be packed and the model's cache keeps something else."""
+    if recipe.shape("kv") is not None:
+        plain_layers(subject.weights.model.config.get_text_config(decoder=True))
+
+
+def read_windows(subject: Subject, recipe: Recipe) -> Windows:
+    """Calibration windows of a recipe."""
+    text = load_text(recipe.dataset, "train")
+    return sample_windows(text, subject.tokenizer, recipe.seqlen, recipe.samples, recipe.seed)
+
+
+TEXT_KEYS = ("dataset", "text_sha256", "tokens_sha256", "samples", "seqlen")
+
+
+def text_of(windows: Windows) -> dict[str, Any]:
+    values = (windows.dataset, windows.text_sha256, windows.sha256, windows.samples, windows.seqlen)
+    return dict(zip(TEXT_KEYS, values, strict=True))
+
+
+def about_model(subject: Subject, recipe: Recipe, group: Team) -> dict[str, Any]:
+    """What a calibration must share with the quantization that uses it."""
+    shapes = {part: recipe.shape(part) for part in ("act", "kv")}
+    codes = {f"{part}_code": None if shape is None else [shape.q, shape.k] for part, shape in shapes.items()}
+    sha256 = group.lead(lambda: fingerprint(subject.source))
+    return {"model_sha256": sha256, "seed": recipe.seed, **codes, "nestquant": __version__}
+
+
+def coding_of(recipe: Recipe) -> Coding:
+    return Coding(recipe.shape("act"), recipe.shape("kv"), recipe.seed)
+
+
+def circumstances(subject: Subject, group: Team) -> dict[str, Any]:
+    """What else the last bits of a result depend on: half a run must not be finished under other ones."""
+    return {"versions": versions(), "device": subject.weights.device.type, "processes": group.size}

@@ -1,0 +1,39 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from nestquant_cli.calibration.hidden import HiddenStates
+from nestquant_cli.errors import NestQuantError
+from tests.families import gaussian
+
+ONE = 3 * 8 * 2  # bytes of a window
+
+
+@pytest.mark.parametrize("budget", [0, ONE, 2 * ONE + 1, 1 << 20])
+def test_what_is_kept_is_what_was_given(budget: int, tmp_path: Path) -> None:
+    hidden = HiddenStates(budget, tmp_path)
+    windows = [gaussian(1, 3, 8, seed=seed).bfloat16() for seed in range(5)]
+    for window in windows:
+        hidden.append(window)
+    assert all(map(torch.equal, hidden, windows)) and len(hidden) == 5
+    assert hidden.spilled_bytes == ONE * max(0, 5 - budget // ONE)
+    for number in (4, 0, 2):
+        windows[number] = -windows[number]
+        hidden[number] = windows[number]
+    assert all(map(torch.equal, hidden, windows))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    hidden = HiddenStates(0, tmp_path / "nowhere")
+    with pytest.raises(NestQuantError, match=r"cannot be written .*No such file.*--memory-budget"):
+        hidden.append(gaussian(1, 3, 8))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: open("/dev/full", "r+b", buffering=0))  # noqa: SIM115
+    with pytest.raises(NestQuantError, match="No space left"):
+        HiddenStates(0, tmp_path).append(gaussian(1, 3, 8))

@@ -1,0 +1,126 @@
+"""A model that is read layer by layer computes what the whole model computes, in every family."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nestquant_cli.errors import NestQuantError
+from nestquant_cli.files import read_json, write_json
+from nestquant_cli.models.source import load_model, resolve
+from nestquant_cli.models.weights import LazyWeights, Weights, open_weights
+from nestquant_cli.quantization.finish import other_tensors
+from tests.families import CONFIGS, make_model, random_ids, save_model
+
+ONE_TO_ONE = [family for family in CONFIGS if family != "gpt_neox"]  # whose head has another name in its files
+
+
+@pytest.mark.parametrize("family", ONE_TO_ONE)
+def test_held_parts_are_the_models_own(family: str, tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
+    folder = save_model(make_model(family).bfloat16(), tiny_tokenizer_folder, tmp_path / "model")
+    whole = load_model(resolve(str(folder)))
+    weights = open_weights(resolve(str(folder)), "cpu")
+    assert isinstance(weights, LazyWeights)
+    expected = whole.state_dict()
+    for index in range(len(weights.decoder.layers)):
+        with weights.layer(index), weights.layer(index):
+            for name, tensor in weights.decoder.layers[index].state_dict().items():
+                assert torch.equal(tensor, expected[f"{weights.decoder.layer_name(index)}.{name}"])
+    assert all(parameter.is_meta for parameter in weights.model.parameters())
+    for name, buffer in whole.named_buffers():
+        assert torch.equal(weights.model.get_buffer(name), buffer), name
+    rest = other_tensors(weights.model)
+    assert rest.keys() == other_tensors(whole).keys()
+    for name, tensor in rest.items():
+        assert torch.equal(weights.fetch(name), expected[name]) and tensor.dtype == expected[name].dtype
+    assert weights.model.generation_config.to_dict() == whole.generation_config.to_dict()
+
+
+@pytest.mark.parametrize("family", ONE_TO_ONE)
+def test_with_every_part_held_hidden_states_are_the_same(
+    family: str, tmp_path: Path, tiny_tokenizer_folder: Path
+) -> None:
+    folder = save_model(make_model(family).bfloat16(), tiny_tokenizer_folder, tmp_path / "model")
+    base: Any = load_model(resolve(str(folder))).base_model
+    weights = open_weights(resolve(str(folder)), "cpu")
+    ids = random_ids(1, 24)
+    held = [weights.around(), *(weights.layer(index) for index in range(len(weights.decoder.layers)))]
+    with torch.no_grad():
+        expected = base(input_ids=ids).last_hidden_state
+        for part in held:
+            part.__enter__()
+        lazy: Any = weights.model.base_model
+        assert torch.equal(lazy(input_ids=ids).last_hidden_state, expected)
+        for part in held:
+            part.__exit__(None, None, None)
+    assert all(parameter.is_meta for parameter in weights.model.parameters())
+
+
+def test_the_dtype_is_the_configs(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
+    """As from_pretrained does it, also where the file has another one."""
+    folder = save_model(make_model("llama").bfloat16(), tiny_tokenizer_folder, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor.float() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    weights = open_weights(resolve(str(folder)), "cpu")
+    assert weights.lazy and weights.fetch("model.norm.weight").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda t: {name.removeprefix("model."): tensor for name, tensor in t.items()}, r"have no model\."),
+        (lambda t: {name.replace("norm.weight", "norm.gamma"): tensor for name, tensor in t.items()}, "converts"),
+    ],
+)
+def test_what_does_not_map_one_to_one_is_loaded_whole_and_said(
+    tmp_path: Path,
+    make_model_folder: Callable[[Path, int], Path],
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    reason: str,
+) -> None:
+    folder = make_model_folder(tmp_path / "model", 0)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+    with caplog.at_level("INFO", "nestquant"):
+        try:
+            weights = open_weights(resolve(str(folder)), "cpu")
+        except NestQuantError:  # transformers itself may know no such names
+            weights = None
+    assert weights is None or not weights.lazy
+    assert any("is loaded whole" in line for line in caplog.messages)
+
+
+def test_renamed_tensors_are_left_to_transformers(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
+    folder = save_model(make_model("gpt_neox"), tiny_tokenizer_folder, tmp_path / "model")
+    assert not open_weights(resolve(str(folder)), "cpu").lazy
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path, make_model_folder: Callable[[Path, int], Path]) -> None:
+    folder = make_model_folder(tmp_path / "model", 0)
+    weights: list[Weights] = [open_weights(resolve(str(folder)), "cpu"), Weights(load_model(resolve(str(folder))))]
+    for each in weights:
+        each.refuse_unusable()
+    name = "model.layers.1.self_attn.k_proj.weight"
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name][2, 3] = float("-inf")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for each in [open_weights(resolve(str(folder)), "cpu"), Weights(load_model(resolve(str(folder))))]:
+        with pytest.raises(NestQuantError, match=rf"{name} has 1 NaN or infinite entries"):
+            each.refuse_unusable()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [("num_hidden_layers", 10**9, "more than its files have tensors"), ("num_attention_heads", 0, "no usable model")],
+)
+def test_a_hostile_configuration_is_refused(
+    tmp_path: Path, make_model_folder: Callable[[Path, int], Path], name: str, value: int, told: str
+) -> None:
+    folder = make_model_folder(tmp_path / "model", 0)
+    write_json(folder / "config.json", read_json(folder / "config.json") | {name: value})
+    with pytest.raises(NestQuantError, match=f"{told}|cannot be loaded"):
+        open_weights(resolve(str(folder)), "cpu")
