@@ -53,11 +53,6 @@ def turn_of(order: int, seed: int) -> Turn:
     return Turn((which.signs * roots).astype(np.float32), np.array(steps, np.int64).reshape(-1, 5), *flat)
 
 
-def tile_rows(order: int) -> int:
-    """Rows of LANES that `turn` needs: the vectors and room for the inputs of a factor."""
-    return 2 * order
-
-
 @njit(**OPTIONS)
 def turn(tile, steps, matrices):  # type: ignore[no-untyped-def]
     """Multiplies the vectors in a tile by the Hadamard blocks, in place."""

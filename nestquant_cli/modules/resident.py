@@ -63,7 +63,7 @@ def _join(layers: list[QuantizedLinear]) -> None:
     for layer in layers:
         if layer.resident == "int8" and layer.v.device.type == "cpu":
             groups.setdefault(id(layer.source), []).append(layer)
-    for group in groups.values():
+    for group in (group for group in groups.values() if len(group) > 1):  # a single one is its own whole
         v, scales, joined = join([layer.v for layer in group], [layer.row_scale for layer in group])
         start = 0
         for layer, own, scale in zip(group, v, scales, strict=True):
