@@ -1,7 +1,5 @@
 """Head vectors on the CPU: alike one by one and all at once, and on every device."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,12 +15,7 @@ SEED = 3
 SIZES = (8, 16, 64, 80, 96, 128, 256, 104)  # 80 and 96 have Paley factors, 104 is two blocks
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def fitted(bits: float) -> ScaledCode:

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,12 +16,7 @@ CODE = NestedCode(q=13, multipliers=(3, 4, 5, 6, 9), word_bits=32)
 ROWS, ENTRIES = 2049, 136  # enough blocks to be shared, in parts that are not whole tiles or rows
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def round_trip() -> tuple[Tensor, Tensor, Tensor]:
