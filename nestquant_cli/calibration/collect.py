@@ -112,7 +112,7 @@ class _Layer:
             collector = collectors.pop(leader)  # sums are released one by one
             collector.join(group)
             members, place = groups.members[leader], f"{self.name}.{leader}"
-            inputs[leader] = collector.finish(members, self.coding.act_shape, seed, place)
+            inputs[leader] = collector.finish(members, self.coding.act_shape, place)
         return LayerStatistics(inputs, None if self.coding.kv_shape is None else self._cache(self.coding.kv_shape))
 
     def _run(self, collectors: dict[str, InputCollector]) -> None:

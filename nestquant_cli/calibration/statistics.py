@@ -25,12 +25,12 @@ from ..lattice.code import BLOCK
 from ..lattice.shape import CodeShape
 from ..rotation.transform import rotation
 from ..team import Team
-from ..tiles import over_rows, run_pieces, slices
+from ..tiles import over_rows
+from .gram import GramSum
 from .observer import choose, current_window, window_generator
 
 logger = logging.getLogger("nestquant")
 
-STRIP = 256  # columns of the Gram matrix that are summed in one product
 NOISE_TOKENS = 4096  # tokens of a layer that are kept for fitting and for measuring the noise
 
 
@@ -67,22 +67,22 @@ class LayerStatistics:
 
 
 class InputCollector:
-    """Sums the Gram matrix of one input over windows and keeps a sample of its tokens.
+    """Sums the outer products of one input over windows and keeps a sample of its tokens.
 
     Args:
         features: size of the input.
         tokens_per_window: how many tokens of each window are kept.
-        seed: of the choice.
+        seed: of the choice, and of the rotation.
         device: of the sum.
         first: number of the window that comes first; the choice in a window depends on its number.
     """
 
     def __init__(self, features: int, tokens_per_window: int, seed: int, device: torch.device, first: int = 0) -> None:
-        self.gram = torch.zeros(features, features, dtype=torch.float32, device=device)
-        self.tokens = 0
-        self.kept: list[Tensor] = []
-        self._per_window = tokens_per_window
+        self.gram = GramSum(features, seed, device)
         self.features = features
+        self.kept: list[Tensor] = []
+        self.dead = torch.arange(features, device=device)  # channels that were always zero
+        self._per_window = tokens_per_window
         self._seed, self._first, self._window = seed, first, first
         self._seen: dict[int, Tensor] = {}  # by window
 
@@ -91,23 +91,17 @@ class InputCollector:
         self._seen[self._window] = x
         self.flush()
 
+    @torch.inference_mode()
     def flush(self) -> None:
         """Adds up what was seen, in the order of the windows."""
-        numbers = sorted(self._seen)
-        seen = [self._seen[number].reshape(-1, self.features) for number in numbers]
-        wide = [x.float() for x in seen]
-
-        @torch.inference_mode()
-        def strip(part: slice) -> None:  # strips down to the diagonal cost little more than half
-            for x in wide:
-                self.gram[part, part.start :].addmm_(x[:, part].t(), x[:, part.start :])
-
-        run_pieces(strip, slices(self.features, self.gram.device, STRIP))
-        for number, flat in zip(numbers, seen, strict=True):
-            rows = choose(flat.shape[0], self._per_window, window_generator(self._seed, number))
-            self.kept.append(flat[rows.to(flat.device)])
-            self.tokens += flat.shape[0]
-        self._window += len(numbers)
+        for number in sorted(self._seen):
+            tokens = self._seen[number].reshape(-1, self.features)
+            self.gram.add(tokens)
+            if len(self.dead):
+                self.dead = self.dead[~tokens[:, self.dead].any(0)]
+            rows = choose(tokens.shape[0], self._per_window, window_generator(self._seed, number))
+            self.kept.append(tokens[rows.to(tokens.device)])
+        self._window += len(self._seen)
         self._seen = {}
 
     @contextmanager
@@ -125,44 +119,42 @@ class InputCollector:
 
     def join(self, team: Team) -> None:
         """Adds up what the processes of a team have seen: sums over all windows, samples in the order of windows."""
-        team.sum(self.gram)
-        self.tokens = sum(team.gather(self.tokens))
-        self.kept = [kept for each in team.gather([kept.cpu() for kept in self.kept]) for kept in each]
+        team.sum(self.gram.upper)
+        everyone = team.gather((self.gram.tokens, self.gram.finite, self.dead.tolist(), [x.cpu() for x in self.kept]))
+        tokens, finite, dead, kept = zip(*everyone, strict=True)
+        self.gram.tokens, self.gram.finite = sum(tokens), all(finite)
+        self.dead = torch.tensor(sorted(set(dead[0]).intersection(*dead[1:])), dtype=torch.int64)
+        self.kept = [x for each in kept for x in each]
 
-    def finish(self, members: list[str], shape: CodeShape | None, rotation_seed: int, place: str) -> InputStatistics:
-        """Rotates the sums, which are used up by it, and fits the activation code.
+    def finish(self, members: list[str], shape: CodeShape | None, place: str) -> InputStatistics:
+        """Averages the sums, which are used up by it, and fits the activation code.
 
         Raises:
             NestQuantError: an input was not finite.
         """
-        features = self.features
-        padding = -features % 8
-        turn = rotation(features + padding, rotation_seed)
-        dead = int((self.gram.diagonal() == 0).sum())
-        if dead:
+        device, order, seed = self.gram.upper.device, self.gram.order, self._seed
+        if len(self.dead):
             # the rotation spreads what is left over all columns, and damping decides about the rest: no special case
-            logger.info("%s: %d of %d input channels are zero on all calibration text", place, dead, features)
-        gram = self.gram.triu_().div_(self.tokens)
-        gram += gram.triu(1).t()
-        hessian = over_rows(turn.apply, F.pad(gram, (0, padding, 0, padding)) if padding else gram)
-        del gram, self.gram  # as large as anything that a run holds
-        hessian = over_rows(turn.apply, hessian.t())
-        hessian = (hessian + hessian.t()).div_(2)
-        if not torch.isfinite(hessian).all():
+            logger.info(
+                "%s: %d of %d input channels are zero on all calibration text", place, len(self.dead), self.features
+            )
+        if not self.gram.finite:
             raise NestQuantError(
                 f"the input of {place} has NaN or infinite values",
                 "calibration stopped",
                 "check the model's weights, or load it in a wider dtype",
             )
-        noise = torch.zeros(features + padding, device=hessian.device)
+        hessian = self.gram.mean()
+        noise = torch.zeros(order, device=device)
         code = None
         if shape is not None:
-            sample = over_rows(turn.apply, F.pad(torch.cat(self.kept).to(hessian.device).float(), (0, padding)))
-            code = fit_rows(sample, shape, rotation_seed)
+            kept = F.pad(torch.cat(self.kept).to(device).float(), (0, order - self.features))
+            sample = over_rows(rotation(order, seed).apply, kept)
+            code = fit_rows(sample, shape, seed)
             scale = code.row_scale(sample)
-            v, _, _ = for_device(sample.device).quantize(sample, scale, code.code)
+            v, _, _ = for_device(device).quantize(sample, scale, code.code)
             noise = (sample - v.float() * scale[:, None]).square().mean(0)
-        return InputStatistics(tuple(members), hessian, noise, code, dead)
+        return InputStatistics(tuple(members), hessian, noise, code, len(self.dead))
 
 
 def fit_rows(x: Tensor, shape: CodeShape, seed: int) -> ScaledCode:

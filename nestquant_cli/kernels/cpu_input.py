@@ -9,7 +9,7 @@ from torch import Tensor
 from ..lattice.code import BLOCK, NestedCode
 from ..rotation.orders import atoms
 from ..rotation.transform import factor_matrix, rotation
-from . import cpu_after, cpu_tokens, reference
+from . import cpu_after, cpu_grid, cpu_tokens, reference
 from .cpu import multipliers_of
 from .cpu_rotate import LARGEST_FACTOR, TOKENS
 from .cpu_team import share
@@ -56,6 +56,23 @@ def encode(x: Tensor, order: int, seed: int, code: NestedCode, unit: float) -> t
     fixed = *sides(x), plan, *sizes, v.view(torch.int32).numpy(), not code.int8, scale.numpy()
     share(cpu_tokens.encode_on_team, fixed, x.shape[0], order // BLOCK, TOKENS)
     return v, scale
+
+
+def to_grid(x: Tensor, order: int, seed: int) -> tuple[Tensor, Tensor] | None:
+    """Rotates tokens as `rotate` does and rounds each to int8 multiples of a power of four.
+
+    Returns:
+        v (tokens, order) int8 and the exponent (tokens,) int8 as `grid.to_grid` has them; None where a factor of the
+        order is too large.
+    """
+    plan = plan_of(order, seed)
+    if plan is None:
+        return None
+    v = torch.empty(x.shape[0], order, dtype=torch.int8)
+    exponent = torch.empty(x.shape[0], dtype=torch.int8)
+    fixed = *sides(x), plan, v.numpy(), exponent.numpy()
+    share(cpu_grid.round_tokens_on_team, fixed, x.shape[0], order // BLOCK, TOKENS)
+    return v, exponent
 
 
 def scaled(sums: Tensor, token_scale: Tensor, row_scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -38,7 +38,7 @@ def rotate(wide, narrow, plan, out, out_narrow, start, stop):  # type: ignore[no
     bits = tile.view(np.int32)
     for first in range(start, stop, TOKENS):
         count = min(TOKENS, stop - first)
-        _rotated(wide, narrow, first, count, plan, tile, bits, work)
+        load_rotated(wide, narrow, first, count, plan, tile, bits, work)
         if out.shape[0]:
             for lane in range(count):
                 row = out[first + lane]
@@ -84,7 +84,7 @@ def encode(  # type: ignore[no-untyped-def]
     factor = np.empty(TOKENS, np.float32)
     for first in range(start, stop, TOKENS):
         count = min(TOKENS, stop - first)
-        _rotated(wide, narrow, first, count, plan, tile, bits, work)
+        load_rotated(wide, narrow, first, count, plan, tile, bits, work)
         _scales(tile, width, unit, factor, work)
         for lane in range(count):
             scale[first + lane] = factor[lane]
@@ -159,7 +159,7 @@ def _rotated_one(wide, narrow, token, plan, row, work, other):  # type: ignore[n
 
 
 @njit(**OPTIONS)
-def _rotated(wide, narrow, first, count, plan, tile, bits, work):  # type: ignore[no-untyped-def]
+def load_rotated(wide, narrow, first, count, plan, tile, bits, work):  # type: ignore[no-untyped-def]
     """Loads `count` tokens into a tile, the rest zeros, and rotates them."""
     scale, orders, numbers, factors, signs = plan
     features = wide.shape[1] if wide.shape[0] else narrow.shape[1]

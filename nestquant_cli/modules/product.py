@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import products_for
+from ..kernels.int8 import integer_product
 from ..lattice.code import NestedCode
 from .inputs import LinearInput, dequantize
 
-_FEWEST_ROWS_CUDA = 17  # torch's int8 product on CUDA takes more than 16 rows and multiples of 8
 PANEL = 1 << 20  # entries of a packed matrix that are decoded at a time: they stay in the caches
 
 Weight = Callable[[int, int], Tensor]  # (start, stop) to these rows of V, int8 or int16
@@ -58,7 +58,7 @@ def _panel(coded: LinearInput, v: Tensor, row_scale: Tensor, bias: Tensor | None
 def _integers(
     a: Tensor, scale: Tensor, v: Tensor, row_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    sums = integer_sums(a, v)
+    sums = integer_product(a, v)
     if a.device.type != "cpu":
         return _finish(sums.to(torch.float32) * scale[:, None], row_scale, bias, dtype)
     from ..kernels.cpu_input import scaled
@@ -106,15 +106,6 @@ def _dot(
     from ..kernels.cpu_product import dot
 
     return _finish(dot(words, coded.values[0], code)[None], row_scale, bias, dtype)
-
-
-def integer_sums(a: Tensor, v: Tensor) -> Tensor:
-    """V_a·V_wᵀ of int8 (tokens, n) and (rows, n), exact: (tokens, rows) int32."""
-    if not a.is_cuda:
-        return torch._int_mm(a, v.t())
-    rows = max(_FEWEST_ROWS_CUDA, a.shape[0])
-    sums = torch._int_mm(F.pad(a, (0, 0, 0, rows - a.shape[0])), F.pad(v, (0, 0, 0, -v.shape[0] % 8)).t())
-    return sums[: a.shape[0], : v.shape[0]]
 
 
 def float_product(coded: LinearInput, v: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from nestquant_cli.codecs.fit import ScaledCode
 from nestquant_cli.kernels import for_device
+from nestquant_cli.kernels.int8 import integer_product
 from nestquant_cli.lattice.shape import shape_for_bits
 from nestquant_cli.modules.inputs import InputQuantizer, LinearInput, dequantize
 from nestquant_cli.modules.linear import QuantizedLinear, row_scale_bits, row_scale_of
-from nestquant_cli.modules.product import float_product, integer_sums
+from nestquant_cli.modules.product import float_product
 from tests.families import gaussian, relative_error
 
 FOUR = ScaledCode(shape_for_bits(4).with_multipliers((3, 4, 5, 6, 9)), 0.9 / 13 / 2)
@@ -98,7 +99,7 @@ def test_the_integer_product_is_exact() -> None:
     a = torch.randint(-127, 128, (9, 4096), generator=generator, dtype=torch.int8)
     v = torch.randint(-127, 128, (11, 4096), generator=generator, dtype=torch.int8)
     a[0], v[0] = 127, 127  # the largest sum
-    assert torch.equal(integer_sums(a, v).double(), a.double() @ v.double().t())
+    assert torch.equal(integer_product(a, v).double(), a.double() @ v.double().t())
 
 
 def test_a_token_does_not_depend_on_its_neighbours() -> None:
