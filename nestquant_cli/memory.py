@@ -1,18 +1,39 @@
-"""Keeps memory that was freed from staying with the process."""
+"""Keeps memory that was freed from staying with the process for good."""
 
-import contextlib
 import ctypes
+from functools import lru_cache
+from typing import Any
 
-_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of mallopt(3)
-_LARGE = 1 << 20  # bytes
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)
+_LARGE = 32 << 20  # bytes; glibc takes no more for the second
 
 
-def return_large_blocks() -> None:
-    """Makes the C library give every block of a MiB or more back to the system as soon as it is freed.
+def reuse_blocks() -> None:
+    """Makes the C library keep freed blocks of up to 32 MiB for the next ones until `return_blocks` is called.
 
-    By default glibc raises that limit to 32 MiB as it goes. What is freed below it stays with the process, in as many
-    pieces as threads have made, and over the layers of a model that grows to a multiple of what is in use. Other C
-    libraries do without.
+    A layer's pass over a window takes the same blocks again and again, and each page of a fresh block costs a visit to
+    the system. Other C libraries than glibc do as they always do.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE)
+    library = _glibc()
+    if library is not None:
+        library.mallopt(_MMAP_THRESHOLD, _LARGE)
+        library.mallopt(_TRIM_THRESHOLD, 1 << 30)
+
+
+def return_blocks() -> None:
+    """Gives all free memory back to the system.
+
+    Threads leave it in so many pieces that over the layers of a model it would grow to a multiple of what is in use.
+    """
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+@lru_cache(maxsize=1)
+def _glibc() -> Any:
+    try:
+        library = ctypes.CDLL(None)
+        return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
+    except OSError:
+        return None

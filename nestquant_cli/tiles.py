@@ -6,6 +6,7 @@ their number. Here a piece is always computed by one thread, and threads share p
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
@@ -14,19 +15,38 @@ if TYPE_CHECKING:
     from torch import Tensor, device
 
 TILE = 256  # rows or columns of a piece
+SMALL = 256 << 20  # bytes that tasks may need together to be run at the same time
 
 T = TypeVar("T")
+_place = threading.local()
 
 
 def run_pieces(work: Callable[[T], object], pieces: Iterable[T]) -> None:
     """Calls `work` on every piece, each on one thread; as many at a time as torch has threads.
 
-    What fails first in the order of the pieces is raised. `inference_mode` and the like do not reach into `work`.
+    A piece may be cut into pieces itself: those are done by the thread that works on it. What fails first in the order
+    of the pieces is raised. `inference_mode` and the like do not reach into `work`.
     """
     import torch
 
     pieces = list(pieces)
+    if getattr(_place, "inside", False):
+        for piece in pieces:
+            work(piece)
+        return
     list(_pool(torch.get_num_threads(), os.getpid()).map(work, pieces))
+
+
+def run_tasks(work: Callable[[T], object], tasks: Iterable[T], bytes_needed: int) -> None:
+    """Calls `work` on every task: several at a time as pieces if all together need little memory, else one by one.
+
+    Small tasks leave threads idle within them, and large ones are cut into pieces themselves.
+    """
+    if bytes_needed <= SMALL:
+        run_pieces(work, tasks)
+        return
+    for task in tasks:
+        work(task)
 
 
 def slices(count: int, where: "device", size: int = TILE) -> list[slice]:
@@ -59,6 +79,11 @@ def product(a: "Tensor", b: "Tensor") -> "Tensor":
 
 @functools.lru_cache(maxsize=8)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "nestquant", initializer=_enter)
+
+
+def _enter() -> None:
     import torch
 
-    return ThreadPoolExecutor(threads, "nestquant", initializer=torch.set_num_threads, initargs=(1,))
+    torch.set_num_threads(1)
+    _place.inside = True

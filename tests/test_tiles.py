@@ -1,11 +1,12 @@
 """Pieces put together give the whole, and the same bits on any number of threads."""
 
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from nestquant_cli.tiles import TILE, over_rows, product, run_pieces, slices
+from nestquant_cli.tiles import SMALL, TILE, over_rows, product, run_pieces, run_tasks, slices
 from tests.families import gaussian
 
 CPU = torch.device("cpu")
@@ -44,3 +45,22 @@ def test_what_fails_in_a_piece_is_raised() -> None:
 
     with pytest.raises(ValueError, match="two"):
         run_pieces(fail, range(4))
+
+
+def test_pieces_of_pieces_are_done_where_they_are() -> None:
+    """As many threads as there are would otherwise all wait for one more."""
+    seen: list[tuple[int, int, bool]] = []
+
+    def outer(first: int) -> None:
+        here = threading.get_ident()
+        run_pieces(lambda second: seen.append((first, second, threading.get_ident() == here)), range(3))
+
+    run_pieces(outer, range(8))
+    assert sorted(seen) == [(first, second, True) for first in range(8) for second in range(3)]
+
+
+@pytest.mark.parametrize("needed", [SMALL, SMALL + 1])
+def test_tasks_that_need_much_memory_run_one_by_one_on_all_threads(needed: int) -> None:
+    seen: list[tuple[int, bool]] = []
+    run_tasks(lambda task: seen.append((task, threading.current_thread() is threading.main_thread())), range(5), needed)
+    assert sorted(seen) == [(task, needed > SMALL) for task in range(5)]

@@ -13,10 +13,11 @@ from ..lattice.shape import CodeShape
 from ..models.structure import linears
 from ..models.weights import Weights
 from ..team import team
+from ..tiles import run_tasks
 from .hidden import HiddenStates
 from .observer import VECTORS, InputGroups, KVObserver
 from .stack import LayerStack
-from .statistics import NOISE_TOKENS, InputCollector, LayerStatistics, fit_cache, watch_all
+from .statistics import NOISE_TOKENS, InputCollector, InputStatistics, LayerStatistics, fit_cache, watch_all
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,18 @@ class _Layer:
         self.stack.observer.reseed(seed + self.index, self.first)
         group = team()
         group.together(lambda: self._run(collectors))
-        inputs = {}
-        for leader in list(collectors):
-            collector = collectors.pop(leader)  # sums are released one by one
+        for collector in collectors.values():
             collector.join(group)
+        order = list(collectors)
+        inputs: dict[str, InputStatistics] = {}
+
+        def finish(leader: str) -> None:
+            collector = collectors.pop(leader)  # sums are released one by one
             members, place = groups.members[leader], f"{self.name}.{leader}"
             inputs[leader] = collector.finish(members, self.coding.act_shape, place)
+
+        run_tasks(finish, order, sum(2 * collector.gram.upper.nbytes for collector in collectors.values()))
+        inputs = {leader: inputs[leader] for leader in order}
         return LayerStatistics(inputs, None if self.coding.kv_shape is None else self._cache(self.coding.kv_shape))
 
     def _run(self, collectors: dict[str, InputCollector]) -> None:

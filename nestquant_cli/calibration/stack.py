@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NestQuantError
+from ..memory import return_blocks
 from ..models.weights import Weights
 from ..tiles import run_pieces
 from .hidden import HiddenStates
@@ -78,6 +79,7 @@ class LayerStack:
             for number in numbers:
                 self.hidden[number] = after[number]
             yield numbers
+        return_blocks()
 
     @torch.inference_mode()
     def peek(self, index: int) -> None:

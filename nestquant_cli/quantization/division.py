@@ -11,6 +11,7 @@ from torch import nn
 
 from ..calibration.statistics import InputStatistics, LayerStatistics
 from ..team import Team
+from ..tiles import run_tasks
 from .layer import QuantizedMatrix, quantize_group
 from .recipe import Recipe
 
@@ -36,13 +37,17 @@ def quantize_matrices(
     shape = recipe.shape("weight")
     if shape is None:
         return {}
-    owners = divide({leader: _cost(linears, item) for leader, item in statistics.inputs.items()}, team.size)
+    costs = {leader: _cost(linears, item) for leader, item in statistics.inputs.items()}
+    owners = divide(costs, team.size)
 
     def own() -> dict[str, QuantizedMatrix]:
         packed: dict[str, QuantizedMatrix] = {}
-        for leader, item in statistics.inputs.items():
-            if owners[leader] == team.rank:
-                packed |= quantize_group(linears, item, shape, recipe.seed, recipe.damping, place)
+        mine = [leader for leader in sorted(costs, key=lambda name: -costs[name]) if owners[leader] == team.rank]
+
+        def quantize(leader: str) -> None:
+            packed.update(quantize_group(linears, statistics.inputs[leader], shape, recipe.seed, recipe.damping, place))
+
+        run_tasks(quantize, mine, sum(_bytes(linears, statistics.inputs[leader]) for leader in mine))
         return {name: _on_cpu(matrix) for name, matrix in packed.items()}
 
     found = {name: matrix for part in team.together(own) for name, matrix in part.items()}
@@ -65,6 +70,12 @@ def _cost(linears: dict[str, nn.Linear], item: InputStatistics) -> float:
     n = item.hessian.shape[0]
     rows = sum(linears[name].out_features for name in item.members)
     return float(n) ** 2 * (n + rows)
+
+
+def _bytes(linears: dict[str, nn.Linear], item: InputStatistics) -> int:
+    """Memory of the matrices that rounding works on, about: H, its factors, and five as large as the weights."""
+    n = item.hessian.shape[0]
+    return 20 * n * n + 20 * n * sum(linears[name].out_features for name in item.members)
 
 
 def _on_cpu(matrix: QuantizedMatrix) -> QuantizedMatrix:

@@ -22,7 +22,7 @@ from ..checkpoint.manifest import CONFIG
 from ..checkpoint.output import Output
 from ..errors import NestQuantError
 from ..files import sha256_file
-from ..memory import return_large_blocks
+from ..memory import reuse_blocks
 from ..models.source import Source
 from ..models.structure import linears
 from ..progress import track
@@ -62,7 +62,7 @@ def calibrate(
         what calibration.json says of it, less the layers.
     """
     group = team()
-    return_large_blocks()
+    reuse_blocks()
     group.lead(lambda: refuse_foreign(folder, FILE))
     subject = open_subject(source, device)
     refuse_other_caches(subject, recipe)
@@ -115,7 +115,7 @@ def quantize(
     """
     start = time.monotonic()
     group = team()
-    return_large_blocks()
+    reuse_blocks()
     group.lead(lambda: refuse_foreign(folder, CONFIG))
     stored = None if calibration is None else Calibration(calibration)
     subject = open_subject(source, device)
