@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels import for_device
 from ..lattice.code import BLOCK, INT8_LIMIT, NestedCode
-from ..lattice.scales import choose, mean_error
+from ..lattice.scales import exchange, mean_error, shortest_path
 from ..lattice.shape import CodeShape
 from ..lattice.voronoi import gauge
 
@@ -17,6 +19,7 @@ SAMPLE_BLOCKS = 4096
 # Candidates for β₀·q. The int8 range wants few large steps; without it, finer multipliers of a smaller β₀ do better.
 _UNITS_INT8 = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _UNITS_WIDE = (0.3, 0.4, 0.5)
+_EXCHANGED = 3  # of the candidates for β₀, how many are worth improving
 SECOND_MOMENT = 929 / 12960  # of E8, normalized: mean squared rounding error an entry at unit cell volume
 CLIP_MARGIN = (
     0.7  # how far inside the boundary a clipped block lands, in lattice units; fits measured errors within 10 %
@@ -61,31 +64,40 @@ def fit_scales(blocks: Tensor, shape: CodeShape) -> ScaledCode:
     Returns:
         the code; it has fewer than k multipliers only when the sample calls for no more.
     """
-    kernels = for_device(blocks.device)
-    best: tuple[float, ScaledCode] | None = None
+    reach = gauge(blocks)
+    trials = []
     for side in _UNITS_INT8 if shape.limit <= INT8_LIMIT else _UNITS_WIDE:
         unit = side / shape.q / 2
         multipliers = torch.arange(1, int(_LARGEST_BETA / side) + 1)
-        errors = (
-            kernels.block_errors(blocks, torch.full((len(multipliers),), unit), multipliers, shape.q, shape.limit)
-            .cpu()
-            .numpy()
-        )
-        penalty = clipped_errors(blocks, unit, multipliers, shape).cpu().numpy()
-        chosen = choose(errors, penalty, shape.k)
+        errors = held_errors(blocks, unit, multipliers, shape)
+        penalty = clipped_errors(blocks, reach, unit, multipliers, shape).cpu().numpy()
+        path = shortest_path(errors, penalty, shape.k)
+        trials.append((mean_error(errors, penalty, path), unit, errors, penalty, path))
+    trials.sort(key=lambda trial: trial[0])
+    best: tuple[float, ScaledCode] | None = None
+    for _, unit, errors, penalty, path in trials[:_EXCHANGED]:
+        chosen = exchange(errors, penalty, path)
         error = mean_error(errors, penalty, chosen)
         if best is None or error < best[0]:
-            code = shape.with_multipliers(tuple(int(multipliers[i]) for i in chosen))
+            code = shape.with_multipliers(tuple(i + 1 for i in chosen))
             best = error, ScaledCode(code, unit)
     assert best is not None
     return best[1]
 
 
-def clipped_errors(blocks: Tensor, unit: float, multipliers: Tensor, shape: CodeShape) -> Tensor:
+def held_errors(blocks: Tensor, unit: float, multipliers: Tensor, shape: CodeShape) -> NDArray[np.float32]:
+    """Squared error of each block (n, 8) under each multiplier: (n, candidates), infinite where it overloads."""
+    units = torch.full((len(multipliers),), unit)
+    errors = for_device(blocks.device).block_errors(blocks, units, multipliers, shape.q, shape.limit)
+    return np.asarray(errors.cpu().numpy())
+
+
+def clipped_errors(blocks: Tensor, reach: Tensor, unit: float, multipliers: Tensor, shape: CodeShape) -> Tensor:
     """Squared error of each block when it is pulled back into the code under each multiplier, plus rounding.
 
     Args:
         blocks: (n, 8).
+        reach: (n,) the gauge of the blocks.
         unit: size of v = 1.
         multipliers: (candidates,) integer.
         shape: q and the range.
@@ -96,11 +108,11 @@ def clipped_errors(blocks: Tensor, unit: float, multipliers: Tensor, shape: Code
     m = multipliers.to(blocks.device, torch.float32)
     largest = (shape.limit / m - 2 * CLIP_MARGIN).clamp(min=1.0)  # (candidates,) of |u|, in doubled coordinates
     at_one = torch.maximum(
-        gauge(blocks)[:, None] / (2 * (shape.q - CLIP_MARGIN)), blocks.abs().amax(-1, keepdim=True) / largest
+        reach[:, None] / (2 * (shape.q - CLIP_MARGIN)), blocks.abs().amax(-1, keepdim=True) / largest
     )  # (n, candidates) reach beyond the code if u = 1 were 1
-    reach = (at_one / (unit * m)).clamp(min=1.0)
+    beyond = (at_one / (unit * m)).clamp(min=1.0)
     rounding = BLOCK * SECOND_MOMENT * (2 * unit * m).square()
-    return blocks.square().sum(-1)[:, None] * (1 - 1 / reach).square() + rounding
+    return blocks.square().sum(-1)[:, None] * (1 - 1 / beyond).square() + rounding
 
 
 def sample_blocks(x: Tensor, seed: int) -> Tensor:

@@ -11,8 +11,14 @@ from numpy.typing import NDArray
 Errors = NDArray[np.float32]
 
 
-def choose(errors: Errors, penalty: Errors, k: int) -> list[int]:
-    """Indices of the k candidate scales with the least mean error.
+def mean_error(errors: Errors, penalty: Errors, chosen: list[int]) -> float:
+    """Mean over blocks of the least error among the chosen; the penalty of the largest one where all overload."""
+    best = errors[:, chosen].min(axis=1)
+    return float(np.where(np.isfinite(best), best, penalty[:, max(chosen)]).mean(dtype=np.float64))
+
+
+def shortest_path(errors: Errors, penalty: Errors, k: int) -> list[int]:
+    """The dynamic programme: k candidates of least cost when each block takes the first that holds it.
 
     Args:
         errors: (blocks, candidates) error of each block under each candidate, candidates in ascending order of scale,
@@ -24,30 +30,18 @@ def choose(errors: Errors, penalty: Errors, k: int) -> list[int]:
     Returns:
         ascending indices.
     """
-    if k >= errors.shape[1]:
-        return list(range(errors.shape[1]))
-    return exchange(errors, penalty, shortest_path(errors, penalty, k))
-
-
-def mean_error(errors: Errors, penalty: Errors, chosen: list[int]) -> float:
-    """Mean over blocks of the least error among the chosen; the penalty of the largest one where all overload."""
-    best = errors[:, chosen].min(axis=1)
-    return float(np.where(np.isfinite(best), best, penalty[:, max(chosen)]).mean(dtype=np.float64))
-
-
-def shortest_path(errors: Errors, penalty: Errors, k: int) -> list[int]:
-    """The dynamic programme: k candidates of least cost when each block takes the first that holds it."""
     candidates = errors.shape[1]
+    if k >= candidates:
+        return list(range(candidates))
     valid = np.isfinite(errors)
     first = np.where(valid.any(axis=1), valid.argmax(axis=1), candidates)  # (blocks,) smallest scale that holds it
     filled = np.where(valid, errors, penalty).astype(np.float64)
     # held[f, j]: summed error under candidate j of the blocks whose first scale is f
-    firsts = first[:, None] == np.arange(candidates + 1)  # (blocks, candidates + 1)
     held = np.zeros((candidates + 1, candidates))
     np.add.at(held, first, filled)  # no matrix product, whose order of adding may follow from a number of threads
     below = np.vstack([np.zeros(candidates), np.cumsum(held, axis=0)])  # below[f, j]: blocks with first < f
-    lost = np.vstack([firsts[:, j + 1 :].any(axis=1) * penalty[:, j] for j in range(candidates)])
-    beyond = lost.sum(axis=1, dtype=np.float64)  # beyond[j]: penalty under j of the blocks with first > j
+    lost = np.where(first[:, None] > np.arange(candidates), penalty, 0)
+    beyond = lost.sum(axis=0, dtype=np.float64)  # beyond[j]: penalty under j of the blocks with first > j
 
     reach = below[1 : candidates + 1]  # reach[i, j]: error under j of the blocks with first ≤ i
     start = reach.diagonal().copy()
