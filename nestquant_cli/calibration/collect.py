@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..codecs.heads import CacheCodes, check_head_size
+from ..codecs.protocol import Shape
 from ..errors import NestQuantError
-from ..lattice.shape import CodeShape
 from ..models.structure import linears
 from ..models.weights import Weights
 from ..team import team
@@ -26,11 +26,18 @@ class Coding:
     Attributes:
         act_shape, kv_shape: codes to fit, None for 16 bits.
         seed: of the rotation signs and of every random choice.
+        rotation: one of `modules.layout.ROTATIONS`.
     """
 
-    act_shape: CodeShape | None
-    kv_shape: CodeShape | None
+    act_shape: Shape | None
+    kv_shape: Shape | None
     seed: int
+    rotation: str = "hadamard"
+
+    @property
+    def rotation_seed(self) -> int | None:
+        """Of the signs; None where nothing is rotated."""
+        return None if self.rotation == "none" else self.seed
 
 
 def collect(
@@ -112,7 +119,7 @@ class _Layer:
             collector = collectors.pop(leader)  # sums are released one by one
             collector.join(group)
             members, place = groups.members[leader], f"{self.name}.{leader}"
-            inputs[leader] = collector.finish(members, self.coding.act_shape, seed, place)
+            inputs[leader] = collector.finish(members, self.coding.act_shape, self.coding.rotation_seed, place)
         return LayerStatistics(inputs, None if self.coding.kv_shape is None else self._cache(self.coding.kv_shape))
 
     def _run(self, collectors: dict[str, InputCollector]) -> None:
@@ -131,7 +138,7 @@ class _Layer:
                 "check the model's weights, or load it in a wider dtype",
             )
 
-    def _cache(self, shape: CodeShape) -> CacheCodes:
+    def _cache(self, shape: Shape) -> CacheCodes:
         sample = self.stack.observer.take()
         if sample is None:
             raise NestQuantError(
@@ -142,4 +149,4 @@ class _Layer:
         for vectors in sample:
             check_head_size(vectors.shape[-1])
         keys, values = zip(*team().gather(sample), strict=True)
-        return fit_cache((torch.cat(keys), torch.cat(values)), shape, self.coding.seed)
+        return fit_cache((torch.cat(keys), torch.cat(values)), shape, self.coding.seed, self.coding.rotation_seed)

@@ -17,12 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..codecs.fit import ScaledCode, fit_scales, sample_blocks
 from ..codecs.heads import CacheCodes
+from ..codecs.protocol import Shape, VectorCode
+from ..codecs.registry import fit_vectors
 from ..errors import NestQuantError
-from ..kernels import for_device
-from ..lattice.code import BLOCK
-from ..lattice.shape import CodeShape
 from ..rotation.transform import rotation
 from ..team import Team
 from ..tiles import over_rows, run_pieces, slices
@@ -44,13 +42,15 @@ class InputStatistics:
         noise: (n,) float32, E[z²] per token; zero where activations stay in 16 bits.
         code: of the activations, or None.
         dead: channels of the input, before the rotation, that were zero on all calibration text.
+        reflectors: (r, n) of a learned rotation, which the basis is behind; None without one.
     """
 
     members: tuple[str, ...]
     hessian: Tensor
     noise: Tensor
-    code: ScaledCode | None
+    code: VectorCode | None
     dead: int = 0
+    reflectors: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class InputCollector:
         self.tokens = sum(team.gather(self.tokens))
         self.kept = [kept for each in team.gather([kept.cpu() for kept in self.kept]) for kept in each]
 
-    def finish(self, members: list[str], shape: CodeShape | None, rotation_seed: int, place: str) -> InputStatistics:
+    def finish(self, members: list[str], shape: Shape | None, rotation_seed: int | None, place: str) -> InputStatistics:
         """Rotates the sums, which are used up by it, and fits the activation code.
 
         Raises:
@@ -158,25 +158,17 @@ class InputCollector:
         code = None
         if shape is not None:
             sample = over_rows(turn.apply, F.pad(torch.cat(self.kept).to(hessian.device).float(), (0, padding)))
-            code = fit_rows(sample, shape, rotation_seed)
-            scale = code.row_scale(sample)
-            v, _, _ = for_device(sample.device).quantize(sample, scale, code.code)
-            noise = (sample - v.float() * scale[:, None]).square().mean(0)
+            code = fit_vectors(sample, shape, self._seed)
+            noise = (sample - code.round(sample).dequantized()).square().mean(0)
         return InputStatistics(tuple(members), hessian, noise, code, dead)
 
 
-def fit_rows(x: Tensor, shape: CodeShape, seed: int) -> ScaledCode:
-    """The code for rows x (rows, entries), fitted to a sample of their blocks; any code does for zeros alone."""
-    blocks = sample_blocks(x, seed)
-    return fit_scales(blocks if len(blocks) else blocks.new_zeros(1, BLOCK), shape)
-
-
-def fit_cache(sample: tuple[Tensor, Tensor], shape: CodeShape, seed: int) -> CacheCodes:
+def fit_cache(sample: tuple[Tensor, Tensor], shape: Shape, seed: int, rotation_seed: int | None) -> CacheCodes:
     """Codes of keys and values from samples (vectors, head size) of both."""
     codes = []
     for vectors in sample:
-        rotated = rotation(vectors.shape[-1], seed).apply(vectors)
-        codes.append(fit_rows(rotated, shape, seed))
+        rotated = rotation(vectors.shape[-1], rotation_seed).apply(vectors)
+        codes.append(fit_vectors(rotated, shape, seed))
     return CacheCodes(*codes)
 
 

@@ -40,7 +40,16 @@ def quantize(
     weight_bits: WeightBitsOption = None,
     act_bits: ActBitsOption = None,
     kv_bits: KvBitsOption = None,
-    method: Annotated[str, typer.Option("--method", help="The codec.")] = "nestquant",
+    method: Annotated[str, typer.Option("--method", help="The codec: nestquant or integer.")] = "nestquant",
+    rotation: Annotated[
+        str, typer.Option("--rotation", help="Of inputs, keys and values: none, hadamard or learned.")
+    ] = "hadamard",
+    feedback: Annotated[
+        str, typer.Option("--feedback", help="ldlq feeds rounding errors of weights back, none rounds plainly.")
+    ] = "ldlq",
+    qa: Annotated[
+        bool, typer.Option("--qa/--no-qa", help="Make the weights for the rounded input, or for the unrounded one.")
+    ] = True,
     config: RecipeOption = None,
     calibration: CalibrationOption = None,
     dataset: DatasetOption = "wikitext2",

@@ -42,7 +42,17 @@ def quantize_matrices(
         packed: dict[str, QuantizedMatrix] = {}
         for leader, item in statistics.inputs.items():
             if owners[leader] == team.rank:
-                packed |= quantize_group(linears, item, shape, recipe.seed, recipe.damping, place)
+                packed |= quantize_group(
+                    linears,
+                    item,
+                    shape,
+                    recipe.seed,
+                    recipe.damping,
+                    place,
+                    rotated=recipe.rotation != "none",
+                    feeding=recipe.feedback == "ldlq",
+                    aware=recipe.qa,
+                )
         return {name: _on_cpu(matrix) for name, matrix in packed.items()}
 
     found = {name: matrix for part in team.together(own) for name, matrix in part.items()}
@@ -68,4 +78,4 @@ def _cost(linears: dict[str, nn.Linear], item: InputStatistics) -> float:
 
 
 def _on_cpu(matrix: QuantizedMatrix) -> QuantizedMatrix:
-    return dataclasses.replace(matrix, words=matrix.words.cpu(), row_scale=matrix.row_scale.cpu())
+    return dataclasses.replace(matrix, tensors={name: tensor.cpu() for name, tensor in matrix.tensors.items()})

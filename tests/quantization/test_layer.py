@@ -6,10 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nestquant_cli.calibration.statistics import InputCollector, InputStatistics
+from nestquant_cli.codecs.registry import decoded
 from nestquant_cli.errors import NestQuantError
-from nestquant_cli.kernels import for_device
 from nestquant_cli.lattice.shape import CodeShape, shape_for_bits
-from nestquant_cli.modules.linear import row_scale_of
 from nestquant_cli.quantization.layer import QuantizedMatrix, quantize_group, row_errors
 from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian, relative_error
@@ -37,8 +36,7 @@ def packed(features: int, act: CodeShape | None = None, weight: CodeShape = FOUR
 
 
 def rotated_weight(matrix: QuantizedMatrix, n: int) -> Tensor:
-    v = for_device(matrix.words.device).unpack(matrix.words, n, matrix.code)
-    return v.float() * row_scale_of(matrix.row_scale)[:, None]
+    return decoded(matrix.code, matrix.tensors, n)
 
 
 @pytest.mark.parametrize("features", [64, 20])
@@ -59,15 +57,15 @@ def test_words_decode_to_the_weight_and_the_record_says_how_nearly(features: int
         assert record["hessian_error"] < 0.05
         assert sum(record["beta_histogram"]) == len(W) * n // 8
         assert 0 <= record["clipped_blocks"] <= len(W) * n // 80 and record["damping"] == 0.01
-        assert record["beta"] == sorted(record["beta"]) and len(record["beta"]) == matrix.code.k
+        assert record["beta"] == sorted(record["beta"]) and len(record["beta"]) == len(record["multipliers"])
 
 
 def test_members_of_a_group_and_no_others_are_quantized_alike() -> None:
     result = packed(64)
     assert list(result) == ["q", "k"]
     assert result["q"].code == result["k"].code
-    assert result["q"].words.shape == (24, 32) and result["k"].words.shape == (5, 32)
-    assert result["q"].row_scale.dtype == torch.int16
+    assert result["q"].tensors["words"].shape == (24, 32) and result["k"].tensors["words"].shape == (5, 32)
+    assert result["q"].tensors["row_scale"].dtype == torch.int16
 
 
 def test_more_bits_give_less_error() -> None:
