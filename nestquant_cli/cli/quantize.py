@@ -142,7 +142,7 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
                 f"{sum(errors) / len(errors):.5f}",
                 f"{sum(outputs) / len(outputs):.5f}",
                 f"{max(outputs):.5f}",
-                sum(record["clipped_blocks"] for record in records),
+                sum(record.get("clipped_blocks", 0) for record in records),
                 f"{max(record['damping'] for record in records):g}",
             )
         )
