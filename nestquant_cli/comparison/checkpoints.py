@@ -24,7 +24,8 @@ def make_checkpoints(
 ) -> None:
     """Quantizes what is not quantized yet, each entry into `folder/NAME`; entries that can share a calibration do.
 
-    `keys` are those of `run_keys`. What it took is put under "runs" of the state: seconds, those of the calibration included, and peak memory.
+    `keys` are those of `run_keys`. What a run took is put under "runs" of the state: seconds, those of the calibration
+    included, and peak memory.
 
     Raises:
         NestQuantError: a folder holds a quantization by another recipe or of another model; see `quantize`.

@@ -63,8 +63,8 @@ def markdown(found: Comparison, plots: Sequence[str]) -> str:
         _NOTE,
         "",
         f"Scored: {protocol['dataset']} ({protocol['split']}), {protocol['windows']} of {protocol['windows_in_text']}"
-        f" windows of {protocol['seqlen']} tokens, stride {protocol['stride']}, BOS {protocol['bos']}, fp32 log-softmax, "
-        f"dtype {protocol['dtype']}, on {protocol['device']}.",
+        f" windows of {protocol['seqlen']} tokens, stride {protocol['stride']}, BOS {protocol['bos']}, fp32 "
+        f"log-softmax, dtype {protocol['dtype']}, on {protocol['device']}.",
         "",
         *(f"- {name}: calibrated on {text}" for name, text in calibration.items()),
         "",

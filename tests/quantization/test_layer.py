@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nestquant_cli.calibration.statistics import InputCollector, InputStatistics
+from nestquant_cli.codecs.integer import IntegerCode
+from nestquant_cli.codecs.protocol import Shape
 from nestquant_cli.codecs.registry import decoded
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.lattice.shape import CodeShape, shape_for_bits
@@ -133,3 +135,44 @@ def test_dead_inputs_are_counted_and_their_weights_rounded_as_others() -> None:
     assert item.dead == 3
     for matrix in quantize_group(linears(16), item, FOUR, SEED, 0.01, "layer").values():
         assert matrix.record["dead_inputs"] == 3 and matrix.record["relative_error"] < 0.1
+
+
+def test_gptq_is_ldlq_one_column_at_a_time() -> None:
+    """Against GPTQ as its authors write it: round a column, spread its error by the Cholesky factor of the inverse."""
+    item, modules = statistics(24), linears(24)
+    code = IntegerCode(3, clip=0.8)
+    result = quantize_group(modules, item, code, SEED, 0.01, "layer", aware=False)["q"]
+    W = rotation(24, SEED).apply(modules["q"].weight.detach()).double()
+    H = item.hessian.double()
+    H += 0.01 * H.diagonal().mean() * torch.eye(24)
+    W, H = W.flip(1), H.flip(0, 1)  # the authors begin with the first column
+    scale, _ = code.grid(W.float(), 0.8)
+    U = torch.linalg.cholesky(torch.linalg.inv(H), upper=True)
+    rounded = torch.empty_like(W)
+    for j in range(24):
+        rounded[:, j] = (W[:, j] / scale[:, 0]).round().clamp(-4, 3) * scale[:, 0]
+        W[:, j:] -= torch.outer((W[:, j] - rounded[:, j]) / U[j, j], U[j, j:])
+    torch.testing.assert_close(rotated_weight(result, 24).double(), rounded.flip(1))
+
+
+@pytest.mark.parametrize("code", [FOUR, IntegerCode(4), IntegerCode(3, symmetric=False, group=16)], ids=str)
+def test_feedback_and_noise_awareness_each_pay(code: Shape) -> None:
+    item = statistics(64, FOUR)
+
+    def error(**settings: bool) -> float:
+        return float(
+            quantize_group(linears(64), item, code, SEED, 0.01, "layer", **settings)["q"].record["hessian_error"]
+        )
+
+    plain = error(feeding=False, aware=False)
+    assert error(feeding=True, aware=False) < plain
+    assert error(feeding=True, aware=True) < error(feeding=True, aware=False)
+
+
+def test_without_rotation_weights_are_rounded_as_they_are() -> None:
+    modules, code = linears(32), IntegerCode(4, clip=1.0)
+    result = quantize_group(
+        modules, statistics(32), code, SEED, 0.01, "layer", rotated=False, feeding=False, aware=False
+    )
+    assert torch.equal(rotated_weight(result["k"], 32), code.round(modules["k"].weight.detach()).dequantized())
+    assert result["k"].record["damping"] == 0 and result["k"].record["code"] == code.to_dict()
