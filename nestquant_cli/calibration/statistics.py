@@ -8,7 +8,7 @@ J is kept as its diagonal: after the rotation the noise of a lattice is as good 
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from ..codecs.heads import CacheCodes
 from ..codecs.protocol import Shape, VectorCode
 from ..codecs.registry import fit_vectors
 from ..errors import NestQuantError
+from ..rotation.reflections import Reflections
 from ..rotation.transform import rotation
 from ..team import Team
 from ..tiles import over_rows, run_pieces, slices
@@ -129,8 +130,22 @@ class InputCollector:
         self.tokens = sum(team.gather(self.tokens))
         self.kept = [kept for each in team.gather([kept.cpu() for kept in self.kept]) for kept in each]
 
-    def finish(self, members: list[str], shape: Shape | None, rotation_seed: int | None, place: str) -> InputStatistics:
+    def finish(
+        self,
+        members: list[str],
+        shape: Shape | None,
+        rotation_seed: int | None,
+        place: str,
+        learned: Callable[[Tensor], Tensor] | None = None,
+    ) -> InputStatistics:
         """Rotates the sums, which are used up by it, and fits the activation code.
+
+        Args:
+            members: names of the Linears that take the input.
+            shape: of the activation code.
+            rotation_seed: None does not rotate.
+            place: name of the input.
+            learned: from rotated tokens (tokens, n) to the reflectors of a learned rotation.
 
         Raises:
             NestQuantError: an input was not finite.
@@ -155,12 +170,19 @@ class InputCollector:
                 "check the model's weights, or load it in a wider dtype",
             )
         noise = torch.zeros(features + padding, device=hessian.device)
-        code = None
-        if shape is not None:
+        code = reflectors = None
+        if shape is not None or learned is not None:
             sample = over_rows(turn.apply, F.pad(torch.cat(self.kept).to(hessian.device).float(), (0, padding)))
+        if learned is not None:
+            reflectors = learned(sample)
+            reflect = Reflections.of(reflectors).reflect
+            sample = over_rows(reflect, sample)
+            hessian = over_rows(reflect, over_rows(reflect, hessian).t())
+            hessian = (hessian + hessian.t()).div_(2)
+        if shape is not None:
             code = fit_vectors(sample, shape, self._seed)
             noise = (sample - code.round(sample).dequantized()).square().mean(0)
-        return InputStatistics(tuple(members), hessian, noise, code, dead)
+        return InputStatistics(tuple(members), hessian, noise, code, dead, reflectors)
 
 
 def fit_cache(sample: tuple[Tensor, Tensor], shape: Shape, seed: int, rotation_seed: int | None) -> CacheCodes:

@@ -94,7 +94,8 @@ def _code_key(shape: Shape) -> Any:
 
 
 def coding_of(recipe: Recipe) -> Coding:
-    return Coding(recipe.shape("act"), recipe.shape("kv"), recipe.seed, recipe.rotation)
+    shapes = recipe.shape("act"), recipe.shape("kv")
+    return Coding(*shapes, recipe.seed, recipe.rotation, recipe.shape("weight"), recipe.reflections)
 
 
 def circumstances(subject: Subject, group: Team) -> dict[str, Any]:

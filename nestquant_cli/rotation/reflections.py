@@ -34,19 +34,29 @@ class Reflections(nn.Module):
         made.reflectors = vectors.to(torch.bfloat16).view(torch.int16)
         return made
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """V (n, r) and T (r, r), float32."""
-        return compact(self.reflectors.view(torch.bfloat16).double())
+    def reflect(self, y: Tensor) -> Tensor:
+        """P y for every vector along the last axis: (..., n) float32."""
+        V, T = self._factors()
+        return y.float() - ((y.float() @ V) @ T.t()) @ V.t()
+
+    def reflect_back(self, y: Tensor) -> Tensor:
+        """Pᵀ y."""
+        V, T = self._factors()
+        return y.float() - ((y.float() @ V) @ T) @ V.t()
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        V, T = compact(self.reflectors.view(torch.bfloat16).double())
+        return V.float(), T.float()
 
 
 def compact(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """V (n, r) and T (r, r) float32 of reflectors (r, n) float64; a reflector of zeros reflects nothing."""
+    """V (n, r) and T (r, r) of reflectors (r, n); one of zeros reflects nothing. Differentiable."""
     size = vectors.norm(dim=1, keepdim=True)
     unit = vectors / torch.where(size > 0, size, torch.ones_like(size))
     gram = unit @ unit.t()
     half = torch.where(size[:, 0] > 0, 0.5, 1.0).to(gram)
     T = torch.linalg.inv(gram.triu(1) + torch.diag(half))
-    return unit.t().float(), T.float()
+    return unit.t(), T
 
 
 class Reflected:
@@ -57,15 +67,11 @@ class Reflected:
 
     def apply(self, x: Tensor) -> Tensor:
         """P R x for every vector along the last axis: (..., n) float32."""
-        V, T = self._reflections.factors()
-        y = self._first.apply(x)
-        return y - ((y @ V) @ T.t()) @ V.t()
+        return self._reflections.reflect(self._first.apply(x))
 
     def inverse(self, y: Tensor) -> Tensor:
         """The inverse of `apply`."""
-        V, T = self._reflections.factors()
-        y = y.float()
-        return self._first.inverse(y - ((y @ V) @ T) @ V.t())
+        return self._first.inverse(self._reflections.reflect_back(y))
 
     def matrix(self) -> Tensor:
         """P R (n, n) float32."""
