@@ -17,11 +17,12 @@ from torch import Tensor
 from ..codecs.protocol import Shape
 from ..codecs.registry import fit_vectors
 from ..rotation.reflections import Reflections, compact
+from ..tiles import run_pieces
 
 NORM = 8  # stands for the largest entry, which has no useful gradient
 ROWS = 1024  # vectors of a kind that a step looks at
 STEPS = 60
-RATE = 0.05  # of a step, relative to the length of a reflector
+RATE = 0.2  # of a step, relative to the length of a reflector
 
 
 def learn(kinds: Sequence[tuple[Tensor, Shape]], count: int, seed: int) -> Tensor:
@@ -32,6 +33,14 @@ def learn(kinds: Sequence[tuple[Tensor, Shape]], count: int, seed: int) -> Tenso
         count: of reflectors.
         seed: of their start.
     """
+    found: list[Tensor] = []
+    run_pieces(lambda _: found.append(_descend(kinds, count, seed)), [None])  # on one thread: the same on any machine
+    none = torch.zeros_like(found[0])
+    return found[0] if _loss(kinds, found[0], seed) < _loss(kinds, none, seed) else none
+
+
+def _descend(kinds: Sequence[tuple[Tensor, Shape]], count: int, seed: int) -> Tensor:
+    """Reflectors (count, n) of small loss."""
     n = kinds[0][0].shape[1]
     device = kinds[0][0].device
     generator = torch.Generator().manual_seed(seed)
@@ -51,9 +60,7 @@ def learn(kinds: Sequence[tuple[Tensor, Shape]], count: int, seed: int) -> Tenso
             loss.backward()
             optimizer.step()
             schedule.step()
-    found = vectors.detach()
-    none = torch.zeros_like(found)
-    return found if _loss(kinds, found, seed) < _loss(kinds, none, seed) else none
+    return vectors.detach()
 
 
 def _spread(rows: Tensor) -> Tensor:

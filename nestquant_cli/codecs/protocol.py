@@ -1,9 +1,11 @@
 """What a codec is. A method is rotation × error feedback × codec: whoever rotates, feeds back errors, packs, caches or
 writes files knows codecs by these protocols, and `codecs.registry` finds the codec of a shape.
 
-To add one: a file here with a `Shape`, a `VectorCode`, a `WeightCode` and a `Rounder`, and its line in `registry`.
+To add one: a `Codec` with its `Shape`, `VectorCode`, `WeightCode` and `Rounder`, its line in `registry`, and the Linear
+that multiplies with its weights in `modules.attach`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -65,6 +67,8 @@ class VectorCode(Protocol):
 class WeightCode(Protocol):
     """How a matrix is stored."""
 
+    codec: ClassVar[str]
+
     @property
     def int8(self) -> bool:
         """Whether every decoded integer fits int8."""
@@ -109,3 +113,48 @@ class Rounder(Protocol):
 
     def finish(self) -> RoundedRows:
         """All that was rounded."""
+
+
+class Codec(Protocol):
+    """One codec: from settings to shapes, from shapes and data to codes.
+
+    Attributes:
+        name: in recipes, and `codec` of its shapes and codes.
+        columns: of a matrix that are rounded at once.
+    """
+
+    name: ClassVar[str]
+    columns: ClassVar[int]
+
+    def shape(self, bits: float, settings: Any, place: str) -> Shape:
+        """The shape that a recipe asks for.
+
+        Args:
+            bits: of an entry.
+            settings: the codec's own, a mapping, or None for its defaults.
+            place: names the settings in errors.
+
+        Raises:
+            ValueError: bits or settings that the codec does not have.
+        """
+
+    def shape_from(self, value: dict[str, Any]) -> Shape:
+        """The inverse of `Shape.to_dict`; raises ValueError or LookupError where it is none."""
+
+    def fit(self, rows: Tensor, shape: Shape, seed: int) -> VectorCode:
+        """The code for rows (n, entries) that come later, fitted to these; any code does for zeros alone."""
+
+    def vector_from(self, fitted: dict[str, Any], shape: Shape) -> VectorCode:
+        """The inverse of `VectorCode.fitted`; raises ValueError or LookupError where it is none."""
+
+    def weight_code(self, shape: Shape, multipliers: tuple[int, ...] | None) -> WeightCode:
+        """The code of a matrix; a nested one has multipliers, None where only its sizes are asked for."""
+
+    def decoded(self, code: WeightCode, tensors: Mapping[str, Tensor], entries: int) -> Tensor:
+        """The stored matrix (rows, entries) float32, in its rotated basis, from what `code.tensors` describes."""
+
+    def rounder(self, target: Tensor, rows: list[int], shape: Shape, seed: int) -> Rounder | None:
+        """What rounds a target (m, entries) of stacked matrices with `rows` rows each.
+
+        None for nested codes, for which `quantization.layer` has kernels.
+        """

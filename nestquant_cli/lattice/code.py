@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,8 @@ class NestedCode:
         >>> NestedCode(q=13, multipliers=(3, 4, 5, 6, 9), word_bits=32).bits
         4.0
     """
+
+    codec: ClassVar[str] = "nestquant"
 
     q: int
     multipliers: tuple[int, ...]

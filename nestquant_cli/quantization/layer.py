@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ..calibration.statistics import InputStatistics
 from ..codecs.fit import ScaledCode
+from ..codecs.nestquant import NestQuant
 from ..codecs.protocol import RoundedRows, Shape, WeightCode
-from ..codecs.registry import columns_of, fit_rows, rounder
+from ..codecs.registry import columns_of, rounder
 from ..errors import NestQuantError
 from ..kernels import for_device
 from ..lattice.code import BLOCK
-from ..lattice.shape import CodeShape
 from ..modules.linear import row_scale_bits, row_scale_of
 from ..rotation.reflections import turn
 from ..tiles import over_rows, product
@@ -110,11 +110,11 @@ def quantize_group(
 
 def _round(target: Tensor, rows: list[int], lower: Tensor | None, shape: Shape, seed: int) -> RoundedRows:
     """Rounds matrices stacked into one target (m, n), with rows[i] rows each, by the codec of the shape."""
-    if not isinstance(shape, CodeShape):
-        work = rounder(target, rows, shape)
+    work = rounder(target, rows, shape, seed)
+    if work is not None:
         ldlq(target, lower, work.round, work.columns, work.panel, work.open)
         return work.finish()
-    scaled = fit_rows(target, shape, seed)
+    scaled = NestQuant().fit(target, shape, seed)
     v, index, scale, clipped = round_rows(target, rows, lower, scaled)
     words = for_device(target.device).pack(v, index, scaled.code)
     records = [

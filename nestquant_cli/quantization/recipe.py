@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..codecs.protocol import Shape
-from ..codecs.registry import NAMES, shape_of
+from ..codecs.registry import CODECS, shape_of
 from ..errors import NestQuantError
 from ..modules.layout import ROTATIONS
 
@@ -62,7 +62,7 @@ class Recipe:
     qa: bool = True
 
     def __post_init__(self) -> None:
-        for name, known in (("method", NAMES), ("rotation", ROTATIONS), ("feedback", FEEDBACKS)):
+        for name, known in (("method", tuple(CODECS)), ("rotation", ROTATIONS), ("feedback", FEEDBACKS)):
             if getattr(self, name) not in known:
                 cause = f"there is no {name} '{getattr(self, name)}'"
                 raise NestQuantError(cause, _NOTHING, f"use one of {', '.join(known)}")

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nestquant_cli.codecs.integer import IntegerCode, IntegerRounder
+from nestquant_cli.codecs.integer import IntegerCode
+from nestquant_cli.codecs.integer_rounder import IntegerRounder
 from nestquant_cli.codecs.registry import decoded, fit_vectors, shape_from, stored_tensors, vector_from
 from nestquant_cli.quantization.ldlq import ldlq
 from tests.families import gaussian

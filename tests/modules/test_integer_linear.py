@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nestquant_cli.codecs.integer import IntegerCode, IntegerRounder
+from nestquant_cli.codecs.integer import IntegerCode
+from nestquant_cli.codecs.integer_rounder import IntegerRounder
 from nestquant_cli.codecs.registry import decoded
 from nestquant_cli.modules.inputs import InputQuantizer
 from nestquant_cli.modules.integer_linear import IntegerLinear
