@@ -21,7 +21,7 @@ from ..tiles import run_pieces
 
 NORM = 8  # stands for the largest entry, which has no useful gradient
 ROWS = 1024  # vectors of a kind that a step looks at
-STEPS = 60
+STEPS = 100
 RATE = 0.2  # of a step, relative to the length of a reflector
 
 
