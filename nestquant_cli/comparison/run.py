@@ -14,6 +14,7 @@ from ..evaluation.tasks import TaskOptions, load_tasks, measure_tasks
 from ..files import sha256_file, write_json, write_text
 from ..models.device import pick_device
 from ..models.source import Source, fingerprint, load_tokenizer, resolve
+from ..team import launched
 from .checkpoints import make_checkpoints, run_keys
 from .entries import NOT_COMPARED, UNQUANTIZED, Entry
 from .plots import draw
@@ -67,6 +68,8 @@ def compare(options: CompareOptions) -> Comparison:
     names = [entry.name for entry in options.entries]
     if options.against is not None and options.against not in names:
         raise NestQuantError(f"there is no recipe '{options.against}'", NOT_COMPARED, f"use one of {', '.join(names)}")
+    if launched().size > 1:
+        raise NestQuantError(f"{launched().size} processes were started", NOT_COMPARED, "compare with a single one")
     source, device = resolve(options.model), pick_device(options.device)
     if source.kind == "packed":
         raise NestQuantError(f"{source.path} is a packed checkpoint", NOT_COMPARED, "give the original model")
