@@ -1,20 +1,23 @@
 """One streaming pass over the layers of a model: yields each layer's statistics as soon as they are known."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..codecs.heads import CacheCodes, check_head_size
+from ..codecs.protocol import Shape
 from ..errors import NestQuantError
-from ..lattice.shape import CodeShape
 from ..models.structure import linears
 from ..models.weights import Weights
+from ..rotation.transform import rotation
 from ..team import team
-from ..tiles import run_tasks
+from ..tiles import over_rows, run_tasks
 from .hidden import HiddenStates
+from .learn import learn
 from .observer import VECTORS, InputGroups, KVObserver
 from .stack import LayerStack
 from .statistics import NOISE_TOKENS, InputCollector, InputStatistics, LayerStatistics, fit_cache, watch_all
@@ -27,11 +30,22 @@ class Coding:
     Attributes:
         act_shape, kv_shape: codes to fit, None for 16 bits.
         seed: of the rotation signs and of every random choice.
+        rotation: one of `modules.layout.ROTATIONS`.
+        weight_shape: that a learned rotation is made for; None for 16 bits.
+        reflections: of a learned rotation.
     """
 
-    act_shape: CodeShape | None
-    kv_shape: CodeShape | None
+    act_shape: Shape | None
+    kv_shape: Shape | None
     seed: int
+    rotation: str = "hadamard"
+    weight_shape: Shape | None = None
+    reflections: int = 0
+
+    @property
+    def rotation_seed(self) -> int | None:
+        """Of the signs; None where nothing is rotated."""
+        return None if self.rotation == "none" else self.seed
 
 
 def collect(
@@ -116,11 +130,29 @@ class _Layer:
         def finish(leader: str) -> None:
             collector = collectors.pop(leader)  # sums are released one by one
             members, place = groups.members[leader], f"{self.name}.{leader}"
-            inputs[leader] = collector.finish(members, self.coding.act_shape, place)
+            rotated, learned = self.coding.rotation_seed is not None, self._learning(members)
+            inputs[leader] = collector.finish(members, self.coding.act_shape, place, rotated, learned)
 
         run_tasks(finish, order, sum(2 * collector.gram.upper.nbytes for collector in collectors.values()))
         inputs = {leader: inputs[leader] for leader in order}
         return LayerStatistics(inputs, None if self.coding.kv_shape is None else self._cache(self.coding.kv_shape))
+
+    def _learning(self, members: list[str]) -> Callable[[Tensor], Tensor] | None:
+        """What learns the rotation of an input from its tokens and the weights of its members."""
+        coding = self.coding
+        if coding.rotation != "learned":
+            return None
+
+        def learned(tokens: Tensor) -> Tensor:
+            kinds = [] if coding.act_shape is None else [(tokens, coding.act_shape)]
+            if coding.weight_shape is not None:
+                turn = rotation(tokens.shape[1], coding.rotation_seed)
+                rows = torch.cat([self.modules[name].weight.detach().float() for name in members])
+                padded = F.pad(rows.to(tokens.device), (0, tokens.shape[1] - rows.shape[1]))
+                kinds.append((over_rows(turn.apply, padded), coding.weight_shape))
+            return learn(kinds, coding.reflections, coding.seed)
+
+        return learned
 
     def _run(self, collectors: dict[str, InputCollector]) -> None:
         with watch_all(collectors, self.modules):
@@ -138,7 +170,7 @@ class _Layer:
                 "check the model's weights, or load it in a wider dtype",
             )
 
-    def _cache(self, shape: CodeShape) -> CacheCodes:
+    def _cache(self, shape: Shape) -> CacheCodes:
         sample = self.stack.observer.take()
         if sample is None:
             raise NestQuantError(
@@ -149,4 +181,4 @@ class _Layer:
         for vectors in sample:
             check_head_size(vectors.shape[-1])
         keys, values = zip(*team().gather(sample), strict=True)
-        return fit_cache((torch.cat(keys), torch.cat(values)), shape, self.coding.seed)
+        return fit_cache((torch.cat(keys), torch.cat(values)), shape, self.coding.seed, self.coding.rotation_seed)

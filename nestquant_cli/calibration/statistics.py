@@ -8,7 +8,7 @@ J is kept as its diagonal: after the rotation the noise of a lattice is as good 
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..codecs.fit import ScaledCode, fit_scales, sample_blocks
 from ..codecs.heads import CacheCodes
+from ..codecs.protocol import Shape, VectorCode
+from ..codecs.registry import fit_vectors
 from ..errors import NestQuantError
-from ..kernels import for_device
-from ..lattice.code import BLOCK
-from ..lattice.shape import CodeShape
+from ..rotation.reflections import Reflections
 from ..rotation.transform import rotation
 from ..team import Team
 from ..tiles import over_rows
@@ -44,13 +43,15 @@ class InputStatistics:
         noise: (n,) float32, E[z²] per token; zero where activations stay in 16 bits.
         code: of the activations, or None.
         dead: channels of the input, before the rotation, that were zero on all calibration text.
+        reflectors: (r, n) of a learned rotation, which the basis is behind; None without one.
     """
 
     members: tuple[str, ...]
     hessian: Tensor
     noise: Tensor
-    code: ScaledCode | None
+    code: VectorCode | None
     dead: int = 0
+    reflectors: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,22 @@ class InputCollector:
         self.dead = torch.tensor(sorted(set(dead[0]).intersection(*dead[1:])), dtype=torch.int64)
         self.kept = [x for each in kept for x in each]
 
-    def finish(self, members: list[str], shape: CodeShape | None, place: str) -> InputStatistics:
+    def finish(
+        self,
+        members: list[str],
+        shape: Shape | None,
+        place: str,
+        rotated: bool = True,
+        learned: Callable[[Tensor], Tensor] | None = None,
+    ) -> InputStatistics:
         """Averages the sums, which are used up by it, and fits the activation code.
+
+        Args:
+            members: names of the Linears that take the input.
+            shape: of the activation code.
+            place: name of the input.
+            rotated: whether the statistics are wanted in the rotated basis.
+            learned: from rotated tokens (tokens, n) to the reflectors of a learned rotation.
 
         Raises:
             NestQuantError: an input was not finite.
@@ -144,31 +159,38 @@ class InputCollector:
                 "calibration stopped",
                 "check the model's weights, or load it in a wider dtype",
             )
+        turn = rotation(order, seed)
         hessian = self.gram.mean()
+        if not rotated:
+            hessian = _both_sides(turn.inverse, hessian)
         noise = torch.zeros(order, device=device)
-        code = None
+        code = reflectors = None
+        if shape is not None or learned is not None:
+            sample = F.pad(torch.cat(self.kept).to(device).float(), (0, order - self.features))
+            sample = over_rows(turn.apply, sample) if rotated else sample
+        if learned is not None:
+            reflectors = learned(sample)
+            reflect = Reflections.of(reflectors).reflect
+            sample = over_rows(reflect, sample)
+            hessian = _both_sides(reflect, hessian)
         if shape is not None:
-            kept = F.pad(torch.cat(self.kept).to(device).float(), (0, order - self.features))
-            sample = over_rows(rotation(order, seed).apply, kept)
-            code = fit_rows(sample, shape, seed)
-            scale = code.row_scale(sample)
-            v, _, _ = for_device(device).quantize(sample, scale, code.code)
-            noise = (sample - v.float() * scale[:, None]).square().mean(0)
-        return InputStatistics(tuple(members), hessian, noise, code, len(self.dead))
+            code = fit_vectors(sample, shape, seed)
+            noise = (sample - code.round(sample).dequantized()).square().mean(0)
+        return InputStatistics(tuple(members), hessian, noise, code, len(self.dead), reflectors)
 
 
-def fit_rows(x: Tensor, shape: CodeShape, seed: int) -> ScaledCode:
-    """The code for rows x (rows, entries), fitted to a sample of their blocks; any code does for zeros alone."""
-    blocks = sample_blocks(x, seed)
-    return fit_scales(blocks if len(blocks) else blocks.new_zeros(1, BLOCK), shape)
+def _both_sides(turn: Callable[[Tensor], Tensor], hessian: Tensor) -> Tensor:
+    """The Hessian (n, n) in the basis of turn(x) for rows x."""
+    turned = over_rows(turn, over_rows(turn, hessian).t())
+    return (turned + turned.t()).div_(2)
 
 
-def fit_cache(sample: tuple[Tensor, Tensor], shape: CodeShape, seed: int) -> CacheCodes:
+def fit_cache(sample: tuple[Tensor, Tensor], shape: Shape, seed: int, rotation_seed: int | None) -> CacheCodes:
     """Codes of keys and values from samples (vectors, head size) of both."""
     codes = []
     for vectors in sample:
-        rotated = rotation(vectors.shape[-1], seed).apply(vectors)
-        codes.append(fit_rows(rotated, shape, seed))
+        rotated = rotation(vectors.shape[-1], rotation_seed).apply(vectors)
+        codes.append(fit_vectors(rotated, shape, seed))
     return CacheCodes(*codes)
 
 

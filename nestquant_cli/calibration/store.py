@@ -8,11 +8,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..codecs.fit import ScaledCode
 from ..codecs.heads import CacheCodes
+from ..codecs.protocol import Shape, VectorCode
+from ..codecs.registry import vector_from
 from ..errors import NestQuantError
 from ..files import read_json, replacing, sha256_file, write_json
-from ..lattice.shape import CodeShape
 from ..models.shards import write_shard
 from ..runs import RunState
 from .statistics import InputStatistics, LayerStatistics
@@ -50,13 +50,15 @@ class CalibrationWriter:
         for leader, item in layer.inputs.items():
             tensors[f"{leader}.hessian"] = item.hessian
             tensors[f"{leader}.noise"] = item.noise
+            if item.reflectors is not None:
+                tensors[f"{leader}.reflectors"] = item.reflectors
         with replacing(self.folder / name) as temporary:
             write_shard(temporary, tensors)
         inputs = {
-            leader: {"members": list(item.members), "code": _code_to(item.code), "dead": item.dead}
+            leader: {"members": list(item.members), "code": item.code and item.code.fitted(), "dead": item.dead}
             for leader, item in layer.inputs.items()
         }
-        cache = layer.cache and {"keys": _code_to(layer.cache.keys), "values": _code_to(layer.cache.values)}
+        cache = layer.cache and {"keys": layer.cache.keys.fitted(), "values": layer.cache.values.fitted()}
         self.state.record(index, {"sha256": sha256_file(self.folder / name), "inputs": inputs, "cache": cache})
 
     def finish(self, depth: int) -> None:
@@ -83,6 +85,7 @@ class Calibration:
         self.about = read_json(folder / FILE)
         if not isinstance(self.about, dict) or self.about.get("format_version") != FORMAT_VERSION:
             raise NestQuantError(f"{folder / FILE} is of an unknown version", _NOT_USED, _AGAIN)
+        self.about = {"rotation": "hadamard", "reflections": 0} | self.about
         self.layers = self.about.pop("layers", None)
         if not isinstance(self.layers, list):
             raise NestQuantError(f"{folder / FILE} is damaged", _NOT_USED, _AGAIN)
@@ -98,7 +101,7 @@ class Calibration:
                     "calibrate again with the settings of this command",
                 )
 
-    def layer(self, index: int, act_shape: CodeShape | None, kv_shape: CodeShape | None) -> LayerStatistics:
+    def layer(self, index: int, act_shape: Shape | None, kv_shape: Shape | None) -> LayerStatistics:
         """Statistics of layer `index`.
 
         Raises:
@@ -117,6 +120,7 @@ class Calibration:
                     tensors[f"{leader}.noise"] * (act_shape is not None),
                     _code_from(item["code"], act_shape),
                     int(item["dead"]),
+                    tensors.get(f"{leader}.reflectors"),
                 )
                 for leader, item in info["inputs"].items()
             }
@@ -143,14 +147,8 @@ def _file_name(index: int) -> str:
     return f"layer-{index:05d}.safetensors"
 
 
-def _code_to(scaled: ScaledCode | None) -> dict[str, Any] | None:
-    return None if scaled is None else {"unit": scaled.unit, "multipliers": list(scaled.code.multipliers)}
-
-
-def _code_from(value: Any, shape: CodeShape | None) -> ScaledCode | None:
-    if shape is None:
-        return None
-    return ScaledCode(shape.with_multipliers(tuple(value["multipliers"])), float(value["unit"]))
+def _code_from(value: Any, shape: Shape | None) -> VectorCode | None:
+    return None if shape is None else vector_from(value, shape)
 
 
 def _short(value: Any) -> str:

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..codecs.integer import IntegerCode
+from ..codecs.protocol import WeightCode
 from ..kernels import for_device
 from ..lattice.code import BLOCK, INT16_LIMIT, NestedCode, row_bytes
 from ..lattice.voronoi import point_of
@@ -92,27 +94,36 @@ def decode_wide(packed: Bytes, entries: int, code: NestedCode) -> NDArray[np.int
 
 
 def check_row_scales(bits: NDArray[np.int16]) -> str | None:
-    """What is wrong with row scales (rows,), bits of bfloat16: each is to be finite and positive."""
+    """What is wrong with row scales (rows,) or (rows, groups), bits of bfloat16: each is to be finite and positive."""
     scale = torch.from_numpy(np.array(bits)).view(torch.bfloat16).float()
     rows = torch.nonzero(~(torch.isfinite(scale) & (scale > 0)))
     if not len(rows):
         return None
-    row = int(rows[0])
-    return f"the scale of row {row} is {float(scale[row])}, not finite and positive"
+    at = tuple(rows[0].tolist())
+    return f"the scale of row {', group '.join(map(str, at))} is {float(scale[at])}, not finite and positive"
 
 
-def check_record(record: Any, linear: LinearLayout, histogram: list[int]) -> str | None:
+def check_zeros(packed: Bytes, linear: LinearLayout, code: IntegerCode) -> str | None:
+    """What is wrong with the packed zeros (rows, bytes) of an integer matrix: any value is one, but not any padding."""
+    used = len(code.groups(padded_size(linear.in_features))) * code.bits - 8 * (packed.shape[1] - 1)
+    rows = np.flatnonzero(packed[:, -1].astype(np.int64) >> used)
+    return f"row {rows[0]}: the padding after the last zero is not zero" if rows.size else None
+
+
+def check_record(record: Any, linear: LinearLayout, code: WeightCode, histogram: list[int]) -> str | None:
     """What is wrong with the report's record of a matrix, or disagrees with its words."""
     if not isinstance(record, dict):
         return "has no record"
     if record.get("shape") != [linear.out_features, linear.in_features]:
         return f"records the shape {record.get('shape')}, not {[linear.out_features, linear.in_features]}"
-    if linear.multipliers is None or record.get("multipliers") != list(linear.multipliers):
-        return f"records the multipliers {record.get('multipliers')}, not those of config.json"
     for name in _NUMBERS:
         value = record.get(name)
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
             return f"records the {name} {value}, not a finite number"
+    if isinstance(code, IntegerCode):
+        return None if record.get("code") == code.to_dict() else f"records the code {record.get('code')}"
+    if linear.multipliers is None or record.get("multipliers") != list(linear.multipliers):
+        return f"records the multipliers {record.get('multipliers')}, not those of config.json"
     if type(record.get("clipped_blocks")) is not int:
         return f"records the clipped_blocks {record.get('clipped_blocks')}, not a number"
     if record.get("beta_histogram") != histogram:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import NestQuantError
 from ..files import read_json
-from ..lattice.code import BLOCK, row_bytes
+from ..lattice.code import BLOCK
 from ..models.shards import Entry, Shard, read_shard
 from ..modules.inputs import padded_size
 from ..modules.layout import Layout
@@ -41,27 +41,35 @@ def inspect(folder: Path | str) -> Inspection:
     )
 
 
+_KINDS = {"words": "words", "row_scale": "row scales", "zeros": "zeros", "reflectors": "learned rotations"}
+
+
 def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[Matrix]:
     matrices = []
     for name, linear in layout.linears.items():
-        if layout.weight_shape is None or linear.multipliers is None:
+        code = layout.code_of(linear)
+        if code is None or layout.weight_shape is None:
             continue
-        code = layout.weight_shape
-        width = row_bytes(padded_size(linear.in_features), code.word_bits)
-        words, scale = f"{name}.words", f"{name}.row_scale"
-        for tensor, dtype, shape in (
-            (words, "uint8", (linear.out_features, width)),
-            (scale, "int16", (linear.out_features,)),
-        ):
+        spent = {}
+        for leaf, (shape, kind) in code.tensors(linear.out_features, padded_size(linear.in_features)).items():
+            tensor, dtype = f"{name}.{leaf}", str(kind).removeprefix("torch.")
             if tensor not in entries or (entries[tensor].dtype, entries[tensor].shape) != (dtype, shape):
                 raise NestQuantError(
                     f"{folder} has no tensor {tensor} of {dtype} {shape}, which its config.json calls for",
                     "its bits were not counted",
                     "fetch or quantize the checkpoint again",
                 )
-        shape = linear.out_features, linear.in_features
-        counted = entries[words].bytes, entries[scale].bytes
-        matrices.append(Matrix(name, shape, code.q, linear.multipliers, code.word_bits, *counted))
+            spent[leaf] = entries[tensor].bytes
+        matrices.append(
+            Matrix(
+                name,
+                (linear.out_features, linear.in_features),
+                layout.weight_shape.to_dict() | {"multipliers": linear.multipliers and list(linear.multipliers)},
+                layout.weight_shape.word_bits,
+                spent.pop("words"),
+                sum(spent.values()),
+            )
+        )
     return matrices
 
 
@@ -72,8 +80,8 @@ def _tensor_parts(layout: Layout, shards: list[Shard], quantized: set[str]) -> l
         frame = KEPT
         for name, entry in shard.entries.items():
             module, _, leaf = name.rpartition(".")
-            if module in quantized and leaf in ("words", "row_scale"):
-                group, kind = QUANTIZED, {"words": "words", "row_scale": "row scales"}[leaf]
+            if (module in quantized and leaf in _KINDS) or leaf == "reflectors":
+                group, kind = QUANTIZED, _KINDS[leaf]
                 frame = QUANTIZED
             else:
                 group, kind = KEPT, _kind(name, entry, layout)
@@ -129,9 +137,11 @@ def _entropy_bits(folder: Path, matrices: list[Matrix]) -> float | None:
         recorded = read_json(folder / REPORT)["matrices"]
         bits = blocks = 0.0
         for matrix in matrices:
+            if "q" not in matrix.code:
+                return None
             counts = [int(count) for count in recorded[matrix.name]["beta_histogram"]]
             total = sum(counts)
-            bits += total * BLOCK * math.log2(matrix.q) - sum(n * math.log2(n / total) for n in counts if n > 0)
+            bits += total * BLOCK * math.log2(matrix.code["q"]) - sum(n * math.log2(n / total) for n in counts if n > 0)
             blocks += total
         return bits / (BLOCK * blocks) if blocks else None
     except (NestQuantError, KeyError, TypeError, ValueError, OverflowError):

@@ -25,14 +25,14 @@ class Matrix:
     Attributes:
         name: of the Linear.
         shape: (out_features, in_features).
-        q, multipliers, word_bits: of its code.
-        word_bytes, scale_bytes: of its two tensors.
+        code: as config.json has it, with the multipliers of a nested one.
+        word_bits: of eight entries.
+        word_bytes, scale_bytes: of the words, and of scales and zeros.
     """
 
     name: str
     shape: tuple[int, int]
-    q: int
-    multipliers: tuple[int, ...]
+    code: dict[str, Any]
     word_bits: int
     word_bytes: int
     scale_bytes: int
@@ -44,7 +44,7 @@ class Matrix:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of words and row scales for each weight."""
+        """Bits of words, scales and zeros for each weight."""
         return 8 * (self.word_bytes + self.scale_bytes) / self.weights
 
 
@@ -125,8 +125,7 @@ def _layer_json(name: str, matrices: list[Matrix]) -> dict[str, Any]:
                 "name": matrix.name,
                 "bits_per_weight": matrix.bits_per_weight,
                 "shape": list(matrix.shape),
-                "q": matrix.q,
-                "multipliers": list(matrix.multipliers),
+                **matrix.code,
                 "word_bits": matrix.word_bits,
                 "words_bytes": matrix.word_bytes,
                 "row_scale_bytes": matrix.scale_bytes,

@@ -8,11 +8,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..lattice.code import NestedCode, row_bytes
+from ..codecs.integer import IntegerCode
+from ..codecs.protocol import WeightCode
+from ..lattice.code import BLOCK, NestedCode
 from ..modules.inputs import padded_size
 from ..modules.layout import Layout, LinearLayout
 from ..progress import track
-from .contents import check_record, check_row_scales, check_words
+from ..rotation.reflections import turn
+from .contents import check_record, check_row_scales, check_words, check_zeros
 from .manifest import REPORT
 from .original import kept_problem, matrix_problem, relative_error
 from .tensors import TensorChecks
@@ -36,40 +39,43 @@ class MatrixChecks:
 
     def run(self, original: PreTrainedModel | None) -> None:
         """Checks every matrix, with an original also against its weights."""
-        packed = {
-            name: (linear, self.layout.weight_shape.with_multipliers(linear.multipliers))
-            for name, linear in self.layout.linears.items()
-            if self.layout.weight_shape is not None and linear.multipliers is not None
-        }
+        coded = {name: (linear, self.layout.code_of(linear)) for name, linear in self.layout.linears.items()}
+        packed = {name: (linear, code) for name, (linear, code) in coded.items() if code is not None}
         for name, (linear, code) in track(packed.items(), "checking matrices", total=len(packed)):
-            if {f"{name}.words", f"{name}.row_scale"} <= self.tensors.sound:
+            forms = code.tensors(linear.out_features, padded_size(linear.in_features))
+            if {f"{name}.{leaf}" for leaf in forms} <= self.tensors.sound:
                 self._check(name, linear, code, original)
         for name in sorted(set(self.records or {}) - set(packed)):
             self.report.add(REPORT, name, "config.json has no such quantized matrix")
 
-    def _check(self, name: str, linear: LinearLayout, code: NestedCode, original: PreTrainedModel | None) -> None:
-        file, entry = self.tensors.found[f"{name}.words"]
-        scale_file, scale_entry = self.tensors.found[f"{name}.row_scale"]
-        width = row_bytes(padded_size(linear.in_features), code.word_bits)
-        if (entry.shape, scale_entry.shape) != ((linear.out_features, width), (linear.out_features,)):
-            self.report.add("config.json", name, f"its words should be of shape {[linear.out_features, width]}")
-            return
-        words = self.tensors.data(f"{name}.words").reshape(entry.shape)
-        scales: NDArray[np.int16] = self.tensors.data(f"{name}.row_scale").view("<i2")
-        histogram, problem = check_words(words, linear, code)
-        sound = self.report.add(file, f"{name}.words", problem)
-        sound &= self.report.add(scale_file, f"{name}.row_scale", check_row_scales(scales))
+    def _check(self, name: str, linear: LinearLayout, code: WeightCode, original: PreTrainedModel | None) -> None:
+        stored = {}
+        for leaf, (shape, dtype) in code.tensors(linear.out_features, padded_size(linear.in_features)).items():
+            if self.tensors.found[f"{name}.{leaf}"][1].shape != shape:
+                self.report.add("config.json", name, f"its {leaf} should be of shape {list(shape)}")
+                return
+            data = self.tensors.data(f"{name}.{leaf}")
+            stored[leaf] = data.view("<i2" if dtype == torch.int16 else np.uint8).reshape(shape)
+        histogram = [linear.out_features * padded_size(linear.in_features) // BLOCK]  # of the one index of integers
+        problems = {"row_scale": check_row_scales(stored["row_scale"])}
+        if isinstance(code, NestedCode):
+            histogram, problems["words"] = check_words(stored["words"], linear, code)
+        elif isinstance(code, IntegerCode) and not code.symmetric:
+            problems["zeros"] = check_zeros(stored["zeros"], linear, code)
+        sound = True
+        for leaf in sorted(problems, reverse=True):
+            sound &= self.report.add(self.tensors.found[f"{name}.{leaf}"][0], f"{name}.{leaf}", problems[leaf])
         record = None if self.records is None else self.records.get(name)
         if not sound or self.records is None:
             return
-        if not self.report.add(REPORT, name, check_record(record, linear, histogram)):
+        if not self.report.add(REPORT, name, check_record(record, linear, code, histogram)):
             return
         assert record is not None
         self.report.matrices += 1
         self.report.words += sum(histogram)
         self.report.recorded[name] = record["relative_error"]
         if original is not None:
-            packed = torch.from_numpy(np.array(words)), torch.from_numpy(np.array(scales))
+            packed = {leaf: torch.from_numpy(np.array(data)) for leaf, data in stored.items()}
             self._compare(original, name, linear, code, packed)
 
     def _compare(
@@ -77,24 +83,36 @@ class MatrixChecks:
         original: PreTrainedModel,
         name: str,
         linear: LinearLayout,
-        code: NestedCode,
-        packed: tuple[Tensor, Tensor],
+        code: WeightCode,
+        packed: dict[str, Tensor],
     ) -> None:
+        reflectors = self._reflectors(linear)
+        rotation = turn(padded_size(linear.in_features), self.layout.rotation_seed, reflectors)
         found, problem = matrix_problem(
             original,
             name,
             linear,
             self.report.recorded[name],
-            lambda weight: relative_error(weight, *packed, code, self.layout.seed),
+            lambda weight: relative_error(weight, packed, code, rotation),
         )
         self.report.add(self.tensors.found[f"{name}.words"][0], name, problem)
         if found is not None:
             self.report.recomputed[name] = found
 
+    def _reflectors(self, linear: LinearLayout) -> Tensor | None:
+        name = f"{linear.input}.turn.reflectors"
+        if linear.input not in self.layout.reflections or name not in self.tensors.sound:
+            return None
+        data: NDArray[np.int16] = self.tensors.data(name).view("<i2")
+        shape = self.tensors.found[name][1].shape
+        return torch.from_numpy(np.array(data)).view(torch.bfloat16).view(shape)
+
     def compare_kept(self, original: PreTrainedModel) -> None:
         """Tensors that are not quantized against the original's, byte by byte."""
         originals = original.state_dict()
         for name in sorted(self.tensors.sound):
+            if name.endswith(".turn.reflectors"):
+                continue
             linear = self.layout.linears.get(name.rpartition(".")[0])
             if linear is None or name.endswith((".weight", ".bias")):
                 problem = kept_problem(originals, name, self.tensors.data(name).tobytes())

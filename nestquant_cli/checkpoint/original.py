@@ -1,20 +1,19 @@
 """Compares a packed checkpoint with the model it was made from: errors of its matrices, and what is not quantized."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..codecs.protocol import WeightCode
+from ..codecs.registry import decoded
 from ..errors import NestQuantError
-from ..kernels import for_device
-from ..lattice.code import NestedCode
 from ..models.source import load_model, resolve
-from ..modules.inputs import padded_size
 from ..modules.layout import LinearLayout
-from ..modules.linear import row_scale_of
-from ..rotation.transform import rotation
+from ..rotation.reflections import Reflected
+from ..rotation.transform import Identity, Rotation
 
 TOLERANCE = 1e-3  # between recorded and recomputed relative error, as a fraction; sums of float32 differ by 1e-5
 
@@ -33,17 +32,19 @@ def load_original(model: str) -> PreTrainedModel:
     return load_model(source)
 
 
-def relative_error(weight: Tensor, words: Tensor, row_scale: Tensor, code: NestedCode, seed: int) -> float:
+def relative_error(
+    weight: Tensor, tensors: Mapping[str, Tensor], code: WeightCode, turn: Rotation | Identity | Reflected
+) -> float:
     """‖Ŵ − W‖² / ‖W‖² in the rotated basis, padding included, as the quantizer records it.
 
     Args:
         weight: (out, in) the original.
-        words, row_scale: the packed matrix.
-        code, seed: of its weights and its rotation.
+        tensors, code: the packed matrix.
+        turn: its rotation.
     """
-    n = padded_size(weight.shape[1])
-    W = rotation(n, seed).apply(F.pad(weight.detach().float(), (0, n - weight.shape[1])))
-    rounded = for_device(words.device).unpack(words, n, code).float() * row_scale_of(row_scale)[:, None]
+    n = turn.order
+    W = turn.apply(F.pad(weight.detach().float(), (0, n - weight.shape[1])))
+    rounded = decoded(code, tensors, n)
     power = float(W.square().sum(dtype=torch.float64))
     return float((rounded - W).square().sum(dtype=torch.float64)) / power if power > 0 else 0.0
 

@@ -25,7 +25,7 @@ def inspect_checkpoint(
     if found.matrices:
         _print_layers(found)
     if matrices:
-        columns = ["matrix", "out × in", "q", "multipliers", "word bits", "bits/weight"]
+        columns = ["matrix", "out × in", "code", "multipliers", "word bits", "bits/weight"]
         console.table(columns, [_matrix_row(matrix) for matrix in found.matrices])
     _print_summary(found)
     if output is not None:
@@ -47,16 +47,24 @@ def _print_layers(found: "Inspection") -> None:
     for name, matrices in found.layers().items():
         weights = sum(matrix.weights for matrix in matrices)
         spent = sum(matrix.word_bytes + matrix.scale_bytes for matrix in matrices)
-        codes = sorted({f"q {matrix.q}, {matrix.word_bits}-bit words" for matrix in matrices})
+        codes = sorted({_code(matrix) for matrix in matrices})
         rows.append((name, len(matrices), f"{weights:,}", "; ".join(codes), f"{spent:,}", f"{8 * spent / weights:.4f}"))
     columns = ["layer", "matrices", "weights", "code", "bytes", "bits/weight"]
     console.table(columns, rows, title="Words and row scales of each layer")
 
 
 def _matrix_row(matrix: "Matrix") -> tuple[object, ...]:
-    multipliers = ",".join(str(m) for m in matrix.multipliers)
+    multipliers = ",".join(str(m) for m in matrix.code["multipliers"] or ())
     shape = f"{matrix.shape[0]} × {matrix.shape[1]}"
-    return matrix.name, shape, matrix.q, multipliers, matrix.word_bits, f"{matrix.bits_per_weight:.4f}"
+    return matrix.name, shape, _code(matrix), multipliers, matrix.word_bits, f"{matrix.bits_per_weight:.4f}"
+
+
+def _code(matrix: "Matrix") -> str:
+    code = matrix.code
+    if "q" in code:
+        return f"q {code['q']}, {matrix.word_bits}-bit words"
+    scales = "rows" if code["group"] is None else f"groups of {code['group']}"
+    return f"{code['bits']}-bit {'symmetric' if code['symmetric'] else 'asymmetric'} integers, {scales}"
 
 
 def _print_summary(found: "Inspection") -> None:

@@ -12,6 +12,7 @@ import typer
 from .. import __version__
 from . import console
 from .calibrate import calibrate
+from .compare import compare
 from .eval_ppl import eval_ppl
 from .eval_tasks import eval_tasks
 from .inspect import inspect_checkpoint
@@ -51,6 +52,7 @@ app.command("calibrate")(calibrate)
 app.command("quantize")(quantize)
 app.command("eval-ppl")(eval_ppl)
 app.command("eval-tasks")(eval_tasks)
+app.command("compare")(compare)
 app.command("inspect")(inspect_checkpoint)
 app.command("verify")(verify_checkpoint)
 

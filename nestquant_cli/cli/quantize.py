@@ -40,7 +40,16 @@ def quantize(
     weight_bits: WeightBitsOption = None,
     act_bits: ActBitsOption = None,
     kv_bits: KvBitsOption = None,
-    method: Annotated[str, typer.Option("--method", help="The codec.")] = "nestquant",
+    method: Annotated[str, typer.Option("--method", help="The codec: nestquant or integer.")] = "nestquant",
+    rotation: Annotated[
+        str, typer.Option("--rotation", help="Of inputs, keys and values: none, hadamard or learned.")
+    ] = "hadamard",
+    feedback: Annotated[
+        str, typer.Option("--feedback", help="ldlq feeds rounding errors of weights back, none rounds plainly.")
+    ] = "ldlq",
+    qa: Annotated[
+        bool, typer.Option("--qa/--no-qa", help="Make the weights for the rounded input, or for the unrounded one.")
+    ] = True,
     config: RecipeOption = None,
     calibration: CalibrationOption = None,
     dataset: DatasetOption = "wikitext2",
@@ -133,7 +142,7 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
                 f"{sum(errors) / len(errors):.5f}",
                 f"{sum(outputs) / len(outputs):.5f}",
                 f"{max(outputs):.5f}",
-                sum(record["clipped_blocks"] for record in records),
+                sum(record.get("clipped_blocks", 0) for record in records),
                 f"{max(record['damping'] for record in records):g}",
             )
         )

@@ -62,14 +62,32 @@ def failure(gate: Gate, results: Mapping[str, Mapping[str, Any]]) -> str | None:
     Args:
         results: lm-eval's, task -> "metric,filter" -> value. Where a metric has several filters the first one counts.
     """
-    values: dict[str, Any] = {}
-    for key, value in results.get(gate.task, {}).items():
-        name, comma, _ = key.partition(",")
-        if comma and not name.endswith("_stderr"):
-            values.setdefault(name, value)
-    first = next(iter(values), "metric")
-    metric = gate.metric or next((name for name in MAIN_METRICS if name in values), first)
+    values = _by_metric(results.get(gate.task, {}))
+    metric = gate.metric or _main(values)
     value = values.get(metric)
     if not isinstance(value, (int, float)):
         return f"gate failed: {gate.task} has no {metric}"
     return None if value >= gate.threshold else f"gate failed: {gate.task} {metric} {value:.4f} < {gate.threshold:g}"
+
+
+def main_metric(result: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """The main metric of a task and its standard error, from lm-eval's result; None for what is no number."""
+    values = _by_metric(result)
+    found = values.get(_main(values)), values.get(f"{_main(values)}_stderr")
+    value, error = (float(each) if isinstance(each, (int, float)) else None for each in found)
+    return value, error
+
+
+def _by_metric(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by name, of several filters the first one's."""
+    values: dict[str, Any] = {}
+    for key, value in result.items():
+        name, comma, _ = key.partition(",")
+        if comma:
+            values.setdefault(name, value)
+    return values
+
+
+def _main(values: Mapping[str, Any]) -> str:
+    first = next((name for name in values if not name.endswith("_stderr")), "metric")
+    return next((name for name in MAIN_METRICS if name in values), first)

@@ -5,7 +5,7 @@ Every window scores its seqlen - 1 last tokens from fp32 log-softmax; the perple
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ class Scores:
 
 
 @dataclass
-class _Totals:
+class Totals:
     """One window's sums over its tokens."""
 
     loss: float = 0.0
@@ -81,28 +81,23 @@ def score(
     import torch
 
     start = time.monotonic()
-    for each in (model, baseline_model):
-        if each is not None:
-            _check_fit(each, windows)
-    if baseline_model is not None and _vocabulary(model) != _vocabulary(baseline_model):
-        raise NestQuantError(
-            f"the model has {_vocabulary(model)} tokens and the baseline {_vocabulary(baseline_model)}",
-            NO_RESULT,
-            "give the model that was quantized as the baseline",
-        )
+    check_fit(model, baseline_model, windows)
     group = team()
     own = group.share(len(windows))
 
-    def score_own() -> list[_Totals]:
+    def score_own() -> list[Totals]:
         with torch.inference_mode():
             numbers = track(own, "scoring windows") if progress else own
-            return [_score_window(model, baseline_model, windows[number], number) for number in numbers]
+            return [score_window([model], baseline_model, windows[number], number)[0] for number in numbers]
 
     totals = [window for part in group.together(score_own) for window in part]
-    tokens = windows.shape[1] - 1
+    return summary(totals, windows.shape[1] - 1, time.monotonic() - start, baseline_model is not None)
+
+
+def summary(totals: list[Totals], tokens: int, seconds: float, has_baseline: bool) -> Scores:
+    """The result of windows that scored `tokens` tokens each."""
     perplexity, error = perplexity_of([window.loss / tokens for window in totals])
-    seconds = time.monotonic() - start
-    if baseline_model is None:
+    if not has_baseline:
         return Scores(perplexity, error, len(totals), seconds)
     baseline_perplexity, baseline_error = perplexity_of([window.baseline_loss / tokens for window in totals])
     all_tokens = tokens * len(totals)
@@ -138,12 +133,33 @@ def perplexity_of(losses: list[float]) -> tuple[float, float | None]:
     return perplexity, perplexity * math.sqrt(variance / count)
 
 
-def _score_window(
-    model: "PreTrainedModel", baseline_model: "PreTrainedModel | None", ids: "Tensor", number: int
-) -> _Totals:
-    totals = _Totals()
-    logits = _logits(model, ids)
+def check_fit(model: "PreTrainedModel", baseline_model: "PreTrainedModel | None", windows: "Tensor") -> None:
+    """Raises NestQuantError for windows that a model cannot take, or models with different vocabularies."""
+    for each in (model, baseline_model):
+        if each is not None:
+            _check_windows(each, windows)
+    if baseline_model is not None and _vocabulary(model) != _vocabulary(baseline_model):
+        raise NestQuantError(
+            f"the model has {_vocabulary(model)} tokens and the baseline {_vocabulary(baseline_model)}",
+            NO_RESULT,
+            "give the model that was quantized as the baseline",
+        )
+
+
+def score_window(
+    models: "Sequence[PreTrainedModel]", baseline_model: "PreTrainedModel | None", ids: "Tensor", number: int
+) -> list[Totals]:
+    """Each model on one window (seqlen,), beside the baseline, which sees it once.
+
+    Raises:
+        NestQuantError: logits that are NaN or infinite.
+    """
     baseline_logits = _logits(baseline_model, ids) if baseline_model is not None else None
+    return [_totals(_logits(model, ids), baseline_logits, ids, number) for model in models]
+
+
+def _totals(logits: "Tensor", baseline_logits: "Tensor | None", ids: "Tensor", number: int) -> Totals:
+    totals = Totals()
     targets = ids[1:].to(logits.device)
     for rows in _chunks(len(targets), logits.shape[-1]):
         log_probabilities = _log_softmax(logits[rows], "the model", number)
@@ -179,7 +195,7 @@ def _loss(log_probabilities: "Tensor", targets: "Tensor") -> float:
     return -log_probabilities.gather(1, targets[:, None]).double().sum().item()
 
 
-def _check_fit(model: "PreTrainedModel", windows: "Tensor") -> None:
+def _check_windows(model: "PreTrainedModel", windows: "Tensor") -> None:
     vocabulary = _vocabulary(model)
     if int(windows.max()) >= vocabulary:
         raise NestQuantError(

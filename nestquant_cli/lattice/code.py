@@ -2,6 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    import torch
 
 BLOCK = 8  # dimension of E8: weights are coded eight at a time
 INT8_LIMIT = 127
@@ -26,6 +30,8 @@ class NestedCode:
         >>> NestedCode(q=13, multipliers=(3, 4, 5, 6, 9), word_bits=32).bits
         4.0
     """
+
+    codec: ClassVar[str] = "nestquant"
 
     q: int
     multipliers: tuple[int, ...]
@@ -62,6 +68,13 @@ class NestedCode:
     def int8(self) -> bool:
         """Whether every decoded entry fits int8."""
         return self.limit <= INT8_LIMIT
+
+    def tensors(self, rows: int, entries: int) -> "dict[str, tuple[tuple[int, ...], torch.dtype]]":
+        """Shape and dtype of the tensors that a matrix (rows, entries) is stored in: words, and bits of bfloat16."""
+        import torch
+
+        width = row_bytes(entries, self.word_bits)
+        return {"words": ((rows, width), torch.uint8), "row_scale": ((rows,), torch.int16)}
 
 
 def smallest_word(q: int, k: int) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from .code import BLOCK, INT8_LIMIT, INT16_LIMIT, NestedCode, smallest_word
 from .rates import BEST
@@ -13,6 +14,8 @@ MIN_BITS, MAX_BITS = 2.0, 8.0
 class CodeShape:
     """Nesting ratio q, number of multipliers k, word size and the limit of decoded entries (see NestedCode)."""
 
+    codec: ClassVar[str] = "nestquant"
+
     q: int
     k: int
     word_bits: int
@@ -20,6 +23,10 @@ class CodeShape:
 
     def __post_init__(self) -> None:
         NestedCode(self.q, tuple(range(1, self.k + 1)), self.word_bits, self.limit)  # validates
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"q": self.q, "k": self.k, "word_bits": self.word_bits, "limit": self.limit}
 
     def with_multipliers(self, multipliers: tuple[int, ...]) -> NestedCode:
         """The code with these multipliers; there may be fewer than k."""

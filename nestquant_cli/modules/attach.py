@@ -3,15 +3,19 @@
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
+from ..codecs.integer import IntegerCode
 from ..errors import NestQuantError
 from ..models.structure import Decoder, find_decoder
+from ..rotation.reflections import Reflections
 from .cache import PackedCache, is_packed, pack_layers
-from .inputs import InputQuantizer
-from .layout import Layout
+from .inputs import InputQuantizer, padded_size
+from .integer_linear import IntegerLinear
+from .layout import Layout, LinearLayout
 from .linear import QuantizedLinear
 
 
@@ -27,21 +31,16 @@ def attach(model: PreTrainedModel, layout: Layout) -> None:
     sources: dict[str, InputQuantizer] = {}
     for name, linear in layout.linears.items():
         original = _linear_at(model, name, (linear.out_features, linear.in_features), linear.bias)
-        if linear.input not in sources:
-            sources[linear.input] = InputQuantizer(linear.in_features, layout.seed, layout.inputs[linear.input])
-        code = None
-        if layout.weight_shape is not None and linear.multipliers is not None:
-            code = layout.weight_shape.with_multipliers(linear.multipliers)
         weight = original.weight
-        module = QuantizedLinear(
-            linear.in_features,
-            linear.out_features,
-            linear.bias,
-            sources[linear.input],
-            code,
-            weight.dtype,
-            weight.device,
-        )
+        if linear.input not in sources:
+            sources[linear.input] = _input_quantizer(layout, linear, weight.device)
+        source = sources[linear.input]
+        code: Any = layout.code_of(linear)
+        kind = IntegerLinear if isinstance(code, IntegerCode) else QuantizedLinear
+        sizes = linear.in_features, linear.out_features, linear.bias
+        module = kind(*sizes, source, code, weight.dtype, weight.device)
+        if linear.input == name and source.reflections is not None:
+            module.turn = source.reflections  # the state dict has it once, with the first Linear that takes the input
         if code is None:
             module.weight = nn.Parameter(weight.detach(), requires_grad=False)
         if original.bias is not None:
@@ -50,6 +49,12 @@ def attach(model: PreTrainedModel, layout: Layout) -> None:
         setattr(model.get_submodule(parent), child, module)
     if layout.cache:
         attach_cache(model, decoder, layout)
+
+
+def _input_quantizer(layout: Layout, linear: LinearLayout, device: torch.device) -> InputQuantizer:
+    count, order = layout.reflections.get(linear.input, 0), padded_size(linear.in_features)
+    learned = Reflections(count, order, device) if count else None
+    return InputQuantizer(linear.in_features, layout.rotation_seed, layout.inputs[linear.input], learned)
 
 
 def attach_cache(model: PreTrainedModel, decoder: Decoder, layout: Layout) -> None:
@@ -72,7 +77,7 @@ def attach_cache(model: PreTrainedModel, decoder: Decoder, layout: Layout) -> No
             kwargs |= dict(zip(names[place + 1 :], rest, strict=False))
         cache = kwargs.get("past_key_values")
         if cache is None:
-            kwargs["past_key_values"] = PackedCache(config, layout.cache, layout.seed)
+            kwargs["past_key_values"] = PackedCache(config, layout.cache, layout.rotation_seed)
         elif not is_packed(cache):
             _pack_in_place(cache, config, layout)
         return args, kwargs
@@ -88,7 +93,7 @@ def _pack_in_place(cache: Cache, config: Any, layout: Layout) -> None:
             "the model's packed cache cannot be used",
             "pass no cache, an empty DynamicCache or a PackedCache",
         )
-    pack_layers(cache, config, layout.cache, layout.seed)
+    pack_layers(cache, config, layout.cache, layout.rotation_seed)
 
 
 def _linear_at(model: nn.Module, name: str, shape: tuple[int, int], bias: bool) -> nn.Linear:

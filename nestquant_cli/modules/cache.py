@@ -13,7 +13,8 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..codecs.fit import ScaledCode
-from ..codecs.heads import CacheCodes, pack_heads, round_heads, unpack_heads, vector_bytes
+from ..codecs.heads import CacheCodes, pack_heads, round_heads, unpack_heads
+from ..codecs.protocol import VectorCode
 from ..errors import NestQuantError
 from .packed_attention import PackedStates
 from .packed_room import append
@@ -23,15 +24,15 @@ class _Packed(DynamicLayer):
     """What the layer stores is packed."""
 
     codes: CacheCodes
-    seed: int
+    seed: int | None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         self.keys = self._empty(key_states, self.codes.keys)
         self.values = self._empty(value_states, self.codes.values)
 
-    def _empty(self, states: Tensor, scaled: ScaledCode) -> Tensor:
-        size = vector_bytes(states.shape[-1], scaled)
+    def _empty(self, states: Tensor, scaled: VectorCode) -> Tensor:
+        size = scaled.vector_bytes(states.shape[-1])
         return torch.empty(*states.shape[:2], 0, size, dtype=torch.uint8, device=states.device)
 
     def update(
@@ -47,13 +48,14 @@ class _Packed(DynamicLayer):
         self._count(key_states.shape[-2])
         return keys[1], values[1]
 
-    def _grow(self, stored: Tensor, states: Tensor, scaled: ScaledCode) -> tuple[Tensor, Tensor]:
+    def _grow(self, stored: Tensor, states: Tensor, scaled: VectorCode) -> tuple[Tensor, Tensor]:
         """The packed tokens with new ones, and those of them to be looked at, decoded or to be decoded when needed."""
         if stored.shape[2] == 0:
             return round_heads(states, scaled, self.seed)
         grown = append(stored, pack_heads(states, scaled, self.seed))
         seen = self._seen(grown, states.shape[-2])
-        if states.shape[-2] == 1 and states.device.type == "cpu" and not torch.compiler.is_compiling():
+        single = states.shape[-2] == 1 and states.device.type == "cpu" and not torch.compiler.is_compiling()
+        if single and isinstance(scaled, ScaledCode) and self.seed is not None:  # what kernels look at undecoded
             return grown, PackedStates(seen, states.shape[-1], scaled, self.seed, states.dtype)
         return grown, unpack_heads(seen, states.shape[-1], scaled, self.seed, states.dtype)
 
@@ -70,7 +72,7 @@ class _Packed(DynamicLayer):
 class PackedLayer(_Packed):
     """Keys and values of one layer, all of them."""
 
-    def __init__(self, codes: CacheCodes, seed: int) -> None:
+    def __init__(self, codes: CacheCodes, seed: int | None) -> None:
         super().__init__()
         self.codes, self.seed = codes, seed
 
@@ -78,7 +80,7 @@ class PackedLayer(_Packed):
 class PackedSlidingLayer(_Packed, DynamicSlidingWindowLayer):
     """Keys and values of one layer, the last `sliding_window` of them."""
 
-    def __init__(self, codes: CacheCodes, seed: int, sliding_window: int) -> None:
+    def __init__(self, codes: CacheCodes, seed: int | None, sliding_window: int) -> None:
         super().__init__(sliding_window=sliding_window)
         self.codes, self.seed = codes, seed
 
@@ -99,13 +101,13 @@ class PackedCache(DynamicCache):
     Args:
         config: of the model; says which layers slide.
         per_layer: one a layer.
-        seed: of the rotation signs.
+        seed: of the rotation signs; None does not rotate.
 
     Raises:
         NestQuantError: a layer keeps something else than keys and values.
     """
 
-    def __init__(self, config: PretrainedConfig, per_layer: list[CacheCodes], seed: int) -> None:
+    def __init__(self, config: PretrainedConfig, per_layer: list[CacheCodes], seed: int | None) -> None:
         super().__init__(config=config)
         pack_layers(self, config, per_layer, seed)
 
@@ -119,7 +121,7 @@ class PackedCache(DynamicCache):
         return total
 
 
-def pack_layers(cache: Cache, config: PretrainedConfig, per_layer: list[CacheCodes], seed: int) -> None:
+def pack_layers(cache: Cache, config: PretrainedConfig, per_layer: list[CacheCodes], seed: int | None) -> None:
     """Replaces the layers of an empty dynamic cache by packed ones, in place."""
     layers: list[Any] = []
     for layer, codes in zip(plain_layers(config), per_layer, strict=True):

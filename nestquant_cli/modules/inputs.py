@@ -1,8 +1,7 @@
-"""The input of quantized Linears: rotated and, when activations are coded, rounded to the nested lattice per token."""
+"""The input of quantized Linears: rotated and, when activations are coded, rounded per token."""
 
 import weakref
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,23 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..codecs.fit import ScaledCode
-from ..kernels import for_device
+from ..codecs.protocol import Rounded, VectorCode
 from ..lattice.code import BLOCK
-from ..rotation.transform import rotation
+from ..rotation.reflections import Reflected, Reflections
+from ..rotation.transform import Identity, Rotation, rotation
 
-
-@dataclass(frozen=True)
-class LinearInput:
-    """What a product takes.
-
-    Attributes:
-        values: (tokens, padded features), integer v when `scale` is given, else the rotated input in float32, or in
-            bfloat16 where the input was and the CPU rotated it.
-        scale: (tokens,) float32 size of v = 1, or None.
-    """
-
-    values: Tensor
-    scale: Tensor | None
+# What a product takes: (tokens, padded features). Where tokens are not coded, values may be bfloat16, too.
+LinearInput = Rounded
 
 
 class InputQuantizer:
@@ -37,12 +26,15 @@ class InputQuantizer:
 
     Args:
         features: size of the input; padded with zeros to a multiple of 8.
-        seed: of the rotation signs.
+        seed: of the rotation signs; None does not rotate.
         code: of the activations, None to leave them unrounded.
+        reflections: a learned rotation behind the other one.
     """
 
-    def __init__(self, features: int, seed: int, code: ScaledCode | None) -> None:
-        self.features, self.seed, self.code = features, seed, code
+    def __init__(
+        self, features: int, seed: int | None, code: VectorCode | None, reflections: Reflections | None = None
+    ) -> None:
+        self.features, self.seed, self.code, self.reflections = features, seed, code, reflections
         self._source: weakref.ref[Tensor] | None = None
         self._state: Tensor | int = -1  # of the source when it was coded
         self._results: dict[Hashable, Any] = {}
@@ -51,6 +43,11 @@ class InputQuantizer:
     def padded(self) -> int:
         """Features after padding."""
         return padded_size(self.features)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the rotation is the Hadamard rotation alone, which kernels know."""
+        return self.seed is not None and self.reflections is None
 
     def __call__(self, x: Tensor) -> LinearInput:
         """Codes x (..., features); tokens are flattened."""
@@ -83,35 +80,43 @@ class InputQuantizer:
     def _on_cpu(self, x: Tensor) -> LinearInput | None:
         from ..kernels import cpu_input
 
+        if not self.plain:
+            return None
+        assert self.seed is not None
         if self.code is None:
             rotated = cpu_input.rotate(x, self.padded, self.seed)
             return None if rotated is None else LinearInput(rotated, None)
+        if not isinstance(self.code, ScaledCode):
+            return None
         coded = cpu_input.encode(x, self.padded, self.seed, self.code.code, self.code.unit)
         return None if coded is None else LinearInput(*coded)
 
     def rotate(self, x: Tensor) -> Tensor:
         """(..., features) to (tokens, padded) float32."""
         flat = F.pad(x.reshape(-1, self.features), (0, self.padded - self.features))
-        return rotation(self.padded, self.seed).apply(flat)
+        return self.turn.apply(flat)
 
     def unrotate(self, y: Tensor) -> Tensor:
         """The inverse of `rotate`: (tokens, padded) to (tokens, features) float32."""
-        return rotation(self.padded, self.seed).inverse(y)[:, : self.features]
+        return self.turn.inverse(y)[:, : self.features]
+
+    @property
+    def turn(self) -> Rotation | Identity | Reflected:
+        """The rotation of padded tokens."""
+        first = rotation(self.padded, self.seed)
+        return first if self.reflections is None else Reflected(first, self.reflections)
 
     def quantize(self, rotated: Tensor) -> LinearInput:
         """Rounds rotated tokens (tokens, padded) to the activation code."""
         if self.code is None:
             return LinearInput(rotated, None)
-        rotated = rotated.detach()  # rounding has no gradient
-        scale = self.code.row_scale(rotated)
-        v, _, _ = for_device(rotated.device).quantize(rotated, scale, self.code.code)
-        return LinearInput(v, scale)
+        return self.code.round(rotated.detach())  # rounding has no gradient
 
     def _forget(self, _: Any) -> None:
         self._source, self._state, self._results = None, -1, {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"features": self.features, "seed": self.seed, "code": self.code}
+        return {"features": self.features, "seed": self.seed, "code": self.code, "reflections": self.reflections}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -120,13 +125,6 @@ class InputQuantizer:
 def padded_size(features: int) -> int:
     """The next multiple of 8."""
     return -(-features // BLOCK) * BLOCK
-
-
-def dequantize(coded: LinearInput) -> Tensor:
-    """(tokens, padded) float32 values that the coded input stands for."""
-    if coded.scale is None:
-        return coded.values.float()
-    return coded.values.to(torch.float32) * coded.scale[:, None]
 
 
 def _state_of(x: Tensor) -> Tensor | int:

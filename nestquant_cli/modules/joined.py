@@ -27,14 +27,16 @@ class Joined:
         """
         from ..kernels.cpu_product import rotated_product
 
-        y: Tensor | None = source.once(x, self, lambda flat: rotated_product(flat, source.seed, *self.arrays))
+        seed = source.seed
+        assert seed is not None
+        y: Tensor | None = source.once(x, self, lambda flat: rotated_product(flat, seed, *self.arrays))
         return y
 
 
 def takes(source: InputQuantizer, x: Tensor) -> bool:
     """Whether x is what `Joined` is for: few tokens on the CPU, neither coded nor differentiated."""
     few = x.is_cpu and x.numel() <= FEW_TOKENS * source.features
-    return few and source.code is None and not (x.requires_grad and torch.is_grad_enabled())
+    return few and source.code is None and source.plain and not (x.requires_grad and torch.is_grad_enabled())
 
 
 def join(v: list[Tensor], row_scale: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Joined]:

@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 
 from ..codecs.fit import ScaledCode
 from ..codecs.heads import CacheCodes
+from ..codecs.protocol import Shape, VectorCode, WeightCode
+from ..codecs.registry import shape_from, vector_from, weight_code
 from ..errors import NestQuantError
 from ..lattice.shape import CodeShape
 
 QUANT_METHOD = "nestquant"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # version 1 has nested codes and the Hadamard rotation only; what these suffice for is written as 1
+ROTATIONS = ("none", "hadamard", "learned")
 _LARGEST = 1 << 24  # entries in one dimension of a matrix; beyond it a config is taken for damaged or hostile
 _LARGEST_UNIT = 1 << 16  # of an entry in units of its row's root mean square; real ones are below 1
 
@@ -28,7 +31,7 @@ class LinearLayout:
         in_features, out_features: of the original matrix.
         bias: whether it has one.
         input: name of the shared input, a key of Layout.inputs.
-        multipliers: of the weight's code; None where weights stay in 16 bits.
+        multipliers: of the weight's nested code; None for any other code, and where weights stay in 16 bits.
     """
 
     in_features: int
@@ -48,21 +51,43 @@ class Layout:
         linears: by full module name.
         inputs: by name; the activation code of each distinct input, None when activations stay in 16 bits.
         cache: by layer index; empty when keys and values stay in 16 bits.
+        rotation: one of ROTATIONS; a learned one follows the Hadamard rotation. Heads have no learned one.
+        reflections: by name of the input, how many a learned rotation has.
     """
 
-    weight_shape: CodeShape | None
-    act_shape: CodeShape | None
-    kv_shape: CodeShape | None
+    weight_shape: Shape | None
+    act_shape: Shape | None
+    kv_shape: Shape | None
     seed: int
     linears: dict[str, LinearLayout] = field(default_factory=dict)
-    inputs: dict[str, ScaledCode | None] = field(default_factory=dict)
+    inputs: dict[str, VectorCode | None] = field(default_factory=dict)
     cache: list[CacheCodes] = field(default_factory=list)
+    rotation: str = "hadamard"
+    reflections: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rotation_seed(self) -> int | None:
+        """Seed of the Hadamard rotation; None where nothing is rotated."""
+        return None if self.rotation == "none" else self.seed
+
+    @property
+    def version(self) -> int:
+        """The first format version that can say this."""
+        shapes = (self.weight_shape, self.act_shape, self.kv_shape)
+        plain = all(shape is None or isinstance(shape, CodeShape) for shape in shapes)
+        return 1 if plain and self.rotation == "hadamard" else FORMAT_VERSION
+
+    def code_of(self, linear: LinearLayout) -> WeightCode | None:
+        """The code of a matrix; None where it stays in 16 bits."""
+        return None if self.weight_shape is None else weight_code(self.weight_shape, linear.multipliers)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; the inverse of `from_dict`."""
+        turned = {"rotation": self.rotation, "reflections": self.reflections} if self.version > 1 else {}
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": self.version,
             "seed": self.seed,
+            **turned,
             "weight_code": _shape_to(self.weight_shape),
             "act_code": _shape_to(self.act_shape),
             "kv_code": _shape_to(self.kv_shape),
@@ -76,8 +101,8 @@ class Layout:
                 }
                 for name, linear in self.linears.items()
             },
-            "inputs": {name: None if code is None else _code_to(code) for name, code in self.inputs.items()},
-            "cache": [{"keys": _code_to(layer.keys), "values": _code_to(layer.values)} for layer in self.cache],
+            "inputs": {name: None if code is None else code.fitted() for name, code in self.inputs.items()},
+            "cache": [{"keys": layer.keys.fitted(), "values": layer.values.fitted()} for layer in self.cache],
         }
 
     @staticmethod
@@ -89,9 +114,9 @@ class Layout:
         """
         reader = _Reader(value, "quantization_config")
         version = reader.integer("format_version", 0, 1 << 31)
-        if version != FORMAT_VERSION:
+        if not 1 <= version <= FORMAT_VERSION:
             raise NestQuantError(
-                f"the checkpoint has format version {version}, this nestquant reads {FORMAT_VERSION}",
+                f"the checkpoint has format version {version}, this nestquant reads 1 to {FORMAT_VERSION}",
                 "it was not loaded",
                 "install the nestquant that wrote it, or quantize again",
             )
@@ -105,21 +130,29 @@ class Layout:
             if widths.setdefault(linear.input, linear.in_features) != linear.in_features:
                 raise _refuse(f"linears.{name} has another in_features than others with its input")
         cache = [] if kv is None else [_cache_from(item, kv) for item in reader.sequence("cache")]
-        return Layout(weight, act, kv, reader.integer("seed", 0, (1 << 64) - 1), linears, inputs, cache)
+        turned = _rotation_from(reader, inputs) if version > 1 else ("hadamard", {})
+        return Layout(weight, act, kv, reader.integer("seed", 0, (1 << 64) - 1), linears, inputs, cache, *turned)
 
 
-def _shape_to(shape: CodeShape | None) -> dict[str, int] | None:
-    if shape is None:
-        return None
-    return {"q": shape.q, "k": shape.k, "word_bits": shape.word_bits, "limit": shape.limit}
+def _shape_to(shape: Shape | None) -> dict[str, Any] | None:
+    return None if shape is None else shape.to_dict()
 
 
-def _code_to(scaled: ScaledCode) -> dict[str, Any]:
-    return {"unit": scaled.unit, "multipliers": list(scaled.code.multipliers)}
+def _rotation_from(reader: "_Reader", inputs: dict[str, VectorCode | None]) -> tuple[str, dict[str, int]]:
+    rotation, reflections = reader.value.get("rotation"), reader.mapping("reflections")
+    if rotation not in ROTATIONS:
+        raise _refuse(f"rotation must be one of {', '.join(ROTATIONS)}")
+    counts = _Reader(reflections, "reflections")
+    learned = {name: counts.integer(name, 1, _LARGEST) for name in reflections}
+    if set(learned) - set(inputs) or (learned and rotation != "learned"):
+        raise _refuse("reflections names what is no input with a learned rotation")
+    return rotation, learned
 
 
-def _shape_from(value: Any) -> CodeShape:
+def _shape_from(value: Any) -> Shape:
     reader = _Reader(value, "code")
+    if "codec" in reader.value:
+        return _checked(lambda: shape_from(reader.value))
     numbers = (reader.integer("q", 2, 256), reader.integer("k", 1, 255), reader.integer("word_bits", 8, 64))
     return _checked(lambda: CodeShape(*numbers, reader.integer("limit", 1, 32767)))
 
@@ -132,17 +165,19 @@ def _multipliers_from(reader: "_Reader", shape: CodeShape) -> tuple[int, ...]:
     return tuple(items)
 
 
-def _code_from(value: Any, shape: CodeShape, place: str) -> ScaledCode:
+def _code_from(value: Any, shape: Shape, place: str) -> VectorCode:
     reader = _Reader(value, place)
+    if not isinstance(shape, CodeShape):
+        return _checked(lambda: vector_from(reader.value, shape))
     unit: Any = reader.value.get("unit")
     if type(unit) not in (float, int) or not 0 < unit <= _LARGEST_UNIT:  # comparing never overflows, and NaN fails it
         raise _refuse(f"{place}.unit must be a number above 0 and at most {_LARGEST_UNIT}")
     return ScaledCode(shape.with_multipliers(_multipliers_from(reader, shape)), float(unit))
 
 
-def _linear_from(value: Any, shape: CodeShape | None) -> LinearLayout:
+def _linear_from(value: Any, shape: Shape | None) -> LinearLayout:
     reader = _Reader(value, "linears")
-    multipliers = None if shape is None else _multipliers_from(reader, shape)
+    multipliers = _multipliers_from(reader, shape) if isinstance(shape, CodeShape) else None
     sizes = reader.integer("in_features", 1, _LARGEST), reader.integer("out_features", 1, _LARGEST)
     bias, source = reader.value.get("bias"), reader.value.get("input")
     if type(bias) is not bool or type(source) is not str:
@@ -150,11 +185,11 @@ def _linear_from(value: Any, shape: CodeShape | None) -> LinearLayout:
     return LinearLayout(*sizes, bias, source, multipliers)
 
 
-def _input_from(value: Any, shape: CodeShape | None) -> ScaledCode | None:
+def _input_from(value: Any, shape: Shape | None) -> VectorCode | None:
     return None if shape is None else _code_from(value, shape, "inputs")
 
 
-def _cache_from(value: Any, shape: CodeShape) -> CacheCodes:
+def _cache_from(value: Any, shape: Shape) -> CacheCodes:
     reader = _Reader(value, "cache")
     return CacheCodes(
         _code_from(reader.value.get("keys"), shape, "cache.keys"),

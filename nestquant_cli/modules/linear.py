@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import for_device
-from ..lattice.code import BLOCK, NestedCode, row_bytes
-from .inputs import InputQuantizer, dequantize
+from ..lattice.code import BLOCK, NestedCode
+from .inputs import InputQuantizer
 from .joined import Joined, takes
 from .product import PANEL, packed_product, product
 from .words import join_indices, multiplier_indices, split_indices
@@ -54,9 +54,8 @@ class QuantizedLinear(nn.Module):
             weight = torch.empty(out_features, in_features, dtype=dtype, device=device)
             self.weight = nn.Parameter(weight, requires_grad=False)
         else:
-            width = row_bytes(source.padded, code.word_bits)
-            self.register_buffer("words", torch.zeros(out_features, width, dtype=torch.uint8, device=device))
-            self.register_buffer("row_scale", torch.zeros(out_features, dtype=torch.int16, device=device))
+            for name, (shape, of) in code.tensors(out_features, source.padded).items():
+                self.register_buffer(name, torch.zeros(shape, dtype=of, device=device))
         parameter = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device), requires_grad=False)
         self.register_parameter("bias", parameter if bias else None)
 
@@ -131,7 +130,7 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) to (..., out_features), in x's dtype."""
         if self.code is None:
-            values = self.source.unrotate(dequantize(self.source(x)))
+            values = self.source.unrotate(self.source(x).dequantized())
             y = F.linear(values.to(self.weight.dtype), self.weight, self.bias)
         else:
             y = self._product(x)

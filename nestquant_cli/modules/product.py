@@ -12,7 +12,7 @@ from torch import Tensor
 from ..kernels import products_for
 from ..kernels.int8 import integer_product
 from ..lattice.code import NestedCode
-from .inputs import LinearInput, dequantize
+from .inputs import LinearInput
 
 PANEL = 1 << 20  # entries of a packed matrix that are decoded at a time: they stay in the caches
 
@@ -87,7 +87,7 @@ def packed_product(
     if coded.scale is not None and values.dtype == torch.int8 and code.int8:
         y = products.product(words, row_scale, values, coded.scale, code)
     else:
-        x = dequantize(coded)
+        x = coded.dequantized()
         if x.shape[0] <= products.FEW_TOKENS:
             y = products.product_one(words, row_scale, x, code)
         elif x.shape[0] <= products.FUSED_TOKENS and code.int8 and dtype == torch.bfloat16:
@@ -114,7 +114,7 @@ def float_product(coded: LinearInput, v: Tensor, dtype: torch.dtype) -> Tensor:
     An int8 v is exact in bfloat16 and float16; a wider one is taken in float32.
     """
     dtype = dtype if v.dtype == torch.int8 else torch.float32
-    x = dequantize(coded)
+    x = coded.dequantized()
     if dtype != torch.float16:
         return F.linear(x.to(dtype), v.to(dtype)).float()
     # sums of x·v itself may exceed the range of float16

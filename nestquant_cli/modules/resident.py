@@ -76,10 +76,10 @@ def _choose(layers: list[QuantizedLinear]) -> str:
     if not layers:
         return "packed"
     needed = sum(layer.out_features * layer.source.padded * (BLOCK + 1) // BLOCK for layer in layers)
-    return "int8" if needed <= _SHARE * _free_memory(layers[0].row_scale.device) else "packed"
+    return "int8" if needed <= _SHARE * free_memory(layers[0].row_scale.device) else "packed"
 
 
-def _free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
     """Bytes free on a device; what else the machine could give up for us counts as free."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

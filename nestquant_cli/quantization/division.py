@@ -45,7 +45,18 @@ def quantize_matrices(
         mine = [leader for leader in sorted(costs, key=lambda name: -costs[name]) if owners[leader] == team.rank]
 
         def quantize(leader: str) -> None:
-            packed.update(quantize_group(linears, statistics.inputs[leader], shape, recipe.seed, recipe.damping, place))
+            group = quantize_group(
+                linears,
+                statistics.inputs[leader],
+                shape,
+                recipe.seed,
+                recipe.damping,
+                place,
+                rotated=recipe.rotation != "none",
+                feeding=recipe.feedback == "ldlq",
+                aware=recipe.qa,
+            )
+            packed.update(group)
 
         run_tasks(quantize, mine, sum(_bytes(linears, statistics.inputs[leader]) for leader in mine))
         return {name: _on_cpu(matrix) for name, matrix in packed.items()}
@@ -79,4 +90,4 @@ def _bytes(linears: dict[str, nn.Linear], item: InputStatistics) -> int:
 
 
 def _on_cpu(matrix: QuantizedMatrix) -> QuantizedMatrix:
-    return dataclasses.replace(matrix, words=matrix.words.cpu(), row_scale=matrix.row_scale.cpu())
+    return dataclasses.replace(matrix, tensors={name: tensor.cpu() for name, tensor in matrix.tensors.items()})

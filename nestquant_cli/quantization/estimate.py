@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..codecs.fit import fit_scales
-from ..kernels import for_device
+from ..codecs.registry import fit_vectors
 from ..modules.inputs import padded_size
 from .plan import Plan
 from .recipe import Recipe
@@ -32,12 +31,11 @@ def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
     )
     shape = recipe.shape("weight") or recipe.shape("act") or recipe.shape("kv")
     assert shape is not None
-    blocks = torch.randn(BLOCKS, 8, device=where)
-    code = fit_scales(blocks[:4096], shape)
-    fit = _time(lambda: fit_scales(blocks[:4096], shape))
+    rows = torch.randn(BLOCKS // 64, 512, device=where)
+    code = fit_vectors(rows[:64], shape, 0)
+    fit = _time(lambda: fit_vectors(rows[:64], shape, 0))
     fits = sum(count for _, count in widths) + 2 * plan.layers
-    rows = torch.full((BLOCKS,), code.unit, device=where)
-    encode = _time(lambda: for_device(where).quantize(blocks, rows, code.code)) / BLOCKS * plan.weights / 8
+    encode = _time(lambda: code.round(rows)) / rows.numel() * plan.weights
     coded = factors + feedback + encode if recipe.shape("weight") is not None else 0.0
     return OVERHEAD * (forward + gram + coded + fit * fits)
 

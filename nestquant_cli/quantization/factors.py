@@ -19,16 +19,16 @@ class Feedback:
 
     Attributes:
         target: (n, n) float32, the matrix T of W̃ = W T; None for the identity, where there is no noise.
-        lower: (n, n) float32, unit block-lower-triangular L of H + J = L D Lᵀ.
+        lower: (n, n) float32, unit block-lower-triangular L of H + J = L D Lᵀ; None for no feedback.
         damping: what was added to H, as a fraction of its mean diagonal.
     """
 
     target: Tensor | None
-    lower: Tensor
+    lower: Tensor | None
     damping: float
 
 
-def feedback(hessian: Tensor, noise: Tensor, damping: float, place: str) -> Feedback:
+def feedback(hessian: Tensor, noise: Tensor, damping: float, place: str, columns: int = BLOCK) -> Feedback:
     """Factorizes H + J, damped by a ladder.
 
     Args:
@@ -36,6 +36,7 @@ def feedback(hessian: Tensor, noise: Tensor, damping: float, place: str) -> Feed
         noise: (n,) diagonal of J.
         damping: first step of the ladder, as a fraction of the mean diagonal of H.
         place: name of the input, for the error.
+        columns: that are rounded at once, the size of L's diagonal blocks.
 
     Raises:
         NestQuantError: H has no positive diagonal, or no step of the ladder makes H + J positive definite.
@@ -52,7 +53,7 @@ def feedback(hessian: Tensor, noise: Tensor, damping: float, place: str) -> Feed
         C.diagonal().add_(added).add_(noise)
         if factorize(C):
             target = _target(hessian, added, C) if noise.any() else None
-            return Feedback(target, unit_lower(C, torch.float32), step * damping)
+            return Feedback(target, unit_lower(C, torch.float32, columns), step * damping)
     raise NestQuantError(
         f"H + J of {place} is not positive definite even with damping {LADDER[-1] * damping:g}",
         "nothing was quantized",
@@ -89,22 +90,22 @@ def factorize(A: Tensor) -> bool:
     return True
 
 
-def unit_lower(C: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """L (n, n) of `dtype` with H = L D Lᵀ, unit on its 8×8 diagonal blocks, from the Cholesky factor C of H (n, n)."""
+def unit_lower(C: Tensor, dtype: torch.dtype = torch.float64, columns: int = BLOCK) -> Tensor:
+    """L (n, n) of `dtype` with H = L D Lᵀ from the Cholesky factor C of H; unit on its diagonal blocks of `columns`."""
     n = len(C)
     lower = torch.empty(n, n, dtype=dtype, device=C.device)
 
-    def columns(part: slice) -> None:
+    def strips(part: slice) -> None:
         strip = C[:, part]
-        count = strip.shape[1] // BLOCK
-        own = strip[part].reshape(count, BLOCK, count, BLOCK)
-        blocks = own.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (count, 8, 8)
+        count = strip.shape[1] // columns
+        own = strip[part].reshape(count, columns, count, columns)
+        blocks = own.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (count, columns, columns)
         solved = torch.linalg.solve_triangular(
-            blocks, strip.reshape(n, count, BLOCK).transpose(0, 1), upper=False, left=False
-        )  # (count, n, 8)
+            blocks, strip.reshape(n, count, columns).transpose(0, 1), upper=False, left=False
+        )  # (count, n, columns)
         lower[:, part] = solved.transpose(0, 1).reshape(n, -1).to(dtype)
 
-    run_pieces(columns, slices(n, C.device))
+    run_pieces(strips, slices(n, C.device))
     return lower
 
 

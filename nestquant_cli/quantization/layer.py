@@ -9,16 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..calibration.statistics import InputStatistics, fit_rows
+from ..calibration.statistics import InputStatistics
 from ..codecs.fit import ScaledCode
+from ..codecs.nestquant import NestQuant
+from ..codecs.protocol import RoundedRows, Shape, WeightCode
+from ..codecs.registry import columns_of, rounder
 from ..errors import NestQuantError
 from ..kernels import for_device
-from ..lattice.code import BLOCK, NestedCode
-from ..lattice.shape import CodeShape
+from ..lattice.code import BLOCK
 from ..modules.linear import row_scale_bits, row_scale_of
-from ..rotation.transform import rotation
+from ..rotation.reflections import turn
 from ..tiles import over_rows, product
-from .factors import feedback
+from .factors import Feedback, feedback
 from .ldlq import ldlq
 
 logger = logging.getLogger("nestquant")
@@ -29,20 +31,27 @@ class QuantizedMatrix:
     """One packed weight.
 
     Attributes:
-        words: (out, row_bytes) uint8.
-        row_scale: (out,) int16, bits of bfloat16.
-        code: the nested code.
+        tensors: as `code.tensors` describes them.
+        code: of the weights.
         record: errors and counts, for the report.
     """
 
-    words: Tensor
-    row_scale: Tensor
-    code: NestedCode
+    tensors: dict[str, Tensor]
+    code: WeightCode
     record: dict[str, Any]
 
 
 def quantize_group(
-    linears: dict[str, nn.Linear], statistics: InputStatistics, shape: CodeShape, seed: int, damping: float, place: str
+    linears: dict[str, nn.Linear],
+    statistics: InputStatistics,
+    shape: Shape,
+    seed: int,
+    damping: float,
+    place: str,
+    *,
+    rotated: bool = True,
+    feeding: bool = True,
+    aware: bool = True,
 ) -> dict[str, QuantizedMatrix]:
     """Quantizes the Linears that share one input: one factorization, one code, all rows at once.
 
@@ -50,9 +59,12 @@ def quantize_group(
         linears: the layer's Linears by name; those in statistics.members are quantized.
         statistics: of their input.
         shape: of the weight code.
-        seed: of the rotation.
+        seed: of the rotation and of the fits.
         damping: first step of the ladder.
         place: name of the layer, for errors.
+        rotated: whether the basis of the statistics is a rotated one.
+        feeding: whether errors are fed back to the columns that are not rounded yet (LDLQ).
+        aware: whether target and metric take the noise of the input into account (QA-LDLQ).
 
     Returns:
         by name, in the order of statistics.members.
@@ -62,40 +74,64 @@ def quantize_group(
     n = statistics.hessian.shape[0]
     device = statistics.hessian.device
     weight = torch.cat([member.weight.detach().to(device=device, dtype=torch.float32) for member in members])
-    W = over_rows(rotation(n, seed).apply, F.pad(weight, (0, n - weight.shape[1])))
+    W = over_rows(
+        turn(n, seed if rotated else None, statistics.reflectors).apply, F.pad(weight, (0, n - weight.shape[1]))
+    )
     del weight
-    step = feedback(statistics.hessian, statistics.noise, damping, f"{place}.{statistics.members[0]}")
+    noise = statistics.noise if aware else torch.zeros_like(statistics.noise)
+    step = Feedback(None, None, 0.0)
+    if feeding or noise.any():
+        step = feedback(statistics.hessian, noise, damping, f"{place}.{statistics.members[0]}", columns_of(shape))
     _refuse_overflow(W, rows, statistics.members, place)
     if step.damping > damping:
         logger.warning("%s.%s: H + J is singular, damping %g was needed", place, statistics.members[0], step.damping)
     target = W if step.target is None else product(W, step.target)
 
-    scaled = fit_rows(target, shape, seed)
-    v, index, scale, clipped = round_rows(target, rows, step.lower, scaled)
-    words = for_device(device).pack(v, index, scaled.code)
-    errors = row_errors(W, v.float() * scale[:, None], statistics)
+    found = _round(target, rows, step.lower if feeding else None, shape, seed)
+    errors = row_errors(W, found.values, statistics)
 
     result = {}
-    parts = [tensor.split(rows) for tensor in (words, row_scale_bits(scale), index, *errors)]
+    stored = {name: tensor.split(rows) for name, tensor in found.tensors.items()}
+    parts = [tensor.split(rows) for tensor in errors]
     for number, name in enumerate(statistics.members):
-        own_words, own_scale, own_index, delta, power, output_delta, output_power = (part[number] for part in parts)
+        delta, power, output_delta, output_power = (part[number] for part in parts)
         record = {
             "shape": [rows[number], members[number].in_features],
             "relative_error": _ratio(delta, power),
             "hessian_error": _ratio(output_delta, output_power),
-            "multipliers": list(scaled.code.multipliers),
-            "beta": [round(beta, 6) for beta in scaled.betas],
-            "beta_histogram": torch.bincount(own_index.flatten().int(), minlength=scaled.code.k).tolist(),
-            "clipped_blocks": clipped[number],
+            **found.records[number],
             "damping": step.damping,
             "dead_inputs": statistics.dead,
         }
-        result[name] = QuantizedMatrix(own_words.contiguous(), own_scale.contiguous(), scaled.code, record)
+        tensors = {name: own[number].contiguous() for name, own in stored.items()}
+        result[name] = QuantizedMatrix(tensors, found.code, record)
     return result
 
 
+def _round(target: Tensor, rows: list[int], lower: Tensor | None, shape: Shape, seed: int) -> RoundedRows:
+    """Rounds matrices stacked into one target (m, n), with rows[i] rows each, by the codec of the shape."""
+    work = rounder(target, rows, shape, seed)
+    if work is not None:
+        ldlq(target, lower, work.round, work.columns, work.panel, work.open)
+        return work.finish()
+    scaled = NestQuant().fit(target, shape, seed)
+    v, index, scale, clipped = round_rows(target, rows, lower, scaled)
+    words = for_device(target.device).pack(v, index, scaled.code)
+    records = [
+        {
+            "multipliers": list(scaled.code.multipliers),
+            "beta": [round(beta, 6) for beta in scaled.betas],
+            "beta_histogram": torch.bincount(own.flatten().int(), minlength=scaled.code.k).tolist(),
+            "clipped_blocks": clipped[number],
+        }
+        for number, own in enumerate(index.split(rows))
+    ]
+    tensors = {"words": words, "row_scale": row_scale_bits(scale)}
+    return RoundedRows(tensors, v.float() * scale[:, None], scaled.code, records)
+
+
 def round_rows(
-    target: Tensor, rows: list[int], lower: Tensor, scaled: ScaledCode
+    target: Tensor, rows: list[int], lower: Tensor | None, scaled: ScaledCode
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
     """LDLQ with the nested code on matrices stacked into one target (m, n), with rows[i] rows each.
 

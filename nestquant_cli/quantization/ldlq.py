@@ -22,13 +22,23 @@ MANY_ROWS = 4096  # below it, a block's work is too small to be worth waiting fo
 RoundBlock = Callable[[Tensor, int], Tensor]
 
 
-def ldlq(W: Tensor, lower: Tensor, round_block: RoundBlock) -> Tensor:
-    """Rounds the columns of W with feedback.
+def ldlq(
+    W: Tensor,
+    lower: Tensor | None,
+    round_block: RoundBlock,
+    columns: int = BLOCK,
+    panel: int | None = None,
+    begin: Callable[[Tensor, int], None] = lambda target, start: None,
+) -> Tensor:
+    """Rounds the columns of W with feedback. With one column at a time this is GPTQ, from the last column to the first.
 
     Args:
         W: (m, n) float32, the target.
-        lower: (n, n) L of `factors.Feedback`.
-        round_block: takes a target (m, 8) float32 and the number of its block, returns the rounded values (m, 8).
+        lower: (n, n) L of `factors.Feedback`; None rounds without feedback.
+        round_block: takes a target (m, columns) float32 and the number of its block, returns the rounded values.
+        columns: that are rounded at once.
+        panel: columns between two calls of `begin`, a multiple of `columns`; None leaves it open.
+        begin: is given the target (m, width) of a panel, before any of it is rounded, and its first column.
 
     Returns:
         the rounded matrix (m, n) float32.
@@ -36,16 +46,20 @@ def ldlq(W: Tensor, lower: Tensor, round_block: RoundBlock) -> Tensor:
     n = W.shape[1]
     rounded = torch.empty_like(W)
     error = torch.zeros_like(W)  # W − Ŵ, zero where not yet rounded
-    for end in range(n, 0, -PANEL):
-        start = max(0, end - PANEL)
-        carried = W[:, start:end] + product(error[:, end:], lower[end:, start:end])
+    panel = panel or PANEL
+    for end in range(n, 0, -panel):
+        start = max(0, end - panel)
+        carried = W[:, start:end]
+        if lower is not None:
+            carried = carried + product(error[:, end:], lower[end:, start:end])
+        begin(carried, start)
         with _threads_for(W):
-            for left in range(end - BLOCK, start - 1, -BLOCK):
-                right = left + BLOCK
+            for left in range(end - columns, start - 1, -columns):
+                right = left + columns
                 target = carried[:, left - start : right - start]
-                if right < end:
+                if lower is not None and right < end:
                     target = target + error[:, right:end] @ lower[right:end, left:right]
-                rounded[:, left:right] = round_block(target, left // BLOCK)
+                rounded[:, left:right] = round_block(target, left // columns)
                 error[:, left:right] = W[:, left:right] - rounded[:, left:right]
     return rounded
 

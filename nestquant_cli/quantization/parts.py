@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..calibration.statistics import LayerStatistics
+from ..lattice.code import NestedCode
 from ..modules.layout import Layout, LinearLayout
 from .layer import QuantizedMatrix
 from .recipe import Recipe
@@ -45,25 +47,27 @@ def part_of(
         packed: its quantized matrices by name in the layer; empty where weights stay in 16 bits.
         recipe: for the codes.
     """
-    layout = empty_layout(recipe)
+    layout, tensors = empty_layout(recipe), dict[str, Tensor]()
     coded = bool(packed) or recipe.shape("act") is not None
     for leader, item in statistics.inputs.items() if coded else ():
         source = f"{prefix}.{leader}"
         layout.inputs[source] = item.code
+        if item.reflectors is not None:
+            layout.reflections[source] = len(item.reflectors)
+            tensors[f"{source}.turn.reflectors"] = item.reflectors.to(torch.bfloat16).view(torch.int16)
         for name in item.members:
             linear = layer.get_submodule(name)
             assert isinstance(linear, nn.Linear)
-            multipliers = packed[name].code.multipliers if name in packed else None
+            code = packed[name].code if name in packed else None
+            multipliers = code.multipliers if isinstance(code, NestedCode) else None
             layout.linears[f"{prefix}.{name}"] = LinearLayout(
                 linear.in_features, linear.out_features, linear.bias is not None, source, multipliers
             )
     if statistics.cache is not None:
         layout.cache.append(statistics.cache)
 
-    tensors = {}
     for name, matrix in packed.items():
-        tensors[f"{prefix}.{name}.words"] = matrix.words
-        tensors[f"{prefix}.{name}.row_scale"] = matrix.row_scale
+        tensors |= {f"{prefix}.{name}.{leaf}": tensor for leaf, tensor in matrix.tensors.items()}
     replaced = {f"{name}.weight" for name in packed}
     for name, tensor in layer.state_dict().items():
         if name not in replaced:
@@ -73,7 +77,8 @@ def part_of(
 
 def empty_layout(recipe: Recipe) -> Layout:
     """The layout of a recipe before any layer."""
-    return Layout(recipe.shape("weight"), recipe.shape("act"), recipe.shape("kv"), recipe.seed)
+    weight, act, kv = (recipe.shape(part) for part in ("weight", "act", "kv"))
+    return Layout(weight, act, kv, recipe.seed, rotation=recipe.rotation)
 
 
 def join_layouts(recipe: Recipe, parts: list[LayerPart]) -> Layout:
@@ -82,5 +87,6 @@ def join_layouts(recipe: Recipe, parts: list[LayerPart]) -> Layout:
     for part in parts:
         layout.linears.update(part.layout.linears)
         layout.inputs.update(part.layout.inputs)
+        layout.reflections.update(part.layout.reflections)
         layout.cache.extend(part.layout.cache)
     return layout

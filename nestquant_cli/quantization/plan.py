@@ -1,5 +1,6 @@
 """What a quantization would write and need, from the model's configuration alone."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,14 +8,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..calibration.hidden import DEFAULT_BUDGET
-from ..lattice.code import row_bytes
+from ..codecs.registry import stored_tensors
 from ..models.source import Source, load_config
 from ..models.structure import Decoder, find_decoder, linears, refuse_stray_matrices
 from ..models.weights import empty_model
 from ..modules.inputs import padded_size
 from .recipe import Recipe
 
-ROW_SCALE_BYTES = 2
 LIBRARIES = 600 << 20  # bytes resident once torch, transformers and Numba are loaded
 FACTORS = 4  # matrices (n, n) in float64 at the height of a factorization
 ROW_COPIES = 7  # matrices (rows, n) in float32 while the rows of one input are rounded
@@ -99,7 +99,8 @@ def _row(name: str, count: int, out_features: int, in_features: int, recipe: Rec
     if shape is None:
         one = item * out_features * in_features
     else:
-        one = out_features * (row_bytes(padded_size(in_features), shape.word_bits) + ROW_SCALE_BYTES)
+        forms = stored_tensors(shape, out_features, padded_size(in_features)).values()
+        one = sum(math.prod(size) * dtype.itemsize for size, dtype in forms)
     return PlanRow(name, count, out_features, in_features, one * 8 / (out_features * in_features), count * one)
 
 

@@ -6,13 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..codecs.protocol import Shape
+from ..codecs.registry import CODECS, shape_of
 from ..errors import NestQuantError
-from ..lattice.code import MOST_MULTIPLIERS
-from ..lattice.shape import CodeShape, shape_for_bits, shape_for_q
+from ..modules.layout import ROTATIONS
 
 SIXTEEN = 16.0  # bits that mean "leave alone"
-METHODS = ("nestquant",)
+FEEDBACKS = ("none", "ldlq")
+_RANGES = (("samples", 1, 1 << 20), ("seqlen", 2, 1 << 20), ("seed", 0, (1 << 63) - 1), ("reflections", 1, 4096))
 _NOTHING = "nothing was quantized"
+_REMEDIES = {
+    "nestquant": "2 to 8 bits in steps of 0.125",
+    "integer": "whole bits from 2 to 8 and groups in multiples of 8",
+}
 
 
 @dataclass(frozen=True)
@@ -20,9 +26,16 @@ class Recipe:
     """Settings of one quantization.
 
     Attributes:
-        method: the codec.
+        method: the codec, "nestquant" or "integer".
         weight_bits, act_bits, kv_bits: 2 to 8 in eighths, or 16 to leave that part alone.
-        weight_code, act_code, kv_code: {"q": …, "k": …} to choose the code by hand; None chooses it by bits.
+        weight_code, act_code, kv_code: the code by hand: {"q": …, "k": …} of nestquant; of integer any of "symmetric",
+            "group" (entries that share a scale; null is the row, token or head) and "clip" ("mse", or a fraction of the
+            largest entry). None chooses nestquant's by bits, and symmetric integers of least squared error.
+        rotation: of inputs, keys and values: "none", "hadamard", or "learned", which adds reflections learned on
+            calibration text to the inputs of Linears.
+        reflections: how many a learned rotation has.
+        feedback: "ldlq" feeds rounding errors of weights back (with integers that is GPTQ), "none" rounds plainly.
+        qa: whether weights are made for the rounded input (QA-LDLQ), or for the unrounded one.
         dataset, samples, seqlen: calibration text and how much of it.
         seed: of rotation signs, window sampling and fits.
         damping: added to the Hessian, as a fraction of its mean diagonal.
@@ -35,23 +48,31 @@ class Recipe:
     weight_bits: float = 4.0
     act_bits: float = 4.0
     kv_bits: float = 4.0
-    weight_code: dict[str, int] | None = None
-    act_code: dict[str, int] | None = None
-    kv_code: dict[str, int] | None = None
+    weight_code: dict[str, Any] | None = None
+    act_code: dict[str, Any] | None = None
+    kv_code: dict[str, Any] | None = None
     dataset: str = "wikitext2"
     samples: int = 128
     seqlen: int = 2048
     seed: int = 0
     damping: float = 0.01
+    rotation: str = "hadamard"
+    reflections: int = 16
+    feedback: str = "ldlq"
+    qa: bool = True
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise NestQuantError(f"there is no method '{self.method}'", _NOTHING, f"use one of {', '.join(METHODS)}")
+        for name, known in (("method", tuple(CODECS)), ("rotation", ROTATIONS), ("feedback", FEEDBACKS)):
+            if getattr(self, name) not in known:
+                cause = f"there is no {name} '{getattr(self, name)}'"
+                raise NestQuantError(cause, _NOTHING, f"use one of {', '.join(known)}")
+        if type(self.qa) is not bool:
+            raise NestQuantError(f"qa {self.qa} is not true or false", _NOTHING, "correct qa")
         for part in ("weight", "act", "kv"):
             self.shape(part)
         if all(self.shape(part) is None for part in ("weight", "act", "kv")):
             raise NestQuantError("weights, activations and KV cache are all left at 16 bits", _NOTHING, "give --bits")
-        for name, low, high in (("samples", 1, 1 << 20), ("seqlen", 2, 1 << 20), ("seed", 0, (1 << 63) - 1)):
+        for name, low, high in _RANGES:
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
                 raise NestQuantError(
@@ -62,7 +83,7 @@ class Recipe:
         if not isinstance(self.dataset, str) or not self.dataset:
             raise NestQuantError("dataset is not a name", _NOTHING, "use wikitext2, c4, demo or a .txt or .jsonl file")
 
-    def shape(self, part: str) -> CodeShape | None:
+    def shape(self, part: str) -> Shape | None:
         """The code of "weight", "act" or "kv"; None for 16 bits."""
         bits, code = getattr(self, f"{part}_bits"), getattr(self, f"{part}_code")
         if not _is_number(bits):
@@ -70,16 +91,10 @@ class Recipe:
         if bits == SIXTEEN:
             return None
         try:
-            if code is None:
-                return shape_for_bits(float(bits))
-            if not isinstance(code, dict) or set(code) != {"q", "k"} or any(type(v) is not int for v in code.values()):
-                raise ValueError(f"{part}_code {code} is not of the form {{q: 14, k: 4}}")
-            if not 2 <= code["q"] <= 256 or not 1 <= code["k"] <= MOST_MULTIPLIERS:
-                raise ValueError(f"q and k of {part}_code are {code}, not 2 to 256 and 1 to {MOST_MULTIPLIERS}")
-            return shape_for_q(code["q"], code["k"])
+            return shape_of(self.method, float(bits), code, f"{part}_code")
         except ValueError as error:
             raise NestQuantError(
-                str(error), _NOTHING, "use 2 to 8 in steps of 0.125, or 16 to leave a part alone"
+                str(error), _NOTHING, f"use {_REMEDIES[self.method]}, or 16 to leave a part alone"
             ) from error
 
     def tag(self) -> str:
@@ -103,7 +118,7 @@ def read_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
 
     Args:
         path: YAML mapping of Recipe's fields; None for the defaults.
-        overrides: settings by name; None values are ignored. Bits given here also drop the file's code for that part.
+        overrides: settings by name; None values are ignored. Bits given here also drop the file's {q, k} for that part.
 
     Raises:
         NestQuantError: the file is unreadable, has an unknown setting, or a setting is invalid.
@@ -116,7 +131,8 @@ def read_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
     for name, value in overrides.items():
         if value is not None:
             settings[name] = value
-            if name.endswith("_bits"):
+            code = settings.get(name.replace("_bits", "_code"))
+            if name.endswith("_bits") and isinstance(code, dict) and "q" in code:
                 settings.pop(name.replace("_bits", "_code"), None)
     return Recipe(**settings)
 

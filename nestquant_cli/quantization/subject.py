@@ -8,7 +8,9 @@ from transformers import PreTrainedTokenizerBase
 from .. import __version__
 from ..calibration.collect import Coding
 from ..calibration.text import Windows, load_text, sample_windows
+from ..codecs.protocol import Shape
 from ..errors import NestQuantError
+from ..lattice.shape import CodeShape
 from ..models.source import Source, fingerprint, load_tokenizer
 from ..models.structure import refuse_stray_matrices
 from ..models.weights import Weights, open_weights
@@ -75,13 +77,25 @@ def text_of(windows: Windows) -> dict[str, Any]:
 def about_model(subject: Subject, recipe: Recipe, group: Team) -> dict[str, Any]:
     """What a calibration must share with the quantization that uses it."""
     shapes = {part: recipe.shape(part) for part in ("act", "kv")}
-    codes = {f"{part}_code": None if shape is None else [shape.q, shape.k] for part, shape in shapes.items()}
+    codes = {f"{part}_code": shape and _code_key(shape) for part, shape in shapes.items()}
     sha256 = group.lead(lambda: fingerprint(subject.source))
-    return {"model_sha256": sha256, "seed": recipe.seed, **codes, "nestquant": __version__}
+    return {
+        "model_sha256": sha256,
+        "seed": recipe.seed,
+        "rotation": recipe.rotation,
+        "reflections": recipe.reflections if recipe.rotation == "learned" else 0,
+        **codes,
+        "nestquant": __version__,
+    }
+
+
+def _code_key(shape: Shape) -> Any:
+    return [shape.q, shape.k] if isinstance(shape, CodeShape) else shape.to_dict()
 
 
 def coding_of(recipe: Recipe) -> Coding:
-    return Coding(recipe.shape("act"), recipe.shape("kv"), recipe.seed)
+    shapes = recipe.shape("act"), recipe.shape("kv")
+    return Coding(*shapes, recipe.seed, recipe.rotation, recipe.shape("weight"), recipe.reflections)
 
 
 def circumstances(subject: Subject, group: Team) -> dict[str, Any]:

@@ -5,6 +5,7 @@ and every F is applied along its own axis by a small dense product. docs/rotatio
 """
 
 from functools import cache
+from typing import overload
 
 import numpy as np
 import torch
@@ -177,13 +178,36 @@ class Rotation:
         return torch.cat([_hadamard(p.contiguous(), p.shape[-1], transposed) for p in parts], dim=-1)
 
 
+class Identity:
+    """No rotation, where one is asked for; see `Rotation`."""
+
+    def __init__(self, order: int) -> None:
+        self.order = order
+
+    def apply(self, x: Tensor) -> Tensor:
+        """x (..., n) in float32."""
+        return x.to(torch.float32)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """y (..., n) in float32."""
+        return y.to(torch.float32)
+
+    def matrix(self) -> Tensor:
+        """(n, n) float32."""
+        return torch.eye(self.order)
+
+
+@overload
+def rotation(order: int, seed: int) -> Rotation: ...
+@overload
+def rotation(order: int, seed: int | None) -> Rotation | Identity: ...
 @cache
-def rotation(order: int, seed: int) -> Rotation:
+def rotation(order: int, seed: int | None) -> Rotation | Identity:
     """The randomized Hadamard rotation of an order: deterministic, cached, shared by everyone who asks.
 
     Args:
         order: n ≥ 1, the length of the vectors.
-        seed: 0 ≤ seed < 2^64.
+        seed: 0 ≤ seed < 2^64; None is for no rotation.
 
     Raises:
         NestQuantError: order or seed out of range.
@@ -194,4 +218,4 @@ def rotation(order: int, seed: int) -> Rotation:
         >>> torch.allclose(r.inverse(r.apply(x)), x, atol=1e-5)
         True
     """
-    return Rotation(order, seed)
+    return Identity(order) if seed is None else Rotation(order, seed)

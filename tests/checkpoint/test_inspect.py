@@ -58,7 +58,7 @@ def test_layers_and_matrices(tiny_checkpoint: Path) -> None:
     assert all(len(matrices) == 7 for matrices in found.layers().values())
     for matrix in found.matrices:
         assert matrix.bits_per_weight == 4 + 16 / matrix.shape[1]
-        assert (matrix.q, matrix.word_bits) == (13, 32) and len(matrix.multipliers) <= 5
+        assert (matrix.code["q"], matrix.word_bits) == (13, 32) and len(matrix.code["multipliers"]) <= 5
     assert found.entropy_bits is not None and 3.7 < found.entropy_bits < 4
 
 

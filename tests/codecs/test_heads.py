@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from nestquant_cli.codecs.fit import ScaledCode
-from nestquant_cli.codecs.heads import SCALE_BYTES, check_head_size, pack_heads, unpack_heads
+from nestquant_cli.codecs.fit import SCALE_BYTES, ScaledCode
+from nestquant_cli.codecs.heads import check_head_size, pack_heads, unpack_heads
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.lattice.code import NestedCode, row_bytes
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nestquant_cli.codecs.fit import ScaledCode
 from nestquant_cli.lattice.code import NestedCode
-from nestquant_cli.modules.inputs import InputQuantizer, LinearInput, dequantize, padded_size
+from nestquant_cli.modules.inputs import InputQuantizer, LinearInput, padded_size
 from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian, relative_error
 
@@ -37,7 +37,7 @@ def test_coded_inputs_are_near_the_rotated_ones(features: int, dtype: torch.dtyp
     assert source.padded == padded_size(features) and source.padded % 8 == 0
     assert coded.values.dtype == torch.int8 and coded.values.shape == (6, source.padded)
     assert coded.scale is not None and coded.scale.shape == (6,)
-    assert relative_error(source.unrotate(dequantize(coded)), x.reshape(6, features)) < 0.15
+    assert relative_error(source.unrotate(coded.dequantized()), x.reshape(6, features)) < 0.15
 
 
 def test_without_a_code_the_input_is_only_rotated() -> None:
@@ -45,7 +45,7 @@ def test_without_a_code_the_input_is_only_rotated() -> None:
     coded = source(x)
     assert coded.scale is None
     padded = torch.nn.functional.pad(x, (0, 4))
-    torch.testing.assert_close(dequantize(coded), padded @ rotation(24, 5).matrix().t(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(coded.dequantized(), padded @ rotation(24, 5).matrix().t(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(source.unrotate(coded.values), x, rtol=1e-5, atol=1e-5)
 
 
@@ -75,7 +75,7 @@ def test_a_change_in_place_is_seen(mode: Callable[[], AbstractContextManager[obj
         assert source.rotations == 2
         assert after.scale is not None and before.scale is not None
         torch.testing.assert_close(after.scale, 3 * before.scale)
-        assert torch.equal(dequantize(after), dequantize(InputQuantizer(16, 0, CODE)(x)))
+        assert torch.equal(after.dequantized(), InputQuantizer(16, 0, CODE)(x).dequantized())
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -53,7 +53,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "told"),
     [
-        ("format_version", 2, "format version 2, this nestquant reads 1"),
+        ("format_version", 3, "format version 3, this nestquant reads 1 to 2"),
         ("format_version", ..., "format_version must be an integer"),
         ("seed", -1, "seed must be an integer"),
         ("seed", True, "seed must be an integer"),

@@ -12,7 +12,7 @@ from nestquant_cli.codecs.fit import ScaledCode
 from nestquant_cli.kernels import for_device
 from nestquant_cli.kernels.int8 import integer_product
 from nestquant_cli.lattice.shape import shape_for_bits
-from nestquant_cli.modules.inputs import InputQuantizer, LinearInput, dequantize
+from nestquant_cli.modules.inputs import InputQuantizer, LinearInput
 from nestquant_cli.modules.linear import QuantizedLinear, row_scale_bits, row_scale_of
 from nestquant_cli.modules.product import float_product
 from tests.families import gaussian, relative_error
@@ -52,7 +52,7 @@ def make(
 def dense(layer: QuantizedLinear, x: Tensor) -> Tensor:
     """The product in float64, every factor dequantized."""
     source = layer.source
-    coded = source.unrotate(dequantize(source.quantize(source.rotate(x)))).double()
+    coded = source.unrotate(source.quantize(source.rotate(x)).dequantized()).double()
     assert layer.bias is not None
     y = coded @ layer.dequantized().double().t() + layer.bias.double()
     return y.view(*x.shape[:-1], layer.out_features)
@@ -80,7 +80,7 @@ def test_odd_widths(in_features: int, out_features: int, act: ScaledCode | None)
     layer.words = torch.randint(0, 256, layer.words.shape, dtype=torch.uint8)  # any bytes decode to something
     layer.row_scale = row_scale_bits(torch.rand(out_features) + 0.5)
     x = gaussian(6, in_features, seed=3)
-    coded = dequantize(source.quantize(source.rotate(x))).double()  # in the rotated basis: padding carries noise too
+    coded = source.quantize(source.rotate(x)).dequantized().double()  # in the rotated basis: padding carries noise too
     weight = layer.decoded().double() * row_scale_of(layer.row_scale).double()[:, None]
     torch.testing.assert_close(layer(x).double(), coded @ weight.t(), rtol=1e-4, atol=1e-3)
 
@@ -163,7 +163,7 @@ def test_a_layer_without_bias() -> None:
     layer = make(FOUR, FOUR)
     layer.bias = None
     x = gaussian(3, IN)
-    coded = dequantize(layer.source(x)).double()
+    coded = layer.source(x).dequantized().double()
     weight = layer.decoded().double() * row_scale_of(layer.row_scale).double()[:, None]
     torch.testing.assert_close(layer(x).double(), F.linear(coded, weight), rtol=1e-4, atol=1e-4)
 

@@ -160,7 +160,7 @@ def test_generation_in_int8(folder: Path) -> None:
 
 @pytest.mark.parametrize(("free", "form"), [(1 << 40, "int8"), (1 << 10, "packed")])
 def test_auto_looks_at_free_memory(folder: Path, monkeypatch: pytest.MonkeyPatch, free: int, form: str) -> None:
-    monkeypatch.setattr(resident, "_free_memory", lambda device: free)
+    monkeypatch.setattr(resident, "free_memory", lambda device: free)
     model = load(folder)
     assert set_resident(model, "auto") == form
     assert {layer.resident for layer in quantized_linears(model).values()} == {form}

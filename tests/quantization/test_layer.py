@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nestquant_cli.calibration.statistics import InputCollector, InputStatistics
+from nestquant_cli.codecs.integer import IntegerCode
+from nestquant_cli.codecs.protocol import Shape
+from nestquant_cli.codecs.registry import decoded
 from nestquant_cli.errors import NestQuantError
-from nestquant_cli.kernels import for_device
 from nestquant_cli.lattice.shape import CodeShape, shape_for_bits
-from nestquant_cli.modules.linear import row_scale_of
 from nestquant_cli.quantization.layer import QuantizedMatrix, quantize_group, row_errors
 from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian, relative_error
@@ -37,8 +38,7 @@ def packed(features: int, act: CodeShape | None = None, weight: CodeShape = FOUR
 
 
 def rotated_weight(matrix: QuantizedMatrix, n: int) -> Tensor:
-    v = for_device(matrix.words.device).unpack(matrix.words, n, matrix.code)
-    return v.float() * row_scale_of(matrix.row_scale)[:, None]
+    return decoded(matrix.code, matrix.tensors, n)
 
 
 @pytest.mark.parametrize("features", [64, 20])
@@ -59,15 +59,15 @@ def test_words_decode_to_the_weight_and_the_record_says_how_nearly(features: int
         assert record["hessian_error"] < 0.05
         assert sum(record["beta_histogram"]) == len(W) * n // 8
         assert 0 <= record["clipped_blocks"] <= len(W) * n // 80 and record["damping"] == 0.01
-        assert record["beta"] == sorted(record["beta"]) and len(record["beta"]) == matrix.code.k
+        assert record["beta"] == sorted(record["beta"]) and len(record["beta"]) == len(record["multipliers"])
 
 
 def test_members_of_a_group_and_no_others_are_quantized_alike() -> None:
     result = packed(64)
     assert list(result) == ["q", "k"]
     assert result["q"].code == result["k"].code
-    assert result["q"].words.shape == (24, 32) and result["k"].words.shape == (5, 32)
-    assert result["q"].row_scale.dtype == torch.int16
+    assert result["q"].tensors["words"].shape == (24, 32) and result["k"].tensors["words"].shape == (5, 32)
+    assert result["q"].tensors["row_scale"].dtype == torch.int16
 
 
 def test_more_bits_give_less_error() -> None:
@@ -135,3 +135,44 @@ def test_dead_inputs_are_counted_and_their_weights_rounded_as_others() -> None:
     assert item.dead == 3
     for matrix in quantize_group(linears(16), item, FOUR, SEED, 0.01, "layer").values():
         assert matrix.record["dead_inputs"] == 3 and matrix.record["relative_error"] < 0.1
+
+
+def test_gptq_is_ldlq_one_column_at_a_time() -> None:
+    """Against GPTQ as its authors write it: round a column, spread its error by the Cholesky factor of the inverse."""
+    item, modules = statistics(24), linears(24)
+    code = IntegerCode(3, clip=0.8)
+    result = quantize_group(modules, item, code, SEED, 0.01, "layer", aware=False)["q"]
+    W = rotation(24, SEED).apply(modules["q"].weight.detach()).double()
+    H = item.hessian.double()
+    H += 0.01 * H.diagonal().mean() * torch.eye(24)
+    W, H = W.flip(1), H.flip(0, 1)  # the authors begin with the first column
+    scale, _ = code.grid(W.float(), 0.8)
+    U = torch.linalg.cholesky(torch.linalg.inv(H), upper=True)
+    rounded = torch.empty_like(W)
+    for j in range(24):
+        rounded[:, j] = (W[:, j] / scale[:, 0]).round().clamp(-4, 3) * scale[:, 0]
+        W[:, j:] -= torch.outer((W[:, j] - rounded[:, j]) / U[j, j], U[j, j:])
+    torch.testing.assert_close(rotated_weight(result, 24).double(), rounded.flip(1))
+
+
+@pytest.mark.parametrize("code", [FOUR, IntegerCode(4), IntegerCode(3, symmetric=False, group=16)], ids=str)
+def test_feedback_and_noise_awareness_each_pay(code: Shape) -> None:
+    item = statistics(64, FOUR)
+
+    def error(**settings: bool) -> float:
+        return float(
+            quantize_group(linears(64), item, code, SEED, 0.01, "layer", **settings)["q"].record["hessian_error"]
+        )
+
+    plain = error(feeding=False, aware=False)
+    assert error(feeding=True, aware=False) < plain
+    assert error(feeding=True, aware=True) < error(feeding=True, aware=False)
+
+
+def test_without_rotation_weights_are_rounded_as_they_are() -> None:
+    modules, code = linears(32), IntegerCode(4, clip=1.0)
+    result = quantize_group(
+        modules, statistics(32), code, SEED, 0.01, "layer", rotated=False, feeding=False, aware=False
+    )
+    assert torch.equal(rotated_weight(result["k"], 32), code.round(modules["k"].weight.detach()).dequantized())
+    assert result["k"].record["damping"] == 0 and result["k"].record["code"] == code.to_dict()

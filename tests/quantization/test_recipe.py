@@ -3,12 +3,22 @@ from typing import Any
 
 import pytest
 
+from nestquant_cli.codecs.integer import IntegerCode
 from nestquant_cli.errors import NestQuantError
-from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.lattice.shape import CodeShape, shape_for_bits
 from nestquant_cli.quantization.recipe import Recipe, read_recipe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-TAGS = {"w4a4kv4": "w4a4kv4", "w4": "w4", "w3": "w3"}
+TAGS = {
+    "w4a4kv4": "w4a4kv4",
+    "w4": "w4",
+    "w3": "w3",
+    "rtn-w4": "w4",
+    "gptq-w4-g64": "w4",
+    "gptq-w3-g64": "w3",
+    "quarot-w4a4kv4": "w4a4kv4",
+    "spinquant-w4a4kv4": "w4a4kv4",
+}
 
 
 def yaml(folder: Path, text: str) -> Path:
@@ -57,6 +67,16 @@ def test_other_bits_are_refused(part: str, bits: Any) -> None:
         ({"weight_code": {"q": 300, "k": 4}}, "q and k .* 2 to 256 and 1 to 255"),
         ({"weight_code": {"q": 2, "k": 10**9}}, "q and k .* 2 to 256 and 1 to 255"),
         ({"weight_code": {"q": 250, "k": 9}}, "1 to 64 bits"),
+        ({"rotation": "magic"}, "no rotation 'magic'"),
+        ({"feedback": True}, "no feedback 'True'"),
+        ({"qa": 1}, "qa 1 is not true or false"),
+        ({"reflections": 0}, "reflections 0 is not an integer"),
+        ({"method": "integer", "weight_bits": 3.5}, "3.5 of an integer code are not a whole number"),
+        ({"method": "integer", "act_bits": 9}, "bits 9 of an integer code"),
+        ({"method": "integer", "kv_code": {"q": 14, "k": 4}}, "kv_code .* is not of the form"),
+        ({"method": "integer", "kv_code": {"group": 12}}, "group 12 is not a multiple of 8"),
+        ({"method": "integer", "kv_code": {"clip": 1.5}}, "clip 1.5 is not in"),
+        ({"method": "integer", "kv_code": {"symmetric": 1}}, "symmetric is 1, not true or false"),
     ],
 )
 def test_unusable_settings_are_refused(settings: dict[str, Any], told: str) -> None:
@@ -71,7 +91,7 @@ def test_presets_are_recipes(preset: Path) -> None:
         assert recipe.tag() == TAGS[preset.stem]
     else:
         shape = recipe.shape("weight")
-        assert shape is not None and (shape.q, shape.k) == (14, 4)  # the paper's
+        assert isinstance(shape, CodeShape) and (shape.q, shape.k) == (14, 4)  # the paper's
 
 
 def test_settings_given_win_over_the_file(tmp_path: Path) -> None:
@@ -97,3 +117,14 @@ def test_damaged_files_are_refused(tmp_path: Path, text: str, told: str) -> None
         read_recipe(yaml(tmp_path, text), {})
     with pytest.raises(NestQuantError, match="cannot be read as YAML"):
         read_recipe(tmp_path / "absent.yaml", {})
+
+
+def test_integers_by_name_and_bits() -> None:
+    recipe = Recipe(method="integer", weight_code={"group": 64, "clip": "mse"}, act_bits=16, kv_bits=8)
+    assert recipe.shape("weight") == IntegerCode(4, True, 64, None) and recipe.shape("kv") == IntegerCode(8)
+    assert (recipe.tag(), recipe.bits("weight")) == ("w4kv8", 4)
+
+
+def test_bits_given_over_a_file_keep_its_integer_grid(tmp_path: Path) -> None:
+    path = yaml(tmp_path, "method: integer\nweight_code: {group: 64}\nact_bits: 16\nkv_bits: 16\n")
+    assert read_recipe(path, {"weight_bits": 3}).shape("weight") == IntegerCode(3, True, 64)

@@ -1,0 +1,131 @@
+"""`nestquant compare`: several recipes on one model, quantized, scored side by side, as table, plots and report."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import console
+from .calibrate import given
+from .eval_ppl import Dtype, DtypeOption
+from .eval_tasks import IncludeOption, LimitOption
+from .options import (
+    Bos,
+    BosOption,
+    DatasetOption,
+    DeviceOption,
+    MaxWindowsOption,
+    ModelArgument,
+    Resident,
+    ResidentOption,
+    SamplesOption,
+    SeedOption,
+    SeqlenOption,
+    SplitOption,
+)
+
+if TYPE_CHECKING:
+    from ..comparison.result import Comparison
+
+RecipesOption = Annotated[
+    str, typer.Option("--recipes", metavar="A.yaml,B.yaml", help="Recipes, by comma; a file's name names its row.")
+]
+AgainstOption = Annotated[
+    str | None,
+    typer.Option("--against", metavar="NAME", help="Say how much of this recipe's gap the others close."),
+]
+EvalDatasetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--eval-dataset",
+        metavar="DATASET",
+        help="Text to score; a local file for --dataset needs one here, too.",
+        show_default="that of --dataset",
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="DIR", help="Folder for checkpoints and result; one that was begun goes on."),
+]
+SomeTasksOption = Annotated[
+    str | None, typer.Option("--tasks", metavar="A,B", help="Also run these lm-eval tasks on every model.")
+]
+
+
+def compare(
+    context: typer.Context,
+    model: ModelArgument,
+    recipes: RecipesOption,
+    against: AgainstOption = None,
+    output: OutputOption = None,
+    dataset: DatasetOption = "wikitext2",
+    samples: SamplesOption = 128,
+    seqlen: SeqlenOption = 2048,
+    eval_dataset: EvalDatasetOption = None,
+    split: SplitOption = "test",
+    max_windows: MaxWindowsOption = None,
+    bos: BosOption = Bos.default,
+    tasks: SomeTasksOption = None,
+    limit: LimitOption = None,
+    include_path: IncludeOption = None,
+    resident: ResidentOption = Resident.auto,
+    dtype: DtypeOption = Dtype.auto,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Quantize a model by several recipes and score all of them beside it, in one run.
+
+    --dataset, --samples, --seqlen and --seed win over the recipes where they are given. The folder gets a checkpoint
+    for each recipe, comparison.json, report.md and plots. The same command goes on after an interruption, and a
+    further recipe costs only itself.
+    """
+    from ..comparison.entries import read_entries
+    from ..comparison.run import CompareOptions
+    from ..comparison.run import compare as run
+    from ..models.source import resolve
+
+    entries = read_entries([Path(name.strip()) for name in recipes.split(",") if name.strip()], given(context))
+    name = resolve(model).name.rpartition("/")[2]
+    options = CompareOptions(
+        model=model,
+        entries=tuple(entries),
+        folder=output if output is not None else Path(f"{name}-comparison"),
+        against=against,
+        dataset=_scored(dataset, eval_dataset),
+        split=split,
+        seqlen=seqlen,
+        max_windows=max_windows,
+        bos=bos.value,
+        tasks=tuple(task.strip() for task in (tasks or "").split(",") if task.strip()),
+        limit=limit,
+        include_path=include_path,
+        seed=seed,
+        dtype=dtype.value,
+        device=device,
+        resident=resident.value,
+    )
+    _print(run(options), options.folder)
+
+
+def _scored(dataset: str, eval_dataset: str | None) -> str:
+    from ..errors import NestQuantError
+
+    if eval_dataset is None and Path(dataset).suffix:
+        raise NestQuantError(
+            f"{dataset} has no part that is kept for evaluation",
+            "nothing was compared",
+            "name other text with --eval-dataset",
+        )
+    return eval_dataset or dataset
+
+
+def _print(found: "Comparison", folder: Path) -> None:
+    from ..comparison.report import cells, columns
+
+    protocol = found.protocol
+    console.table(columns(found), cells(found), title=found.model)
+    console.line(
+        f"{protocol['dataset']} ({protocol['split']}): {protocol['windows']} of {protocol['windows_in_text']} windows "
+        f"of {protocol['seqlen']}, BOS {protocol['bos']}, fp32 log-softmax"
+    )
+    console.line(f"report, plots and checkpoints: {folder}")

@@ -1,0 +1,61 @@
+"""The codecs by name, and what is asked of whichever a shape or a code belongs to."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .integers import Integers
+from .nestquant import NestQuant
+from .protocol import Codec, Rounder, Shape, TensorForms, VectorCode, WeightCode
+
+_CODECS: tuple[Codec, ...] = (NestQuant(), Integers())
+CODECS = {codec.name: codec for codec in _CODECS}
+
+
+def shape_of(codec: str, bits: float, settings: Any, place: str) -> Shape:
+    """See `Codec.shape`; `codec` is one of CODECS."""
+    return CODECS[codec].shape(bits, settings, place)
+
+
+def shape_from(value: dict[str, Any]) -> Shape:
+    """The shape that config.json describes; raises ValueError where it is none."""
+    name = value.get("codec")
+    if not isinstance(name, str) or name not in CODECS:
+        raise ValueError(f"there is no codec {name!r}")
+    return CODECS[name].shape_from(value)
+
+
+def fit_vectors(rows: Tensor, shape: Shape, seed: int) -> VectorCode:
+    """See `Codec.fit`."""
+    return CODECS[shape.codec].fit(rows, shape, seed)
+
+
+def vector_from(fitted: dict[str, Any], shape: Shape) -> VectorCode:
+    """See `Codec.vector_from`."""
+    return CODECS[shape.codec].vector_from(fitted, shape)
+
+
+def weight_code(shape: Shape, multipliers: tuple[int, ...] | None) -> WeightCode:
+    """See `Codec.weight_code`."""
+    return CODECS[shape.codec].weight_code(shape, multipliers)
+
+
+def decoded(code: WeightCode, tensors: Mapping[str, Tensor], entries: int) -> Tensor:
+    """See `Codec.decoded`."""
+    return CODECS[code.codec].decoded(code, tensors, entries)
+
+
+def stored_tensors(shape: Shape, rows: int, entries: int) -> TensorForms:
+    """Shape and dtype of what a matrix (rows, entries) is stored in, by name, before anything is fitted."""
+    return weight_code(shape, None).tensors(rows, entries)
+
+
+def rounder(target: Tensor, rows: list[int], shape: Shape, seed: int) -> Rounder | None:
+    """See `Codec.rounder`."""
+    return CODECS[shape.codec].rounder(target, rows, shape, seed)
+
+
+def columns_of(shape: Shape) -> int:
+    """Columns that feedback goes over at once."""
+    return CODECS[shape.codec].columns

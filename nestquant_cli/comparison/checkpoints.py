@@ -1,0 +1,79 @@
+"""The packed checkpoints of a comparison: made one after the other, and reused where they are finished already."""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.manifest import CONFIG
+from ..checkpoint.read import check_checkpoint, read_quantization_config
+from ..errors import NestQuantError
+from ..models.source import Source
+from ..progress import logger
+from ..quantization.pipeline import calibrate, quantize
+from ..quantization.subject import about_model, open_subject, read_windows, refuse_other_caches, text_of
+from ..team import team
+from .entries import NOT_COMPARED, Entry, calibrations
+from .state import State
+
+
+def make_checkpoints(
+    source: Source, entries: Sequence[Entry], keys: dict[str, Any], folder: Path, device: str, state: State
+) -> None:
+    """Quantizes what is not quantized yet, each entry into `folder/NAME`; entries that can share a calibration do.
+
+    `keys` are those of `run_keys`. What a run took is put under "runs" of the state: seconds, those of the calibration
+    included, and peak memory.
+
+    Raises:
+        NestQuantError: a folder holds a quantization by another recipe or of another model; see `quantize`.
+    """
+    open_entries = [entry for entry in entries if not _finished(folder / entry.name, keys[entry.name])]
+    for entry in entries:
+        if entry not in open_entries:
+            logger.info("%s: finished before", entry.name)
+    for number, (recipe, members) in enumerate(calibrations(open_entries)):
+        stored, spent = None, 0.0
+        if len(members) > 1:
+            stored, start = folder / f"calibration-{number}", time.monotonic()
+            names = ", ".join(entry.name for entry in members)
+            logger.info("one calibration for %s", names)
+            if not (stored / "calibration.json").is_file():
+                calibrate(source, recipe, stored, device)
+            spent = time.monotonic() - start
+        for entry in members:
+            logger.info("quantizing by %s", entry.name)
+            report = quantize(source, entry.recipe, folder / entry.name, device, stored)
+            taken = {"seconds": round(report["seconds"] + spent, 1), "peak_memory_bytes": report["peak_memory_bytes"]}
+            state.put("runs", entry.name, keys[entry.name], taken)
+        if stored is not None:
+            shutil.rmtree(stored)
+
+
+def run_keys(source: Source, entries: Sequence[Entry], device: str) -> dict[str, Any]:
+    """By name what determines a checkpoint, as its config.json says it: settings, model and calibration text."""
+    subject = open_subject(source, device)
+    keys = {}
+    for entry in entries:
+        refuse_other_caches(subject, entry.recipe)
+        text = text_of(read_windows(subject, entry.recipe))
+        key = entry.recipe.to_dict() | about_model(subject, entry.recipe, team()) | text
+        keys[entry.name] = json.loads(json.dumps(key))
+    return keys
+
+
+def _finished(folder: Path, key: Any) -> bool:
+    if not (folder / CONFIG).is_file():
+        return False
+    found = read_quantization_config(folder).get("recipe")
+    if found != key:
+        differing = [name for name in key if not isinstance(found, dict) or found.get(name) != key[name]]
+        raise NestQuantError(
+            f"{folder} is a finished quantization with another {differing[0] if differing else 'setting'}",
+            NOT_COMPARED,
+            "remove it, or choose another --output",
+        )
+    check_checkpoint(folder)
+    return True

@@ -1,0 +1,78 @@
+"""The recipes of a comparison, and which of them can share a calibration."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import NestQuantError
+from ..quantization.recipe import Recipe, read_recipe
+
+NOT_COMPARED = "nothing was compared"
+UNQUANTIZED = "unquantized"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recipe, named after its file."""
+
+    name: str
+    recipe: Recipe
+
+
+def read_entries(paths: Sequence[Path], overrides: dict[str, Any]) -> list[Entry]:
+    """The recipes in the order given.
+
+    Args:
+        paths: YAML files with different names.
+        overrides: settings that win over all of them.
+
+    Raises:
+        NestQuantError: none, two of one name, one that is not a recipe.
+    """
+    if not paths:
+        raise NestQuantError("--recipes names no file", NOT_COMPARED, "give YAML files, such as configs/w4.yaml")
+    entries: dict[str, Entry] = {}
+    for path in paths:
+        if path.stem in entries or path.stem == UNQUANTIZED:
+            raise NestQuantError(f"two rows would be named '{path.stem}'", NOT_COMPARED, "rename one of the files")
+        entries[path.stem] = Entry(path.stem, read_recipe(path, overrides))
+    return list(entries.values())
+
+
+def calibrations(entries: Sequence[Entry]) -> list[tuple[Recipe, list[Entry]]]:
+    """The entries in groups that one calibration serves, each with the recipe to calibrate for.
+
+    Text, seed and rotation must be the same, and activations and the KV cache coded alike or left in 16 bits.
+    """
+    groups: list[tuple[Recipe, list[Entry]]] = []
+    for entry in entries:
+        for number, (recipe, members) in enumerate(groups):
+            joint = _joint(recipe, entry.recipe)
+            if joint is not None:
+                groups[number] = joint, [*members, entry]
+                break
+        else:
+            groups.append((entry.recipe, [entry]))
+    return groups
+
+
+def _joint(one: Recipe, other: Recipe) -> Recipe | None:
+    """A recipe whose calibration has what both need; None where there is none."""
+    for name in ("dataset", "samples", "seqlen", "seed", "rotation"):
+        if getattr(one, name) != getattr(other, name):
+            return None
+    if one.rotation == "learned":
+        return None  # its rotation is made for the recipe's own codes
+    coded = [recipe for recipe in (one, other) if recipe.shape("act") or recipe.shape("kv")]
+    if len(coded) < 2:
+        return coded[0] if coded else one
+    taken: dict[str, Any] = {}
+    for part in ("act", "kv"):
+        shapes = one.shape(part), other.shape(part)
+        if one.method != other.method or (None not in shapes and shapes[0] != shapes[1]):
+            return None
+        giver = one if shapes[0] is not None else other
+        taken |= {f"{part}_bits": getattr(giver, f"{part}_bits"), f"{part}_code": getattr(giver, f"{part}_code")}
+    return dataclasses.replace(one, **taken)

@@ -1,0 +1,125 @@
+"""The rows of a comparison, computed from sums and checkpoints, and their JSON."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.inspect import inspect
+from ..checkpoint.manifest import REPORT
+from ..evaluation.perplexity import Scores, Totals, summary
+from ..files import read_json
+from .entries import UNQUANTIZED
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a comparison; what does not exist is None.
+
+    Attributes:
+        name: of the recipe, or UNQUANTIZED.
+        bits: of weights, activations and KV cache as coded, 16 where left alone.
+        bits_per_weight: real ones, from the bytes on disk; None where no weight is quantized.
+        perplexity, standard_error: over the windows.
+        gap: perplexity less that of the unquantized model, and its standard error over the same windows.
+        gap_closed: share of the gap of the row that it is compared against which this row does not have.
+        kl_divergence, top1_agreement: beside the unquantized model, per token.
+        seconds: of the quantization, a shared calibration counted for each.
+        tasks: main metric and its standard error by task.
+        layer_errors: mean relative output error on the calibration text of each decoder layer.
+    """
+
+    name: str
+    bits: dict[str, float]
+    bits_per_weight: float | None
+    perplexity: float
+    standard_error: float | None
+    gap: float | None = None
+    gap_standard_error: float | None = None
+    gap_closed: float | None = None
+    kl_divergence: float | None = None
+    top1_agreement: float | None = None
+    seconds: float | None = None
+    tasks: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    layer_errors: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows, the unquantized model first, and how they were measured."""
+
+    model: str
+    against: str | None
+    rows: list[Row]
+    protocol: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def row_of(folder: Path, totals: Sequence[Totals], tokens: int, seconds: float | None) -> Row:
+    """The row of a packed checkpoint, without what needs the other rows.
+
+    Args:
+        folder: of the checkpoint.
+        totals: its windows' sums.
+        tokens: scored in each window.
+        seconds: of its quantization.
+    """
+    scores: Scores = summary(list(totals), tokens, 0.0, has_baseline=True)
+    found = inspect(folder)
+    assert scores.baseline_perplexity is not None
+    return Row(
+        folder.name,
+        found.bits,
+        found.bits_per_weight,
+        scores.perplexity,
+        scores.standard_error,
+        gap=scores.perplexity - scores.baseline_perplexity,
+        gap_standard_error=gap_error(totals, tokens),
+        kl_divergence=scores.kl_divergence,
+        top1_agreement=scores.top1_agreement,
+        seconds=seconds,
+        layer_errors=layer_errors(read_json(folder / REPORT)["matrices"]),
+    )
+
+
+def unquantized_row(totals: Sequence[Totals], tokens: int) -> Row:
+    """The row of the unquantized model, from the sums that any other one was scored beside."""
+    plain = [Totals(loss=window.baseline_loss) for window in totals]
+    scores = summary(plain, tokens, 0.0, has_baseline=False)
+    return Row(
+        UNQUANTIZED, dict.fromkeys(("weight", "act", "kv"), 16.0), None, scores.perplexity, scores.standard_error
+    )
+
+
+def gap_error(totals: Sequence[Totals], tokens: int) -> float | None:
+    """Standard error of a difference of two perplexities on the same windows, whose difficulty is common to both.
+
+    By the delta method, d(exp m − exp b) = exp(m) dm − exp(b) db.
+    """
+    count = len(totals)
+    if count < 2:
+        return None
+    losses = [(window.loss / tokens, window.baseline_loss / tokens) for window in totals]
+    own, base = (math.exp(math.fsum(each) / count) for each in zip(*losses, strict=True))
+    values = [own * loss - base * reference for loss, reference in losses]
+    mean = math.fsum(values) / count
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
+
+
+def gap_closed(gap: float | None, of: float | None) -> float | None:
+    """1 − gap/of: how much of another row's gap a row does not have."""
+    return 1 - gap / of if gap is not None and of is not None and of > 0 else None
+
+
+def layer_errors(records: dict[str, Any]) -> list[float]:
+    """Mean of `hessian_error` over the matrices of each decoder layer in order; empty where no weight is quantized."""
+    layers: dict[str, list[float]] = {}
+    for name, record in records.items():
+        words = name.split(".")
+        number = next((place for place, word in enumerate(words) if word.isdigit()), len(words) - 1)
+        layers.setdefault(".".join(words[: number + 1]), []).append(record["hessian_error"])
+    return [math.fsum(errors) / len(errors) for errors in layers.values()]

@@ -1,0 +1,95 @@
+"""Scores the models of a comparison window by window beside the unquantized one, and keeps every window's sums."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..evaluation.perplexity import Totals, check_fit, score_window
+from ..evaluation.protocol import hold_weights
+from ..models.source import Source, load_model, weight_files
+from ..progress import logger, track
+from .state import State
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SHARE = 0.5  # of the free memory that the models of one pass may take
+_GROWTH = 2.2  # of a packed model's files when its weights are held in int8
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How models are scored.
+
+    Attributes:
+        windows: (windows, seqlen) int64.
+        dtype, device, resident: as in `evaluation.report.PerplexityOptions`.
+    """
+
+    windows: "Tensor"
+    dtype: str
+    device: str
+    resident: str
+
+
+def score_models(
+    baseline: Source, models: Mapping[str, Source], keys: Mapping[str, Any], scoring: Scoring, state: State
+) -> dict[str, list[Totals]]:
+    """Every window's sums for every model, from the state where its key is the same.
+
+    As many models as fit the memory see a window together, so that the unquantized one runs once for all of them.
+
+    Args:
+        baseline: the unquantized model.
+        models: packed checkpoints by name.
+        keys: by name, JSON-ready; what the sums depend on.
+        scoring: windows and circumstances.
+        state: "scores" are kept there.
+    """
+    import torch
+
+    known = {name: _known(state, name, keys[name]) for name in models}
+    missing = [name for name in models if len(known[name]) < len(scoring.windows)]
+    if missing:
+        original = load_model(baseline, scoring.dtype, scoring.device)
+        for names in _passes(missing, models, scoring.device):
+            logger.info("scoring %s beside the unquantized model", ", ".join(names))
+            loaded = {name: load_model(models[name], scoring.dtype, scoring.device) for name in names}
+            for model in loaded.values():
+                hold_weights(model, scoring.resident)
+                check_fit(model, original, scoring.windows)
+            for number in track(range(len(scoring.windows)), "scoring windows"):
+                todo = [name for name in names if len(known[name]) <= number]
+                if not todo:
+                    continue
+                with torch.inference_mode():
+                    found = score_window([loaded[name] for name in todo], original, scoring.windows[number], number)
+                for name, totals in zip(todo, found, strict=True):
+                    known[name].append(totals)
+                    state.put("scores", name, keys[name], [dataclasses.asdict(each) for each in known[name]])
+            del loaded
+    return {name: totals[: len(scoring.windows)] for name, totals in known.items()}
+
+
+def _known(state: State, name: str, key: Any) -> list[Totals]:
+    return [Totals(**window) for window in state.get("scores", name, key) or []]
+
+
+def _passes(names: Sequence[str], models: Mapping[str, Source], device: str) -> list[list[str]]:
+    """The names in passes whose models fit the free memory together; at least one in each."""
+    import torch
+
+    from ..modules.resident import free_memory
+
+    room = _SHARE * free_memory(torch.device(device))
+    passes: list[list[str]] = []
+    left = 0.0
+    for name in names:
+        size = _GROWTH * sum(path.stat().st_size for path in weight_files(models[name]))
+        if not passes or size > left:
+            passes.append([])
+            left = room
+        passes[-1].append(name)
+        left -= size
+    return passes

@@ -1,0 +1,90 @@
+"""A learned rotation: a product of Householder reflections, orthogonal whatever the vectors are.
+
+    P = (I − 2 v₁v₁ᵀ/‖v₁‖²) · … · (I − 2 v_r v_rᵀ/‖v_r‖²) = I − V T Vᵀ,   T⁻¹ = triu(VᵀV, 1) + diag(VᵀV)/2
+
+with the v as columns of V. It follows the Hadamard rotation R, so that x becomes P R x. The vectors are kept in 16
+bits: rounding them changes which rotation it is, not that it is one.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .transform import Identity, Rotation, rotation
+
+
+class Reflections(nn.Module):
+    """P of an order, with its vectors as a buffer that is stored in the checkpoint.
+
+    Args:
+        count: r, how many reflections.
+        order: n.
+        device: of the buffer.
+    """
+
+    reflectors: Tensor  # (r, n) int16, the bits of bfloat16: no cast of the model may round them
+
+    def __init__(self, count: int, order: int, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.register_buffer("reflectors", torch.zeros(count, order, dtype=torch.int16, device=device))
+
+    @staticmethod
+    def of(vectors: Tensor) -> "Reflections":
+        """Of vectors (r, n) floating point, rounded to bfloat16."""
+        made = Reflections(vectors.shape[0], vectors.shape[1], vectors.device)
+        made.reflectors = vectors.to(torch.bfloat16).view(torch.int16)
+        return made
+
+    def reflect(self, y: Tensor) -> Tensor:
+        """P y for every vector along the last axis: (..., n) float32."""
+        V, T = self._factors()
+        return y.float() - ((y.float() @ V) @ T.t()) @ V.t()
+
+    def reflect_back(self, y: Tensor) -> Tensor:
+        """Pᵀ y."""
+        V, T = self._factors()
+        return y.float() - ((y.float() @ V) @ T) @ V.t()
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        V, T = compact(self.reflectors.view(torch.bfloat16).double())
+        return V.float(), T.float()
+
+
+def compact(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """V (n, r) and T (r, r) of reflectors (r, n); one of zeros reflects nothing. Differentiable."""
+    size = vectors.norm(dim=1, keepdim=True)
+    unit = vectors / torch.where(size > 0, size, torch.ones_like(size))
+    gram = unit @ unit.t()
+    half = torch.where(size[:, 0] > 0, 0.5, 1.0).to(gram)
+    T = torch.linalg.inv(gram.triu(1) + torch.diag(half))
+    return unit.t(), T
+
+
+class Reflected:
+    """P R, a Hadamard rotation or none with reflections after it; see `Rotation`."""
+
+    def __init__(self, first: Rotation | Identity, reflections: Reflections) -> None:
+        self.order, self._first, self._reflections = first.order, first, reflections
+
+    def apply(self, x: Tensor) -> Tensor:
+        """P R x for every vector along the last axis: (..., n) float32."""
+        return self._reflections.reflect(self._first.apply(x))
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """The inverse of `apply`."""
+        return self._first.inverse(self._reflections.reflect_back(y))
+
+    def matrix(self) -> Tensor:
+        """P R (n, n) float32."""
+        return self.apply(torch.eye(self.order, device=self._reflections.reflectors.device)).t()
+
+
+def turn(order: int, seed: int | None, reflectors: Tensor | None = None) -> Rotation | Identity | Reflected:
+    """The rotation of vectors of an order.
+
+    Args:
+        order: n.
+        seed: of the Hadamard rotation; None for none.
+        reflectors: (r, n) of the learned rotation behind it; None for none.
+    """
+    first = rotation(order, seed)
+    return first if reflectors is None else Reflected(first, Reflections.of(reflectors))

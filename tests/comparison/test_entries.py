@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+
+from nestquant_cli.comparison.entries import Entry, calibrations, read_entries
+from nestquant_cli.errors import NestQuantError
+from nestquant_cli.quantization.recipe import Recipe
+
+W4 = {"weight_bits": 4, "act_bits": 16, "kv_bits": 16}
+INTEGERS = {"method": "integer"}
+
+
+def groups(**recipes: Recipe) -> list[set[str]]:
+    found = calibrations([Entry(name, recipe) for name, recipe in recipes.items()])
+    for recipe, members in found:
+        for part in ("act", "kv"):
+            assert all(member.recipe.shape(part) in (None, recipe.shape(part)) for member in members)
+    return [{member.name for member in members} for _, members in found]
+
+
+def test_what_needs_the_same_statistics_shares_them() -> None:
+    found = groups(
+        w4=Recipe(**W4),
+        rtn=Recipe(**W4, **INTEGERS),
+        all=Recipe(),
+        acts=Recipe(act_bits=4, kv_bits=16, weight_bits=3),
+        other=Recipe(act_bits=3),
+        quarot=Recipe(**INTEGERS),
+        bare=Recipe(**W4, rotation="none"),
+        seed=Recipe(**W4, seed=1),
+        fewer=Recipe(**W4, samples=4),
+        learned=Recipe(**W4, rotation="learned"),
+        learned2=Recipe(**W4, rotation="learned"),
+    )
+    assert found[0] == {"w4", "rtn", "all", "acts"}
+    assert [len(group) for group in found[1:]] == [1] * (len(found) - 1) == [1] * 7
+
+
+def test_keys_and_activations_of_two_recipes_are_measured_together() -> None:
+    assert groups(a=Recipe(kv_bits=16), b=Recipe(act_bits=16), c=Recipe()) == [{"a", "b", "c"}]
+
+
+def test_names_are_those_of_the_files(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "w4.yaml").write_text("weight_bits: 4\n")
+    (entry,) = read_entries([tmp_path / "a" / "w4.yaml"], {"samples": 3})
+    assert (entry.name, entry.recipe.samples) == ("w4", 3)
+    with pytest.raises(NestQuantError, match="two rows would be named 'w4'"):
+        read_entries([tmp_path / "a" / "w4.yaml", tmp_path / "b" / "w4.yaml"], {})
+    with pytest.raises(NestQuantError, match="names no file"):
+        read_entries([], {})
