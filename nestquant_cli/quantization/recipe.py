@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import NestQuantError
 from ..lattice.code import MOST_MULTIPLIERS
 from ..lattice.shape import CodeShape, shape_for_bits, shape_for_q
+from ..tuning.settings import TuneSettings
 
 SIXTEEN = 16.0  # bits that mean "leave alone"
 METHODS = ("nestquant",)
@@ -26,6 +27,7 @@ class Recipe:
         dataset, samples, seqlen: calibration text and how much of it.
         seed: of rotation signs, window sampling and fits.
         damping: added to the Hessian, as a fraction of its mean diagonal.
+        tune: settings of `tuning.settings.TuneSettings` by name, {} for its defaults; None leaves the result untuned.
 
     Raises:
         NestQuantError: a setting is out of range or of the wrong type.
@@ -43,6 +45,7 @@ class Recipe:
     seqlen: int = 2048
     seed: int = 0
     damping: float = 0.01
+    tune: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -59,6 +62,8 @@ class Recipe:
                 )
         if not _is_number(self.damping) or not 0 < self.damping <= 1:
             raise NestQuantError(f"damping {self.damping} is not in (0, 1]", _NOTHING, "use 0.01 or so")
+        if self.tune is not None:
+            TuneSettings.from_dict(self.tune)
         if not isinstance(self.dataset, str) or not self.dataset:
             raise NestQuantError("dataset is not a name", _NOTHING, "use wikitext2, c4, demo or a .txt or .jsonl file")
 
@@ -119,6 +124,13 @@ def read_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
             if name.endswith("_bits"):
                 settings.pop(name.replace("_bits", "_code"), None)
     return Recipe(**settings)
+
+
+def with_tuning(recipe: Recipe, wanted: bool | None) -> Recipe:
+    """The recipe with tuning or without; None leaves that to the recipe."""
+    if wanted is None or wanted == (recipe.tune is not None):
+        return recipe
+    return dataclasses.replace(recipe, tune={} if wanted else None)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
