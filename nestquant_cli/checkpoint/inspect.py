@@ -44,9 +44,9 @@ def inspect(folder: Path | str) -> Inspection:
 def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[Matrix]:
     matrices = []
     for name, linear in layout.linears.items():
-        if layout.weight_shape is None or linear.multipliers is None:
+        code = layout.code_of(linear)
+        if code is None:
             continue
-        code = layout.weight_shape
         width = row_bytes(padded_size(linear.in_features), code.word_bits)
         words, scale = f"{name}.words", f"{name}.row_scale"
         for tensor, dtype, shape in (
@@ -61,7 +61,7 @@ def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[M
                 )
         shape = linear.out_features, linear.in_features
         counted = entries[words].bytes, entries[scale].bytes
-        matrices.append(Matrix(name, shape, code.q, linear.multipliers, code.word_bits, *counted))
+        matrices.append(Matrix(name, shape, code.q, code.multipliers, code.word_bits, *counted))
     return matrices
 
 

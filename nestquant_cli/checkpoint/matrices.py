@@ -36,11 +36,8 @@ class MatrixChecks:
 
     def run(self, original: PreTrainedModel | None) -> None:
         """Checks every matrix, with an original also against its weights."""
-        packed = {
-            name: (linear, self.layout.weight_shape.with_multipliers(linear.multipliers))
-            for name, linear in self.layout.linears.items()
-            if self.layout.weight_shape is not None and linear.multipliers is not None
-        }
+        coded = {name: (linear, self.layout.code_of(linear)) for name, linear in self.layout.linears.items()}
+        packed = {name: (linear, code) for name, (linear, code) in coded.items() if code is not None}
         for name, (linear, code) in track(packed.items(), "checking matrices", total=len(packed)):
             if {f"{name}.words", f"{name}.row_scale"} <= self.tensors.sound:
                 self._check(name, linear, code, original)

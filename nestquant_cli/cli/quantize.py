@@ -49,6 +49,9 @@ def quantize(
     seqlen: SeqlenOption = 2048,
     seed: SeedOption = 0,
     damping: Annotated[float, typer.Option("--damping", help="Added to H, as a fraction of its mean diagonal.")] = 0.01,
+    allocation: Annotated[
+        str, typer.Option("--allocation", help="uniform, or mixed: matrices get bits by what they cost the loss.")
+    ] = "uniform",
     tune: Annotated[
         bool | None,
         typer.Option("--tune/--no-tune", help="Then tune row scales, norms and biases, as 'nestquant tune' does."),

@@ -29,9 +29,7 @@ def attach(model: PreTrainedModel, layout: Layout) -> None:
         original = _linear_at(model, name, (linear.out_features, linear.in_features), linear.bias)
         if linear.input not in sources:
             sources[linear.input] = InputQuantizer(linear.in_features, layout.seed, layout.inputs[linear.input])
-        code = None
-        if layout.weight_shape is not None and linear.multipliers is not None:
-            code = layout.weight_shape.with_multipliers(linear.multipliers)
+        code = layout.code_of(linear)
         weight = original.weight
         module = QuantizedLinear(
             linear.in_features,

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 from ..codecs.fit import ScaledCode
 from ..codecs.heads import CacheCodes
 from ..errors import NestQuantError
+from ..lattice.code import NestedCode
 from ..lattice.shape import CodeShape
 
 QUANT_METHOD = "nestquant"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # version 1 has one code shape for all weights; what that suffices for is written as 1
 _LARGEST = 1 << 24  # entries in one dimension of a matrix; beyond it a config is taken for damaged or hostile
 _LARGEST_UNIT = 1 << 16  # of an entry in units of its row's root mean square; real ones are below 1
 
@@ -29,6 +30,7 @@ class LinearLayout:
         bias: whether it has one.
         input: name of the shared input, a key of Layout.inputs.
         multipliers: of the weight's code; None where weights stay in 16 bits.
+        shape: of its code, where it is not that of the layout.
     """
 
     in_features: int
@@ -36,6 +38,7 @@ class LinearLayout:
     bias: bool
     input: str
     multipliers: tuple[int, ...] | None
+    shape: CodeShape | None = None
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,16 @@ class Layout:
     inputs: dict[str, ScaledCode | None] = field(default_factory=dict)
     cache: list[CacheCodes] = field(default_factory=list)
 
+    def code_of(self, linear: LinearLayout) -> NestedCode | None:
+        """The code of a matrix; None where it stays in 16 bits."""
+        shape = linear.shape or self.weight_shape
+        return None if shape is None or linear.multipliers is None else shape.with_multipliers(linear.multipliers)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; the inverse of `from_dict`."""
+        mixed = any(linear.shape is not None for linear in self.linears.values())
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if mixed else 1,
             "seed": self.seed,
             "weight_code": _shape_to(self.weight_shape),
             "act_code": _shape_to(self.act_shape),
@@ -73,6 +82,7 @@ class Layout:
                     "bias": linear.bias,
                     "input": linear.input,
                     "multipliers": None if linear.multipliers is None else list(linear.multipliers),
+                    **({} if linear.shape is None else {"code": _shape_to(linear.shape)}),
                 }
                 for name, linear in self.linears.items()
             },
@@ -89,9 +99,9 @@ class Layout:
         """
         reader = _Reader(value, "quantization_config")
         version = reader.integer("format_version", 0, 1 << 31)
-        if version != FORMAT_VERSION:
+        if not 1 <= version <= FORMAT_VERSION:
             raise NestQuantError(
-                f"the checkpoint has format version {version}, this nestquant reads {FORMAT_VERSION}",
+                f"the checkpoint has format version {version}, this nestquant reads 1 to {FORMAT_VERSION}",
                 "it was not loaded",
                 "install the nestquant that wrote it, or quantize again",
             )
@@ -142,12 +152,13 @@ def _code_from(value: Any, shape: CodeShape, place: str) -> ScaledCode:
 
 def _linear_from(value: Any, shape: CodeShape | None) -> LinearLayout:
     reader = _Reader(value, "linears")
-    multipliers = None if shape is None else _multipliers_from(reader, shape)
+    own = None if shape is None else reader.optional("code", _shape_from)
+    multipliers = None if shape is None else _multipliers_from(reader, own or shape)
     sizes = reader.integer("in_features", 1, _LARGEST), reader.integer("out_features", 1, _LARGEST)
     bias, source = reader.value.get("bias"), reader.value.get("input")
     if type(bias) is not bool or type(source) is not str:
         raise _refuse("linears: bias must be true or false and input a name")
-    return LinearLayout(*sizes, bias, source, multipliers)
+    return LinearLayout(*sizes, bias, source, multipliers, own)
 
 
 def _input_from(value: Any, shape: CodeShape | None) -> ScaledCode | None:

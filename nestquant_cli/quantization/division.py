@@ -10,13 +10,20 @@ from collections.abc import Mapping
 from torch import nn
 
 from ..calibration.statistics import InputStatistics, LayerStatistics
+from ..lattice.code import BLOCK
+from ..lattice.shape import CodeShape, shape_for_bits
 from ..team import Team
 from .layer import QuantizedMatrix, quantize_group
 from .recipe import Recipe
 
 
 def quantize_matrices(
-    linears: dict[str, nn.Linear], statistics: LayerStatistics, recipe: Recipe, place: str, team: Team
+    linears: dict[str, nn.Linear],
+    statistics: LayerStatistics,
+    recipe: Recipe,
+    place: str,
+    team: Team,
+    words: Mapping[str, int] | None = None,
 ) -> dict[str, QuantizedMatrix]:
     """Quantizes the Linears of a layer, this process its own, and gathers all of them.
 
@@ -26,6 +33,7 @@ def quantize_matrices(
         recipe: what to quantize and how.
         place: name of the layer, for errors.
         team: who shares the work.
+        words: bits of a word of each matrix by its full name; None gives all of them the recipe's.
 
     Returns:
         by name, tensors on the CPU, in an order that does not depend on the team; empty where weights stay in 16 bits.
@@ -42,11 +50,23 @@ def quantize_matrices(
         packed: dict[str, QuantizedMatrix] = {}
         for leader, item in statistics.inputs.items():
             if owners[leader] == team.rank:
-                packed |= quantize_group(linears, item, shape, recipe.seed, recipe.damping, place)
+                for own_shape, members in _by_shape(item.members, place, shape, words).items():
+                    part = dataclasses.replace(item, members=members)
+                    packed |= quantize_group(linears, part, own_shape, recipe.seed, recipe.damping, place)
         return {name: _on_cpu(matrix) for name, matrix in packed.items()}
 
     found = {name: matrix for part in team.together(own) for name, matrix in part.items()}
     return {name: found[name] for item in statistics.inputs.values() for name in item.members}
+
+
+def _by_shape(
+    members: tuple[str, ...], place: str, shape: CodeShape, words: Mapping[str, int] | None
+) -> dict[CodeShape, tuple[str, ...]]:
+    """Members of one input by the shape of their code: those with the same one are rounded together."""
+    if words is None:
+        return {shape: members}
+    shapes = {name: shape_for_bits(words[f"{place}.{name}"] / BLOCK) for name in members}
+    return {own: tuple(name for name in members if shapes[name] == own) for own in dict.fromkeys(shapes.values())}
 
 
 def divide(costs: Mapping[str, float], size: int) -> dict[str, int]:

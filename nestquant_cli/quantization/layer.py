@@ -32,12 +32,14 @@ class QuantizedMatrix:
         words: (out, row_bytes) uint8.
         row_scale: (out,) int16, bits of bfloat16.
         code: the nested code.
+        shape: that it was fitted for.
         record: errors and counts, for the report.
     """
 
     words: Tensor
     row_scale: Tensor
     code: NestedCode
+    shape: CodeShape
     record: dict[str, Any]
 
 
@@ -90,7 +92,7 @@ def quantize_group(
             "damping": step.damping,
             "dead_inputs": statistics.dead,
         }
-        result[name] = QuantizedMatrix(own_words.contiguous(), own_scale.contiguous(), scaled.code, record)
+        result[name] = QuantizedMatrix(own_words.contiguous(), own_scale.contiguous(), scaled.code, shape, record)
     return result
 
 

@@ -54,8 +54,14 @@ def part_of(
             linear = layer.get_submodule(name)
             assert isinstance(linear, nn.Linear)
             multipliers = packed[name].code.multipliers if name in packed else None
+            own = packed[name].shape if name in packed else None
             layout.linears[f"{prefix}.{name}"] = LinearLayout(
-                linear.in_features, linear.out_features, linear.bias is not None, source, multipliers
+                linear.in_features,
+                linear.out_features,
+                linear.bias is not None,
+                source,
+                multipliers,
+                None if own == layout.weight_shape else own,
             )
     if statistics.cache is not None:
         layout.cache.append(statistics.cache)

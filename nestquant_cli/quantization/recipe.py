@@ -13,6 +13,7 @@ from ..tuning.settings import TuneSettings
 
 SIXTEEN = 16.0  # bits that mean "leave alone"
 METHODS = ("nestquant",)
+ALLOCATIONS = ("uniform", "mixed")
 _NOTHING = "nothing was quantized"
 
 
@@ -27,6 +28,7 @@ class Recipe:
         dataset, samples, seqlen: calibration text and how much of it.
         seed: of rotation signs, window sampling and fits.
         damping: added to the Hessian, as a fraction of its mean diagonal.
+        allocation: "uniform" gives all matrices the same bits; "mixed" takes `weight_bits` for an average.
         tune: settings of `tuning.settings.TuneSettings` by name, {} for its defaults; None leaves the result untuned.
 
     Raises:
@@ -45,6 +47,7 @@ class Recipe:
     seqlen: int = 2048
     seed: int = 0
     damping: float = 0.01
+    allocation: str = "uniform"
     tune: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -62,6 +65,11 @@ class Recipe:
                 )
         if not _is_number(self.damping) or not 0 < self.damping <= 1:
             raise NestQuantError(f"damping {self.damping} is not in (0, 1]", _NOTHING, "use 0.01 or so")
+        if self.allocation not in ALLOCATIONS:
+            known = ", ".join(ALLOCATIONS)
+            raise NestQuantError(f"there is no allocation '{self.allocation}'", _NOTHING, f"use one of {known}")
+        if self.allocation == "mixed" and self.weight_code is not None:
+            raise NestQuantError("mixed rates choose the codes of weights", _NOTHING, "give no weight_code")
         if self.tune is not None:
             TuneSettings.from_dict(self.tune)
         if not isinstance(self.dataset, str) or not self.dataset:

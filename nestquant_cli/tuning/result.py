@@ -68,8 +68,7 @@ def write_tuned(
 
 def _error(layout: Layout, matrix: str, weight: Tensor, tensors: dict[str, Tensor]) -> float:
     """Relative error of a packed matrix with its tuned row scales."""
-    multipliers = layout.linears[matrix].multipliers
-    assert layout.weight_shape is not None and multipliers is not None
-    code = layout.weight_shape.with_multipliers(multipliers)
+    code = layout.code_of(layout.linears[matrix])
+    assert code is not None
     words, scale = tensors[f"{matrix}.words"], tensors[f"{matrix}.row_scale"]
     return relative_error(weight.cpu(), words, scale, code, layout.seed)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..files import replacing
 
-_MOMENTUM, _SPREAD, _SMALLEST = 0.9, 0.95, 1e-12
+_MOMENTUM, _SPREAD, _SMALLEST = 0.9, 0.99, 1e-12
 
 
 @dataclass

@@ -10,7 +10,7 @@ from tests.families import gaussian
 
 def test_steps_are_those_of_adam() -> None:
     state, theta = TuneState.start(8), torch.zeros(8, requires_grad=True)
-    adam = torch.optim.Adam([theta], lr=0.01, betas=(0.9, 0.95), eps=1e-12)
+    adam = torch.optim.Adam([theta], lr=0.01, betas=(0.9, 0.99), eps=1e-12)
     for number in range(4):
         gradient = gaussian(8, seed=number)
         state.step(gradient, 1.0, 0.01)
