@@ -48,7 +48,7 @@ def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[M
     matrices = []
     for name, linear in layout.linears.items():
         code = layout.code_of(linear)
-        if code is None or layout.weight_shape is None:
+        if code is None:
             continue
         spent = {}
         for leaf, (shape, kind) in code.tensors(linear.out_features, padded_size(linear.in_features)).items():
@@ -60,12 +60,14 @@ def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[M
                     "fetch or quantize the checkpoint again",
                 )
             spent[leaf] = entries[tensor].bytes
+        own = linear.shape or layout.weight_shape
+        assert own is not None
         matrices.append(
             Matrix(
                 name,
                 (linear.out_features, linear.in_features),
-                layout.weight_shape.to_dict() | {"multipliers": linear.multipliers and list(linear.multipliers)},
-                layout.weight_shape.word_bits,
+                own.to_dict() | {"multipliers": linear.multipliers and list(linear.multipliers)},
+                own.word_bits,
                 spent.pop("words"),
                 sum(spent.values()),
             )

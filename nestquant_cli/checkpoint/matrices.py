@@ -107,13 +107,13 @@ class MatrixChecks:
         shape = self.tensors.found[name][1].shape
         return torch.from_numpy(np.array(data)).view(torch.bfloat16).view(shape)
 
-    def compare_kept(self, original: PreTrainedModel) -> None:
-        """Tensors that are not quantized against the original's, byte by byte."""
+    def compare_kept(self, original: PreTrainedModel, tuned: dict[str, Any]) -> None:
+        """Tensors that are not quantized against the original's, byte by byte; the recorded change of `tuned` ones."""
         originals = original.state_dict()
         for name in sorted(self.tensors.sound):
             if name.endswith(".turn.reflectors"):
                 continue
             linear = self.layout.linears.get(name.rpartition(".")[0])
             if linear is None or name.endswith((".weight", ".bias")):
-                problem = kept_problem(originals, name, self.tensors.data(name).tobytes())
+                problem = kept_problem(originals, name, self.tensors.data(name).tobytes(), tuned.get(name))
                 self.report.add(self.tensors.found[name][0], name, problem)

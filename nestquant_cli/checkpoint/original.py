@@ -73,9 +73,27 @@ def matrix_problem(
     return found, None
 
 
-def kept_problem(originals: dict[str, Tensor], name: str, data: bytes) -> str | None:
-    """How a tensor that is not quantized differs from the original's."""
+def relative_change(before: Tensor, after: Tensor) -> float:
+    """‖after − before‖² / ‖before‖², of a tensor that is tuned; over 1 where it was zero."""
+    before, after = before.detach().cpu().double(), after.detach().cpu().double()
+    return float((after - before).square().sum()) / (float(before.square().sum()) or 1.0)
+
+
+def kept_problem(originals: dict[str, Tensor], name: str, data: bytes, change: float | None) -> str | None:
+    """How a tensor that is not quantized differs from the original's.
+
+    Args:
+        originals: tensors of the original by name.
+        name: of the tensor.
+        data: its bytes.
+        change: recorded `relative_change` of a tensor that was tuned, None of any other.
+    """
     if name not in originals:
         return "the original model has no such tensor"
-    own = originals[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return None if own == data else "it differs from the original's"
+    if change is not None:
+        own = torch.frombuffer(bytearray(data), dtype=originals[name].dtype).view(originals[name].shape)
+        found = relative_change(originals[name], own)
+        alike = abs(found - change) <= TOLERANCE * max(found, change)
+        return None if alike else f"its change from the original is {found:.6g}, the report records {change:.6g}"
+    expected = originals[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return None if expected == data else "it differs from the original's"

@@ -49,10 +49,11 @@ def verify(folder: Path | str, original: str | None = None) -> VerifyReport:
     tensors.compare(expected)
     tensors.hash()
     if layout is not None and expected is not None:
-        matrices = MatrixChecks(report, layout, _read_records(report), tensors)
+        records, tuned = _read_records(report)
+        matrices = MatrixChecks(report, layout, records, tensors)
         matrices.run(model)
         if model is not None:
-            matrices.compare_kept(model)
+            matrices.compare_kept(model, tuned)
     report.problems = _most_specific(report.problems)
     return report
 
@@ -89,13 +90,18 @@ def _read_config(report: VerifyReport, most_layers: int) -> tuple[Layout | None,
     return layout, _attempt(report, "config.json", partial(expected_tensors, report.folder, layout, most_layers))
 
 
-def _read_records(report: VerifyReport) -> dict[str, Any] | None:
+def _read_records(report: VerifyReport) -> tuple[dict[str, Any] | None, dict[str, float]]:
+    """Records of the matrices, None where there are none, and recorded changes of tensors that were tuned."""
     value = _attempt(report, REPORT, lambda: read_json(report.folder / REPORT))
-    matrices = value.get("matrices") if isinstance(value, dict) else None
+    value = value if isinstance(value, dict) else {}
+    matrices, tuned = value.get("matrices"), value.get("tuned", {})
     if not isinstance(matrices, dict):
         report.add(REPORT, None, "has no record of matrices")
-        return None
-    return matrices
+        return None, {}
+    if not isinstance(tuned, dict) or not all(isinstance(each, int | float) for each in tuned.values()):
+        report.add(REPORT, None, "has no usable record of what was tuned")
+        return matrices, {}
+    return matrices, tuned
 
 
 def _attempt(report: VerifyReport, file: str, read: Callable[[], T]) -> T | None:

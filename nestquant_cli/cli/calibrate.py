@@ -78,7 +78,18 @@ def calibrate(
 def given(context: typer.Context, **bits: float | None) -> dict[str, Any]:
     """Settings that the user gave on the command line; the rest is the recipe's business."""
     settings: dict[str, Any] = dict(bits)
-    for name in ("method", "rotation", "feedback", "qa", "dataset", "samples", "seqlen", "seed", "damping"):
+    for name in (
+        "method",
+        "rotation",
+        "feedback",
+        "qa",
+        "dataset",
+        "samples",
+        "seqlen",
+        "seed",
+        "damping",
+        "allocation",
+    ):
         if name in context.params and str(context.get_parameter_source(name)).endswith("COMMANDLINE"):
             settings[name] = context.params[name]
     return {name: value for name, value in settings.items() if value is not None}

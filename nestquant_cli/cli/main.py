@@ -17,6 +17,7 @@ from .eval_ppl import eval_ppl
 from .eval_tasks import eval_tasks
 from .inspect import inspect_checkpoint
 from .quantize import quantize
+from .tune import tune_checkpoint
 from .verify import verify_checkpoint
 
 HELP = "Quantizes language models with nested E8 lattice codes (NestQuant): weights, activations and the KV cache."
@@ -50,6 +51,7 @@ app = typer.Typer(
 
 app.command("calibrate")(calibrate)
 app.command("quantize")(quantize)
+app.command("tune")(tune_checkpoint)
 app.command("eval-ppl")(eval_ppl)
 app.command("eval-tasks")(eval_tasks)
 app.command("compare")(compare)

@@ -18,6 +18,7 @@ from .options import (
     SeedOption,
     SeqlenOption,
 )
+from .tune import print_tuning
 
 if TYPE_CHECKING:
     from ..quantization.plan import Plan
@@ -57,6 +58,13 @@ def quantize(
     seqlen: SeqlenOption = 2048,
     seed: SeedOption = 0,
     damping: Annotated[float, typer.Option("--damping", help="Added to H, as a fraction of its mean diagonal.")] = 0.01,
+    allocation: Annotated[
+        str, typer.Option("--allocation", help="uniform, or mixed: matrices get bits by what they cost the loss.")
+    ] = "uniform",
+    tune: Annotated[
+        bool | None,
+        typer.Option("--tune/--no-tune", help="Then tune row scales, norms and biases, as 'nestquant tune' does."),
+    ] = None,
     output: FolderOption = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print layers, bytes, memory and time, and stop.")] = False,
     resume: Annotated[
@@ -73,13 +81,13 @@ def quantize(
     """
     from ..models.device import pick_device
     from ..models.source import resolve
-    from ..quantization.recipe import read_recipe
+    from ..quantization.recipe import read_recipe, with_tuning
     from ..team import joined
     from ..units import parse_bytes
 
     wanted = _bits(bits, weight_bits, act_bits, kv_bits, has_config=config is not None)
     settings = given(context, **wanted)
-    recipe = read_recipe(config, settings)
+    recipe = with_tuning(read_recipe(config, settings), tune)
     source = resolve(model)
     place = pick_device(device)
     folder = output if output is not None else Path(f"{source.name.rpartition('/')[2]}-nestquant-{recipe.tag()}")
@@ -92,7 +100,7 @@ def quantize(
         _print_plan(made, estimate_seconds(made, recipe, place), folder)
         return
 
-    from ..quantization.pipeline import quantize as run
+    from ..quantization.tuned import quantize_and_tune as run
 
     with joined(place) as own:
         report = run(source, recipe, folder, own, calibration, resume, explicit=settings, budget=budget)
@@ -149,6 +157,7 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
     if rows:
         columns = ["matrix", "count", "weight error", "output error", "worst", "clipped blocks", "damping"]
         console.table(columns, rows, title="mean relative squared errors")
+    print_tuning(report)
     console.line(f"{folder}: {duration(report['seconds'])}, peak memory {report['peak_memory_bytes'] / 2**30:.2f} GiB")
     console.line(f"next: nestquant eval-ppl {folder}")
 

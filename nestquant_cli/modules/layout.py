@@ -15,7 +15,9 @@ from ..errors import NestQuantError
 from ..lattice.shape import CodeShape
 
 QUANT_METHOD = "nestquant"
-FORMAT_VERSION = 2  # version 1 has nested codes and the Hadamard rotation only; what these suffice for is written as 1
+FORMAT_VERSION = (
+    2  # version 1 has nested codes of one shape and the Hadamard rotation only; what these suffice for is written as 1
+)
 ROTATIONS = ("none", "hadamard", "learned")
 _LARGEST = 1 << 24  # entries in one dimension of a matrix; beyond it a config is taken for damaged or hostile
 _LARGEST_UNIT = 1 << 16  # of an entry in units of its row's root mean square; real ones are below 1
@@ -32,6 +34,7 @@ class LinearLayout:
         bias: whether it has one.
         input: name of the shared input, a key of Layout.inputs.
         multipliers: of the weight's nested code; None for any other code, and where weights stay in 16 bits.
+        shape: of its nested code, where it is not that of the layout.
     """
 
     in_features: int
@@ -39,6 +42,7 @@ class LinearLayout:
     bias: bool
     input: str
     multipliers: tuple[int, ...] | None
+    shape: CodeShape | None = None
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,19 @@ class Layout:
     @property
     def version(self) -> int:
         """The first format version that can say this."""
+        mixed = any(linear.shape is not None for linear in self.linears.values())
+        return FORMAT_VERSION if mixed or not self.plain or self.rotation != "hadamard" else 1
+
+    @property
+    def plain(self) -> bool:
+        """Whether all codes are nested ones."""
         shapes = (self.weight_shape, self.act_shape, self.kv_shape)
-        plain = all(shape is None or isinstance(shape, CodeShape) for shape in shapes)
-        return 1 if plain and self.rotation == "hadamard" else FORMAT_VERSION
+        return all(shape is None or isinstance(shape, CodeShape) for shape in shapes)
 
     def code_of(self, linear: LinearLayout) -> WeightCode | None:
         """The code of a matrix; None where it stays in 16 bits."""
-        return None if self.weight_shape is None else weight_code(self.weight_shape, linear.multipliers)
+        shape = linear.shape or self.weight_shape
+        return None if shape is None else weight_code(shape, linear.multipliers)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; the inverse of `from_dict`."""
@@ -98,6 +108,7 @@ class Layout:
                     "bias": linear.bias,
                     "input": linear.input,
                     "multipliers": None if linear.multipliers is None else list(linear.multipliers),
+                    **({} if linear.shape is None else {"code": _shape_to(linear.shape)}),
                 }
                 for name, linear in self.linears.items()
             },
@@ -177,12 +188,15 @@ def _code_from(value: Any, shape: Shape, place: str) -> VectorCode:
 
 def _linear_from(value: Any, shape: Shape | None) -> LinearLayout:
     reader = _Reader(value, "linears")
-    multipliers = _multipliers_from(reader, shape) if isinstance(shape, CodeShape) else None
+    own = reader.optional("code", _shape_from) if isinstance(shape, CodeShape) else None
+    if own is not None and not isinstance(own, CodeShape):
+        raise _refuse("linears: code is none of the nested ones")
+    multipliers = _multipliers_from(reader, own or shape) if isinstance(shape, CodeShape) else None
     sizes = reader.integer("in_features", 1, _LARGEST), reader.integer("out_features", 1, _LARGEST)
     bias, source = reader.value.get("bias"), reader.value.get("input")
     if type(bias) is not bool or type(source) is not str:
         raise _refuse("linears: bias must be true or false and input a name")
-    return LinearLayout(*sizes, bias, source, multipliers)
+    return LinearLayout(*sizes, bias, source, multipliers, own)
 
 
 def _input_from(value: Any, shape: Shape | None) -> VectorCode | None:

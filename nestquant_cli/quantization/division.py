@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from torch import nn
 
 from ..calibration.statistics import InputStatistics, LayerStatistics
+from ..codecs.protocol import Shape
+from ..lattice.code import BLOCK
+from ..lattice.shape import shape_for_bits
 from ..team import Team
 from ..tiles import run_tasks
 from .layer import QuantizedMatrix, quantize_group
@@ -17,7 +20,12 @@ from .recipe import Recipe
 
 
 def quantize_matrices(
-    linears: dict[str, nn.Linear], statistics: LayerStatistics, recipe: Recipe, place: str, team: Team
+    linears: dict[str, nn.Linear],
+    statistics: LayerStatistics,
+    recipe: Recipe,
+    place: str,
+    team: Team,
+    words: Mapping[str, int] | None = None,
 ) -> dict[str, QuantizedMatrix]:
     """Quantizes the Linears of a layer, this process its own, and gathers all of them.
 
@@ -27,6 +35,7 @@ def quantize_matrices(
         recipe: what to quantize and how.
         place: name of the layer, for errors.
         team: who shares the work.
+        words: bits of a word of each matrix by its full name; None gives all of them the recipe's.
 
     Returns:
         by name, tensors on the CPU, in an order that does not depend on the team; empty where weights stay in 16 bits.
@@ -45,24 +54,36 @@ def quantize_matrices(
         mine = [leader for leader in sorted(costs, key=lambda name: -costs[name]) if owners[leader] == team.rank]
 
         def quantize(leader: str) -> None:
-            group = quantize_group(
-                linears,
-                statistics.inputs[leader],
-                shape,
-                recipe.seed,
-                recipe.damping,
-                place,
-                rotated=recipe.rotation != "none",
-                feeding=recipe.feedback == "ldlq",
-                aware=recipe.qa,
-            )
-            packed.update(group)
+            item = statistics.inputs[leader]
+            for own_shape, members in _by_shape(item.members, place, shape, words).items():
+                group = quantize_group(
+                    linears,
+                    dataclasses.replace(item, members=members),
+                    own_shape,
+                    recipe.seed,
+                    recipe.damping,
+                    place,
+                    rotated=recipe.rotation != "none",
+                    feeding=recipe.feedback == "ldlq",
+                    aware=recipe.qa,
+                )
+                packed.update(group)
 
         run_tasks(quantize, mine, sum(_bytes(linears, statistics.inputs[leader]) for leader in mine))
         return {name: _on_cpu(matrix) for name, matrix in packed.items()}
 
     found = {name: matrix for part in team.together(own) for name, matrix in part.items()}
     return {name: found[name] for item in statistics.inputs.values() for name in item.members}
+
+
+def _by_shape(
+    members: tuple[str, ...], place: str, shape: Shape, words: Mapping[str, int] | None
+) -> dict[Shape, tuple[str, ...]]:
+    """Members of one input by the shape of their code: those with the same one are rounded together."""
+    if words is None:
+        return {shape: members}
+    shapes: dict[str, Shape] = {name: shape_for_bits(words[f"{place}.{name}"] / BLOCK) for name in members}
+    return {own: tuple(name for name in members if shapes[name] == own) for own in dict.fromkeys(shapes.values())}
 
 
 def divide(costs: Mapping[str, float], size: int) -> dict[str, int]:

@@ -33,11 +33,13 @@ class QuantizedMatrix:
     Attributes:
         tensors: as `code.tensors` describes them.
         code: of the weights.
+        shape: that it was fitted for.
         record: errors and counts, for the report.
     """
 
     tensors: dict[str, Tensor]
     code: WeightCode
+    shape: Shape
     record: dict[str, Any]
 
 
@@ -104,7 +106,7 @@ def quantize_group(
             "dead_inputs": statistics.dead,
         }
         tensors = {name: own[number].contiguous() for name, own in stored.items()}
-        result[name] = QuantizedMatrix(tensors, found.code, record)
+        result[name] = QuantizedMatrix(tensors, found.code, shape, record)
     return result
 
 

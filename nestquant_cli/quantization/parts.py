@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..calibration.statistics import LayerStatistics
 from ..lattice.code import NestedCode
+from ..lattice.shape import CodeShape
 from ..modules.layout import Layout, LinearLayout
 from .layer import QuantizedMatrix
 from .recipe import Recipe
@@ -60,8 +61,14 @@ def part_of(
             assert isinstance(linear, nn.Linear)
             code = packed[name].code if name in packed else None
             multipliers = code.multipliers if isinstance(code, NestedCode) else None
+            own = packed[name].shape if name in packed else None
             layout.linears[f"{prefix}.{name}"] = LinearLayout(
-                linear.in_features, linear.out_features, linear.bias is not None, source, multipliers
+                linear.in_features,
+                linear.out_features,
+                linear.bias is not None,
+                source,
+                multipliers,
+                own if isinstance(own, CodeShape) and own != layout.weight_shape else None,
             )
     if statistics.cache is not None:
         layout.cache.append(statistics.cache)

@@ -30,6 +30,7 @@ from ..runs import WORK, refuse_foreign, refuse_full_disk
 from ..team import Team, team
 from .division import quantize_matrices
 from .finish import run_figures, write_rest
+from .mixed import mixed_words
 from .parts import LayerPart, part_of
 from .plan import make_plan
 from .recipe import Recipe
@@ -138,7 +139,8 @@ def quantize(
         return finished | run_figures(start)
     hidden = HiddenStates(budget, _spill_folder(folder))
     try:
-        parts = _quantize_layers(subject, recipe, output, _Calibrating(stored, windows, hidden), group)
+        words = mixed_words(subject, recipe, text["dataset"], folder, group)
+        parts = _quantize_layers(subject, recipe, output, _Calibrating(stored, windows, hidden), group, words)
         origin = {**about, **text}
         report = group.lead(lambda: write_rest(output, subject.weights, subject.tokenizer, recipe, parts, origin))
     except NestQuantError:
@@ -158,7 +160,12 @@ class _Calibrating:
 
 
 def _quantize_layers(
-    subject: Subject, recipe: Recipe, output: Output, calibrating: _Calibrating, group: Team
+    subject: Subject,
+    recipe: Recipe,
+    output: Output,
+    calibrating: _Calibrating,
+    group: Team,
+    words: dict[str, int] | None,
 ) -> list[LayerPart]:
     """Writes every layer that is not written yet; the parts of all."""
     depth = subject.depth
@@ -168,7 +175,7 @@ def _quantize_layers(
     for index, statistics in enumerate(track(stream, "quantizing layers", total=depth)):
         if parts[index] is None:
             assert statistics is not None
-            tensors, part = quantize_layer(subject, index, statistics, recipe, group)
+            tensors, part = quantize_layer(subject, index, statistics, recipe, group, words)
             group.lead(partial(output.write, index, tensors, part.to_dict()))
             parts[index] = part
             del tensors, statistics  # nothing of this layer is there while the next one is measured
@@ -176,13 +183,18 @@ def _quantize_layers(
 
 
 def quantize_layer(
-    subject: Subject, index: int, statistics: LayerStatistics, recipe: Recipe, group: Team
+    subject: Subject,
+    index: int,
+    statistics: LayerStatistics,
+    recipe: Recipe,
+    group: Team,
+    words: dict[str, int] | None = None,
 ) -> tuple[dict[str, Tensor], LayerPart]:
     """Packs one decoder layer: its tensors by full name, and what is said of it."""
     prefix = subject.weights.decoder.layer_name(index)
     layer = subject.weights.decoder.layers[index]
     with subject.weights.layer(index):
-        packed = quantize_matrices(linears(layer), statistics, recipe, prefix, group)
+        packed = quantize_matrices(linears(layer), statistics, recipe, prefix, group, words)
         return part_of(prefix, layer, statistics, packed, recipe)
 
 

@@ -10,9 +10,12 @@ from ..codecs.protocol import Shape
 from ..codecs.registry import CODECS, shape_of
 from ..errors import NestQuantError
 from ..modules.layout import ROTATIONS
+from ..tuning.settings import TuneSettings
 
 SIXTEEN = 16.0  # bits that mean "leave alone"
 FEEDBACKS = ("none", "ldlq")
+ALLOCATIONS = ("uniform", "mixed")
+_CHOICES = {"method": tuple(CODECS), "rotation": ROTATIONS, "feedback": FEEDBACKS, "allocation": ALLOCATIONS}
 _RANGES = (("samples", 1, 1 << 20), ("seqlen", 2, 1 << 20), ("seed", 0, (1 << 63) - 1), ("reflections", 1, 4096))
 _NOTHING = "nothing was quantized"
 _REMEDIES = {
@@ -39,6 +42,8 @@ class Recipe:
         dataset, samples, seqlen: calibration text and how much of it.
         seed: of rotation signs, window sampling and fits.
         damping: added to the Hessian, as a fraction of its mean diagonal.
+        allocation: "uniform" gives all matrices the same bits; "mixed" takes `weight_bits` for an average.
+        tune: settings of `tuning.settings.TuneSettings` by name, {} for its defaults; None leaves the result untuned.
 
     Raises:
         NestQuantError: a setting is out of range or of the wrong type.
@@ -60,9 +65,11 @@ class Recipe:
     reflections: int = 16
     feedback: str = "ldlq"
     qa: bool = True
+    allocation: str = "uniform"
+    tune: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("method", tuple(CODECS)), ("rotation", ROTATIONS), ("feedback", FEEDBACKS)):
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 cause = f"there is no {name} '{getattr(self, name)}'"
                 raise NestQuantError(cause, _NOTHING, f"use one of {', '.join(known)}")
@@ -80,6 +87,18 @@ class Recipe:
                 )
         if not _is_number(self.damping) or not 0 < self.damping <= 1:
             raise NestQuantError(f"damping {self.damping} is not in (0, 1]", _NOTHING, "use 0.01 or so")
+        if self.allocation == "mixed" and (self.weight_code is not None or self.method != "nestquant"):
+            raise NestQuantError(
+                "mixed rates choose nested codes for the weights",
+                _NOTHING,
+                "use method nestquant and give no weight_code",
+            )
+        if self.tune is not None and (self.method != "nestquant" or self.rotation == "learned"):
+            raise NestQuantError(
+                "tuning knows nested codes and fixed rotations only", _NOTHING, "leave tune out, or method and rotation"
+            )
+        if self.tune is not None:
+            TuneSettings.from_dict(self.tune)
         if not isinstance(self.dataset, str) or not self.dataset:
             raise NestQuantError("dataset is not a name", _NOTHING, "use wikitext2, c4, demo or a .txt or .jsonl file")
 
@@ -135,6 +154,13 @@ def read_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
             if name.endswith("_bits") and isinstance(code, dict) and "q" in code:
                 settings.pop(name.replace("_bits", "_code"), None)
     return Recipe(**settings)
+
+
+def with_tuning(recipe: Recipe, wanted: bool | None) -> Recipe:
+    """The recipe with tuning or without; None leaves that to the recipe."""
+    if wanted is None or wanted == (recipe.tune is not None):
+        return recipe
+    return dataclasses.replace(recipe, tune={} if wanted else None)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

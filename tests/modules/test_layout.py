@@ -73,6 +73,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("inputs/l.0.q/unit", float("nan"), "unit must be a number above 0"),
         ("inputs/l.0.q/unit", 10**400, "unit must be a number above 0"),
         ("inputs/l.0.q", None, "inputs is not an object"),
+        ("linears/l.0.q/code", {"q": 13}, "code.k must be an integer"),
+        ("linears/l.0.q/code", {"q": 4, "k": 1, "word_bits": 16, "limit": 127}, "must be 1 to 1 positive integers"),
         ("cache", {}, "cache is not a list"),
         ("cache/0/values", ..., "cache.values is not an object"),
     ],

@@ -1,0 +1,112 @@
+"""Gradients through a packed model: forward it computes what it always does, backward as if nothing had been rounded.
+
+Rounding activations, keys and values has no gradient of use; the straight-through one takes it for the identity. With
+W ≈ diag(s)·V·R, V the integers that the words stand for and R the rotation, a product y = W x + b has
+
+    ∂x = (V R)ᵀ (s·∂y)      ∂s = Σ_tokens ∂y·(y − b) / s      ∂b = Σ_tokens ∂y
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..codecs.fit import ScaledCode
+from ..codecs.heads import round_heads
+from .attach import quantized_linears
+from .cache import PackedCache
+from .linear import QuantizedLinear, row_scale_bits, row_scale_of
+
+
+class DifferentiableLinear(nn.Module):
+    """A QuantizedLinear whose input, row scales and bias have gradients; its words are fixed.
+
+    Args:
+        linear: computes the forward.
+
+    Attributes:
+        scale: (out_features,) float32, None where the weight is not coded. Its gradient is that of the row scales;
+            `set_scale` changes them.
+    """
+
+    def __init__(self, linear: QuantizedLinear) -> None:
+        super().__init__()
+        self.linear = linear
+        if linear.code is None:
+            self.scale = None
+            self.integers = linear.weight.detach()
+        else:
+            self.scale = nn.Parameter(row_scale_of(linear.row_scale).clone())
+            self.integers = linear.source.unrotate(linear.decoded().float()).to(linear.dtype)  # V R
+
+    def set_scale(self, scale: Tensor) -> None:
+        """Takes row scales (out_features,) as they will be stored, rounded to bfloat16."""
+        assert self.scale is not None
+        self.linear.row_scale.copy_(row_scale_bits(scale))
+        with torch.no_grad():
+            self.scale.copy_(row_scale_of(self.linear.row_scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in_features) to (..., out_features), in x's dtype."""
+        y: Tensor = _Product.apply(x, self.scale, self.linear.bias, self)
+        return y
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor | None, bias: Tensor | None, module: DifferentiableLinear) -> Tensor:
+        y: Tensor = module.linear(x)
+        ctx.module = module
+        ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, scale, bias)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        (grad,) = gradients
+        y, scale, bias = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])
+        of_scale = of_bias = None
+        if y is not None:
+            product = y.reshape(flat.shape).float()
+            of_scale = (flat.float() * (product if bias is None else product - bias)).sum(0) / scale
+        if ctx.needs_input_grad[2]:
+            of_bias = flat.sum(0, dtype=torch.float32).to(bias.dtype)
+        if not ctx.needs_input_grad[0]:
+            return None, of_scale, of_bias, None
+        integers = ctx.module.integers
+        scaled = flat if scale is None else flat * scale.to(flat.dtype)
+        of_x = scaled.to(integers.dtype) @ integers
+        return of_x.to(grad.dtype).reshape(*grad.shape[:-1], -1), of_scale, of_bias, None
+
+
+class DifferentiableCache(PackedCache):
+    """Hands out keys and values as a packed cache would, with straight-through gradients; keeps none of them."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        layer: Any = self.layers[layer_idx]
+        keys: Tensor = _Rounding.apply(key_states, layer.codes.keys, layer.seed)
+        values: Tensor = _Rounding.apply(value_states, layer.codes.values, layer.seed)
+        return keys, values
+
+
+class _Rounding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, scaled: ScaledCode, seed: int) -> Tensor:
+        return round_heads(states, scaled, seed)[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0], None, None
+
+
+def make_differentiable(model: PreTrainedModel) -> dict[str, DifferentiableLinear]:
+    """Replaces the quantized Linears of a packed model, whose forward stays the same; the new ones by name."""
+    found = {}
+    for name, linear in quantized_linears(model).items():
+        parent, _, child = name.rpartition(".")
+        found[name] = DifferentiableLinear(linear)
+        setattr(model.get_submodule(parent), child, found[name])
+    return found

@@ -1,0 +1,83 @@
+"""Which matrix gets how many bits: equal slopes of the loss over the bits, for a given average.
+
+A matrix m of n_m entries whose words have b bits an entry adds c_m·e(b) to the loss: e(b) is the mean squared error of
+the code on a unit Gaussian, c_m the matrix's sensitivity. The sum is least, for a given number of bits, where no bit
+moved from one matrix to another would lower it; so the bits go, step by step, to where one of them lowers it most.
+"""
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..lattice.code import BLOCK
+from ..lattice.rates import BEST
+from ..lattice.shape import MAX_INT8_WORD
+
+REACH = 12  # bits of a word, 1.5 an entry, that a matrix may lie above or below the average
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One matrix.
+
+    Attributes:
+        weights: its entries.
+        cost: c_m, in nats of KL divergence a token for a squared error of 1 an entry of unit variance.
+    """
+
+    weights: int
+    cost: float
+
+    def loss(self, word_bits: int) -> float:
+        """c_m·e(b), the KL divergence that rounding this matrix is expected to cost, in nats a token."""
+        return self.cost * BEST[word_bits][3]
+
+
+def allocate(sensitivities: Mapping[str, Sensitivity], word_bits: int) -> dict[str, int]:
+    """Bits of a word for each matrix.
+
+    Args:
+        sensitivities: by name.
+        word_bits: the average over all entries, which the result does not exceed.
+
+    Returns:
+        by name; all of them have entries that fit int8 where those of the average do.
+    """
+    ladder = _hull(word_bits)
+    places = dict.fromkeys(sensitivities, 0)
+    left = sum(item.weights for item in sensitivities.values()) * (word_bits - ladder[0])
+    waiting = [(_slope(item, ladder, 0), name) for name, item in sensitivities.items() if len(ladder) > 1]
+    heapq.heapify(waiting)
+    while waiting:
+        _, name = heapq.heappop(waiting)
+        item, place = sensitivities[name], places[name]
+        needed = item.weights * (ladder[place + 1] - ladder[place])
+        if needed > left:
+            continue  # a smaller matrix may still have room
+        left -= needed
+        places[name] = place + 1
+        if place + 2 < len(ladder):
+            heapq.heappush(waiting, (_slope(item, ladder, place + 1), name))
+    return {name: ladder[place] for name, place in places.items()}
+
+
+def _slope(item: Sensitivity, ladder: list[int], place: int) -> float:
+    """Change of the loss a bit, from one step of the ladder to the next."""
+    below, above = ladder[place], ladder[place + 1]
+    return (item.loss(above) - item.loss(below)) / (item.weights * (above - below) / BLOCK)
+
+
+def _hull(average: int) -> list[int]:
+    """Word sizes around the average on the lower convex hull of the error, along which every bit gains less."""
+    highest = MAX_INT8_WORD if average <= MAX_INT8_WORD else max(BEST)
+    allowed = [bits for bits in sorted(BEST) if average - REACH <= bits <= min(average + REACH, highest)]
+    hull: list[int] = []
+    for bits in allowed:
+        while len(hull) > 1 and _steepness(hull[-2], bits) <= _steepness(hull[-2], hull[-1]):
+            hull.pop()
+        hull.append(bits)
+    return hull
+
+
+def _steepness(below: int, above: int) -> float:
+    return (BEST[above][3] - BEST[below][3]) / (above - below)

@@ -1,0 +1,62 @@
+"""Quantizing and tuning as one run: the untuned checkpoint is part of its state, and goes when it is complete."""
+
+import dataclasses
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.manifest import CONFIG
+from ..checkpoint.output import Output
+from ..checkpoint.read import read_quantization_config
+from ..errors import NestQuantError
+from ..models.source import Source
+from ..team import team
+from ..tuning.run import tune
+from ..tuning.settings import TuneSettings
+from .finish import run_figures
+from .pipeline import quantize
+from .recipe import Recipe
+
+_UNTUNED = "untuned"
+
+
+def quantize_and_tune(
+    source: Source,
+    recipe: Recipe,
+    folder: Path,
+    device: str,
+    calibration: Path | None = None,
+    resume: bool = True,
+    explicit: Collection[str] = (),
+    **limits: int,
+) -> dict[str, Any]:
+    """As `pipeline.quantize`, which it is for a recipe without `tune`; otherwise the result is tuned.
+
+    Raises:
+        NestQuantError: see there and `tuning.run.tune`; or several processes are to tune.
+    """
+    if recipe.tune is None:
+        return quantize(source, recipe, folder, device, calibration, resume, explicit, **limits)
+    start = time.monotonic()
+    if team().size > 1:
+        raise NestQuantError(
+            f"{team().size} processes cannot tune together", "nothing was quantized", "tune the result with one process"
+        )
+    key = {"recipe": recipe.to_dict(), "model": source.name, "calibration": calibration and str(calibration)}
+    output = Output(folder, key, 1, resume)
+    finished = output.finished()
+    if finished is not None:
+        return finished | run_figures(start)
+    untuned = output.state.work / _UNTUNED
+    plain = dataclasses.replace(recipe, tune=None)
+    if not (untuned / CONFIG).is_file():
+        try:
+            quantize(source, plain, untuned, device, calibration, True, explicit, **limits)
+        except NestQuantError:
+            if not untuned.exists():
+                output.state.give_up()
+            raise
+    settings = TuneSettings.from_dict(recipe.tune)
+    dataset = read_quantization_config(untuned)["recipe"]["dataset"]
+    return tune(untuned, source, settings, folder, device, dataset, recipe.seed, key=key) | run_figures(start)

@@ -1,0 +1,76 @@
+"""Writes a tuned checkpoint: that of before with some tensors replaced, and its records brought in line."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..checkpoint.manifest import CONFIG, INDEX, REPORT, read_manifest
+from ..checkpoint.original import relative_change, relative_error
+from ..checkpoint.output import Output
+from ..checkpoint.read import read_layout
+from ..files import read_json
+from ..models.shards import read_shard, read_tensor
+from ..modules.inputs import padded_size
+from ..modules.layout import Layout
+from ..rotation.reflections import turn
+
+
+def shards_of(manifest: dict[str, Any]) -> list[str]:
+    """Names of a checkpoint's shards, in order."""
+    return sorted(name for name in manifest["files"] if name.endswith(".safetensors"))
+
+
+def write_tuned(
+    output: Output,
+    checkpoint: Path,
+    tuned: dict[str, Tensor],
+    original: PreTrainedModel,
+    settings: dict[str, Any],
+    record: dict[str, Any],
+) -> dict[str, Any]:
+    """Completes a tuned checkpoint and returns its report.
+
+    Args:
+        output: new, with as many parts as the checkpoint has shards.
+        checkpoint: folder of the untuned one.
+        tuned: tensors that changed, by name; all others are copied.
+        original: the model that the checkpoint was made from.
+        settings: of the tuning, for config.json and the report.
+        record: of its course, for the report.
+    """
+    manifest, layout = read_manifest(checkpoint), read_layout(checkpoint)
+    report: dict[str, Any] = read_json(checkpoint / REPORT)
+    originals = original.state_dict()
+    changes: dict[str, float] = {}
+    shards = shards_of(manifest)
+    for number, file in enumerate(shards):
+        shard = read_shard(checkpoint / file)
+        tensors = {name: read_tensor(shard.path, entry) for name, entry in shard.entries.items()}
+        for name in sorted(tuned.keys() & tensors.keys()):
+            tensors[name] = tuned[name].to(tensors[name].dtype)
+            matrix, _, leaf = name.rpartition(".")
+            if leaf == "row_scale":
+                error = _error(layout, matrix, originals[f"{matrix}.weight"], tensors)
+                report["matrices"][matrix]["relative_error"] = error
+            else:
+                changes[name] = relative_change(originals[name], tensors[name])
+        output.write(number, tensors, {})
+
+    others = sorted({*manifest["files"]} - {*shards, INDEX, REPORT, CONFIG})
+    output.add_files(lambda staging: [shutil.copyfile(checkpoint / name, staging / name) for name in others])
+    config: dict[str, Any] = read_json(checkpoint / CONFIG)
+    config["quantization_config"]["recipe"]["tune"] = report["recipe"]["tune"] = settings
+    report |= {"tuning": record, "tuned": changes}
+    output.finish(config, report)
+    return report
+
+
+def _error(layout: Layout, matrix: str, weight: Tensor, tensors: dict[str, Tensor]) -> float:
+    """Relative error of a packed matrix with its tuned row scales."""
+    code = layout.code_of(layout.linears[matrix])
+    assert code is not None
+    packed = {leaf: tensors[f"{matrix}.{leaf}"] for leaf in ("words", "row_scale")}
+    return relative_error(weight.cpu(), packed, code, turn(padded_size(weight.shape[1]), layout.rotation_seed))

@@ -1,0 +1,81 @@
+"""How a packed checkpoint is tuned: validated settings, from the command line, a recipe or Python."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import NestQuantError
+
+_NOTHING = "nothing was tuned"
+_INTEGERS = {
+    "steps": (1, 1 << 24),
+    "seqlen": (2, 1 << 20),
+    "batch": (1, 1 << 16),
+    "held_out": (1, 1 << 16),
+    "checks": (1, 1 << 16),
+}
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """Settings of one tuning.
+
+    Attributes:
+        steps: of the optimizer; the rate rises over the first tenth and falls to zero along a cosine.
+        seqlen: tokens in a window.
+        batch: windows a step.
+        rate: of Adam, at its height; parameters move in units of their own size, so it is the same for all of them.
+        held_out: windows that are not tuned on, by which the best state is chosen.
+        checks: how often those are looked at after the start.
+
+    Raises:
+        NestQuantError: a setting is out of range or of the wrong type.
+    """
+
+    steps: int = 400
+    seqlen: int = 512
+    batch: int = 1
+    rate: float = 0.001
+    held_out: int = 8
+    checks: int = 8
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _INTEGERS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise NestQuantError(
+                    f"{name} {value} of the tuning is not an integer from {low} to {high}", _NOTHING, f"correct {name}"
+                )
+        if type(self.rate) not in (int, float) or not 0 < self.rate <= 1 or not math.isfinite(self.rate):
+            raise NestQuantError(f"rate {self.rate} of the tuning is not in (0, 1]", _NOTHING, "use 0.001 or so")
+
+    @staticmethod
+    def from_dict(value: Any) -> "TuneSettings":
+        """Settings by name; those that are missing take their defaults.
+
+        Raises:
+            NestQuantError: not a mapping, or an unknown or unusable setting.
+        """
+        known = {field.name for field in dataclasses.fields(TuneSettings)}
+        if not isinstance(value, Mapping) or not set(value) <= known:
+            raise NestQuantError(
+                f"the tuning settings {value} are not usable", _NOTHING, f"use some of {', '.join(sorted(known))}"
+            )
+        return TuneSettings(**value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; the inverse of `from_dict`."""
+        return dataclasses.asdict(self)
+
+    def rate_at(self, step: int) -> float:
+        """The rate of step `step`, from 0."""
+        warm = max(1, self.steps // 10)
+        if step < warm:
+            return self.rate * (step + 1) / warm
+        return self.rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
+
+    def is_check(self, done: int) -> bool:
+        """Whether the held-out windows are looked at after `done` steps."""
+        return done == self.steps or done * self.checks // self.steps > (done - 1) * self.checks // self.steps

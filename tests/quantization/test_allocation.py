@@ -1,0 +1,47 @@
+"""Bits by equal slopes: the average is kept, and no exchange of bits between two matrices would do better."""
+
+import itertools
+import math
+
+import pytest
+
+from nestquant_cli.lattice.rates import BEST
+from nestquant_cli.quantization.allocation import REACH, Sensitivity, allocate
+from tests.families import gaussian
+
+
+def some(count: int) -> dict[str, Sensitivity]:
+    costs = gaussian(count).mul(2).exp().tolist()
+    return {str(number): Sensitivity(64 * (1 + number % 5), cost) for number, cost in enumerate(costs)}
+
+
+def total(found: dict[str, Sensitivity], words: dict[str, int]) -> tuple[float, int]:
+    loss = math.fsum(item.loss(words[name]) for name, item in found.items())
+    return loss, sum(item.weights * words[name] for name, item in found.items())
+
+
+@pytest.mark.parametrize("average", [18, 28, 32, 44])
+def test_the_average_is_kept_and_beats_uniform_bits(average: int) -> None:
+    found = some(200)
+    words = allocate(found, average)
+    loss, spent = total(found, words)
+    weights = sum(item.weights for item in found.values())
+    assert 0 <= average - spent / weights < 0.05
+    assert loss < 0.9 * total(found, dict.fromkeys(found, average))[0]
+    assert set(words.values()) <= set(BEST) and all(abs(bits - average) <= REACH for bits in words.values())
+    if average <= 34:
+        assert max(words.values()) <= 34
+
+
+def test_the_best_of_all_for_a_few() -> None:
+    found = {name: Sensitivity(64, cost) for name, cost in (("a", 1.0), ("b", 0.1), ("c", 10.0))}
+    words = allocate(found, 28)
+    assert words["c"] > words["a"] > words["b"]
+    choices = itertools.product(range(16, 35), repeat=3)
+    best = min(total(found, dict(zip(found, bits, strict=True)))[0] for bits in choices if sum(bits) <= 3 * 28)
+    assert total(found, words)[0] < 1.05 * best
+
+
+def test_equal_matrices_get_equal_bits_where_the_ladder_has_them() -> None:
+    assert set(allocate({name: Sensitivity(64, 1.0) for name in "abc"}, 28).values()) == {28}
+    assert set(allocate({name: Sensitivity(64, 0.0) for name in "abc"}, 28).values()) <= set(range(16, 35))

@@ -1,0 +1,53 @@
+"""Quantizing and tuning as one run: the same as one after the other, and resumed at whichever of the two it died."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nestquant_cli.models.source import resolve
+from nestquant_cli.quantization import tuned
+from nestquant_cli.quantization.recipe import Recipe
+from nestquant_cli.quantization.tuned import quantize_and_tune
+from nestquant_cli.runs import WORK
+from nestquant_cli.tuning.run import tune
+from nestquant_cli.tuning.settings import TuneSettings
+from tests.families import pack
+
+TUNE = {"steps": 4, "seqlen": 32, "held_out": 3}
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+def test_both_in_one_run(
+    tiny_model_folder: Path, tiny_text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, text = resolve(str(tiny_model_folder)), str(tiny_text_file)
+    packed = pack(tiny_model_folder, tiny_text_file, tmp_path / "packed")
+    tune(packed, source, TuneSettings(**TUNE), tmp_path / "after", "cpu", text)
+
+    recipe = Recipe(dataset=text, samples=4, seqlen=64, tune=TUNE)
+
+    def dying(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuned, "tune", dying)
+        with pytest.raises(KeyboardInterrupt):
+            quantize_and_tune(source, recipe, tmp_path / "one", "cpu")
+    assert (tmp_path / "one" / WORK / "untuned" / "config.json").is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(tuned, "quantize", dying)  # which is not called again
+        report = quantize_and_tune(source, recipe, tmp_path / "one", "cpu")
+    assert report["tuning"]["loss_after"] < report["tuning"]["loss_before"]
+    assert shards(tmp_path / "one") == shards(tmp_path / "after")
+    assert not (tmp_path / "one" / WORK).exists()
+
+
+def test_a_recipe_without_tuning_only_quantizes(tiny_model_folder: Path, tiny_text_file: Path, tmp_path: Path) -> None:
+    packed = pack(tiny_model_folder, tiny_text_file, tmp_path / "packed")
+    recipe = Recipe(dataset=str(tiny_text_file), samples=4, seqlen=64)
+    quantize_and_tune(resolve(str(tiny_model_folder)), recipe, tmp_path / "plain", "cpu")
+    assert shards(tmp_path / "plain") == shards(packed)
