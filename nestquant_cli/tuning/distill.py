@@ -45,7 +45,7 @@ class Distillation:
         config = self.student.config.get_text_config(decoder=True)
         cache: dict[str, Any] = {"use_cache": False}
         if self.layout.cache:
-            cache = {"past_key_values": DifferentiableCache(config, self.layout.cache, self.layout.seed)}
+            cache = {"past_key_values": DifferentiableCache(config, self.layout.cache, self.layout.rotation_seed)}
         logits: Tensor = self.student(input_ids=ids[None].to(self.student.device), **cache).logits[0]
         return logits
 

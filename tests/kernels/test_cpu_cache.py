@@ -9,6 +9,7 @@ from nestquant_cli.codecs import heads
 from nestquant_cli.codecs.fit import ScaledCode, fit_scales
 from nestquant_cli.kernels import cpu_cache
 from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian, relative_error
 
 SEED = 3
@@ -56,7 +57,7 @@ def test_what_is_stored_does_not_depend_on_the_company(size: int, bits: float) -
 def test_the_same_as_on_any_device(size: int, bits: float) -> None:
     scaled = fitted(bits)
     x = vectors(300, size)
-    packed, other = encode(x, scaled), heads._pack_anywhere(x, scaled, SEED)
+    packed, other = encode(x, scaled), scaled.pack(rotation(size, SEED).apply(x))
     assert (packed == other).all(1).float().mean() > 0.97  # sums in another order may round otherwise
     assert torch.equal(decode(other, size, scaled), heads._unpack_anywhere(other, size, scaled, SEED))
     typical = torch.arange(300) % 7 != 1

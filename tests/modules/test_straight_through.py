@@ -10,7 +10,6 @@ from torch.nn.functional import linear
 
 from nestquant_cli.checkpoint.read import read_layout
 from nestquant_cli.modules.attach import quantized_linears
-from nestquant_cli.modules.inputs import dequantize
 from nestquant_cli.modules.linear import QuantizedLinear
 from nestquant_cli.modules.straight_through import DifferentiableCache, DifferentiableLinear, make_differentiable
 from tests.families import gaussian, load, logits, make_model, pack, random_ids, relative_error, save_model
@@ -73,7 +72,7 @@ def test_gradients_with_coded_activations(tmp_path: Path, tiny_tokenizer_folder:
     assert module.scale is not None
     x, outer = gaussian(5, 64).requires_grad_(True), gaussian(5, 128, seed=1)
     of_x, of_scale = torch.autograd.grad((module(x) * outer).sum(), (x, module.scale))
-    exact = module.linear.source.unrotate(dequantize(module.linear.source(x))).detach()  # what is multiplied
+    exact = module.linear.source.unrotate(module.linear.source(x).dequantized()).detach()  # what is multiplied
     expected = (outer * dense(module, exact, torch.ones_like(module.scale), None)).sum(0)
     assert relative_error(of_scale, expected) < 1e-5  # products are linear in the row scales
     straight = torch.autograd.grad((dense(module, x, module.scale.detach(), None) * outer).sum(), x)[0]

@@ -82,5 +82,5 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 def test_what_does_not_go_together_is_refused() -> None:
     with pytest.raises(NestQuantError, match="no allocation 'best'"):
         Recipe(allocation="best")
-    with pytest.raises(NestQuantError, match="choose the codes"):
+    with pytest.raises(NestQuantError, match="choose nested codes"):
         Recipe(allocation="mixed", weight_code={"q": 14, "k": 4}, weight_bits=4.125)

@@ -14,7 +14,7 @@ from nestquant_cli.tuning.run import tune
 from nestquant_cli.tuning.settings import TuneSettings
 from tests.families import pack
 
-TUNE = {"steps": 4, "seqlen": 32, "held_out": 3}
+TUNE = {"steps": 24, "seqlen": 32, "held_out": 12, "batch": 4, "rate": 0.003}
 
 
 def shards(folder: Path) -> dict[str, bytes]:

@@ -46,15 +46,15 @@ def test_the_tuned_checkpoint_is_sound_and_closer_to_the_original(
     do: Any, packed: Path, tiny_model_folder: Path, tiny_text_file: Path, tmp_path: Path
 ) -> None:
     before = contents(packed)
-    report = do(tmp_path / "tuned")
+    report = do(tmp_path / "tuned", steps=40, batch=4, held_out=16, checks=4)  # fewer would be luck
     assert contents(packed) == before
     tuning = report["tuning"]
     assert tuning["loss_after"] < 0.98 * tuning["loss_before"]
-    assert [done for done, _ in tuning["checks"]] == [0, 4, 8, 12]
+    assert [done for done, _ in tuning["checks"]] == [0, 10, 20, 30, 40]
     checked = verify(tmp_path / "tuned", str(tiny_model_folder))
     assert checked.problems == [] and checked.matrices == 14 and len(report["tuned"]) == 5
     section = read_json(tmp_path / "tuned" / "config.json")["quantization_config"]
-    assert section["recipe"]["tune"]["steps"] == 12 and section["layout"] == read_layout(packed).to_dict()
+    assert section["recipe"]["tune"]["steps"] == 40 and section["layout"] == read_layout(packed).to_dict()
     windows = token_windows(load_text(str(tiny_text_file), "train"), load_tokenizer(resolve(str(packed))), 32)
     losses = [
         Distillation(
