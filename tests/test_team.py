@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.team import Team, team
@@ -68,17 +67,11 @@ def double(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, ti
 
 
 def test_two_processes_quantize_as_one(single: Path, double: Path) -> None:
-    """Sums of H are added up in another order; where that is all, nearly every word stays as it is."""
-    assert (
-        json.loads((single / "config.json").read_text()).keys()
-        == json.loads((double / "config.json").read_text()).keys()
-    )
-    for shard in sorted(single.glob("*.safetensors")):
-        expected, found = load_file(shard), load_file(double / shard.name)
-        assert expected.keys() == found.keys()
-        for name, tensor in expected.items():
-            differing = float((found[name] != tensor).float().mean())
-            assert differing < 0.02 if name.endswith(".words") else differing == 0, name
+    """Sums of H are exact, so the order of the windows changes no bit."""
+    shards = sorted(path.name for path in single.glob("*.safetensors"))
+    assert shards == sorted(path.name for path in double.glob("*.safetensors"))
+    for name in (*shards, "config.json"):
+        assert (single / name).read_bytes() == (double / name).read_bytes(), name
 
 
 def test_two_processes_score_as_one(single: Path, tiny_text_file: Path, tmp_path: Path) -> None:

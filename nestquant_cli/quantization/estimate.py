@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from ..codecs.registry import fit_vectors
+from ..kernels.int8 import integer_product
 from ..modules.inputs import padded_size
 from .plan import Plan
 from .recipe import Recipe
@@ -24,7 +25,7 @@ def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
     tokens = recipe.samples * recipe.seqlen
     forward = 2.0 * plan.weights * tokens / half
     widths = {(row.in_features, row.matrices): padded_size(row.in_features) for row in plan.rows}
-    gram = sum(2.0 * tokens * n**2 * count / single / 2 for (_, count), n in widths.items())
+    gram = sum(2.0 * tokens * n**2 * count / _integer_rate(where) / 2 for (_, count), n in widths.items())
     factors = sum(2.0 * DOUBLE * n**3 * count / double for (_, count), n in widths.items())
     feedback = sum(
         3.0 * row.matrices * row.out_features * padded_size(row.in_features) ** 2 / single for row in plan.rows
@@ -44,6 +45,12 @@ def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a matrix product."""
     x = torch.randn(SIZE, SIZE, device=device).to(dtype)
     return 2.0 * SIZE**3 / _time(lambda: x @ x)
+
+
+def _integer_rate(device: torch.device) -> float:
+    """The same of an exact product of int8 matrices."""
+    v = torch.ones(SIZE, SIZE, dtype=torch.int8, device=device)
+    return 2.0 * SIZE**3 / _time(lambda: integer_product(v, v))
 
 
 def _time(work: Callable[[], object]) -> float:

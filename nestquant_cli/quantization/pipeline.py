@@ -69,7 +69,7 @@ def calibrate(
     refuse_other_caches(subject, recipe)
     windows = read_windows(subject, recipe)
     about = about_model(subject, recipe, group) | text_of(windows)
-    writer = group.lead(lambda: CalibrationWriter(folder, about, circumstances(subject, group)))
+    writer = group.lead(lambda: CalibrationWriter(folder, about, circumstances(subject)))
     done = group.lead(lambda: [writer.done(index) for index in range(subject.depth)])
     hidden = HiddenStates(budget, _spill_folder(folder))
     stream = collect(subject.weights, windows.ids, coding_of(recipe), done, hidden)
@@ -132,7 +132,7 @@ def quantize(
         windows = read_windows(subject, recipe)
         text, calibrated = text_of(windows), {}
     group.lead(lambda: _refuse_full_disk(subject, recipe, folder, windows, budget))
-    key = {"recipe": recipe.to_dict(), **about, **text, **calibrated, **circumstances(subject, group)}
+    key = {"recipe": recipe.to_dict(), **about, **text, **calibrated, **circumstances(subject)}
     output = group.lead(lambda: Output(folder, key, subject.depth + 1, resume))
     finished = group.lead(output.finished)
     if finished is not None:

@@ -98,6 +98,6 @@ def coding_of(recipe: Recipe) -> Coding:
     return Coding(*shapes, recipe.seed, recipe.rotation, recipe.shape("weight"), recipe.reflections)
 
 
-def circumstances(subject: Subject, group: Team) -> dict[str, Any]:
+def circumstances(subject: Subject) -> dict[str, Any]:
     """What else the last bits of a result depend on: half a run must not be finished under other ones."""
-    return {"versions": versions(), "device": subject.weights.device.type, "processes": group.size}
+    return {"versions": versions(), "device": subject.weights.device.type}
