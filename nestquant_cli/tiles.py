@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
+from .memory import return_blocks
+
 if TYPE_CHECKING:
     from torch import Tensor, device
 
@@ -47,6 +49,7 @@ def run_tasks(work: Callable[[T], object], tasks: Iterable[T], bytes_needed: int
         return
     for task in tasks:
         work(task)
+        return_blocks()  # what one large task leaves free has not the sizes that the next one wants
 
 
 def slices(count: int, where: "device", size: int = TILE) -> list[slice]:

@@ -22,7 +22,7 @@ from ..checkpoint.manifest import CONFIG
 from ..checkpoint.output import Output
 from ..errors import NestQuantError
 from ..files import sha256_file
-from ..memory import reuse_blocks
+from ..memory import return_blocks, reuse_blocks
 from ..models.source import Source
 from ..models.structure import linears
 from ..progress import track
@@ -179,6 +179,7 @@ def _quantize_layers(
             group.lead(partial(output.write, index, tensors, part.to_dict()))
             parts[index] = part
             del tensors, statistics  # nothing of this layer is there while the next one is measured
+            return_blocks()
     return [part for part in parts if part is not None]
 
 
