@@ -55,9 +55,9 @@ class GramSum:
                 self._add_grid(some, 4.0**power)
 
     def _add_grid(self, v: Tensor, factor: float) -> None:
-        across = F.pad(v, (0, 0, 0, -len(v) % 8)).t() if v.is_cuda else v.t()  # (n, tokens)
-        if v.is_cuda:
-            across = across.contiguous()  # what its int8 products take
+        across = v.t()  # (n, tokens)
+        if v.is_cuda:  # what its int8 products take
+            across = F.pad(v, (0, 0, 0, -len(v) % 8)).t().contiguous()
         for part in slices(self.order, v.device, _STRIP):
             self.upper[part, part.start :].add_(integer_product(across[part], across[part.start :]), alpha=factor)
 
@@ -65,12 +65,11 @@ class GramSum:
         """(n, n) float32, E[(R x)(R x)ᵀ] per token; the sum is used up by it."""
         upper = self.upper
         del self.upper  # as large as anything that a run holds
-        upper.triu_().div_(self.tokens)
+        upper.div_(self.tokens)
         whole = upper.float()
         del upper
         for part in slices(self.order, whole.device, _STRIP):
-            whole[part.stop :, part] = whole[part, part.stop :].t()
-            whole[part, part] += whole[part, part].triu(1).t()
+            whole[part.stop :, part] = whole[part, part.stop :].t()  # a strip has its diagonal block whole
         return whole
 
 

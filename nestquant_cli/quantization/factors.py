@@ -41,6 +41,17 @@ def feedback(hessian: Tensor, noise: Tensor, damping: float, place: str, columns
     Raises:
         NestQuantError: H has no positive diagonal, or no step of the ladder makes H + J positive definite.
     """
+    C, step, added = damped_factor(hessian, noise, damping, place)
+    target = _target(hessian, added, C) if noise.any() else None
+    return Feedback(target, unit_lower(C, torch.float32, columns), step)
+
+
+def damped_factor(hessian: Tensor, noise: Tensor, damping: float, place: str) -> tuple[Tensor, float, float]:
+    """The Cholesky factor of H + J with as little damping as the ladder needs; arguments and errors as in `feedback`.
+
+    Returns:
+        C (n, n) float64, the damping as a fraction of the mean diagonal of H, and what was added to the diagonal.
+    """
     n = len(hessian)
     mean = math.fsum(hessian.diagonal().double().tolist()) / n
     if not mean > 0:
@@ -52,8 +63,7 @@ def feedback(hessian: Tensor, noise: Tensor, damping: float, place: str, columns
         C = hessian.double()
         C.diagonal().add_(added).add_(noise)
         if factorize(C):
-            target = _target(hessian, added, C) if noise.any() else None
-            return Feedback(target, unit_lower(C, torch.float32, columns), step * damping)
+            return C, step * damping, added
     raise NestQuantError(
         f"H + J of {place} is not positive definite even with damping {LADDER[-1] * damping:g}",
         "nothing was quantized",

@@ -21,14 +21,13 @@ from transformers import PreTrainedModel
 
 from ..calibration.collect import collect
 from ..calibration.statistics import InputStatistics
-from ..errors import NestQuantError
 from ..lattice.code import BLOCK
 from ..models.source import load_model
 from ..models.structure import find_decoder, linears
 from ..progress import track
 from ..team import Team
 from .allocation import Sensitivity
-from .factors import LADDER, factorize
+from .factors import damped_factor
 from .recipe import Recipe
 from .subject import Subject, coding_of
 
@@ -114,18 +113,9 @@ def feedback_trace(item: InputStatistics, damping: float) -> float:
     Raises:
         NestQuantError: no step of the ladder makes H + J positive definite.
     """
-    mean = float(item.hessian.diagonal().double().mean())
-    for step in LADDER:
-        C = item.hessian.double()
-        C.diagonal().add_(step * damping * mean).add_(item.noise)
-        if factorize(C):
-            blocks = C.reshape(len(C) // BLOCK, BLOCK, len(C) // BLOCK, BLOCK).diagonal(dim1=0, dim2=2)
-            return float(blocks.square().sum())
-    raise NestQuantError(
-        f"H + J of the input of {item.members[0]} is not positive definite",
-        "nothing was quantized",
-        "raise --damping or calibrate on more text",
-    )
+    C, _, _ = damped_factor(item.hessian, item.noise, damping, item.members[0])
+    blocks = C.reshape(len(C) // BLOCK, BLOCK, len(C) // BLOCK, BLOCK).diagonal(dim1=0, dim2=2)
+    return float(blocks.square().sum())
 
 
 def _whole(subject: Subject) -> PreTrainedModel:
