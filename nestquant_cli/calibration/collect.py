@@ -18,7 +18,7 @@ from ..team import team
 from ..tiles import over_rows, run_tasks
 from .hidden import HiddenStates
 from .learn import learn
-from .observer import VECTORS, InputGroups, KVObserver
+from .observer import TOKENS, InputGroups, KVObserver
 from .stack import LayerStack
 from .statistics import NOISE_TOKENS, InputCollector, InputStatistics, LayerStatistics, fit_cache, watch_all
 
@@ -33,6 +33,7 @@ class Coding:
         rotation: one of `modules.layout.ROTATIONS`.
         weight_shape: that a learned rotation is made for; None for 16 bits.
         reflections: of a learned rotation.
+        centering: whether nested codes of inputs and keys may have centers.
     """
 
     act_shape: Shape | None
@@ -41,6 +42,7 @@ class Coding:
     rotation: str = "hadamard"
     weight_shape: Shape | None = None
     reflections: int = 0
+    centering: bool = True
 
     @property
     def rotation_seed(self) -> int | None:
@@ -77,7 +79,7 @@ def collect(
             "raise --samples or start fewer processes",
         )
     config = weights.model.config.get_text_config(decoder=True)
-    observer = KVObserver(config, VECTORS / max(1, windows.numel()))
+    observer = KVObserver(config, TOKENS / max(1, windows.numel()))
     own = group.share(len(windows))
     stack = LayerStack(weights, windows[own.start : own.stop], observer, hidden)
     observer.watching = coding.kv_shape is not None
@@ -131,7 +133,8 @@ class _Layer:
             collector = collectors.pop(leader)  # sums are released one by one
             members, place = groups.members[leader], f"{self.name}.{leader}"
             rotated, learned = self.coding.rotation_seed is not None, self._learning(members)
-            inputs[leader] = collector.finish(members, self.coding.act_shape, place, rotated, learned)
+            centering = self.coding.centering
+            inputs[leader] = collector.finish(members, self.coding.act_shape, place, rotated, learned, centering)
 
         run_tasks(finish, order, sum(2 * collector.gram.upper.nbytes for collector in collectors.values()))
         inputs = {leader: inputs[leader] for leader in order}
@@ -181,4 +184,5 @@ class _Layer:
         for vectors in sample:
             check_head_size(vectors.shape[-1])
         keys, values = zip(*team().gather(sample), strict=True)
-        return fit_cache((torch.cat(keys), torch.cat(values)), shape, self.coding.seed, self.coding.rotation_seed)
+        gathered = torch.cat(keys, 1), torch.cat(values, 1)
+        return fit_cache(gathered, shape, self.coding.seed, self.coding.rotation_seed, self.coding.centering)

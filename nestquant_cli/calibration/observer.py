@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache
 
-from ..codecs.fit import SAMPLE_BLOCKS
-
-VECTORS = SAMPLE_BLOCKS // 4  # head vectors kept of a layer's keys, and of its values: enough for heads of 32 and more
+TOKENS = 512  # whose keys and values are kept of a layer: as many vectors of each head
 
 
 class KVObserver(DynamicCache):
@@ -20,7 +18,7 @@ class KVObserver(DynamicCache):
 
     Args:
         config: of the model.
-        share: fraction of each update's head vectors that are kept.
+        share: fraction of each update's tokens that are kept.
     """
 
     def __init__(self, config: PretrainedConfig, share: float) -> None:
@@ -28,7 +26,7 @@ class KVObserver(DynamicCache):
         self.share = share
         self.watching = False
         self._seed = self._first = 0
-        self.keys: dict[int, Tensor] = {}  # (vectors, head size) of each window
+        self.keys: dict[int, Tensor] = {}  # (heads, tokens, head size) of each window
         self.values: dict[int, Tensor] = {}
 
     def reseed(self, seed: int, first: int = 0) -> None:
@@ -51,17 +49,17 @@ class KVObserver(DynamicCache):
         return key_states, value_states
 
     def take(self) -> tuple[Tensor, Tensor] | None:
-        """The samples (vectors, head size) of keys and values since the last call; None where no cache was updated."""
+        """Samples (heads, tokens, head size) of keys and values since the last call; None if no cache was updated."""
         if not self.keys:
             return None
-        keys, values = (torch.cat([part[window] for window in sorted(part)]) for part in (self.keys, self.values))
+        keys, values = (torch.cat([part[window] for window in sorted(part)], 1) for part in (self.keys, self.values))
         self.keys, self.values = {}, {}
         return keys, values
 
     def _sample(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        count = min(flat.shape[0], max(1, round(flat.shape[0] * self.share)))
-        return flat[choose(flat.shape[0], count, generator).to(flat.device)].float().cpu()
+        heads = x.transpose(0, 1).flatten(1, 2)  # (heads, batch · tokens, head size)
+        count = min(heads.shape[1], max(1, round(heads.shape[1] * self.share)))
+        return heads[:, choose(heads.shape[1], count, generator).to(x.device)].float().cpu()
 
 
 class InputGroups:

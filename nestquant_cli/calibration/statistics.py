@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..codecs.heads import CacheCodes
 from ..codecs.protocol import Shape, VectorCode
-from ..codecs.registry import fit_vectors
+from ..codecs.registry import fit_heads
 from ..errors import NestQuantError
 from ..rotation.reflections import Reflections
 from ..rotation.transform import rotation
@@ -134,6 +134,7 @@ class InputCollector:
         place: str,
         rotated: bool = True,
         learned: Callable[[Tensor], Tensor] | None = None,
+        centering: bool = False,
     ) -> InputStatistics:
         """Averages the sums, which are used up by it, and fits the activation code.
 
@@ -143,6 +144,7 @@ class InputCollector:
             place: name of the input.
             rotated: whether the statistics are wanted in the rotated basis.
             learned: from rotated tokens (tokens, n) to the reflectors of a learned rotation.
+            centering: whether the code may have a center.
 
         Raises:
             NestQuantError: an input was not finite.
@@ -174,7 +176,7 @@ class InputCollector:
             sample = over_rows(reflect, sample)
             hessian = _both_sides(reflect, hessian)
         if shape is not None:
-            code = fit_vectors(sample, shape, seed)
+            code = fit_heads(sample[None], shape, seed, centering)
             noise = (sample - code.round(sample).dequantized()).square().mean(0)
         return InputStatistics(tuple(members), hessian, noise, code, len(self.dead), reflectors)
 
@@ -185,13 +187,15 @@ def _both_sides(turn: Callable[[Tensor], Tensor], hessian: Tensor) -> Tensor:
     return (turned + turned.t()).div_(2)
 
 
-def fit_cache(sample: tuple[Tensor, Tensor], shape: Shape, seed: int, rotation_seed: int | None) -> CacheCodes:
-    """Codes of keys and values from samples (vectors, head size) of both."""
-    codes = []
-    for vectors in sample:
-        rotated = rotation(vectors.shape[-1], rotation_seed).apply(vectors)
-        codes.append(fit_vectors(rotated, shape, seed))
-    return CacheCodes(*codes)
+def fit_cache(
+    sample: tuple[Tensor, Tensor], shape: Shape, seed: int, rotation_seed: int | None, centering: bool = False
+) -> CacheCodes:
+    """Codes of keys and values from samples (heads, vectors, head size) of both.
+
+    Only keys may have centers: of the values' energy there is little in a center.
+    """
+    keys, values = (rotation(vectors.shape[-1], rotation_seed).apply(vectors) for vectors in sample)
+    return CacheCodes(fit_heads(keys, shape, seed, centering), fit_heads(values, shape, seed, False))
 
 
 @contextmanager

@@ -85,7 +85,7 @@ class Calibration:
         self.about = read_json(folder / FILE)
         if not isinstance(self.about, dict) or self.about.get("format_version") != FORMAT_VERSION:
             raise NestQuantError(f"{folder / FILE} is of an unknown version", _NOT_USED, _AGAIN)
-        self.about = {"rotation": "hadamard", "reflections": 0} | self.about
+        self.about = {"rotation": "hadamard", "reflections": 0, "centering": False} | self.about
         self.layers = self.about.pop("layers", None)
         if not isinstance(self.layers, list):
             raise NestQuantError(f"{folder / FILE} is damaged", _NOT_USED, _AGAIN)

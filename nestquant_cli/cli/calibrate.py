@@ -83,6 +83,7 @@ def given(context: typer.Context, **bits: float | None) -> dict[str, Any]:
         "rotation",
         "feedback",
         "qa",
+        "centering",
         "dataset",
         "samples",
         "seqlen",

@@ -51,6 +51,10 @@ def quantize(
     qa: Annotated[
         bool, typer.Option("--qa/--no-qa", help="Make the weights for the rounded input, or for the unrounded one.")
     ] = True,
+    centering: Annotated[
+        bool,
+        typer.Option("--centering/--no-centering", help="Let codes of activations and keys subtract a common center."),
+    ] = True,
     config: RecipeOption = None,
     calibration: CalibrationOption = None,
     dataset: DatasetOption = "wikitext2",

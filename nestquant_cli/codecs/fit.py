@@ -86,6 +86,12 @@ class ScaledCode:
         return Rounded(for_device(packed.device).unpack(packed[:, :width], entries, self.code), scale[:, 0])
 
 
+def fit_rows(rows: Tensor, shape: CodeShape, seed: int) -> ScaledCode:
+    """`fit_scales` on a seeded sample of rows (n, entries) of any size; any code does for zeros alone."""
+    blocks = sample_blocks(rows, seed)
+    return fit_scales(blocks if len(blocks) else blocks.new_zeros(1, BLOCK), shape)
+
+
 def fit_scales(blocks: Tensor, shape: CodeShape) -> ScaledCode:
     """Chooses β₀ and the multipliers with the least mean squared error on a sample.
 

@@ -2,7 +2,8 @@
 
 A vector is rotated and packed by its code: its words, then its bfloat16 scale and what else the code stores. Reading is
 a pure function of these bytes: where a vector has one scale, the entries of the un-rotated integers are exact sums in
-float32, and each is multiplied by one factor.
+float32, and each is multiplied by one factor. Codes with centers (`centered`) take vectors (…, heads, tokens, head
+size), or a head's alone.
 """
 
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from torch import Tensor
 from ..errors import NestQuantError
 from ..lattice.code import BLOCK
 from ..rotation.transform import rotation
-from .fit import ScaledCode
-from .protocol import VectorCode
+from .centered import CenteredCode, nested_code
+from .protocol import Rounded, VectorCode
 
 
 @dataclass(frozen=True)
@@ -51,31 +52,58 @@ def _pack(x: Tensor, scaled: VectorCode, seed: int | None, restore: bool) -> tup
     head_size = x.shape[-1]
     flat = x.detach().reshape(-1, head_size)  # rounding has no gradient
     size = scaled.vector_bytes(head_size)
-    if x.device.type == "cpu" and isinstance(scaled, ScaledCode) and seed is not None:
+    nested, run = nested_code(scaled), x.shape[-2] if x.dim() > 1 else 1
+    if x.device.type == "cpu" and nested is not None and seed is not None:
         from ..kernels import cpu_cache
 
-        packed, rounded = cpu_cache.encode(flat, scaled.code, scaled.unit, seed, restore)
+        centers = centers_of(scaled, head_size, seed)
+        packed, rounded = cpu_cache.encode(flat, nested.code, nested.unit, seed, restore, centers, run)
         return packed.view(*x.shape[:-1], size), None if rounded is None else rounded.view(x.shape)
-    return scaled.pack(rotation(head_size, seed).apply(flat)).view(*x.shape[:-1], size), None
+    rotated = rotation(head_size, seed).apply(flat)
+    packed = scaled.pack(rotated, run) if isinstance(scaled, CenteredCode) else scaled.pack(rotated)
+    return packed.view(*x.shape[:-1], size), None
 
 
 def unpack_heads(packed: Tensor, head_size: int, scaled: VectorCode, seed: int | None, dtype: torch.dtype) -> Tensor:
     """The inverse of `pack_heads` up to the rounding: (..., bytes) uint8 to (..., head size) of `dtype`."""
     flat = packed.reshape(-1, packed.shape[-1])
     shape = (*packed.shape[:-1], head_size)
-    if packed.device.type == "cpu" and isinstance(scaled, ScaledCode) and seed is not None:
+    nested, run = nested_code(scaled), packed.shape[-2] if packed.dim() > 1 else 1
+    if packed.device.type == "cpu" and nested is not None and seed is not None:
         from ..kernels import cpu_cache
 
-        return cpu_cache.decode(flat, head_size, scaled.code, seed).to(dtype).view(shape)
-    return _unpack_anywhere(flat, head_size, scaled, seed).to(dtype).view(shape)
+        centers = centers_of(scaled, head_size, seed)
+        return cpu_cache.decode(flat, head_size, nested.code, seed, centers, run).to(dtype).view(shape)
+    return _unpack_anywhere(flat, head_size, scaled, seed, run).to(dtype).view(shape)
 
 
-def _unpack_anywhere(flat: Tensor, head_size: int, scaled: VectorCode, seed: int | None) -> Tensor:
+def centers_of(scaled: VectorCode, head_size: int, seed: int | None) -> Tensor | None:
+    """The centers of a code in the basis of the heads, (heads, head size) float32; None where it has none."""
+    return _turned_centers(scaled, head_size, seed, "cpu") if isinstance(scaled, CenteredCode) else None
+
+
+@lru_cache(maxsize=4096)
+def _turned_centers(code: CenteredCode, head_size: int, seed: int | None, device: str) -> Tensor:
+    with torch.inference_mode(False):
+        return _turned_back(code.centers(head_size), seed).to(device)
+
+
+def _unpack_anywhere(flat: Tensor, head_size: int, scaled: VectorCode, seed: int | None, run: int = 1) -> Tensor:
     """Packed vectors (rows, bytes) to (rows, head size) float32 on any device."""
-    found = scaled.unpack(flat, head_size)
+    if not isinstance(scaled, CenteredCode):
+        return _turned_back(scaled.unpack(flat, head_size), seed)
+    marked, rest = scaled.split(flat, head_size)
+    centers = _turned_centers(scaled, head_size, seed, str(flat.device))
+    own = centers[torch.arange(len(flat), device=flat.device) // run % len(centers)]
+    return _turned_back(rest, seed) + marked[:, None] * own
+
+
+def _turned_back(found: Rounded, seed: int | None) -> Tensor:
+    """Rounded vectors (rows, head size) in the basis of the heads, float32."""
+    head_size = found.values.shape[1]
     if found.scale is None:
         return rotation(head_size, seed).inverse(found.values)
-    hadamard, diagonal = _factors(head_size, seed, flat.device)
+    hadamard, diagonal = _factors(head_size, seed, found.values.device)
     exact = found.values.to(hadamard.dtype) @ hadamard  # integers
     return exact.float() * (found.scale[:, None] * diagonal)
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from ..kernels import for_device
 from ..lattice.code import BLOCK, MOST_MULTIPLIERS, NestedCode
 from ..lattice.shape import CodeShape, shape_for_bits, shape_for_q
-from .fit import ScaledCode, fit_scales, sample_blocks
+from .centered import centered_from
+from .fit import ScaledCode, fit_rows
 from .protocol import Rounder, Shape, VectorCode, WeightCode
 
 
@@ -37,12 +38,12 @@ class NestQuant:
 
     def fit(self, rows: Tensor, shape: Shape, seed: int) -> ScaledCode:
         assert isinstance(shape, CodeShape)
-        blocks = sample_blocks(rows, seed)
-        return fit_scales(blocks if len(blocks) else blocks.new_zeros(1, BLOCK), shape)
+        return fit_rows(rows, shape, seed)
 
     def vector_from(self, fitted: dict[str, Any], shape: Shape) -> VectorCode:
         assert isinstance(shape, CodeShape)
-        return ScaledCode(shape.with_multipliers(tuple(fitted["multipliers"])), float(fitted["unit"]))
+        scaled = ScaledCode(shape.with_multipliers(tuple(fitted["multipliers"])), float(fitted["unit"]))
+        return centered_from(scaled, fitted["centers"]) if "centers" in fitted else scaled
 
     def weight_code(self, shape: Shape, multipliers: tuple[int, ...] | None) -> WeightCode:
         assert isinstance(shape, CodeShape)

@@ -35,14 +35,21 @@ class Rounded:
     Attributes:
         values: (rows, entries) int8 or int16, or float32 where scale is None.
         scale: (rows,) float32, or None.
+        centered: (rows,) bool, the rows that a center is to be added to; None for no row.
+        center: (rows, entries) or (1, entries) float32, theirs.
     """
 
     values: Tensor
     scale: Tensor | None
+    centered: Tensor | None = None
+    center: Tensor | None = None
 
     def dequantized(self) -> Tensor:
         """(rows, entries) float32."""
-        return self.values.float() if self.scale is None else self.values.float() * self.scale[:, None]
+        values = self.values.float() if self.scale is None else self.values.float() * self.scale[:, None]
+        if self.centered is None or self.center is None:
+            return values
+        return values.addcmul_(self.centered[:, None].to(values.dtype), self.center)
 
 
 class VectorCode(Protocol):

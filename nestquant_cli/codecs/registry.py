@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..lattice.shape import CodeShape
+from .centered import fit_centered
 from .integers import Integers
 from .nestquant import NestQuant
 from .protocol import Codec, Rounder, Shape, TensorForms, VectorCode, WeightCode
@@ -29,6 +31,17 @@ def shape_from(value: dict[str, Any]) -> Shape:
 def fit_vectors(rows: Tensor, shape: Shape, seed: int) -> VectorCode:
     """See `Codec.fit`."""
     return CODECS[shape.codec].fit(rows, shape, seed)
+
+
+def fit_heads(vectors: Tensor, shape: Shape, seed: int, centering: bool) -> VectorCode:
+    """The code for vectors of several heads, fitted to vectors (heads, n, entries); an input of Linears is one head.
+
+    Args:
+        centering: whether the code may have a center for each head; only nested codes have any.
+    """
+    if centering and isinstance(shape, CodeShape):
+        return fit_centered(vectors, shape, seed)
+    return fit_vectors(vectors.flatten(0, 1), shape, seed)
 
 
 def vector_from(fitted: dict[str, Any], shape: Shape) -> VectorCode:

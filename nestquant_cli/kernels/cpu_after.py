@@ -15,12 +15,14 @@ def rounded(bits):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def epilogue(sums, token_scale, row_scale, bias, out, out_narrow, start, stop):  # type: ignore[no-untyped-def]
-    """(sums · token scale) · row scale + bias of the tokens start … stop.
+def epilogue(sums, token_scale, centered, shift, row_scale, bias, out, out_narrow, start, stop):  # type: ignore[no-untyped-def]
+    """(sums · token scale + centered · shift) · row scale + bias of the tokens start … stop.
 
     Args:
         sums: (tokens, rows) int32.
         token_scale: (tokens,) float32.
+        centered: (tokens,) bool.
+        shift: (rows,) float32, or nothing where no token is centered.
         row_scale: (rows,) float32.
         bias: (rows,) float32, or nothing.
         out, out_narrow: (tokens, rows) float32 or the bits of bfloat16 (uint16); the other one has no rows.
@@ -32,8 +34,12 @@ def epilogue(sums, token_scale, row_scale, bias, out, out_narrow, start, stop): 
         factor = token_scale[token]
         part = sums[token]
         target = out[token] if out.shape[0] else line
-        for i in range(rows):
-            target[i] = np.float32(part[i]) * factor * row_scale[i]
+        if shift.shape[0] and centered[token]:
+            for i in range(rows):
+                target[i] = (np.float32(part[i]) * factor + shift[i]) * row_scale[i]
+        else:
+            for i in range(rows):
+                target[i] = np.float32(part[i]) * factor * row_scale[i]
         if bias.shape[0]:
             for i in range(rows):
                 target[i] += bias[i]

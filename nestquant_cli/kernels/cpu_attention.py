@@ -24,11 +24,12 @@ _HALF = np.float32(0.5)
 
 
 @njit(**OPTIONS)
-def attend(queries, place, keys, values, mask, masked, scale, key_code, value_code, key_turn, out, start, stop):  # type: ignore[no-untyped-def]
+def attend(queries, shift, place, keys, values, mask, masked, scale, key_code, value_code, key_turn, out, start, stop):  # type: ignore[no-untyped-def]
     """Attention of all queries of a head to one chunk of its past, for the parts start … stop.
 
     Args:
         queries: (heads, G, n) float32 of batch · key heads; part i is chunk i mod chunks of head i div chunks.
+        shift: (heads, G) float32, the products of queries with the center of their keys; or nothing.
         place: key heads in a sequence, tokens.
         keys, values: bytes (flat uint8) and where they are: offset and strides of batch, head and token.
         mask: (batch, key heads, G, tokens) float32, added to the scores if `masked`.
@@ -53,7 +54,8 @@ def attend(queries, place, keys, values, mask, masked, scale, key_code, value_co
         batch, head = which // heads, which % heads
         _rotate(queries[which], scale, key_turn, rotated)
         begin = keys[1] + batch * keys[2] + head * keys[3] + first * keys[4]
-        _scores(rotated, keys[0], begin, keys[4], count, key_code, words, work, scales, weights)
+        shifts = shift[which] * scale if shift.shape[0] else np.zeros(group, np.float32)
+        _scores(rotated, shifts, keys[0], begin, keys[4], count, key_code, words, work, scales, weights)
         for g in range(group):
             if masked:
                 for t in range(count):
@@ -83,8 +85,11 @@ def _rotate(queries, scale, key_turn, rotated):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _scores(queries, stream, begin, stride, count, code, words, work, scales, scores):  # type: ignore[no-untyped-def]
-    """Products of queries (G, n) with `count` packed keys: fills scores (G, CHUNK) up to there."""
+def _scores(queries, shifts, stream, begin, stride, count, code, words, work, scales, scores):  # type: ignore[no-untyped-def]
+    """Products of queries (G, n) with `count` packed keys: fills scores (G, CHUNK) up to there.
+
+    A key with a subtracted center gets the query's share of `shifts` (G,) too.
+    """
     group, n = queries.shape
     sums = np.empty((group, LANES), np.float32)
     for first in range(0, count, LANES):
@@ -98,7 +103,8 @@ def _scores(queries, stream, begin, stride, count, code, words, work, scales, sc
         read_scales(stream, at, stride, size, scales[0])
         for g in range(group):
             for lane in range(size):
-                scores[g, first + lane] = sums[g, lane] * scales[0, lane]
+                own = scales[0, lane]
+                scores[g, first + lane] = sums[g, lane] * abs(own) + (shifts[g] if own < ZERO else ZERO)
 
 
 @njit(**OPTIONS)
@@ -148,7 +154,7 @@ def _sums(weights, stream, begin, stride, count, code, words, work, scales, sums
         read_scales(stream, begin + first * stride, stride, min(LANES, count - first), tile)
         for g in range(group):
             for lane in range(LANES):
-                weights[g, first + lane] *= tile[lane]
+                weights[g, first + lane] *= abs(tile[lane])
     partial = np.empty((group, 8 * LANES), np.float32)
     for column in range(n // 8):
         partial[:] = ZERO

@@ -1,6 +1,7 @@
 """The packed cache on the CPU, on torch tensors: coding, decoding and attending to head vectors.
 
-A packed vector is its words followed by the two bytes of its bfloat16 scale.
+A packed vector is its words followed by the two bytes of its bfloat16 scale, whose sign says whether the center of
+the vector's head was subtracted.
 """
 
 from typing import Any
@@ -18,7 +19,9 @@ from .cpu_turn import Turn, turn_of
 MOST_QUERIES = LANES  # of one key head that `attend` takes
 
 
-def encode(x: Tensor, code: NestedCode, unit: float, seed: int, restore: bool) -> tuple[Tensor, Tensor | None]:
+def encode(
+    x: Tensor, code: NestedCode, unit: float, seed: int, restore: bool, centers: Tensor | None = None, run: int = 1
+) -> tuple[Tensor, Tensor | None]:
     """Rotates, codes and packs vectors.
 
     Args:
@@ -27,6 +30,8 @@ def encode(x: Tensor, code: NestedCode, unit: float, seed: int, restore: bool) -
         unit: size of v = 1 for a vector with root mean square 1.
         seed: of the rotation signs.
         restore: whether to return what the vectors decode to.
+        centers: (heads, n) float32, subtracted where that makes a vector smaller.
+        run: vectors of a head that follow each other; row i belongs to head (i div run) mod heads.
 
     Returns:
         (rows, row bytes + 2) uint8, and (rows, n) float32 as `decode` gives them, or None.
@@ -40,23 +45,27 @@ def encode(x: Tensor, code: NestedCode, unit: float, seed: int, restore: bool) -
     width = row_bytes(n, code.word_bits)
     packed = torch.empty(rows, width + 2, dtype=torch.uint8)
     filled = y, factors, (cpu.bytes_of(v), v.view(-1).numpy()), choices, packed.numpy()
-    fixed = x.numpy(), turn.diagonal, turn.steps, turn.forward, np.float32(unit), _fixed(code)
+    heads = _centers(centers, n), run
+    fixed = x.numpy(), *heads, turn.diagonal, turn.steps, turn.forward, np.float32(unit), _fixed(code)
     share(cpu_heads.encode_on_team, (*fixed, *filled), rows, n // BLOCK)
-    return packed, _restore(v, packed, turn) if restore else None
+    return packed, _restore(v, packed, turn, heads) if restore else None
 
 
-def _restore(v: Tensor, packed: Tensor, turn: Turn) -> Tensor:
+def _restore(v: Tensor, packed: Tensor, turn: Turn, heads: tuple[np.ndarray, int]) -> Tensor:
     out = torch.empty(v.shape)
-    fixed = v.numpy(), packed.numpy(), turn.diagonal, turn.steps, turn.backward, out.numpy()
+    fixed = v.numpy(), packed.numpy(), *heads, turn.diagonal, turn.steps, turn.backward, out.numpy()
     share(cpu_heads.restore_on_team, fixed, v.shape[0], v.shape[1] // BLOCK)
     return out
 
 
-def decode(packed: Tensor, size: int, code: NestedCode, seed: int) -> Tensor:
-    """Packed vectors (rows, bytes) to (rows, size) float32."""
+def decode(
+    packed: Tensor, size: int, code: NestedCode, seed: int, centers: Tensor | None = None, run: int = 1
+) -> Tensor:
+    """Packed vectors (rows, bytes) to (rows, size) float32; `centers` and `run` as they were encoded with."""
     turn = turn_of(size, seed)
     out = torch.empty(packed.shape[0], size)
-    fixed = packed.contiguous().numpy(), _fixed(code), turn.diagonal, turn.steps, turn.backward, out.numpy()
+    heads = _centers(centers, size), run
+    fixed = packed.contiguous().numpy(), _fixed(code), *heads, turn.diagonal, turn.steps, turn.backward, out.numpy()
     share(cpu_heads.decode_on_team, fixed, packed.shape[0], size // BLOCK)
     return out
 
@@ -68,6 +77,7 @@ def attend(
     seed: int,
     mask: Tensor | None,
     scale: float,
+    centers: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale·query·keysᵀ + mask)·values without decoding more than a tile of keys or values at a time.
 
@@ -78,6 +88,7 @@ def attend(
         seed: of the rotation signs of both.
         mask: floating point, broadcastable to (batch, key heads, queries, tokens), or None.
         scale: factor of the scores.
+        centers: of the keys, (key heads, n) float32.
 
     Returns:
         (batch, key heads, queries, m) float32; zeros where the mask leaves nothing.
@@ -94,6 +105,7 @@ def attend(
     queries = query.float().reshape(batch * heads, group, n).contiguous().numpy()
     fixed: tuple[Any, ...] = (
         queries,
+        _shift(query, centers),
         (heads, tokens),
         _where(keys[0]),
         _where(values[0]),
@@ -110,6 +122,17 @@ def attend(
     out = torch.empty(batch * heads, group, size)
     cpu_attention.merge(partial, chunks, (backward.diagonal, backward.steps, backward.backward), out.numpy())
     return out.view(batch, heads, group, size)
+
+
+def _centers(centers: Tensor | None, size: int) -> np.ndarray:
+    return np.empty((0, size), np.float32) if centers is None else centers.numpy()
+
+
+def _shift(query: Tensor, centers: Tensor | None) -> np.ndarray:
+    """Products of queries (batch, key heads, G, n) with the center of their keys, (batch · key heads, G)."""
+    if centers is None:
+        return np.empty((0, query.shape[2]), np.float32)
+    return (query.float() @ centers[:, :, None]).reshape(-1, query.shape[2]).numpy()
 
 
 def _where(packed: Tensor) -> tuple[Any, ...]:

@@ -4,20 +4,23 @@ import numpy as np
 from numba import njit
 
 from . import cpu_encode, cpu_words
+from .cpu_center import add_own, subtract_own
 from .cpu_lattice import LANES, ONE, OPTIONS, ZERO
 from .cpu_team import spread
 from .cpu_turn import turn
 
 WORK = cpu_words._ROWS
 _FACTOR = cpu_words._FACTOR
+_SIGN = 128  # of a scale, in its upper byte: says that a center was subtracted
 
 
 @njit(**OPTIONS)
-def encode(x, diagonal, steps, matrices, unit, fixed, y, factors, v, choices, packed, start, stop):  # type: ignore[no-untyped-def]
+def encode(x, centers, run, diagonal, steps, matrices, unit, fixed, y, factors, v, choices, packed, start, stop):  # type: ignore[no-untyped-def]
     """Rotates, codes and packs the vectors start … stop.
 
     Args:
         x: (rows, n) float32.
+        centers, run: of the heads, as in `cpu_center.subtract_own`; or none.
         diagonal, steps, matrices: as in `cpu_turn.Turn`, forward.
         unit: float32, the size of v = 1 of a vector with root mean square 1.
         fixed: multipliers (k,) float32, q and limit float32, q and word_bits integers.
@@ -33,9 +36,15 @@ def encode(x, diagonal, steps, matrices, unit, fixed, y, factors, v, choices, pa
     width = n // 8
     tile = np.zeros(2 * n * LANES, np.float32)
     square = np.empty(LANES, np.float32)
+    lines = np.empty((LANES, n), np.float32)
+    marks = np.zeros(stop - start, np.bool_)
     for first in range(start, stop, LANES):
         count = min(LANES, stop - first)
-        _load(x, diagonal, first, count, tile)
+        if centers.shape[0]:
+            subtract_own(x, centers, run, first, count, lines, marks[first - start :])
+            _load(lines, diagonal, 0, count, tile)
+        else:
+            _load(x, diagonal, first, count, tile)
         turn(tile, steps, matrices)
         square[:] = ZERO
         for j in range(n):
@@ -59,7 +68,7 @@ def encode(x, diagonal, steps, matrices, unit, fixed, y, factors, v, choices, pa
     at = packed.shape[1] - 2
     for row in range(start, stop):
         packed[row, at] = halves[row - start] & 255
-        packed[row, at + 1] = halves[row - start] >> 8
+        packed[row, at + 1] = (halves[row - start] >> 8) | (_SIGN if marks[row - start] else 0)
 
 
 @njit(**OPTIONS)
@@ -92,12 +101,12 @@ def _round_scales(factors, start, stop):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def decode(packed, fixed, diagonal, steps, matrices, out, start, stop):  # type: ignore[no-untyped-def]
+def decode(packed, fixed, centers, run, diagonal, steps, matrices, out, start, stop):  # type: ignore[no-untyped-def]
     """Decodes and un-rotates the vectors start … stop.
 
     Args:
         packed: (rows, bytes) uint8.
-        fixed: as for `encode`.
+        fixed, centers, run: as for `encode`.
         diagonal, steps, matrices: as in `cpu_turn.Turn`, backward.
         out: (rows, n) float32, filled.
     """
@@ -117,6 +126,7 @@ def decode(packed, fixed, diagonal, steps, matrices, out, start, stop):  # type:
         turn(tile, steps, matrices)
         read_scales(stream, first * size, size, count, scales)
         _unload(tile, scales, diagonal, first, count, out)
+        add_own(scales, centers, run, first, count, out)
 
 
 @njit(**OPTIONS)
@@ -126,7 +136,7 @@ def decode_on_team(fixed, first, items, step, threads, team):  # type: ignore[no
 
 
 @njit(**OPTIONS)
-def restore(v, packed, diagonal, steps, matrices, out, start, stop):  # type: ignore[no-untyped-def]
+def restore(v, packed, centers, run, diagonal, steps, matrices, out, start, stop):  # type: ignore[no-untyped-def]
     """What `decode` makes of `packed` where its integers v (rows, n) are still at hand."""
     n = out.shape[1]
     size = packed.shape[1]
@@ -140,6 +150,7 @@ def restore(v, packed, diagonal, steps, matrices, out, start, stop):  # type: ig
         turn(tile, steps, matrices)
         read_scales(stream, first * size, size, count, scales)
         _unload(tile, scales, diagonal, first, count, out)
+        add_own(scales, centers, run, first, count, out)
 
 
 @njit(**OPTIONS)
@@ -150,16 +161,17 @@ def restore_on_team(fixed, first, items, step, threads, team):  # type: ignore[n
 
 @njit(**OPTIONS)
 def _unload(tile, scales, diagonal, first, count, out):  # type: ignore[no-untyped-def]
-    """Writes `count` lanes of a tile to `out`, times scale and diagonal."""
+    """Writes `count` lanes of a tile to `out`, times the size of their scale and diagonal."""
     for lane in range(count):
+        scale = np.abs(scales[lane])
         for j in range(out.shape[1]):
-            factor = scales[lane] * diagonal[j]
+            factor = scale * diagonal[j]
             out[first + lane, j] = tile[j * LANES + lane] * factor
 
 
 @njit(**OPTIONS)
 def read_scales(stream, begin, stride, count, scales):  # type: ignore[no-untyped-def]
-    """Scales of `count` vectors of `stride` bytes from `begin` on; zero in the lanes that are left."""
+    """Scales of `count` vectors of `stride` bytes from `begin` on, negative with a center; zero in the lanes left."""
     bits = scales.view(np.uint32)
     bits[:] = np.uint32(0)
     for lane in range(count):

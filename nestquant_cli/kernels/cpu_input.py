@@ -16,7 +16,8 @@ from .cpu_team import share
 
 _NO_FLOATS = np.empty((0, 0), np.float32)
 _NO_BITS = np.empty((0, 0), np.uint16)
-_NO_BIAS = np.empty(0, np.float32)
+_NO_ROW = np.empty(0, np.float32)
+_NO_MARKS = np.empty(0, np.bool_)
 
 
 def rotate(x: Tensor, order: int, seed: int) -> Tensor | None:
@@ -40,22 +41,30 @@ def rotate(x: Tensor, order: int, seed: int) -> Tensor | None:
     return out
 
 
-def encode(x: Tensor, order: int, seed: int, code: NestedCode, unit: float) -> tuple[Tensor, Tensor] | None:
+def encode(
+    x: Tensor, order: int, seed: int, code: NestedCode, unit: float, center: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Rotates tokens as `rotate` does and rounds each to the code, at `unit` times its root mean square.
 
+    Args:
+        center: (order,) float32, subtracted from those rotated tokens that it makes smaller.
+
     Returns:
-        v (tokens, order) int8 or int16 and the size of v = 1 (tokens,) float32, which is 1 for a token of zeros; None
-        where a factor of the order is too large.
+        v (tokens, order) int8 or int16, the size of v = 1 (tokens,) float32, which is 1 for a token of zeros, and
+        whether the center was subtracted (tokens,) bool; None where a factor of the order is too large.
     """
     plan = plan_of(order, seed)
     if plan is None:
         return None
     v = torch.empty(x.shape[0], order, dtype=reference.entry_type(code))
     scale = torch.empty(x.shape[0])
+    centered = None if center is None else torch.empty(x.shape[0], dtype=torch.bool)
     sizes = np.float32(unit), multipliers_of(code), np.float32(code.q), np.float32(code.limit)
-    fixed = *sides(x), plan, *sizes, v.view(torch.int32).numpy(), not code.int8, scale.numpy()
-    share(cpu_tokens.encode_on_team, fixed, x.shape[0], order // BLOCK, TOKENS)
-    return v, scale
+    filled = v.view(torch.int32).numpy(), not code.int8, scale.numpy(), _marks(centered)
+    share(
+        cpu_tokens.encode_on_team, (*sides(x), plan, _row(center), *sizes, *filled), x.shape[0], order // BLOCK, TOKENS
+    )
+    return v, scale, centered
 
 
 def to_grid(x: Tensor, order: int, seed: int) -> tuple[Tensor, Tensor] | None:
@@ -75,14 +84,38 @@ def to_grid(x: Tensor, order: int, seed: int) -> tuple[Tensor, Tensor] | None:
     return v, exponent
 
 
-def scaled(sums: Tensor, token_scale: Tensor, row_scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """sums (tokens, rows) int32 times the scales (float32) of both sides plus the bias (float32), in one pass."""
+def scaled(
+    sums: Tensor,
+    token_scale: Tensor,
+    row_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    centered: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """(sums · token_scale + centered · shift) · row_scale + bias in one pass.
+
+    Args:
+        sums: (tokens, rows) int32.
+        token_scale: (tokens,) float32.
+        row_scale, bias, shift: (rows,) float32, the last two may be None.
+        dtype: of the result (tokens, rows).
+        centered: (tokens,) bool; needed with a shift.
+    """
     narrow = dtype == torch.bfloat16
     out = torch.empty(sums.shape, dtype=torch.bfloat16 if narrow else torch.float32)
-    scales = token_scale.numpy(), row_scale.numpy(), _NO_BIAS if bias is None else bias.numpy()
-    fixed = sums.numpy(), *scales, *sides(out)
+    token = token_scale.numpy(), _marks(centered), _row(shift)
+    fixed = sums.numpy(), *token, row_scale.numpy(), _row(bias), *sides(out)
     share(cpu_after.epilogue_on_team, fixed, sums.shape[0], sums.shape[1] // BLOCK)
     return out.to(dtype)
+
+
+def _row(values: Tensor | None) -> np.ndarray:
+    return _NO_ROW if values is None else values.numpy()
+
+
+def _marks(values: Tensor | None) -> np.ndarray:
+    return _NO_MARKS if values is None else values.numpy()
 
 
 def fingerprint(x: Tensor) -> int | None:

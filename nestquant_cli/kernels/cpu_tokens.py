@@ -4,6 +4,7 @@ import numpy as np
 from numba import njit
 
 from .cpu_after import rounded
+from .cpu_center import subtract_from_tile, subtract_nearer
 from .cpu_encode import _ROWS, CHOSEN, choose, quantize, store
 from .cpu_lattice import LANES, ONE, OPTIONS, ZERO
 from .cpu_rotate import FEW, TOKENS, WORK, transform, transform_one
@@ -59,22 +60,24 @@ def rotate_on_team(fixed, first, items, step, threads, team):  # type: ignore[no
 
 @njit(**OPTIONS)
 def encode(  # type: ignore[no-untyped-def]
-    wide, narrow, plan, unit, multipliers, q, limit, v, is_wide, scale, start, stop
+    wide, narrow, plan, center, unit, multipliers, q, limit, v, is_wide, scale, centered, start, stop
 ):
     """Rotates and codes the tokens start … stop.
 
     Args:
         wide, narrow, plan: as in `rotate`; the order is a multiple of 8.
+        center: (order,) float32, subtracted from rotated tokens that it makes smaller; or nothing.
         unit: size of v = 1 in units of a token's root mean square.
         multipliers: (k,) float32.
         q, limit: float32.
         v: (tokens, order/4) or (tokens, order/2) int32, the bytes of int8 or, if `is_wide`, int16 entries.
         scale: (tokens,) float32, filled with the size of v = 1.
+        centered: (tokens,) bool, filled with whether the center was subtracted; or nothing without one.
     """
     order = plan[0].shape[0]
     width = order // 8
     if stop - start <= FEW:
-        _encode_few(wide, narrow, plan, unit, multipliers, q, limit, v, is_wide, scale, start, stop)
+        _encode_few(wide, narrow, plan, center, unit, multipliers, q, limit, v, is_wide, scale, centered, start, stop)
         return
     tile = np.empty(order * TOKENS, np.float32)
     bits = tile.view(np.int32)
@@ -85,6 +88,10 @@ def encode(  # type: ignore[no-untyped-def]
     for first in range(start, stop, TOKENS):
         count = min(TOKENS, stop - first)
         load_rotated(wide, narrow, first, count, plan, tile, bits, work)
+        if center.shape[0]:
+            subtract_from_tile(tile, center, work)
+            for lane in range(count):
+                centered[first + lane] = work[lane] != ZERO
         _scales(tile, width, unit, factor, work)
         for lane in range(count):
             scale[first + lane] = factor[lane]
@@ -106,7 +113,7 @@ def encode_on_team(fixed, first, items, step, threads, team):  # type: ignore[no
 
 @njit(**OPTIONS)
 def _encode_few(  # type: ignore[no-untyped-def]
-    wide, narrow, plan, unit, multipliers, q, limit, v, is_wide, scale, start, stop
+    wide, narrow, plan, center, unit, multipliers, q, limit, v, is_wide, scale, centered, start, stop
 ):
     """`encode` for a few tokens: rotated one by one, then coded like rows of a weight."""
     order = plan[0].shape[0]
@@ -119,6 +126,8 @@ def _encode_few(  # type: ignore[no-untyped-def]
     for i in range(tokens):
         row = rows[i]
         _rotated_one(wide, narrow, start + i, plan, row, work, other)
+        if center.shape[0]:
+            centered[start + i] = subtract_nearer(row, center)
         total = ZERO
         for j in range(order):
             total += row[j] * row[j]

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from ..codecs.fit import ScaledCode
+from ..codecs.centered import nested_code
 from ..codecs.heads import CacheCodes, pack_heads, round_heads, unpack_heads
 from ..codecs.protocol import VectorCode
 from ..errors import NestQuantError
@@ -55,7 +55,7 @@ class _Packed(DynamicLayer):
         grown = append(stored, pack_heads(states, scaled, self.seed))
         seen = self._seen(grown, states.shape[-2])
         single = states.shape[-2] == 1 and states.device.type == "cpu" and not torch.compiler.is_compiling()
-        if single and isinstance(scaled, ScaledCode) and self.seed is not None:  # what kernels look at undecoded
+        if single and nested_code(scaled) is not None and self.seed is not None:  # what kernels look at undecoded
             return grown, PackedStates(seen, states.shape[-1], scaled, self.seed, states.dtype)
         return grown, unpack_heads(seen, states.shape[-1], scaled, self.seed, states.dtype)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..codecs.fit import ScaledCode
+from ..codecs.centered import CenteredCode, nested_code
 from ..codecs.protocol import Rounded, VectorCode
 from ..lattice.code import BLOCK
 from ..rotation.reflections import Reflected, Reflections
@@ -86,10 +86,12 @@ class InputQuantizer:
         if self.code is None:
             rotated = cpu_input.rotate(x, self.padded, self.seed)
             return None if rotated is None else LinearInput(rotated, None)
-        if not isinstance(self.code, ScaledCode):
+        nested = nested_code(self.code)
+        if nested is None:
             return None
-        coded = cpu_input.encode(x, self.padded, self.seed, self.code.code, self.code.unit)
-        return None if coded is None else LinearInput(*coded)
+        center = self.code.center(self.padded) if isinstance(self.code, CenteredCode) else None
+        coded = cpu_input.encode(x, self.padded, self.seed, nested.code, nested.unit, center)
+        return None if coded is None else LinearInput(*coded, center)
 
     def rotate(self, x: Tensor) -> Tensor:
         """(..., features) to (tokens, padded) float32."""

@@ -59,7 +59,8 @@ class IntegerLinear(QuantizedLinear):
             return super()._product(x)
         coded, step = self.source(x), max(1, PANEL // self.source.padded)
         if self.code.group is None:
-            return product(coded, self._rows, step, self.row_scale.view(torch.bfloat16), self.bias, x.dtype)
+            scale = self.row_scale.view(torch.bfloat16)
+            return product(coded, self._rows, step, scale, self.bias, x.dtype, self.shift())
         values = coded.dequantized()
         starts = range(0, self.out_features, step)
         y = torch.cat([F.linear(values, self._values(start, start + step)) for start in starts], dim=1)

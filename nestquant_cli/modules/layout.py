@@ -7,17 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from ..codecs.centered import CenteredCode, centered_from
 from ..codecs.fit import ScaledCode
 from ..codecs.heads import CacheCodes
 from ..codecs.protocol import Shape, VectorCode, WeightCode
 from ..codecs.registry import shape_from, vector_from, weight_code
 from ..errors import NestQuantError
+from ..lattice.code import BLOCK
 from ..lattice.shape import CodeShape
 
 QUANT_METHOD = "nestquant"
-FORMAT_VERSION = (
-    2  # version 1 has nested codes of one shape and the Hadamard rotation only; what these suffice for is written as 1
-)
+# 1: nested codes of one shape, the Hadamard rotation. 2: other codecs, rotations, a shape for a matrix. 3: centers.
+# A checkpoint has the first version that suffices for it.
+FORMAT_VERSION = 3
 ROTATIONS = ("none", "hadamard", "learned")
 _LARGEST = 1 << 24  # entries in one dimension of a matrix; beyond it a config is taken for damaged or hostile
 _LARGEST_UNIT = 1 << 16  # of an entry in units of its row's root mean square; real ones are below 1
@@ -77,8 +79,11 @@ class Layout:
     @property
     def version(self) -> int:
         """The first format version that can say this."""
+        vectors = *self.inputs.values(), *(code for layer in self.cache for code in (layer.keys, layer.values))
+        if any(isinstance(code, CenteredCode) for code in vectors):
+            return FORMAT_VERSION
         mixed = any(linear.shape is not None for linear in self.linears.values())
-        return FORMAT_VERSION if mixed or not self.plain or self.rotation != "hadamard" else 1
+        return 2 if mixed or not self.plain or self.rotation != "hadamard" else 1
 
     @property
     def plain(self) -> bool:
@@ -140,6 +145,7 @@ class Layout:
                 raise _refuse(f"linears.{name}.input names '{linear.input}', which inputs does not have")
             if widths.setdefault(linear.input, linear.in_features) != linear.in_features:
                 raise _refuse(f"linears.{name} has another in_features than others with its input")
+            _refuse_other_center(inputs[linear.input], linear)
         cache = [] if kv is None else [_cache_from(item, kv) for item in reader.sequence("cache")]
         turned = _rotation_from(reader, inputs) if version > 1 else ("hadamard", {})
         return Layout(weight, act, kv, reader.integer("seed", 0, (1 << 64) - 1), linears, inputs, cache, *turned)
@@ -183,7 +189,10 @@ def _code_from(value: Any, shape: Shape, place: str) -> VectorCode:
     unit: Any = reader.value.get("unit")
     if type(unit) not in (float, int) or not 0 < unit <= _LARGEST_UNIT:  # comparing never overflows, and NaN fails it
         raise _refuse(f"{place}.unit must be a number above 0 and at most {_LARGEST_UNIT}")
-    return ScaledCode(shape.with_multipliers(_multipliers_from(reader, shape)), float(unit))
+    scaled = ScaledCode(shape.with_multipliers(_multipliers_from(reader, shape)), float(unit))
+    if "centers" not in reader.value:
+        return scaled
+    return _checked(lambda: centered_from(scaled, reader.value["centers"]))
 
 
 def _linear_from(value: Any, shape: Shape | None) -> LinearLayout:
@@ -201,6 +210,13 @@ def _linear_from(value: Any, shape: Shape | None) -> LinearLayout:
 
 def _input_from(value: Any, shape: Shape | None) -> VectorCode | None:
     return None if shape is None else _code_from(value, shape, "inputs")
+
+
+def _refuse_other_center(code: VectorCode | None, linear: LinearLayout) -> None:
+    if isinstance(code, CenteredCode):
+        size = code.vector_bytes(-(-linear.in_features // BLOCK) * BLOCK)
+        if [len(center) for center in code.packed] != [size]:
+            raise _refuse(f"inputs.{linear.input} has no center of its size")
 
 
 def _cache_from(value: Any, shape: Shape) -> CacheCodes:

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..codecs.centered import CenteredCode
 from ..kernels import for_device
+from ..kernels.int8 import integer_product
 from ..lattice.code import BLOCK, NestedCode
 from .inputs import InputQuantizer
 from .joined import Joined, takes
@@ -50,6 +52,7 @@ class QuantizedLinear(nn.Module):
         self.in_features, self.out_features, self.source, self.code = in_features, out_features, source, code
         self.dtype = dtype
         self._joined: tuple[Tensor, Joined, int] | None = None
+        self._shifted: tuple[Tensor, Tensor] | None = None
         if code is None:
             weight = torch.empty(out_features, in_features, dtype=dtype, device=device)
             self.weight = nn.Parameter(weight, requires_grad=False)
@@ -123,6 +126,7 @@ class QuantizedLinear(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         unpacked = self.resident == "int8"
         self.hold_packed()
+        self._shifted = None
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         if unpacked:
             self.hold_int8()
@@ -145,13 +149,29 @@ class QuantizedLinear(nn.Module):
                 return y if bias is None else y + bias
         scale = buffers["row_scale"].view(torch.bfloat16)  # type: ignore[union-attr]
         if "v" in buffers:
-            return product(self.source(x), self._rows, self.out_features, scale, bias, x.dtype)
-        coded = self.source(x)
+            return product(self.source(x), self._rows, self.out_features, scale, bias, x.dtype, self.shift())
+        coded, shift = self.source(x), self.shift()
         if not (coded.values.requires_grad and torch.is_grad_enabled()):  # kernels on packed words have no gradient
-            fused = packed_product(coded, self.words, scale, self.code, bias, x.dtype)
+            fused = packed_product(coded, self.words, scale, self.code, bias, x.dtype, shift)
             if fused is not None:
                 return fused
-        return product(coded, self._rows, max(1, PANEL // self.source.padded), scale, bias, x.dtype)
+        return product(coded, self._rows, max(1, PANEL // self.source.padded), scale, bias, x.dtype, shift)
+
+    def shift(self) -> Tensor | None:
+        """V μ of the center μ of the input, (out_features,) float32, from exact sums; None where there is no center, or
+        where it is not integers of int8 that are multiplied. Kept for as long as the weight stays the tensor it is."""
+        code = self.source.code
+        if not isinstance(code, CenteredCode) or self.code is None or not (self.code.int8 and code.scaled.code.int8):
+            return None
+        held = self._buffers["v" if "v" in self._buffers else "words"]
+        if self._shifted is None or self._shifted[0] is not held:
+            with torch.inference_mode(False), torch.no_grad():
+                V = self.decoded()
+                center = code.centers(self.source.padded, V.device)
+                sums = integer_product(center.values, V)[0].float()
+                assert center.scale is not None
+                self._shifted = held, sums * center.scale  # type: ignore[assignment]
+        return self._shifted[1]  # type: ignore[index]
 
     def _of_joined(self, x: Tensor) -> Tensor | None:
         v = self._buffers["v"]
@@ -166,7 +186,7 @@ class QuantizedLinear(nn.Module):
         self._joined = self.v, joined, start
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_joined": None}
+        return {**self.__dict__, "_joined": None, "_shifted": None}
 
     def _rows(self, start: int, stop: int) -> Tensor:
         assert self.code is not None

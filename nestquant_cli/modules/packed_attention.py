@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..codecs.centered import nested_code
 from ..codecs.fit import ScaledCode
-from ..codecs.heads import unpack_heads
+from ..codecs.heads import centers_of, unpack_heads
+from ..codecs.protocol import VectorCode
 
 # What can be answered without decoding.
 _OUTSIDE = frozenset(
@@ -30,7 +32,7 @@ class PackedStates(Tensor):
     """
 
     packed: Tensor
-    scaled: ScaledCode
+    scaled: VectorCode
     seed: int
     _decoded: Tensor | None
 
@@ -39,7 +41,7 @@ class PackedStates(Tensor):
         cls: type["PackedStates"],
         packed: Tensor,
         head_size: int,
-        scaled: ScaledCode,
+        scaled: VectorCode,
         seed: int,
         dtype: torch.dtype,
     ) -> "PackedStates":
@@ -107,6 +109,9 @@ def _attention(
         return None
     if not isinstance(key, PackedStates) or not isinstance(value, PackedStates) or key.seed != value.seed:
         return None
+    key_code, value_code = nested_code(key.scaled), value.scaled
+    if key_code is None or not isinstance(value_code, ScaledCode):  # the kernel adds no centers to values
+        return None
     if torch.is_autocast_enabled("cpu") or (torch.is_grad_enabled() and query.requires_grad):
         return None
     batch, heads, tokens, size = key.shape
@@ -121,11 +126,12 @@ def _attention(
         return None
     out = cpu_cache.attend(
         query.reshape(batch, heads, group, size),
-        (key.packed, key.scaled.code),
-        (value.packed, value.scaled.code, value.shape[3]),
+        (key.packed, key_code.code),
+        (value.packed, value_code.code, value.shape[3]),
         key.seed,
         mask,
         1 / math.sqrt(size) if scale is None else float(scale),
+        centers_of(key.scaled, size, key.seed),
     )
     return out.to(query.dtype).view(*query.shape[:3], value.shape[3])
 

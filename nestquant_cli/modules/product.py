@@ -1,6 +1,8 @@
 """Products of a coded or rotated input with an integer weight, a panel of rows at a time.
 
-Y = diag(s_a) · (V_a · V_wᵀ) · diag(s_w)  [+ bias],   V_a, V_w integer, s_a per token, s_w per output row
+Y = (diag(s_a) · V_a · V_wᵀ [+ c · tᵀ]) · diag(s_w)  [+ bias],   V_a, V_w integer, s_a per token, s_w per output row
+
+Where the input's code has a center μ, c (0 or 1) says from which tokens it was subtracted, and t = V_w·μ is the shift.
 """
 
 from collections.abc import Callable
@@ -20,7 +22,13 @@ Weight = Callable[[int, int], Tensor]  # (start, stop) to these rows of V, int8 
 
 
 def product(
-    coded: LinearInput, weight: Weight, step: int, row_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+    coded: LinearInput,
+    weight: Weight,
+    step: int,
+    row_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """The product of all rows.
 
@@ -31,39 +39,61 @@ def product(
         row_scale: (rows,) bfloat16.
         bias: (rows,) or None.
         dtype: of the result.
+        shift: (rows,) float32, needed where integers of both sides are multiplied and the input's code has a center.
 
     Returns:
         (tokens, rows) of dtype.
     """
     rows = row_scale.shape[0]
     if step >= rows:
-        return _panel(coded, weight(0, rows), row_scale, bias, dtype)
+        return _panel(coded, weight(0, rows), row_scale, bias, dtype, shift)
     panels = []
     for start in range(0, rows, step):
         part = slice(start, min(start + step, rows))
         v = weight(part.start, part.stop)
-        panels.append(_panel(coded, v, row_scale[part], None if bias is None else bias[part], dtype))
+        own = (None if each is None else each[part] for each in (bias, shift))
+        panels.append(_panel(coded, v, row_scale[part], next(own), dtype, next(own)))
     return torch.cat(panels, dim=1)
 
 
-def _panel(coded: LinearInput, v: Tensor, row_scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _panel(
+    coded: LinearInput,
+    v: Tensor,
+    row_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    shift: Tensor | None,
+) -> Tensor:
     int8 = v.dtype == torch.int8
     if coded.scale is not None and coded.values.dtype == torch.int8 and int8:
-        return _integers(coded.values, coded.scale, v, row_scale, bias, dtype)
+        return _integers(coded, coded.scale, v, row_scale, bias, dtype, shift)
     if coded.values.dtype == torch.bfloat16 and int8:
         return _weights_only(coded, v, row_scale, bias)
     return _finish(float_product(coded, v, dtype), row_scale, bias, dtype)
 
 
 def _integers(
-    a: Tensor, scale: Tensor, v: Tensor, row_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+    coded: LinearInput,
+    scale: Tensor,
+    v: Tensor,
+    row_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    shift: Tensor | None,
 ) -> Tensor:
-    sums = integer_product(a, v)
-    if a.device.type != "cpu":
-        return _finish(sums.to(torch.float32) * scale[:, None], row_scale, bias, dtype)
+    sums = integer_product(coded.values, v)
+    if not sums.is_cpu:
+        return _finish(_shifted(sums.to(torch.float32) * scale[:, None], coded, shift), row_scale, bias, dtype)
     from ..kernels.cpu_input import scaled
 
-    return scaled(sums, scale, row_scale.float(), None if bias is None else bias.detach().float(), dtype)
+    bias = None if bias is None else bias.detach().float()
+    return scaled(sums, scale, row_scale.float(), bias, dtype, coded.centered, shift)
+
+
+def _shifted(y: Tensor, coded: LinearInput, shift: Tensor | None) -> Tensor:
+    if shift is None or coded.centered is None:
+        return y
+    return torch.addcmul(y, coded.centered[:, None].to(y.dtype), shift)
 
 
 def _weights_only(coded: LinearInput, v: Tensor, row_scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -78,7 +108,13 @@ def _finish(y: Tensor, row_scale: Tensor, bias: Tensor | None, dtype: torch.dtyp
 
 
 def packed_product(
-    coded: LinearInput, words: Tensor, row_scale: Tensor, code: NestedCode, bias: Tensor | None, dtype: torch.dtype
+    coded: LinearInput,
+    words: Tensor,
+    row_scale: Tensor,
+    code: NestedCode,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    shift: Tensor | None = None,
 ) -> Tensor | None:
     """The product by kernels that read the packed words: (tokens, rows) of dtype, or None where to decode first."""
     products, values = products_for(words.device), coded.values
@@ -86,6 +122,7 @@ def packed_product(
         return _dot(coded, words, row_scale, code, bias, dtype)
     if coded.scale is not None and values.dtype == torch.int8 and code.int8:
         y = products.product(words, row_scale, values, coded.scale, code)
+        y = _shifted(y, coded, None if shift is None else shift * row_scale.float())
     else:
         x = coded.dequantized()
         if x.shape[0] <= products.FEW_TOKENS:

@@ -39,6 +39,7 @@ class Recipe:
         reflections: how many a learned rotation has.
         feedback: "ldlq" feeds rounding errors of weights back (with integers that is GPTQ), "none" rounds plainly.
         qa: whether weights are made for the rounded input (QA-LDLQ), or for the unrounded one.
+        centering: whether nested codes of activations and keys may subtract a center that is theirs in common.
         dataset, samples, seqlen: calibration text and how much of it.
         seed: of rotation signs, window sampling and fits.
         damping: added to the Hessian, as a fraction of its mean diagonal.
@@ -65,6 +66,7 @@ class Recipe:
     reflections: int = 16
     feedback: str = "ldlq"
     qa: bool = True
+    centering: bool = True
     allocation: str = "uniform"
     tune: dict[str, Any] | None = None
 
@@ -73,8 +75,9 @@ class Recipe:
             if getattr(self, name) not in known:
                 cause = f"there is no {name} '{getattr(self, name)}'"
                 raise NestQuantError(cause, _NOTHING, f"use one of {', '.join(known)}")
-        if type(self.qa) is not bool:
-            raise NestQuantError(f"qa {self.qa} is not true or false", _NOTHING, "correct qa")
+        for name in ("qa", "centering"):
+            if type(getattr(self, name)) is not bool:
+                raise NestQuantError(f"{name} {getattr(self, name)} is not true or false", _NOTHING, f"correct {name}")
         for part in ("weight", "act", "kv"):
             self.shape(part)
         if all(self.shape(part) is None for part in ("weight", "act", "kv")):

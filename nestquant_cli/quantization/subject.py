@@ -84,6 +84,7 @@ def about_model(subject: Subject, recipe: Recipe, group: Team) -> dict[str, Any]
         "seed": recipe.seed,
         "rotation": recipe.rotation,
         "reflections": recipe.reflections if recipe.rotation == "learned" else 0,
+        "centering": recipe.centering,
         **codes,
         "nestquant": __version__,
     }
@@ -95,7 +96,7 @@ def _code_key(shape: Shape) -> Any:
 
 def coding_of(recipe: Recipe) -> Coding:
     shapes = recipe.shape("act"), recipe.shape("kv")
-    return Coding(*shapes, recipe.seed, recipe.rotation, recipe.shape("weight"), recipe.reflections)
+    return Coding(*shapes, recipe.seed, recipe.rotation, recipe.shape("weight"), recipe.reflections, recipe.centering)
 
 
 def circumstances(subject: Subject) -> dict[str, Any]:

@@ -24,9 +24,10 @@ def test_the_observer_hands_back_what_it_is_given_and_keeps_a_share(observer: KV
     assert observer.get_seq_length() == 0
     taken = observer.take()
     assert taken is not None
-    assert taken[0].shape == (40, 16) and taken[1].shape == (40, 8)
-    rows = {tuple(row) for row in keys.reshape(-1, 16).tolist()}
-    assert {tuple(row) for row in taken[0].tolist()} <= rows
+    assert taken[0].shape == (2, 20, 16) and taken[1].shape == (2, 20, 8)
+    for head in range(2):
+        rows = {tuple(row) for row in keys[0, head].tolist()}
+        assert {tuple(row) for row in taken[0][head].tolist()} <= rows
     assert observer.take() is None
 
 

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nestquant_cli.calibration.statistics import InputCollector, InputStatistics, fit_cache, watch_all
+from nestquant_cli.codecs.centered import CenteredCode
 from nestquant_cli.codecs.fit import ScaledCode, gaussian_error
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.lattice.shape import CodeShape, shape_for_bits
@@ -66,9 +67,11 @@ def test_an_input_that_is_not_finite_is_named(value: float) -> None:
 
 def test_cache_codes_follow_keys_and_values() -> None:
     """Sizes differ, yet codes are relative to each vector's root mean square; an outlier asks for larger scales."""
-    keys, values = gaussian(500, 16), 50 * gaussian(500, 16, seed=1)
+    keys, values = gaussian(2, 250, 16), 50 * gaussian(2, 250, 16, seed=1)
     codes = fit_cache((keys, values), shape_for_bits(4), 0, SEED)
     assert isinstance(codes.keys, ScaledCode) and isinstance(codes.values, ScaledCode)
     assert codes.keys.code.k == codes.values.code.k == 5
     assert codes.keys.unit == pytest.approx(codes.values.unit, rel=0.5)
     assert fit_cache((keys, values), shape_for_bits(4), 0, SEED) == codes
+    centered = fit_cache((keys + 3, values + 150), shape_for_bits(4), 0, SEED, centering=True)
+    assert isinstance(centered.keys, CenteredCode) and isinstance(centered.values, ScaledCode)

@@ -92,6 +92,27 @@ def test_attention_equals_that_to_decoded_states(group: int, size: int, value_si
         assert found.shape == expected.shape and relative_error(found, expected) < 2e-6
 
 
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("tokens", [1, 64, 517])
+def test_attention_to_centered_keys(tokens: int, bits: float) -> None:
+    centers, run = 2 * gaussian(2, 64, seed=3), tokens
+    x = gaussian(2, 2, tokens, 64) + centers[:, None]
+    x[:, :, ::5] *= -2  # these are not centered
+    scaled = fitted(bits)
+    fixed = scaled.code, scaled.unit, SEED
+    packed, rounded = cpu_cache.encode(x.view(-1, 64), *fixed, True, centers, run)
+    assert rounded is not None
+    assert torch.equal(rounded, cpu_cache.decode(packed, 64, scaled.code, SEED, centers, run))
+    marked = (packed[:, -1] >= 128).view(2, 2, tokens)
+    assert not marked[..., ::5].any() and marked[..., 1::5].all()
+    values = encode(gaussian(4 * tokens, 64, seed=1), scaled)
+    query = gaussian(2, 2, 3, 64, seed=5)
+    sides = [(p.view(2, 2, tokens, -1), scaled.code) for p in (packed, values)]
+    found = cpu_cache.attend(query, sides[0], (*sides[1], 64), SEED, None, 0.3, centers)
+    decoded = rounded.view(2, 2, tokens, 64), decode(values, 64, scaled).view(2, 2, tokens, 64)
+    assert relative_error(found, F.scaled_dot_product_attention(query, *decoded, scale=0.3)) < 2e-6
+
+
 def test_threads_change_nothing_and_what_sees_nothing_is_zero() -> None:
     scaled = fitted(4)
     packed = encode(gaussian(3 * 4000, 64), scaled).view(1, 3, 4000, -1)

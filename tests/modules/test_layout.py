@@ -2,9 +2,11 @@ import json
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nestquant_cli.codecs.centered import CenteredCode
 from nestquant_cli.codecs.fit import ScaledCode
 from nestquant_cli.codecs.heads import CacheCodes
 from nestquant_cli.errors import NestQuantError
@@ -31,6 +33,21 @@ def layout(weight: CodeShape | None = FOUR, act: CodeShape | None = FOUR, kv: Co
     )
 
 
+def centered(size: int) -> CenteredCode:
+    return CenteredCode(CODE, (bytes(CODE.pack(torch.ones(1, size))[0].tolist()),))
+
+
+def test_centers_are_of_version_three_and_of_the_size_of_their_input() -> None:
+    example = layout()
+    assert example.version == 1
+    example.inputs["l.0.q"] = centered(64)
+    assert example.version == 3
+    assert Layout.from_dict(json.loads(json.dumps(example.to_dict()))) == example
+    example.inputs["l.0.q"] = centered(72)
+    with pytest.raises(NestQuantError, match=r"inputs\.l\.0\.q has no center of its size"):
+        Layout.from_dict(example.to_dict())
+
+
 @pytest.mark.parametrize("example", [layout(), layout(THREE, None, None), layout(None, FOUR, None), layout(FOUR, None)])
 def test_round_trip_through_json(example: Layout) -> None:
     assert Layout.from_dict(json.loads(json.dumps(example.to_dict()))) == example
@@ -53,8 +70,10 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "told"),
     [
-        ("format_version", 3, "format version 3, this nestquant reads 1 to 2"),
+        ("format_version", 4, "format version 4, this nestquant reads 1 to 3"),
         ("format_version", ..., "format_version must be an integer"),
+        ("cache/0/keys/centers", ["AAAA"], "a center has a scale that is none"),
+        ("inputs/l.0.q/centers", 7, "centers must be a list"),
         ("seed", -1, "seed must be an integer"),
         ("seed", True, "seed must be an integer"),
         ("weight_code/q", 1, "code.q must be an integer from 2"),

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nestquant_cli.codecs.centered import CenteredCode
 from nestquant_cli.codecs.fit import ScaledCode
+from nestquant_cli.codecs.protocol import VectorCode
 from nestquant_cli.kernels import for_device
 from nestquant_cli.kernels.int8 import integer_product
 from nestquant_cli.lattice.shape import shape_for_bits
@@ -20,12 +22,19 @@ from tests.families import gaussian, relative_error
 FOUR = ScaledCode(shape_for_bits(4).with_multipliers((3, 4, 5, 6, 9)), 0.9 / 13 / 2)
 SIX = ScaledCode(shape_for_bits(6).with_multipliers((3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 17)), 0.4 / 46 / 2)
 IN, OUT = 64, 24
+
+
+def centered(scaled: ScaledCode) -> CenteredCode:
+    """With a center that about half of all Gaussian tokens are nearer to than to the origin."""
+    return CenteredCode(scaled, (bytes(scaled.pack(0.05 * gaussian(1, IN, seed=9))[0].tolist()),))
+
+
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
 def make(
     weight: ScaledCode | None,
-    act: ScaledCode | None,
+    act: VectorCode | None,
     in_features: int = IN,
     out_features: int = OUT,
     dtype: torch.dtype = torch.float32,
@@ -61,14 +70,23 @@ def dense(layer: QuantizedLinear, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("weight", "act"),
-    [(FOUR, FOUR), (FOUR, None), (None, FOUR), (SIX, SIX), (SIX, FOUR), (FOUR, SIX), (SIX, None)],
-    ids=["w4a4", "w4", "a4", "w6a6", "w6a4", "w4a6", "w6"],
+    [
+        *((FOUR, FOUR), (FOUR, None), (None, FOUR), (SIX, SIX), (SIX, FOUR), (FOUR, SIX), (SIX, None)),
+        *((FOUR, centered(FOUR)), (None, centered(FOUR)), (SIX, centered(SIX)), (FOUR, centered(SIX))),
+    ],
+    ids=["w4a4", "w4", "a4", "w6a6", "w6a4", "w4a6", "w6", "w4a4c", "a4c", "w6a6c", "w4a6c"],
 )
-def test_products_equal_dense_arithmetic(weight: ScaledCode | None, act: ScaledCode | None, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("tokens", [2, 40])
+def test_products_equal_dense_arithmetic(
+    weight: ScaledCode | None, act: VectorCode | None, dtype: torch.dtype, tokens: int
+) -> None:
     layer = make(weight, act, dtype=dtype)
-    x = gaussian(2, 5, IN, seed=2).to(dtype)
+    x = gaussian(2, tokens, IN, seed=2).to(dtype)
     y = layer(x)
-    assert y.shape == (2, 5, OUT) and y.dtype == dtype
+    if isinstance(act, CenteredCode):
+        marks = layer.source(x).centered
+        assert marks is not None and marks.any() and not marks.all()
+    assert y.shape == (2, tokens, OUT) and y.dtype == dtype
     assert relative_error(y, dense(layer, x)) < TOLERANCE[dtype]
 
 
@@ -131,6 +149,17 @@ def test_casts_leave_row_scales_and_words_as_they_are() -> None:
     for cast in (layer.half(), layer.bfloat16(), layer.to(torch.float64), layer.float()):
         assert torch.equal(cast.words, words) and torch.equal(cast.row_scale, scale)
     assert layer.bias is not None and layer.bias.dtype == torch.float32
+
+
+def test_the_shift_follows_the_weight() -> None:
+    """What was computed for one weight must not serve another, in either form."""
+    layer, other = make(FOUR, centered(FOUR)), make(FOUR, centered(FOUR))
+    x = gaussian(40, IN, seed=2)
+    y = layer(x)
+    assert layer.hold_int8() and torch.equal(layer(x), y)
+    other.words = other.words.flip(0)
+    layer.load_state_dict(other.state_dict())
+    assert torch.equal(layer(x), other(x)) and not torch.equal(layer(x), y)
 
 
 def test_copies_and_state_dicts_round_trip() -> None:
