@@ -113,17 +113,10 @@ class _Layer:
 
     def statistics(self) -> LayerStatistics:
         """Runs the layer on all windows."""
-        groups = InputGroups()
-        with groups.watch(self.modules):
-            self.stack.peek(self.index)
-        seed, device = self.coding.seed, self.stack.device
-        collectors = {
-            leader: InputCollector(self.modules[leader].in_features, self.per_window, seed, device, self.first)
-            for leader in groups.members
-        }
-        self.stack.observer.reseed(seed + self.index, self.first)
+        self.stack.observer.reseed(self.coding.seed + self.index, self.first)
         group = team()
-        group.together(lambda: self._run(collectors))
+        groups, collectors = InputGroups(), dict[str, InputCollector]()
+        group.together(lambda: self._run(groups, collectors))
         for collector in collectors.values():
             collector.join(group)
         order = list(collectors)
@@ -157,13 +150,26 @@ class _Layer:
 
         return learned
 
-    def _run(self, collectors: dict[str, InputCollector]) -> None:
+    def _run(self, groups: InputGroups, collectors: dict[str, InputCollector]) -> None:
+        """Fills both: the first windows show which Linears share an input, after that one of each group is watched."""
+        steps = self.stack.run(self.index)
+        with groups.watch(self.modules):
+            numbers = next(steps)
+        seed, device = self.coding.seed, self.stack.device
+        for leader in groups.members:
+            features = self.modules[leader].in_features
+            collectors[leader] = InputCollector(features, self.per_window, seed, device, self.first)
+            collectors[leader].take(groups.inputs.pop(leader))
+        self._flush(numbers, collectors)
         with watch_all(collectors, self.modules):
-            for numbers in self.stack.run(self.index):
-                for number in numbers:
-                    self._refuse_unusable(number)
-                for collector in collectors.values():
-                    collector.flush()
+            for numbers in steps:
+                self._flush(numbers, collectors)
+
+    def _flush(self, numbers: range, collectors: dict[str, InputCollector]) -> None:
+        for number in numbers:
+            self._refuse_unusable(number)
+        for collector in collectors.values():
+            collector.flush()
 
     def _refuse_unusable(self, number: int) -> None:
         if not torch.isfinite(self.stack.hidden[number]).all():

@@ -63,28 +63,25 @@ class KVObserver(DynamicCache):
 
 
 class InputGroups:
-    """Which Linears of a layer are called with the very same tensor, found by watching one call.
+    """Which Linears of a layer are called with the very same tensor, found by watching calls.
 
     Attributes:
         members: names of the Linears by the name of the first of each group; a Linear that was not called is in none.
+        inputs: what each group was called with by the name of its first, then by window.
     """
 
     def __init__(self) -> None:
         self.members: dict[str, list[str]] = {}
-        self._seen: list[tuple[Tensor, str]] = []
+        self.inputs: dict[str, dict[int, Tensor]] = {}
 
     @contextmanager
     def watch(self, linears: dict[str, nn.Linear]) -> Iterator[None]:
-        """Fills `members` during the block."""
+        """Fills both during the block."""
+        seen: dict[str, dict[int, Tensor]] = {}  # in the order of calls, which is the same in every window
 
         def hook(name: str) -> Any:
             def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-                for tensor, leader in self._seen:  # kept alive, so that no other tensor can take its place
-                    if tensor is args[0]:
-                        self.members[leader].append(name)
-                        return
-                self._seen.append((args[0], name))
-                self.members[name] = [name]
+                seen.setdefault(name, {})[current_window()] = args[0]
 
             return see
 
@@ -94,7 +91,15 @@ class InputGroups:
         finally:
             for handle in handles:
                 handle.remove()
-            self._seen = []
+        for name, own in seen.items():
+            self._place(name, own)
+
+    def _place(self, name: str, own: dict[int, Tensor]) -> None:
+        for leader, inputs in self.inputs.items():
+            if all(inputs.get(window) is x for window, x in own.items()):
+                self.members[leader].append(name)
+                return
+        self.members[name], self.inputs[name] = [name], own
 
 
 _place = threading.local()

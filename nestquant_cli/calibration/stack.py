@@ -82,14 +82,6 @@ class LayerStack:
         return_blocks()
 
     @torch.inference_mode()
-    def peek(self, index: int) -> None:
-        """Takes the first window through layer `index` for its hooks alone; nothing is kept or observed."""
-        args, kwargs = self._calls[index]
-        watching, self.observer.watching = self.observer.watching, False
-        self.decoder.layers[index](self.hidden[0].to(self.device), *args, **kwargs)
-        self.observer.watching = watching
-
-    @torch.inference_mode()
     def _record(self, window: Tensor) -> None:
         with _forwards(self.decoder.layers, self._recording):
             self._forward(window)

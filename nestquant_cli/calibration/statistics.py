@@ -92,6 +92,10 @@ class InputCollector:
         self._seen[self._window] = x
         self.flush()
 
+    def take(self, seen: dict[int, Tensor]) -> None:
+        """Inputs (…, features) by the window of this process, for the next `flush`."""
+        self._seen |= {self._first + window: x for window, x in seen.items()}
+
     @torch.inference_mode()
     def flush(self) -> None:
         """Adds up what was seen, in the order of the windows."""
@@ -110,7 +114,7 @@ class InputCollector:
         """Keeps every input of `linear` during the block for the next `flush`."""
 
         def see(_: nn.Module, args: tuple[Any, ...]) -> None:
-            self._seen[self._first + current_window()] = args[0]
+            self.take({current_window(): args[0]})
 
         handle = linear.register_forward_pre_hook(see)
         try:

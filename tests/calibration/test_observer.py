@@ -65,10 +65,14 @@ class Layer(nn.Module):
 
 def test_linears_are_grouped_by_the_tensor_they_are_given() -> None:
     layer, groups = Layer(), InputGroups()
+    x, y = gaussian(3, 8), gaussian(3, 8, seed=1)
     with groups.watch(linears(layer)):
-        layer(gaussian(3, 8))
+        layer(x)
+        with in_window(1):
+            layer(y)
     assert groups.members == {"first": ["first", "second"], "copy": ["copy"]}
-    layer(gaussian(3, 8))
+    assert groups.inputs["first"][0] is x and groups.inputs["first"][1] is y
+    layer(x)
     assert not any(module._forward_pre_hooks for module in layer.children())
 
 

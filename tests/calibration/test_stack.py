@@ -46,20 +46,6 @@ def test_one_window_is_enough() -> None:
     torch.testing.assert_close(stack.hidden[0], hidden_states(model, windows)[1], rtol=1e-5, atol=1e-5)
 
 
-def test_peek_shows_the_first_window_to_hooks_and_keeps_nothing() -> None:
-    model = make_model("llama")
-    stack = stack_of(model, random_ids(2, TOKENS))
-    stack.observer.watching = True
-    before = [hidden.clone() for hidden in stack.hidden]
-    seen: list[Tensor] = []
-    handle = stack.decoder.layers[0].register_forward_hook(lambda _, args, __: seen.append(args[0]))
-    stack.peek(0)
-    handle.remove()
-    assert len(seen) == 1 and torch.equal(seen[0], before[0])
-    assert all(map(torch.equal, stack.hidden, before))
-    assert stack.observer.take() is None and stack.observer.watching
-
-
 def test_arguments_that_depend_on_the_text_are_refused() -> None:
     model = make_model("llama")
 
