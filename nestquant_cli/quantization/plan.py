@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from ..calibration.hidden import DEFAULT_BUDGET
 from ..codecs.registry import stored_tensors
+from ..models.limits import meta_model
 from ..models.source import Source, load_config
 from ..models.structure import Decoder, find_decoder, linears, refuse_stray_matrices
-from ..models.weights import empty_model
 from ..modules.inputs import padded_size
 from .recipe import Recipe
 
@@ -76,7 +76,7 @@ def make_plan(
     """
     if model is None:
         config = load_config(source)
-        model = empty_model(config, torch.bfloat16 if source.gguf_file else getattr(config, "dtype", None))
+        model = meta_model(config, torch.bfloat16 if source.gguf_file else getattr(config, "dtype", None))
     decoder = find_decoder(model)
     refuse_stray_matrices(model, decoder)
     shapes: dict[tuple[str, int, int], int] = {}
