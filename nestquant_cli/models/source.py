@@ -115,6 +115,7 @@ def load_tokenizer(source: Source) -> "PreTrainedTokenizerBase":
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **_gguf_argument(source), trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception for a broken tokenizer.json
+        load_config(source)  # it is read for the tokenizer too, and named where it is to blame
         raise NestQuantError(
             f"{source.name} has no usable tokenizer ({_first_line(error)})",
             "no text can be turned into tokens",

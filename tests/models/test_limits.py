@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.files import read_json, write_json
 from nestquant_cli.models.limits import check_counts, meta_model, refuse_size
-from nestquant_cli.models.source import load_config, load_model, resolve
+from nestquant_cli.models.source import load_config, load_model, load_tokenizer, resolve
 from nestquant_cli.models.weights import open_weights
 from nestquant_cli.quantization.plan import make_plan
 from nestquant_cli.quantization.recipe import Recipe
@@ -75,6 +75,11 @@ def test_sizes_that_the_files_do_not_have(
 ) -> None:
     with pytest.raises(NestQuantError, match=told):
         reader(hostile(**{name: value}))
+
+
+def test_a_tokenizer_is_not_blamed_for_the_configuration(hostile: Callable[..., Path]) -> None:
+    with pytest.raises(NestQuantError, match="the configuration of copy cannot be loaded"):
+        load_tokenizer(resolve(str(hostile(num_hidden_layers="many"))))
 
 
 @pytest.mark.parametrize("config", [{"num_labels": 10**9}, {"text_config": {"n_layers": 10**9}}])
