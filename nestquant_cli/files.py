@@ -35,6 +35,12 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes what `replacing` could not remove from a folder, because it was killed or lost the right to."""
+    for path in folder.glob(".*.part"):
+        path.unlink()
+
+
 def not_written(path: Path, error: Exception) -> NestQuantError:
     """The error for a file that a full disk or a lost permission keeps from being written."""
     reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import NestQuantError
-from .files import read_json, write_json
+from .files import read_json, remove_leftovers, write_json
 
 WORK = "INCOMPLETE"
 _KEY = "run.json"
@@ -40,6 +40,8 @@ class RunState:
             else:
                 self.discard()
         write_json(self.work / _KEY, key)
+        for place in (self.folder, self.work):
+            remove_leftovers(place)
 
     @property
     def complete(self) -> bool:

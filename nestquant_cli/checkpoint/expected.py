@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import NestQuantError
+from ..files import read_json
+from ..models.limits import check_counts, describing, meta_model, refuse_depth
 from ..modules.layout import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -26,39 +28,41 @@ class Expected:
     required: bool
 
 
-def expected_tensors(folder: Path, layout: Layout, most_layers: int) -> dict[str, Expected]:
+def packed_model(config: "PretrainedConfig", layout: Layout) -> "PreTrainedModel":
+    """A packed model without memory for its tensors.
+
+    Args:
+        config: with more decoder layers than `layout` has parts it is refused before any is built.
+        layout: of the packed modules.
+
+    Raises:
+        NestQuantError: `config` describes no model, or one that the layout does not fit.
+    """
+    from ..modules.attach import attach
+
+    refuse_depth(config, max(len(layout.linears), len(layout.cache)), "the packed parts that it names are")
+    model = meta_model(config)
+    with describing():
+        attach(model, layout)
+    return model
+
+
+def expected_tensors(folder: Path, layout: Layout) -> dict[str, Expected]:
     """Builds the model without memory for its weights and reads off its tensors.
 
     Args:
         folder: of the checkpoint; only config.json is read.
         layout: of its packed modules.
-        most_layers: a config.json with more decoder layers is refused before any is built.
 
     Raises:
         NestQuantError: config.json describes no model, or one that the layout does not fit.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    from ..modules.attach import attach
-
-    try:
+    with describing():
+        check_counts(read_json(folder / "config.json"))
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        depth = config.get_text_config(decoder=True).num_hidden_layers
-        if depth > most_layers:
-            raise ValueError(f"it has {depth} layers, more than there are tensors")
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        attach(model, layout)
-    except NestQuantError:
-        raise
-    except Exception as error:  # transformers raises of every kind where a field of config.json is unusable
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NestQuantError(
-            f"config.json describes no usable model ({reason})",
-            "the tensors cannot be compared with it",
-            "fetch or quantize the checkpoint again",
-        ) from error
+    model = packed_model(config, layout)
     tied = set(model.all_tied_weights_keys)
     return {name: _expected(tensor, name not in tied) for name, tensor in model.state_dict().items()}
 

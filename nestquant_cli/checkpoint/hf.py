@@ -13,7 +13,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..modules.layout import QUANT_METHOD, Layout
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -54,15 +54,34 @@ class NestQuantHfQuantizer(HfQuantizer):
     requires_calibration = True
     quantization_config: NestQuantConfig
 
+    def update_attn_implementation(self, config: "PretrainedConfig") -> "PretrainedConfig":
+        """Refuses a configuration that does not fit manifest and layout: transformers asks this before it builds."""
+        from .expected import packed_model
+        from .manifest import MANIFEST, check_files
+
+        folder = Path(config.name_or_path or "")
+        if config.name_or_path and (folder / MANIFEST).is_file():
+            check_files(folder, tensors=False)
+        packed_model(config, Layout.from_dict(self.quantization_config.layout))
+        return config
+
+    update_tp_plan = update_attn_implementation  # what earlier versions of transformers 5 ask at this place
+
     def _process_model_before_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
+        from ..models.limits import refuse_size
+        from ..models.shards import read_shard
         from ..modules.attach import attach
         from .manifest import MANIFEST
         from .read import check_checkpoint
 
-        for folder in {Path(file).parent for file in kwargs.get("checkpoint_files") or ()}:
+        files = [Path(file) for file in kwargs.get("checkpoint_files") or ()]
+        for folder in {file.parent for file in files}:
             if (folder / MANIFEST).is_file():  # save_pretrained of a loaded model writes none
                 check_checkpoint(folder)
         attach(model, Layout.from_dict(self.quantization_config.layout))
+        if files:
+            entries = {name: entry.shape for file in files for name, entry in read_shard(file).entries.items()}
+            refuse_size(model, entries)
         return model
 
     def is_serializable(self) -> bool:

@@ -1,5 +1,6 @@
 """The folder a packed checkpoint is written into: one shard a decoder layer, one for the rest, config.json last."""
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,12 @@ class Output:
         with replacing(self.folder / CONFIG) as temporary:
             shutil.copyfile(staged, temporary)
         self.state.close()
+
+    def give_up(self) -> None:
+        """Leaves no folder behind where no part is finished."""
+        with contextlib.suppress(OSError):  # a folder that cannot be looked into stays as it is
+            if self.done(0) is None:
+                self.state.give_up()
 
     def finished(self) -> dict[str, Any] | None:
         """The report of a run that is complete but for its state, which is removed; else None."""

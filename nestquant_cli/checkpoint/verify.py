@@ -45,7 +45,7 @@ def verify(folder: Path | str, original: str | None = None) -> VerifyReport:
     shards = _read_shards(report, manifest)
     report.add(INDEX, None, _attempt(report, INDEX, lambda: index_problem(folder, manifest)))
     tensors = TensorChecks(report, manifest["tensors"], shards)
-    layout, expected = _read_config(report, len(manifest["tensors"]))
+    layout, expected = _read_config(report)
     tensors.compare(expected)
     tensors.hash()
     if layout is not None and expected is not None:
@@ -80,14 +80,14 @@ def _read_shards(report: VerifyReport, manifest: dict[str, Any]) -> dict[str, Sh
     return shards
 
 
-def _read_config(report: VerifyReport, most_layers: int) -> tuple[Layout | None, dict[str, Expected] | None]:
+def _read_config(report: VerifyReport) -> tuple[Layout | None, dict[str, Expected] | None]:
     """Layout and tensors of the model; None from a config.json that is not what was written, which accuses no other."""
     if any(problem.file == "config.json" for problem in report.problems):
         return None, None
     layout = _attempt(report, "config.json", lambda: read_layout(report.folder))
     if layout is None:
         return None, None
-    return layout, _attempt(report, "config.json", partial(expected_tensors, report.folder, layout, most_layers))
+    return layout, _attempt(report, "config.json", partial(expected_tensors, report.folder, layout))
 
 
 def _read_records(report: VerifyReport) -> tuple[dict[str, Any] | None, dict[str, float]]:

@@ -101,7 +101,7 @@ def quantize(
         from ..quantization.plan import make_plan
 
         made = make_plan(source, recipe, budget=budget)
-        _print_plan(made, estimate_seconds(made, recipe, place), folder)
+        _print_plan(made, estimate_seconds(made, recipe, place), folder, recipe.tune is not None)
         return
 
     from ..quantization.tuned import quantize_and_tune as run
@@ -122,7 +122,7 @@ def _bits(
     return {name: rest if value is None else value for name, value in parts.items()}
 
 
-def _print_plan(plan: "Plan", seconds: float, folder: Path) -> None:
+def _print_plan(plan: "Plan", seconds: float, folder: Path, tuned: bool) -> None:
     from ..progress import duration
     from ..units import format_bytes
 
@@ -137,7 +137,8 @@ def _print_plan(plan: "Plan", seconds: float, folder: Path) -> None:
     console.line(f"checkpoint: {plan.file_bytes:,} bytes in {folder}; the rest stays in 16 bits")
     console.line(f"hidden states of the calibration windows: {format_bytes(plan.hidden_bytes)}")
     console.line(f"peak memory: about {format_bytes(plan.memory_bytes)}")
-    console.line(f"time: about {duration(seconds)} for one process on this machine")
+    tuning = ", tuning included" if tuned else ""
+    console.line(f"time: about {duration(seconds)} for one process on this machine{tuning}")
 
 
 def _print_report(report: dict[str, Any], folder: Path) -> None:

@@ -8,6 +8,7 @@ from ..errors import NestQuantError
 from ..files import read_json
 from .fingerprint import fingerprint_files
 from .hub import snapshot
+from .limits import Shapes, check_counts, refuse_depth, refuse_misfit
 from .resolve import NOT_LOADED, Source, refuse_non_decoders, resolve
 
 if TYPE_CHECKING:
@@ -75,8 +76,13 @@ def _indexed_files(index: Path) -> set[str]:
 
 def fingerprint(source: Source) -> str:
     """Hex SHA-256 that identifies the model's configuration and weights (rule: `nestquant_cli.models.fingerprint`)."""
-    config = {} if source.gguf_file else read_json(local_folder(source) / "config.json")
-    return fingerprint_files(config, weight_files(source))
+    return fingerprint_files(_raw_config(source), weight_files(source))
+
+
+def _raw_config(source: Source) -> dict[str, Any]:
+    """The parsed config.json; empty for a GGUF file, which holds its own."""
+    config: dict[str, Any] = {} if source.gguf_file else read_json(local_folder(source) / "config.json")
+    return config
 
 
 def load_config(source: Source) -> "PretrainedConfig":
@@ -87,8 +93,9 @@ def load_config(source: Source) -> "PretrainedConfig":
     """
     from transformers import AutoConfig
 
-    folder = local_folder(source)
+    folder, raw = local_folder(source), _raw_config(source)
     try:
+        check_counts(raw)
         config = AutoConfig.from_pretrained(folder, **_gguf_argument(source), trust_remote_code=False)
     except Exception as error:  # what a field of config.json can be is without end, and so are the errors
         raise _unreadable(source, "configuration", error) from error
@@ -108,6 +115,7 @@ def load_tokenizer(source: Source) -> "PreTrainedTokenizerBase":
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **_gguf_argument(source), trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception for a broken tokenizer.json
+        load_config(source)  # it is read for the tokenizer too, and named where it is to blame
         raise NestQuantError(
             f"{source.name} has no usable tokenizer ({_first_line(error)})",
             "no text can be turned into tokens",
@@ -136,7 +144,8 @@ def load_model(source: Source, dtype: "str | torch.dtype" = "auto", device: str 
     if source.kind == "packed":
         return _load_packed(source, dtype, device)
     config = load_config(source)
-    _check_headers(source)
+    if not source.gguf_file:
+        _refuse_misfit(config, _shapes(source))
     arguments: dict[str, Any] = {"dtype": dtype, "config": config, "output_loading_info": True}
     if not source.gguf_file:
         arguments["use_safetensors"] = True  # a pickle beside them is never read
@@ -174,19 +183,27 @@ def _load_packed(source: Source, dtype: "str | torch.dtype", device: str) -> "Pr
     return model.to(device).eval()
 
 
-def _check_headers(source: Source) -> None:
-    """Names the file when one is truncated; the loader's own message does not."""
+def _refuse_misfit(config: "PretrainedConfig", shapes: Shapes) -> None:
+    if getattr(config, "quantization_config", None) is None:
+        refuse_misfit(config, shapes)
+    else:  # the files hold something else than the tensors of the model that the configuration alone describes
+        refuse_depth(config, len(shapes), "the tensors of its files are")
+
+
+def _shapes(source: Source) -> Shapes:
+    """Of all tensors; names the file when one is truncated, which the loader's own message does not."""
     from safetensors import SafetensorError, safe_open
 
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in weight_files(source):
-        if file.suffix == ".safetensors":
-            try:
-                with safe_open(file, framework="pt"):
-                    pass
-            except (SafetensorError, OSError) as error:
-                raise NestQuantError(
-                    f"{file} is truncated or damaged ({_first_line(error)})", NOT_LOADED, "download or copy it again"
-                ) from error
+        try:
+            with safe_open(file, framework="pt") as opened:
+                shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise NestQuantError(
+                f"{file} is truncated or damaged ({_first_line(error)})", NOT_LOADED, "download or copy it again"
+            ) from error
+    return shapes
 
 
 def _gguf_argument(source: Source) -> dict[str, Any]:

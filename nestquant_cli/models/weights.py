@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from ..errors import NestQuantError
-from .resolve import NOT_LOADED
+from .limits import describing, refuse_misfit
 from .shards import Entry, read_shard, read_tensor
 from .source import Source, load_config, load_model, local_folder, weight_files
 from .structure import Decoder, find_decoder
@@ -148,14 +148,8 @@ def _open_lazily(source: Source, device: str) -> tuple[str, LazyWeights | None]:
     if getattr(config, "quantization_config", None) is not None:
         return "it is quantized already", None
     places = {name: (file, entry) for file in files for name, entry in read_shard(file).entries.items()}
-    depth = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0)
-    if depth > len(places):  # before as many layers are built
-        raise NestQuantError(
-            f"the configuration of {source.name} has {depth} layers, more than its files have tensors",
-            NOT_LOADED,
-            "download or copy the model again",
-        )
-    model = empty_model(config, getattr(config, "dtype", None) or _first_dtype(places))
+    refuse_misfit(config, {name: entry.shape for name, (_, entry) in places.items()})
+    model = _empty_model(config, getattr(config, "dtype", None) or _first_dtype(places))
     if model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict:
         return "parts of it are kept in float32", None
     if _converted(model, places):
@@ -166,18 +160,12 @@ def _open_lazily(source: Source, device: str) -> tuple[str, LazyWeights | None]:
     return "", LazyWeights(model.eval(), places, device)
 
 
-def empty_model(config: Any, dtype: torch.dtype | None) -> PreTrainedModel:
+def _empty_model(config: Any, dtype: torch.dtype | None) -> PreTrainedModel:
     """A model with its parameters on the meta device; buffers, which no file has, are computed as usual."""
     from accelerate import init_empty_weights
 
-    try:
-        with init_empty_weights(include_buffers=False):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    except Exception as error:  # transformers raises of every kind where a field of config.json is unusable
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NestQuantError(
-            f"the configuration describes no usable model ({reason})", NOT_LOADED, "use a decoder-only text model"
-        ) from error
+    with describing(), init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     return model
 
 

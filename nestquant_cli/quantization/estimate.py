@@ -8,6 +8,7 @@ import torch
 from ..codecs.registry import fit_vectors
 from ..kernels.int8 import integer_product
 from ..modules.inputs import padded_size
+from ..tuning.settings import TuneSettings
 from .plan import Plan
 from .recipe import Recipe
 
@@ -15,10 +16,13 @@ SIZE = 768  # of the matrices that are timed
 BLOCKS = 1 << 14
 DOUBLE = 3.0  # (n, n) products in float64 that a factorization and what follows from it come to
 OVERHEAD = 1.3  # reading, writing, rotating and measuring errors, as a factor
+STEP = 5.0  # passes of the original that a window costs which is tuned on: its own, the packed model's, and back
+CHECK = 3.0  # the same of a window that is only looked at
 
 
 def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
-    """Seconds from start to end for one process that calibrates on the way; right within a factor of two or so."""
+    """Seconds from start to end for one process that calibrates and, where the recipe says so, tunes; right within a
+    factor of two or so."""
     where = torch.device(device)
     single, double = _product_rate(where, torch.float32), _product_rate(where, torch.float64)
     half = max(single, _product_rate(where, torch.bfloat16))
@@ -38,7 +42,16 @@ def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
     fits = sum(count for _, count in widths) + 2 * plan.layers
     encode = _time(lambda: code.round(rows)) / rows.numel() * plan.weights
     coded = factors + feedback + encode if recipe.shape("weight") is not None else 0.0
-    return OVERHEAD * (forward + gram + coded + fit * fits)
+    return OVERHEAD * (forward + gram + coded + fit * fits) + _tuning_passes(recipe) * 2.0 * plan.parameters / half
+
+
+def _tuning_passes(recipe: Recipe) -> float:
+    """Tokens that a tuning runs through the original, or what costs as much."""
+    if recipe.tune is None:
+        return 0.0
+    settings = TuneSettings.from_dict(recipe.tune)
+    windows = STEP * settings.steps * settings.batch + CHECK * (settings.checks + 1) * settings.held_out
+    return windows * settings.seqlen
 
 
 def _product_rate(device: torch.device, dtype: torch.dtype) -> float:

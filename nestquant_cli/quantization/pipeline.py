@@ -144,8 +144,8 @@ def quantize(
         origin = {**about, **text}
         report = group.lead(lambda: write_rest(output, subject.weights, subject.tokenizer, recipe, parts, origin))
     except NestQuantError:
-        if group.leads and output.done(0) is None:
-            output.state.give_up()
+        if group.leads:
+            output.give_up()
         raise
     return report | run_figures(start)
 

@@ -9,10 +9,11 @@ from transformers import PreTrainedModel
 
 from ..calibration.hidden import DEFAULT_BUDGET
 from ..codecs.registry import stored_tensors
+from ..models.limits import meta_model
 from ..models.source import Source, load_config
 from ..models.structure import Decoder, find_decoder, linears, refuse_stray_matrices
-from ..models.weights import empty_model
 from ..modules.inputs import padded_size
+from ..tuning.settings import TuneSettings
 from .recipe import Recipe
 
 LIBRARIES = 600 << 20  # bytes resident once torch, transformers and Numba are loaded
@@ -40,6 +41,7 @@ class Plan:
         rows: the matrices.
         layers: decoder layers.
         weights: entries of the matrices.
+        parameters: entries of all parameters, tied ones once.
         file_bytes: of all tensors of the checkpoint.
         hidden_bytes: of the hidden states of all calibration windows.
         streamed: whether the model is read layer by layer.
@@ -49,6 +51,7 @@ class Plan:
     rows: list[PlanRow]
     layers: int
     weights: int
+    parameters: int
     file_bytes: int
     hidden_bytes: int
     streamed: bool
@@ -76,7 +79,7 @@ def make_plan(
     """
     if model is None:
         config = load_config(source)
-        model = empty_model(config, torch.bfloat16 if source.gguf_file else getattr(config, "dtype", None))
+        model = meta_model(config, torch.bfloat16 if source.gguf_file else getattr(config, "dtype", None))
     decoder = find_decoder(model)
     refuse_stray_matrices(model, decoder)
     shapes: dict[tuple[str, int, int], int] = {}
@@ -87,11 +90,14 @@ def make_plan(
     item = model.dtype.itemsize
     rows = [_row(name, count, out, features, recipe, item) for (name, out, features), count in shapes.items()]
     weights = sum(row.matrices * row.out_features * row.in_features for row in rows)
-    total = sum(row.bytes for row in rows) + item * (_parameters(model) - weights)
+    parameters = _parameters(model)
+    total = sum(row.bytes for row in rows) + item * (parameters - weights)
     hidden = recipe.samples * recipe.seqlen * model.config.get_text_config(decoder=True).hidden_size * item
     streamed = source.kind in ("folder", "hub")
     memory = _memory(model, decoder, streamed) + min(hidden, budget)
-    return Plan(rows, len(decoder.layers), weights, total, hidden, streamed, memory)
+    if recipe.tune is not None:
+        memory = max(memory, _tuning_memory(model, rows, total, TuneSettings.from_dict(recipe.tune)))
+    return Plan(rows, len(decoder.layers), weights, parameters, total, hidden, streamed, memory)
 
 
 def _row(name: str, count: int, out_features: int, in_features: int, recipe: Recipe, item: int) -> PlanRow:
@@ -118,6 +124,17 @@ def _memory(model: PreTrainedModel, decoder: Decoder, streamed: bool) -> int:
     )
     held = max(around + one, one + work)
     return LIBRARIES + (held if streamed else item * _parameters(model) + work)
+
+
+def _tuning_memory(model: PreTrainedModel, rows: list[PlanRow], packed: int, settings: TuneSettings) -> int:
+    """The libraries, the original, the packed model with its matrices as int8 and decoded, and what a window leaves for
+    the way back: inputs and outputs of all matrices, and logits of both models with their gradient."""
+    item = model.dtype.itemsize
+    weights = sum(row.matrices * row.out_features * row.in_features for row in rows)
+    passed = sum(row.matrices * (row.out_features + row.in_features) for row in rows)
+    logits = 3 * model.config.get_text_config(decoder=True).vocab_size
+    models = item * _parameters(model) + packed + (1 + item) * weights
+    return LIBRARIES + models + item * settings.seqlen * (passed + logits)
 
 
 def _parameters(module: nn.Module) -> int:

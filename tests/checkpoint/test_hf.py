@@ -1,6 +1,7 @@
 """A packed checkpoint in the hands of transformers."""
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoConfig
 
 from nestquant_cli.checkpoint.hf import NestQuantConfig
+from nestquant_cli.checkpoint.manifest import MANIFEST, describe_files
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.files import read_json, write_json
 from nestquant_cli.modules.attach import quantized_linears
@@ -73,3 +75,41 @@ def test_a_damaged_layout_is_refused_in_one_sentence(folder: Path, tmp_path: Pat
         return
     with pytest.raises(NestQuantError, match=r"quantize the checkpoint again|quantize again"):
         load(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("num_hidden_layers", 10**6, "it has 1000000 layers, the packed parts that it names are 14"),
+        ("num_hidden_layers", 1, r"names a quantized matrix model\.layers\.1\."),
+        ("num_hidden_layers", -1, "it has -1 layers"),
+        ("vocab_size", 10**9, r"asks for [\d,]+ numbers, its files have|of shape .* its config\.json calls for"),
+        ("hidden_size", 10**30, "no usable model"),
+        ("hidden_size", -64, "no usable model"),
+        ("head_dim", 10**12, "names a quantized matrix"),
+        ("num_attention_heads", -4, "no usable model|names a quantized matrix"),
+    ],
+)
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_hostile_configuration_is_refused_before_anything_is_built(
+    tiny_checkpoint: Path, tmp_path: Path, name: str, value: int, told: str, listed: bool
+) -> None:
+    """By plain from_pretrained, without a manifest or with one that was brought in line."""
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+    write_json(copy / "config.json", read_json(copy / "config.json") | {name: value})
+    manifest = read_json(copy / MANIFEST)
+    manifest["files"] |= describe_files(copy, ["config.json"])
+    write_json(copy / MANIFEST, manifest)
+    if not listed:
+        (copy / MANIFEST).unlink()
+    start = time.monotonic()
+    with pytest.raises(NestQuantError, match=told):
+        load(copy)
+    assert time.monotonic() - start < 10
+
+
+def test_an_altered_configuration_is_named_before_it_is_used(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+    write_json(copy / "config.json", read_json(copy / "config.json") | {"num_hidden_layers": 10**6})
+    with pytest.raises(NestQuantError, match=r"config\.json (was altered|is truncated|is too long)"):
+        load(copy)

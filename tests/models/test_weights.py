@@ -115,7 +115,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path, make_model_folder
 
 @pytest.mark.parametrize(
     ("name", "value", "told"),
-    [("num_hidden_layers", 10**9, "more than its files have tensors"), ("num_attention_heads", 0, "no usable model")],
+    [("num_hidden_layers", 10**9, "more than 4096"), ("num_attention_heads", 0, "no usable model")],
 )
 def test_a_hostile_configuration_is_refused(
     tmp_path: Path, make_model_folder: Callable[[Path, int], Path], name: str, value: int, told: str

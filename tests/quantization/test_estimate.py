@@ -38,6 +38,17 @@ def test_weights_in_sixteen_bits_are_not_rounded(tiny_model_folder: Path) -> Non
     assert seconds(tiny_model_folder, Recipe(samples=4, seqlen=64, weight_bits=16)) < whole
 
 
+def test_tuning_is_counted_by_its_windows(tiny_model_folder: Path) -> None:
+    plain, few, many = (
+        seconds(tiny_model_folder, Recipe(samples=4, seqlen=64, tune=tune))
+        for tune in (None, {"steps": 100, "checks": 1}, {"steps": 100, "checks": 1, "batch": 3})
+    )
+    assert plain < few < many
+    assert (many - few) / (few - plain) == pytest.approx(
+        200 * estimate.STEP / (100 * estimate.STEP + 16 * estimate.CHECK)
+    )
+
+
 def test_a_faster_machine_takes_less_time(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = seconds(tiny_model_folder, Recipe(samples=64, seqlen=64))
     monkeypatch.setattr(estimate, "_product_rate", lambda *_: 2 * RATES["single"])

@@ -52,3 +52,9 @@ def test_what_cannot_be_quantized_cannot_be_planned(tmp_path: Path) -> None:
     GPT2Config(n_layer=1, n_embd=16, n_head=2, architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path)
     with pytest.raises(NestQuantError, match="Conv1D"):
         make_plan(resolve(str(tmp_path)), Recipe())
+
+
+def test_tuning_holds_two_models(tiny_model_folder: Path) -> None:
+    source = resolve(str(tiny_model_folder))
+    short, long = (make_plan(source, Recipe(samples=1, tune={"seqlen": n})).memory_bytes for n in (1 << 16, 1 << 17))
+    assert make_plan(source, Recipe(samples=1)).memory_bytes < short < long
