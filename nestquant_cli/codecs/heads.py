@@ -127,3 +127,16 @@ def check_head_size(size: int) -> None:
             "keys and values cannot be quantized",
             "quantize with --kv-bits 16",
         )
+
+
+def refuse_other_heads(scaled: VectorCode, states: Tensor) -> None:
+    """Raises NestQuantError where centers are not those of states (batch, heads, tokens, head size)."""
+    if not isinstance(scaled, CenteredCode):
+        return
+    heads, size = states.shape[1], states.shape[-1]
+    if len(scaled.packed) != heads or len(scaled.packed[0]) != scaled.vector_bytes(size):
+        raise NestQuantError(
+            f"config.json has no centers for {heads} heads of size {size}",
+            "keys cannot be packed",
+            "fetch or quantize the checkpoint again",
+        )

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..codecs.centered import nested_code
-from ..codecs.heads import CacheCodes, pack_heads, round_heads, unpack_heads
+from ..codecs.heads import CacheCodes, pack_heads, refuse_other_heads, round_heads, unpack_heads
 from ..codecs.protocol import VectorCode
 from ..errors import NestQuantError
 from .packed_attention import PackedStates
@@ -28,6 +28,7 @@ class _Packed(DynamicLayer):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
+        refuse_other_heads(self.codes.keys, key_states)
         self.keys = self._empty(key_states, self.codes.keys)
         self.values = self._empty(value_states, self.codes.values)
 

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from nestquant_cli.codecs.centered import CenteredCode, centered_from, fit_centered, nested_code
 from nestquant_cli.codecs.fit import ScaledCode
-from nestquant_cli.codecs.heads import centers_of, pack_heads, round_heads, unpack_heads
+from nestquant_cli.codecs.heads import centers_of, pack_heads, refuse_other_heads, round_heads, unpack_heads
 from nestquant_cli.codecs.registry import fit_heads, shape_of, vector_from
+from nestquant_cli.errors import NestQuantError
 from nestquant_cli.lattice.shape import shape_for_bits
 from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian, relative_error
@@ -103,3 +104,12 @@ def test_json_gives_the_code_back() -> None:
 def test_centers_that_are_none_are_refused(centers: object) -> None:
     with pytest.raises(ValueError):
         centered_from(fitted(states()).scaled, centers)
+
+
+def test_heads_without_a_center_of_their_own_are_refused() -> None:
+    x = states()
+    code = fitted(x)
+    refuse_other_heads(code, x)
+    for other in (x[:, :2], x[..., :56]):
+        with pytest.raises(NestQuantError, match="no centers for"):
+            refuse_other_heads(code, other)
