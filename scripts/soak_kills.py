@@ -48,6 +48,8 @@ def main() -> int:
             break
         kills.append({"after_seconds": round(delay, 2), "layers_done": finished(killed), "state": refused(killed)})
         print(json.dumps(kills[-1]), flush=True)
+        if kills[-1]["state"] == "complete":  # it was killed behind its last file
+            break
     if not (killed / "config.json").is_file() or (killed / WORK).exists():
         run([*options.arguments, "--output", str(killed)], killed)
     differing = compare(quiet, killed)
