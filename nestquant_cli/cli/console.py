@@ -20,12 +20,15 @@ from ..team import launched
 DONE, GATE_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
 PLAIN_WIDTH = 160  # columns of a table in a file or a pipe, where 80 would cut model names
 
+NOT_SHOWN = "\N{REPLACEMENT CHARACTER}"
+
 # Their level is read when they are imported, after this module: only the environment reaches them. What the user has
 # set stays.
 LIBRARY_LEVELS = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
 LIBRARY_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 LIBRARY_LOGGERS = ("lm_eval", "accelerate", "numba", "filelock", "fsspec", "urllib3")
 
+logger = logging.getLogger("nestquant")
 out = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 err = progress.console()
 
@@ -44,7 +47,6 @@ def configure(debug: bool, quiet: bool) -> None:
 
     Call it before transformers and datasets are imported.
     """
-    logger = logging.getLogger("nestquant")
     quiet = quiet or not launched().leads  # of several processes the first one talks
     logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
     logger.handlers = [LogHandler()]
@@ -85,6 +87,24 @@ def line(text: str) -> None:
     """Prints one line on standard output as it is: no markup, no wrapping. Of several processes the first one does."""
     if launched().leads:
         out.print(text, markup=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Tells what goes on, on standard error: not part of the result, and silent with --quiet."""
+    logger.info(text)
+
+
+def stream(text: str) -> None:
+    """Writes a piece of generated text on standard output at once, without anything that would steer a terminal."""
+    if not launched().leads:
+        return
+    try:
+        out.file.write(
+            "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
+        )
+        out.file.flush()
+    except BrokenPipeError:
+        out.on_broken_pipe()
 
 
 def run(command: Callable[[], object], debug: bool = False) -> int:

@@ -12,9 +12,11 @@ import typer
 from .. import __version__
 from . import console
 from .calibrate import calibrate
+from .chat import chat
 from .compare import compare
 from .eval_ppl import eval_ppl
 from .eval_tasks import eval_tasks
+from .generate import generate
 from .inspect import inspect_checkpoint
 from .quantize import quantize
 from .tune import tune_checkpoint
@@ -29,6 +31,8 @@ QUICK_START = """
 nestquant quantize demo --bits 4 --output demo-w4a4kv4
 
 nestquant eval-ppl demo-w4a4kv4 --baseline demo --dataset demo
+
+nestquant chat demo-w4a4kv4
 
 nestquant quantize meta-llama/Meta-Llama-3-8B --bits 4
 
@@ -55,6 +59,8 @@ app.command("tune")(tune_checkpoint)
 app.command("eval-ppl")(eval_ppl)
 app.command("eval-tasks")(eval_tasks)
 app.command("compare")(compare)
+app.command("generate")(generate)
+app.command("chat")(chat)
 app.command("inspect")(inspect_checkpoint)
 app.command("verify")(verify_checkpoint)
 
