@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
+from .gates import JunitOption, report_gates
 from .options import (
     BaselineOption,
     Bos,
@@ -52,6 +53,7 @@ def eval_ppl(
     baseline: BaselineOption = None,
     output: ReportOption = None,
     fail_above: FailAboveOption = None,
+    junit: JunitOption = None,
     resident: ResidentOption = Resident.auto,
     dtype: DtypeOption = Dtype.auto,
     seed: SeedOption = 0,
@@ -62,11 +64,14 @@ def eval_ppl(
     With --baseline both models score the same windows, and their KL divergence and top-1 agreement are reported too.
     Several processes share the windows: torchrun --nproc-per-node 2 -m nestquant_cli eval-ppl …
     """
+    from ..evaluation.gates import judge_perplexity
+    from ..evaluation.junit import refuse_no_gates
     from ..evaluation.report import PerplexityOptions, measure_perplexity
     from ..files import write_json
     from ..models.device import pick_device
     from ..team import joined, launched
 
+    refuse_no_gates(junit, fail_above, "--fail-above")
     options = PerplexityOptions(
         model=model,
         dataset=dataset,
@@ -85,10 +90,8 @@ def eval_ppl(
     _print(report)
     if output is not None and launched().leads:
         write_json(output, report.as_json())
-    perplexity = report.scores.perplexity
-    if fail_above is not None and not perplexity <= fail_above:
-        console.line(f"gate failed: perplexity {perplexity:.4f} > {fail_above:g}")
-        raise typer.Exit(console.GATE_FAILED)
+    verdicts = [] if fail_above is None else [judge_perplexity(report.scores.perplexity, fail_above)]
+    report_gates(verdicts, junit, "eval-ppl", model, report.scores.seconds)
 
 
 def _print(report: "PerplexityReport") -> None:

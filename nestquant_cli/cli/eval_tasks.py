@@ -8,6 +8,7 @@ import typer
 
 from . import console
 from .eval_ppl import Dtype, DtypeOption
+from .gates import JunitOption, report_gates
 from .options import DeviceOption, ModelArgument, ReportOption, Resident, ResidentOption, SeedOption
 
 TasksOption = Annotated[
@@ -43,6 +44,7 @@ def eval_tasks(
     batch_size: BatchOption = 1,
     output: ReportOption = None,
     fail_below: FailBelowOption = None,
+    junit: JunitOption = None,
     resident: ResidentOption = Resident.auto,
     dtype: DtypeOption = Dtype.auto,
     seed: SeedOption = 0,
@@ -52,11 +54,13 @@ def eval_tasks(
 
     Several processes share the requests: torchrun --nproc-per-node 2 -m nestquant_cli eval-tasks …
     """
+    from ..evaluation.junit import refuse_no_gates
     from ..evaluation.tasks import TaskOptions, measure_tasks
     from ..files import write_json
     from ..models.device import pick_device
     from ..team import joined, launched
 
+    refuse_no_gates(junit, fail_below, "--fail-below")
     options = TaskOptions(
         model=model,
         tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
@@ -75,7 +79,4 @@ def eval_tasks(
     console.line(report.table)
     if output is not None and launched().leads:
         write_json(output, report.as_json())
-    for failed in report.failures:
-        console.line(failed)
-    if report.failures:
-        raise typer.Exit(console.GATE_FAILED)
+    report_gates(report.verdicts, junit, "eval-tasks", model, report.protocol["seconds"])

@@ -35,7 +35,8 @@ def test_local_tasks_run_from_any_folder(options: TaskOptions, tmp_path: Path, m
     assert report.results["sample_piqa"]["acc,none"] in (0, 0.25, 0.5, 0.75, 1)
     assert "acc_norm,none" in report.results["sample_arc_easy"]
     assert all(f"|{task}" in report.table for task in SAMPLES)
-    assert len(report.failures) == 1 and "sample_arc_easy acc_norm" in report.failures[0]
+    failed = [verdict.figures for verdict in report.verdicts if not verdict.passed]
+    assert failed == report.as_json()["failed_gates"] and len(failed) == 1 and "sample_arc_easy acc_norm" in failed[0]
     assert report.protocol["seed"] == {"random": 0, "numpy": 0, "torch": 0, "fewshot": 0}
     assert "lm_eval" in report.protocol["versions"]
     json.dumps(report.as_json(), allow_nan=False)
