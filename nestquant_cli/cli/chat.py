@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
+from .config import ConfigOption, tell_settings
 from .eval_ppl import Dtype, DtypeOption
 from .generate import NewTokensOption, TemperatureOption, TopKOption, TopPOption
 from .options import DeviceOption, ModelArgument, Resident, ResidentOption, SeedOption
@@ -22,6 +23,7 @@ PROMPT = "> "
 
 
 def chat(
+    context: typer.Context,
     model: ModelArgument,
     system: SystemOption = None,
     max_new_tokens: NewTokensOption = 512,
@@ -32,6 +34,7 @@ def chat(
     resident: ResidentOption = Resident.auto,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
+    config: ConfigOption = None,
 ) -> None:
     """Talk with a model by its chat template; it remembers what was said. /reset forgets it, /exit leaves.
 
@@ -48,6 +51,7 @@ def chat(
     source = resolve(model)
     writer = open_writer(source, sampling, resident.value, dtype.value, pick_device(device))
     conversation = Conversation(writer, system)
+    tell_settings(context)
     console.note(f"talking with {source.name}, {described(writer.config)}; {COMMANDS}")
     for message in _messages(sys.stdin.isatty()):
         if message == "/exit":
@@ -72,7 +76,7 @@ def _answer(conversation: "Conversation", message: str, typed: bool) -> None:
         console.print_error(str(error))
         return
     console.stream("\n")
-    console.note(answer.figures.line())
+    console.note(answer.figures.line(), **answer.figures.as_json())
     if answer.interrupted and not typed:
         raise KeyboardInterrupt
 

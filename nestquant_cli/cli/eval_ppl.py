@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
+from .config import ConfigOption, settings, tell_settings
 from .gates import JunitOption, report_gates
 from .options import (
     BaselineOption,
@@ -44,6 +45,7 @@ FailAboveOption = Annotated[
 
 
 def eval_ppl(
+    context: typer.Context,
     model: ModelArgument,
     dataset: DatasetOption = "wikitext2",
     split: SplitOption = "test",
@@ -58,6 +60,7 @@ def eval_ppl(
     dtype: DtypeOption = Dtype.auto,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    config: ConfigOption = None,
 ) -> None:
     """Perplexity by the standard protocol: text tokenized once, windows without overlap, all of them.
 
@@ -85,13 +88,21 @@ def eval_ppl(
         resident=resident.value,
         device=device,
     )
+    windows = f"the first {max_windows}" if max_windows else "all"
+    beside = f" beside {baseline}" if baseline else ""
+    console.note(f"scoring {model}{beside} on {windows} windows of {seqlen} tokens of {dataset} ({split})")
+    tell_settings(context)
     with joined(pick_device(device)) as own:
         report = measure_perplexity(replace(options, device=own))
     _print(report)
     if output is not None and launched().leads:
-        write_json(output, report.as_json())
+        write_json(output, report.as_json() | {"settings": settings(context)})
     verdicts = [] if fail_above is None else [judge_perplexity(report.scores.perplexity, fail_above)]
     report_gates(verdicts, junit, "eval-ppl", model, report.scores.seconds)
+    if report.protocol["model"]["kind"] == "packed":
+        console.ending(output, "generate", model, "Once upon a time")
+    else:
+        console.ending(output, "quantize", model, "--bits", 4)
 
 
 def _print(report: "PerplexityReport") -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from . import console
+from .config import ConfigOption, settings, tell_settings
 from .eval_ppl import Dtype, DtypeOption
 from .gates import JunitOption, report_gates
 from .options import DeviceOption, ModelArgument, ReportOption, Resident, ResidentOption, SeedOption
@@ -36,6 +37,7 @@ FailBelowOption = Annotated[
 
 
 def eval_tasks(
+    context: typer.Context,
     model: ModelArgument,
     tasks: TasksOption,
     num_fewshot: FewshotOption = None,
@@ -49,6 +51,7 @@ def eval_tasks(
     dtype: DtypeOption = Dtype.auto,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    config: ConfigOption = None,
 ) -> None:
     """Runs tasks of the lm-evaluation-harness on the loaded model and prints its table.
 
@@ -74,9 +77,12 @@ def eval_tasks(
         resident=resident.value,
         device=device,
     )
+    console.note(f"running {', '.join(options.tasks)} on {model}, {f'{limit:g} of the' if limit else 'all'} items")
+    tell_settings(context)
     with joined(pick_device(device)) as own:
         report = measure_tasks(replace(options, device=own))
     console.line(report.table)
     if output is not None and launched().leads:
-        write_json(output, report.as_json())
+        write_json(output, report.as_json() | {"settings": settings(context)})
     report_gates(report.verdicts, junit, "eval-tasks", model, report.protocol["seconds"])
+    console.ending(output, "eval-ppl", model)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from . import console
+from .config import ConfigOption, settings, tell_settings
 from .eval_ppl import Dtype, DtypeOption
 from .options import DeviceOption, ModelArgument, ReportOption, Resident, ResidentOption, SeedOption
 
@@ -36,6 +37,7 @@ TopKOption = Annotated[
 
 
 def generate(
+    context: typer.Context,
     model: ModelArgument,
     prompt: PromptArgument = None,
     max_new_tokens: NewTokensOption = 128,
@@ -47,6 +49,7 @@ def generate(
     resident: ResidentOption = Resident.auto,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
+    config: ConfigOption = None,
 ) -> None:
     """Continue a text; the words appear as they are generated, then tokens per second and memory.
 
@@ -68,15 +71,17 @@ def generate(
             raise NestQuantError("there is no prompt", NOT_GENERATED, f'run: nestquant generate {model} "Once upon"')
         prompt = sys.stdin.read().rstrip("\n")
     writer = open_writer(source, sampling, resident.value, dtype.value, place)
+    tell_settings(context)
     console.note(f"continuing with up to {max_new_tokens} tokens, {described(writer.config)}")
     if console.out.is_terminal:
         console.stream(prompt)
     answer = writer.write(writer.tokenizer(prompt)["input_ids"], console.stream)
     console.stream("\n")
-    console.note(answer.figures.line())
+    console.note(answer.figures.line(), **answer.figures.as_json())
     if output is not None:
         protocol = {"model": model_protocol(source, writer.model), "sampling": asdict(sampling), "versions": versions()}
         found = {"prompt": prompt, "text": answer.text, "tokens": answer.tokens, "figures": answer.figures.as_json()}
-        write_json(output, found | {"protocol": protocol})
+        write_json(output, found | {"protocol": protocol, "settings": settings(context)})
+        console.note(f"result: {output}")
     if answer.interrupted:
         raise KeyboardInterrupt
