@@ -20,6 +20,7 @@ from .eval_tasks import eval_tasks
 from .generate import generate
 from .inspect import inspect_checkpoint
 from .log import LogFormat
+from .push import push_checkpoint
 from .quantize import quantize
 from .tune import tune_checkpoint
 from .verify import verify_checkpoint
@@ -64,6 +65,7 @@ app.command("generate")(generate)
 app.command("chat")(chat)
 app.command("inspect")(inspect_checkpoint)
 app.command("verify")(verify_checkpoint)
+app.command("push")(push_checkpoint)
 
 
 def _print_version(wanted: bool) -> None:
