@@ -22,6 +22,7 @@ from .inspect import inspect_checkpoint
 from .log import LogFormat
 from .push import push_checkpoint
 from .quantize import quantize
+from .report import report_checkpoint
 from .tune import tune_checkpoint
 from .verify import verify_checkpoint
 
@@ -65,6 +66,7 @@ app.command("generate")(generate)
 app.command("chat")(chat)
 app.command("inspect")(inspect_checkpoint)
 app.command("verify")(verify_checkpoint)
+app.command("report")(report_checkpoint)
 app.command("push")(push_checkpoint)
 
 
