@@ -99,7 +99,7 @@ def eval_ppl(
         write_json(output, report.as_json() | {"settings": settings(context)})
     verdicts = [] if fail_above is None else [judge_perplexity(report.scores.perplexity, fail_above)]
     report_gates(verdicts, junit, "eval-ppl", model, report.scores.seconds)
-    if report.protocol["model"]["kind"] == "packed":
+    if report.protocol["resident"] is not None:  # packed, here or behind a Hub id
         console.ending(output, "generate", model, "Once upon a time")
     else:
         console.ending(output, "quantize", model, "--bits", 4)
