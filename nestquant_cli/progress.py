@@ -10,7 +10,7 @@ import logging
 import operator
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,12 +62,17 @@ def console() -> "Console":
     """The one console for standard error, so that log lines and errors do not tear a bar that is drawn there."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, emoji=False)
+
+
+def draw_bars(wanted: bool) -> None:
+    """Whether a terminal gets bars; lines go there where the log is for a program."""
+    _Shared.bars_wanted = wanted
 
 
 def on_terminal() -> bool:
     """True where a bar can be redrawn in place; a CI log that only asks for colours is no such place."""
-    return console().is_interactive and console().file.isatty()
+    return _Shared.bars_wanted and console().is_interactive and console().file.isatty()
 
 
 def duration(seconds: float) -> str:
@@ -83,6 +88,7 @@ class _Shared:
     """What nested loops share: rich draws one live display at a time, and only the outermost loop logs its end."""
 
     bars: "Progress | None" = None
+    bars_wanted = True
     lines_open = 0
 
 
@@ -140,8 +146,10 @@ def _lines(description: str, total: int | None) -> Iterator[Advance]:
             return
         last = now
         elapsed = now - start
-        left = f", ETA {duration(elapsed / done * (total - done))}" if total and 0 < done < total else ""
-        logger.info("%s: %d%s, %s%s", description, done, goal, duration(elapsed), left)
+        eta = elapsed / done * (total - done) if total and 0 < done < total else None
+        left = "" if eta is None else f", ETA {duration(eta)}"
+        fields = _fields(description, done, total, elapsed, eta)
+        logger.info("%s: %d%s, %s%s", description, done, goal, duration(elapsed), left, extra=fields)
 
     _Shared.lines_open += 1
     try:
@@ -149,4 +157,12 @@ def _lines(description: str, total: int | None) -> Iterator[Advance]:
     finally:
         _Shared.lines_open -= 1
     if done and not _Shared.lines_open:
-        logger.info("%s: %d%s, done in %s", description, done, goal, duration(time.monotonic() - start))
+        elapsed = time.monotonic() - start
+        fields = _fields(description, done, total, elapsed, 0.0)
+        logger.info("%s: %d%s, done in %s", description, done, goal, duration(elapsed), extra=fields)
+
+
+def _fields(what: str, done: int, total: int | None, elapsed: float, eta: float | None) -> dict[str, Any]:
+    """A line's figures for a log that programs read; times in seconds."""
+    rounded = {"elapsed_seconds": round(elapsed, 1), "eta_seconds": None if eta is None else round(eta, 1)}
+    return {"fields": {"event": "progress", "what": what, "done": done, "total": total, **rounded}}

@@ -22,6 +22,12 @@ To round a vector, round each coordinate; when the parity is wrong, flip the one
 Two cosets are tried in this way, and the nearer of the two answers is the nearest point of the lattice.
 """
 
+TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'robot' %}{{ raise_exception('no robots') }}{% endif %}"
+    "{{ message['role'][0] + ': ' + message['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'a: ' }}{% endif %}"
+)
+
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -80,6 +86,24 @@ def make_model_folder(tiny_tokenizer_folder: Path) -> Callable[[Path, int], Path
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory, make_model_folder: Callable[[Path, int], Path]) -> Path:
     """A tiny Llama in a Hugging Face folder. Shared by the whole session: copy it before changing anything."""
     return make_model_folder(tmp_path_factory.mktemp("models") / "tiny-llama", 0)
+
+
+@pytest.fixture(scope="session")
+def talking(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a chat template."""
+    import shutil
+
+    folder = Path(shutil.copytree(tiny_model_folder, tmp_path_factory.mktemp("talking") / "tiny"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def talking_packed(talking: Path, tiny_text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same at W4A4KV4."""
+    from tests.families import pack
+
+    return pack(talking, tiny_text_file, tmp_path_factory.mktemp("talking-packed") / "packed")
 
 
 @pytest.fixture(scope="session")

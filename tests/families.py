@@ -130,7 +130,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 def in_process(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """What runs the command line in this process, whose log and warnings it leaves alone."""
-    monkeypatch.setattr(console, "configure", lambda debug, quiet: None)
+    monkeypatch.setattr(console, "configure", lambda debug, quiet, form: None)
 
     def run(*arguments: object) -> Outcome:
         with pytest.raises(SystemExit) as leaving:

@@ -84,6 +84,8 @@ def test_the_gate_of_a_perplexity(nestquant: Callable[..., Outcome], packed: Pat
     code, output, _ = nestquant(*words, 1.5)
     assert code == 1
     assert "gate failed: perplexity" in output
+    code, _, error = nestquant(*words[:-1], "--junit", "gates.xml")
+    assert code == 2 and "give --fail-above" in tell(error)
 
 
 def test_tasks_and_their_gate(nestquant: Callable[..., Outcome], packed: Path, tmp_path: Path) -> None:

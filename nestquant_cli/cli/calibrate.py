@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from . import console
+from .config import RecipeOption, taken, tell_recipe
 from .options import (
     DEFAULT_BUDGET,
     DatasetOption,
@@ -22,9 +23,6 @@ BITS_HELP = "2 to 8 in eighths, 16 to leave alone"
 ActBitsOption = Annotated[float | None, typer.Option("--act-bits", help=f"Activations: {BITS_HELP}.", show_default="4")]
 KvBitsOption = Annotated[
     float | None, typer.Option("--kv-bits", help=f"Keys and values: {BITS_HELP}.", show_default="4")
-]
-RecipeOption = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE.yaml", help="Recipe; options given here win over it.")
 ]
 
 
@@ -55,10 +53,13 @@ def calibrate(
     from ..team import joined
     from ..units import parse_bytes
 
-    recipe = read_recipe(config, given(context, act_bits=act_bits, kv_bits=kv_bits))
+    recipe = read_recipe(config, given(context, act_bits=act_bits, kv_bits=kv_bits), taken(context))
     source = resolve(model)
     place = pick_device(device)
     folder = output if output is not None else Path(f"{source.name.rpartition('/')[2]}-calibration")
+
+    console.note(f"calibrating {model} on {recipe.samples} windows of {recipe.dataset} into {folder}")
+    tell_recipe(recipe)
 
     import time
 
@@ -69,14 +70,14 @@ def calibrate(
     with joined(place) as own:
         about = run(source, recipe, folder, own, budget)
     console.line(
-        f"{folder}: {about['samples']} windows of {about['seqlen']} tokens from {about['dataset']}, "
+        f"{about['samples']} windows of {about['seqlen']} tokens from {about['dataset']}, "
         f"{duration(time.monotonic() - start)}"
     )
-    console.line(f"next: nestquant quantize {model} --calibration {folder}")
+    console.ending(folder, "quantize", model, "--calibration", folder)
 
 
 def given(context: typer.Context, **bits: float | None) -> dict[str, Any]:
-    """Settings that the user gave on the command line; the rest is the recipe's business."""
+    """Settings that the user gave by options, or by a file in their place; the rest is the recipe's business."""
     settings: dict[str, Any] = dict(bits)
     for name in (
         "method",
@@ -91,6 +92,6 @@ def given(context: typer.Context, **bits: float | None) -> dict[str, Any]:
         "damping",
         "allocation",
     ):
-        if name in context.params and str(context.get_parameter_source(name)).endswith("COMMANDLINE"):
+        if name in context.params and str(context.get_parameter_source(name)).endswith(("COMMANDLINE", "DEFAULT_MAP")):
             settings[name] = context.params[name]
     return {name: value for name, value in settings.items() if value is not None}

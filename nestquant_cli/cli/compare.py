@@ -7,6 +7,7 @@ import typer
 
 from . import console
 from .calibrate import given
+from .config import ConfigOption, tell_settings
 from .eval_ppl import Dtype, DtypeOption
 from .eval_tasks import IncludeOption, LimitOption
 from .options import (
@@ -72,6 +73,7 @@ def compare(
     dtype: DtypeOption = Dtype.auto,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    config: ConfigOption = None,
 ) -> None:
     """Quantize a model by several recipes and score all of them beside it, in one run.
 
@@ -104,6 +106,8 @@ def compare(
         device=device,
         resident=resident.value,
     )
+    console.note(f"quantizing {model} by {len(entries)} recipes and scoring all beside it, in {options.folder}")
+    tell_settings(context)
     _print(run(options), options.folder)
 
 
@@ -128,4 +132,5 @@ def _print(found: "Comparison", folder: Path) -> None:
         f"{protocol['dataset']} ({protocol['split']}): {protocol['windows']} of {protocol['windows_in_text']} windows "
         f"of {protocol['seqlen']}, BOS {protocol['bos']}, fp32 log-softmax"
     )
-    console.line(f"report, plots and checkpoints: {folder}")
+    best = min(found.rows[1:], key=lambda row: row.perplexity)
+    console.ending(folder / "report.md", "inspect", folder / best.name)

@@ -3,10 +3,12 @@
 import errno
 import logging
 import os
+import shlex
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -16,9 +18,12 @@ from rich.text import Text
 from .. import progress
 from ..errors import NestQuantError
 from ..team import launched
+from .log import JsonHandler, LogFormat, handler
 
 DONE, GATE_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
 PLAIN_WIDTH = 160  # columns of a table in a file or a pipe, where 80 would cut model names
+
+NOT_SHOWN = "\N{REPLACEMENT CHARACTER}"
 
 # Their level is read when they are imported, after this module: only the environment reaches them. What the user has
 # set stays.
@@ -26,28 +31,22 @@ LIBRARY_LEVELS = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOS
 LIBRARY_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 LIBRARY_LOGGERS = ("lm_eval", "accelerate", "numba", "filelock", "fsspec", "urllib3")
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+logger = logging.getLogger("nestquant")
+out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 err = progress.console()
 
 
-class LogHandler(logging.Handler):
-    """Writes plain lines to standard error, above a progress bar where one is drawn."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = self.format(record)
-        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        err.print(prefix + message, markup=False, soft_wrap=True)
-
-
-def configure(debug: bool, quiet: bool) -> None:
+def configure(debug: bool, quiet: bool, form: LogFormat = LogFormat.text) -> None:
     """Sets what is logged: our lines at INFO (WARNING with `quiet`, DEBUG with `debug`), other libraries' errors only.
 
     Call it before transformers and datasets are imported.
+
+    Args:
+        form: of the log, to which errors and tracebacks belong; results are for people in either.
     """
-    logger = logging.getLogger("nestquant")
     quiet = quiet or not launched().leads  # of several processes the first one talks
     logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
-    logger.handlers = [LogHandler()]
+    logger.handlers = [handler(form)]
     logger.propagate = False
     if quiet or not progress.on_terminal():
         _default_environment(LIBRARY_BARS, "1")
@@ -87,6 +86,37 @@ def line(text: str) -> None:
         out.print(text, markup=False, soft_wrap=True)
 
 
+def note(text: str, **fields: object) -> None:
+    """Tells what goes on, on standard error: not part of the result, and silent with --quiet.
+
+    Args:
+        text: one line.
+        fields: its figures, JSON-ready, for a log that programs read.
+    """
+    logger.info("%s", text, extra={"fields": fields})
+
+
+def ending(result: Path | None = None, *command: object) -> None:
+    """The last lines of a command: the file or folder with the result, and what to run next, as a shell takes it."""
+    if result is not None:
+        line(f"result: {result}")
+    if command:
+        line(f"next: nestquant {shlex.join(str(word) for word in command)}")
+
+
+def stream(text: str) -> None:
+    """Writes a piece of generated text on standard output at once, without anything that would steer a terminal."""
+    if not launched().leads:
+        return
+    try:
+        out.file.write(
+            "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
+        )
+        out.file.flush()
+    except BrokenPipeError:
+        out.on_broken_pipe()
+
+
 def run(command: Callable[[], object], debug: bool = False) -> int:
     """Calls `command` and returns the exit code of the process, having told an exception in one line.
 
@@ -106,7 +136,7 @@ def run(command: Callable[[], object], debug: bool = False) -> int:
         return BAD_INPUT if leaving.code else DONE
     except Exception as error:
         if debug:
-            err.print(traceback.format_exc(), markup=False, soft_wrap=True)
+            _print_traceback(traceback.format_exc())
         if type(error).__name__ != "Abort":  # typer's word for Ctrl-C, in several of its versions
             if launched().leads or not getattr(error, "everywhere", False):
                 print_error(explain(error))
@@ -117,8 +147,22 @@ def run(command: Callable[[], object], debug: bool = False) -> int:
     return code if isinstance(code, int) else DONE
 
 
+def _print_traceback(text: str) -> None:
+    if _in_json():
+        logger.debug("%s", text)
+    else:
+        err.print(text, markup=False, soft_wrap=True)
+
+
+def _in_json() -> bool:
+    return any(isinstance(each, JsonHandler) for each in logger.handlers)
+
+
 def print_error(message: str) -> None:
     """Prints `error: message` on standard error, as one line whatever the message holds."""
+    if _in_json():
+        logger.error("%s", " ".join(message.split()))
+        return
     err.print(Text.assemble(("error: ", "bold red"), " ".join(message.split())), soft_wrap=True)
 
 

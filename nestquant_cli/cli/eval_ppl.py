@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
+from .config import ConfigOption, settings, tell_settings
+from .gates import JunitOption, report_gates
 from .options import (
     BaselineOption,
     Bos,
@@ -43,6 +45,7 @@ FailAboveOption = Annotated[
 
 
 def eval_ppl(
+    context: typer.Context,
     model: ModelArgument,
     dataset: DatasetOption = "wikitext2",
     split: SplitOption = "test",
@@ -52,21 +55,26 @@ def eval_ppl(
     baseline: BaselineOption = None,
     output: ReportOption = None,
     fail_above: FailAboveOption = None,
+    junit: JunitOption = None,
     resident: ResidentOption = Resident.auto,
     dtype: DtypeOption = Dtype.auto,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    config: ConfigOption = None,
 ) -> None:
     """Perplexity by the standard protocol: text tokenized once, windows without overlap, all of them.
 
     With --baseline both models score the same windows, and their KL divergence and top-1 agreement are reported too.
     Several processes share the windows: torchrun --nproc-per-node 2 -m nestquant_cli eval-ppl …
     """
+    from ..evaluation.gates import judge_perplexity
+    from ..evaluation.junit import refuse_no_gates
     from ..evaluation.report import PerplexityOptions, measure_perplexity
     from ..files import write_json
     from ..models.device import pick_device
     from ..team import joined, launched
 
+    refuse_no_gates(junit, fail_above, "--fail-above")
     options = PerplexityOptions(
         model=model,
         dataset=dataset,
@@ -80,15 +88,21 @@ def eval_ppl(
         resident=resident.value,
         device=device,
     )
+    windows = f"the first {max_windows}" if max_windows else "all"
+    beside = f" beside {baseline}" if baseline else ""
+    console.note(f"scoring {model}{beside} on {windows} windows of {seqlen} tokens of {dataset} ({split})")
+    tell_settings(context)
     with joined(pick_device(device)) as own:
         report = measure_perplexity(replace(options, device=own))
     _print(report)
     if output is not None and launched().leads:
-        write_json(output, report.as_json())
-    perplexity = report.scores.perplexity
-    if fail_above is not None and not perplexity <= fail_above:
-        console.line(f"gate failed: perplexity {perplexity:.4f} > {fail_above:g}")
-        raise typer.Exit(console.GATE_FAILED)
+        write_json(output, report.as_json() | {"settings": settings(context)})
+    verdicts = [] if fail_above is None else [judge_perplexity(report.scores.perplexity, fail_above)]
+    report_gates(verdicts, junit, "eval-ppl", model, report.scores.seconds)
+    if report.protocol["resident"] is not None:  # packed, here or behind a Hub id
+        console.ending(output, "generate", model, "Once upon a time")
+    else:
+        console.ending(output, "quantize", model, "--bits", 4)
 
 
 def _print(report: "PerplexityReport") -> None:

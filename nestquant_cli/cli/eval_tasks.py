@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from . import console
+from .config import ConfigOption, settings, tell_settings
 from .eval_ppl import Dtype, DtypeOption
+from .gates import JunitOption, report_gates
 from .options import DeviceOption, ModelArgument, ReportOption, Resident, ResidentOption, SeedOption
 
 TasksOption = Annotated[
@@ -35,6 +37,7 @@ FailBelowOption = Annotated[
 
 
 def eval_tasks(
+    context: typer.Context,
     model: ModelArgument,
     tasks: TasksOption,
     num_fewshot: FewshotOption = None,
@@ -43,20 +46,24 @@ def eval_tasks(
     batch_size: BatchOption = 1,
     output: ReportOption = None,
     fail_below: FailBelowOption = None,
+    junit: JunitOption = None,
     resident: ResidentOption = Resident.auto,
     dtype: DtypeOption = Dtype.auto,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    config: ConfigOption = None,
 ) -> None:
     """Runs tasks of the lm-evaluation-harness on the loaded model and prints its table.
 
     Several processes share the requests: torchrun --nproc-per-node 2 -m nestquant_cli eval-tasks …
     """
+    from ..evaluation.junit import refuse_no_gates
     from ..evaluation.tasks import TaskOptions, measure_tasks
     from ..files import write_json
     from ..models.device import pick_device
     from ..team import joined, launched
 
+    refuse_no_gates(junit, fail_below, "--fail-below")
     options = TaskOptions(
         model=model,
         tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
@@ -70,12 +77,12 @@ def eval_tasks(
         resident=resident.value,
         device=device,
     )
+    console.note(f"running {', '.join(options.tasks)} on {model}, {f'{limit:g} of the' if limit else 'all'} items")
+    tell_settings(context)
     with joined(pick_device(device)) as own:
         report = measure_tasks(replace(options, device=own))
     console.line(report.table)
     if output is not None and launched().leads:
-        write_json(output, report.as_json())
-    for failed in report.failures:
-        console.line(failed)
-    if report.failures:
-        raise typer.Exit(console.GATE_FAILED)
+        write_json(output, report.as_json() | {"settings": settings(context)})
+    report_gates(report.verdicts, junit, "eval-tasks", model, report.protocol["seconds"])
+    console.ending(output, "eval-ppl", model)

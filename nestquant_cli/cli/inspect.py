@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
+from .config import ConfigOption, settings, tell_settings
 from .options import CheckpointArgument, ReportOption
 
 if TYPE_CHECKING:
@@ -14,12 +15,18 @@ MatricesOption = Annotated[bool, typer.Option("--matrices", help="List every mat
 
 
 def inspect_checkpoint(
-    checkpoint: CheckpointArgument, matrices: MatricesOption = False, output: ReportOption = None
+    context: typer.Context,
+    checkpoint: CheckpointArgument,
+    matrices: MatricesOption = False,
+    output: ReportOption = None,
+    config: ConfigOption = None,
 ) -> None:
     """Count the bits of a packed checkpoint from the bytes on disk, per part and per layer, and print its recipe."""
     from ..checkpoint.inspect import inspect
     from ..files import write_json
 
+    console.note(f"counting the bytes of {checkpoint}")
+    tell_settings(context)
     found = inspect(checkpoint)
     _print_parts(found)
     if found.matrices:
@@ -29,7 +36,8 @@ def inspect_checkpoint(
         console.table(columns, [_matrix_row(matrix) for matrix in found.matrices])
     _print_summary(found)
     if output is not None:
-        write_json(output, found.as_json())
+        write_json(output, found.as_json() | {"settings": settings(context)})
+    console.ending(output, "verify", checkpoint)
 
 
 def _print_parts(found: "Inspection") -> None:

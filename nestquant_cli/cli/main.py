@@ -3,6 +3,7 @@
 Nothing here or in a command's module imports torch or transformers at its top, so `nestquant --help` answers at once.
 """
 
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -12,11 +13,16 @@ import typer
 from .. import __version__
 from . import console
 from .calibrate import calibrate
+from .chat import chat
 from .compare import compare
 from .eval_ppl import eval_ppl
 from .eval_tasks import eval_tasks
+from .generate import generate
 from .inspect import inspect_checkpoint
+from .log import LogFormat
+from .push import push_checkpoint
 from .quantize import quantize
+from .report import report_checkpoint
 from .tune import tune_checkpoint
 from .verify import verify_checkpoint
 
@@ -30,6 +36,8 @@ nestquant quantize demo --bits 4 --output demo-w4a4kv4
 
 nestquant eval-ppl demo-w4a4kv4 --baseline demo --dataset demo
 
+nestquant chat demo-w4a4kv4
+
 nestquant quantize meta-llama/Meta-Llama-3-8B --bits 4
 
 nestquant eval-tasks Meta-Llama-3-8B-nestquant-w4a4kv4 --tasks piqa,arc_easy
@@ -37,14 +45,13 @@ nestquant eval-tasks Meta-Llama-3-8B-nestquant-w4a4kv4 --tasks piqa,arc_easy
 Exit codes: 0 done, 1 a quality gate failed, 2 bad usage or input.
 """
 
-ANYWHERE = ("--debug", "--quiet")  # global options that are accepted after the command as well
+FLAGS, VALUED = ("--debug", "--quiet"), "--log-format"  # global options that are accepted after the command as well
 
 app = typer.Typer(
     name="nestquant",
     help=HELP,
     epilog=QUICK_START.strip(),
     rich_markup_mode="rich",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -55,8 +62,12 @@ app.command("tune")(tune_checkpoint)
 app.command("eval-ppl")(eval_ppl)
 app.command("eval-tasks")(eval_tasks)
 app.command("compare")(compare)
+app.command("generate")(generate)
+app.command("chat")(chat)
 app.command("inspect")(inspect_checkpoint)
 app.command("verify")(verify_checkpoint)
+app.command("report")(report_checkpoint)
+app.command("push")(push_checkpoint)
 
 
 def _print_version(wanted: bool) -> None:
@@ -69,12 +80,15 @@ def _print_version(wanted: bool) -> None:
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all log lines.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show results, warnings and errors only.")] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option("--log-format", help="Of the log: text, or json for one JSON object a line.")
+    ] = LogFormat.text,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     """Global options. (The text of --help is the application's.)"""
-    console.configure(debug, quiet)
+    console.configure(debug, quiet, log_format)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -84,8 +98,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: what follows the program's name; sys.argv[1:] where None.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    words = [word for word in ANYWHERE if word in words] + [word for word in words if word not in ANYWHERE]
+    words = _global_first(words)
     sys.exit(console.run(lambda: _invoke(words or ["--help"]), debug="--debug" in words))
+
+
+def _global_first(words: Sequence[str]) -> list[str]:
+    """The words with the global options before the command."""
+    first: list[str] = []
+    rest: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        if word in FLAGS or word.startswith(f"{VALUED}="):
+            first.append(word)
+        elif word == VALUED:
+            first += [word, *itertools.islice(remaining, 1)]
+        else:
+            rest.append(word)
+    return first + rest
 
 
 def _invoke(words: Sequence[str]) -> object:

@@ -1,5 +1,6 @@
 """Option types that commands share, so that a name means the same everywhere; their defaults are each command's own."""
 
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,11 @@ DEFAULT_BUDGET = "2GiB"
 
 MODEL_HELP = "A Hugging Face id, a model folder, a .gguf file, a packed checkpoint of ours, or 'demo'."
 DATASET_HELP = "wikitext2, c4, a .txt or .jsonl file (field 'text'), or 'demo'."
+
+
+def offer(*values: str) -> Callable[[str], list[str]]:
+    """What a shell completes an option to; other values are taken, too. Where none fits, it offers files."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
 
 
 class Bos(str, Enum):
@@ -28,18 +34,30 @@ class Resident(str, Enum):
     auto = "auto"
 
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False, autocompletion=offer("demo"))
+]
 CheckpointArgument = Annotated[
     Path,
     typer.Argument(metavar="CKPT", help="A packed checkpoint written by 'nestquant quantize'.", show_default=False),
 ]
 
-DatasetOption = Annotated[str, typer.Option("--dataset", metavar="DATASET", help=DATASET_HELP)]
+DatasetOption = Annotated[
+    str,
+    typer.Option("--dataset", metavar="DATASET", help=DATASET_HELP, autocompletion=offer("wikitext2", "c4", "demo")),
+]
 SplitOption = Annotated[str, typer.Option("--split", help="Part of the dataset; a local file is read whole.")]
 SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Calibration windows, chosen by the seed.")]
 SeqlenOption = Annotated[int, typer.Option("--seqlen", min=2, help="Tokens in a window.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn at random.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu, cuda, cuda:1 …")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="auto (a GPU where there is one), cpu, cuda, cuda:1 …",
+        autocompletion=offer("auto", "cpu", "cuda"),
+    ),
+]
 MemoryOption = Annotated[
     str,
     typer.Option(

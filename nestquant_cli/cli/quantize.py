@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import console
-from .calibrate import BITS_HELP, ActBitsOption, KvBitsOption, RecipeOption, given
+from .calibrate import BITS_HELP, ActBitsOption, KvBitsOption, given
+from .config import RecipeOption, taken, tell_recipe
 from .options import (
     DEFAULT_BUDGET,
     DatasetOption,
@@ -17,6 +18,7 @@ from .options import (
     SamplesOption,
     SeedOption,
     SeqlenOption,
+    offer,
 )
 from .tune import print_tuning
 
@@ -32,6 +34,34 @@ WeightBitsOption = Annotated[
 CalibrationOption = Annotated[
     Path | None, typer.Option("--calibration", metavar="DIR", help="A folder written by 'nestquant calibrate'.")
 ]
+MethodOption = Annotated[
+    str,
+    typer.Option("--method", help="The codec: nestquant or integer.", autocompletion=offer("nestquant", "integer")),
+]
+RotationOption = Annotated[
+    str,
+    typer.Option(
+        "--rotation",
+        help="Of inputs, keys and values: none, hadamard or learned.",
+        autocompletion=offer("none", "hadamard", "learned"),
+    ),
+]
+FeedbackOption = Annotated[
+    str,
+    typer.Option(
+        "--feedback",
+        help="ldlq feeds rounding errors of weights back, none rounds plainly.",
+        autocompletion=offer("none", "ldlq"),
+    ),
+]
+AllocationOption = Annotated[
+    str,
+    typer.Option(
+        "--allocation",
+        help="uniform, or mixed: matrices get bits by what they cost the loss.",
+        autocompletion=offer("uniform", "mixed"),
+    ),
+]
 
 
 def quantize(
@@ -41,13 +71,9 @@ def quantize(
     weight_bits: WeightBitsOption = None,
     act_bits: ActBitsOption = None,
     kv_bits: KvBitsOption = None,
-    method: Annotated[str, typer.Option("--method", help="The codec: nestquant or integer.")] = "nestquant",
-    rotation: Annotated[
-        str, typer.Option("--rotation", help="Of inputs, keys and values: none, hadamard or learned.")
-    ] = "hadamard",
-    feedback: Annotated[
-        str, typer.Option("--feedback", help="ldlq feeds rounding errors of weights back, none rounds plainly.")
-    ] = "ldlq",
+    method: MethodOption = "nestquant",
+    rotation: RotationOption = "hadamard",
+    feedback: FeedbackOption = "ldlq",
     qa: Annotated[
         bool, typer.Option("--qa/--no-qa", help="Make the weights for the rounded input, or for the unrounded one.")
     ] = True,
@@ -62,9 +88,7 @@ def quantize(
     seqlen: SeqlenOption = 2048,
     seed: SeedOption = 0,
     damping: Annotated[float, typer.Option("--damping", help="Added to H, as a fraction of its mean diagonal.")] = 0.01,
-    allocation: Annotated[
-        str, typer.Option("--allocation", help="uniform, or mixed: matrices get bits by what they cost the loss.")
-    ] = "uniform",
+    allocation: AllocationOption = "uniform",
     tune: Annotated[
         bool | None,
         typer.Option("--tune/--no-tune", help="Then tune row scales, norms and biases, as 'nestquant tune' does."),
@@ -91,11 +115,13 @@ def quantize(
 
     wanted = _bits(bits, weight_bits, act_bits, kv_bits, has_config=config is not None)
     settings = given(context, **wanted)
-    recipe = with_tuning(read_recipe(config, settings), tune)
+    recipe = with_tuning(read_recipe(config, settings, taken(context)), tune)
     source = resolve(model)
     place = pick_device(device)
     folder = output if output is not None else Path(f"{source.name.rpartition('/')[2]}-nestquant-{recipe.tag()}")
     budget = parse_bytes(memory_budget, "--memory-budget")
+    console.note(f"{'planning to quantize' if plan else 'quantizing'} {model} to {recipe.tag()} in {folder}")
+    tell_recipe(recipe)
     if plan:
         from ..quantization.estimate import estimate_seconds
         from ..quantization.plan import make_plan
@@ -163,8 +189,8 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
         columns = ["matrix", "count", "weight error", "output error", "worst", "clipped blocks", "damping"]
         console.table(columns, rows, title="mean relative squared errors")
     print_tuning(report)
-    console.line(f"{folder}: {duration(report['seconds'])}, peak memory {report['peak_memory_bytes'] / 2**30:.2f} GiB")
-    console.line(f"next: nestquant eval-ppl {folder}")
+    console.line(f"time: {duration(report['seconds'])}, peak memory {report['peak_memory_bytes'] / 2**30:.2f} GiB")
+    console.ending(folder, "eval-ppl", folder)
 
 
 def _by_kind(matrices: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

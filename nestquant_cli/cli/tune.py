@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from . import console
+from .config import ConfigOption, tell_settings
 from .options import MODEL_HELP, CheckpointArgument, DatasetOption, DeviceOption, FolderOption, SeedOption
 
 OriginalOption = Annotated[
@@ -23,6 +24,7 @@ ResumeOption = Annotated[
 
 
 def tune_checkpoint(
+    context: typer.Context,
     checkpoint: CheckpointArgument,
     model: OriginalOption,
     output: FolderOption = None,
@@ -36,6 +38,7 @@ def tune_checkpoint(
     seed: SeedOption = 0,
     resume: ResumeOption = True,
     device: DeviceOption = "auto",
+    config: ConfigOption = None,
 ) -> None:
     """Tune row scales, gains of norms and biases of a packed checkpoint towards the original; its words stay.
 
@@ -51,10 +54,12 @@ def tune_checkpoint(
 
     settings = TuneSettings(steps, seqlen, batch, rate, held_out, checks)
     folder = output if output is not None else Path(f"{checkpoint.absolute().name}-tuned")
+    console.note(f"tuning {checkpoint} towards {model} for {steps} steps into {folder}")
+    tell_settings(context)
     report = tune(checkpoint, resolve(model), settings, folder, pick_device(device), dataset, seed, resume)
     print_tuning(report)
-    console.line(f"{folder}: {duration(report['seconds'])}")
-    console.line(f"next: nestquant eval-ppl {folder} --baseline {model}")
+    console.line(f"time: {duration(report['seconds'])}")
+    console.ending(folder, "eval-ppl", folder, "--baseline", model)
 
 
 def print_tuning(report: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
+from .config import ConfigOption, settings, tell_settings
 from .options import CheckpointArgument, ReportOption
 
 if TYPE_CHECKING:
@@ -18,17 +19,24 @@ MOST_SHOWN = 20  # problems that are listed; the JSON file has all
 
 
 def verify_checkpoint(
-    checkpoint: CheckpointArgument, original: OriginalOption = None, output: ReportOption = None
+    context: typer.Context,
+    checkpoint: CheckpointArgument,
+    original: OriginalOption = None,
+    output: ReportOption = None,
+    config: ConfigOption = None,
 ) -> None:
     """Check hash, shape, code range and recorded error of every tensor of a packed checkpoint."""
     from ..checkpoint.verify import verify
     from ..files import write_json
 
+    console.note(f"checking every file and tensor of {checkpoint}{f' beside {original}' if original else ''}")
+    tell_settings(context)
     report = verify(checkpoint, original)
     if output is not None:
-        write_json(output, report.as_json())
+        write_json(output, report.as_json() | {"settings": settings(context)})
     _print(report)
     report.refuse()
+    console.ending(output, "eval-ppl", checkpoint)
 
 
 def _print(report: "VerifyReport") -> None:

@@ -1,4 +1,4 @@
-"""Quality gates on lm-eval results: `task=X` or `task.metric=X`, told apart and compared."""
+"""Quality gates: on a perplexity, and on lm-eval results, where `task=X` or `task.metric=X` are told apart."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,6 +23,21 @@ class Gate:
     task: str
     metric: str | None
     threshold: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a gate.
+
+    Attributes:
+        gate: what it asks for, "perplexity <= 7".
+        figures: what was found beside it, "perplexity 7.1234 > 7".
+        passed: whether it holds.
+    """
+
+    gate: str
+    figures: str
+    passed: bool
 
 
 def parse_gate(text: str, tasks: Mapping[str, Sequence[str]] | None = None) -> Gate:
@@ -56,18 +71,28 @@ def parse_gate(text: str, tasks: Mapping[str, Sequence[str]] | None = None) -> G
     return Gate(text, task, metric, threshold)
 
 
-def failure(gate: Gate, results: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """One line that says how the gate failed, None where it holds. What is missing or not a number fails.
+def judge(gate: Gate, results: Mapping[str, Mapping[str, Any]]) -> Verdict:
+    """Compares what a gate is about. What is missing or not a number fails.
 
     Args:
+        gate: on a task.
         results: lm-eval's, task -> "metric,filter" -> value. Where a metric has several filters the first one counts.
     """
     values = _by_metric(results.get(gate.task, {}))
     metric = gate.metric or _main(values)
     value = values.get(metric)
+    name = f"{gate.task} {metric} >= {gate.threshold:g}"
     if not isinstance(value, (int, float)):
-        return f"gate failed: {gate.task} has no {metric}"
-    return None if value >= gate.threshold else f"gate failed: {gate.task} {metric} {value:.4f} < {gate.threshold:g}"
+        return Verdict(name, f"{gate.task} has no {metric}", False)
+    passed = value >= gate.threshold
+    return Verdict(name, f"{gate.task} {metric} {value:.4f} {'>=' if passed else '<'} {gate.threshold:g}", passed)
+
+
+def judge_perplexity(perplexity: float, most: float) -> Verdict:
+    """The gate of `--fail-above`; NaN fails."""
+    passed = perplexity <= most
+    figures = f"perplexity {perplexity:.4f} {'<=' if passed else '>'} {most:g}"
+    return Verdict(f"perplexity <= {most:g}", figures, passed)
 
 
 def main_metric(result: Mapping[str, Any]) -> tuple[float | None, float | None]:

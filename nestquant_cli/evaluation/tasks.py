@@ -13,7 +13,7 @@ from ..models.device import pick_device
 from ..models.hub import cache_only_when_unreachable
 from ..models.source import load_model, load_tokenizer, resolve
 from ..team import team
-from .gates import NOT_EVALUATED, Gate, failure, parse_gate
+from .gates import NOT_EVALUATED, Gate, Verdict, judge, parse_gate
 from .protocol import hold_weights, model_protocol, versions
 
 if TYPE_CHECKING:
@@ -52,16 +52,17 @@ class TaskOptions:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """lm-eval's results and table, the protocol, and a line for every gate that failed."""
+    """lm-eval's results and table, the protocol, and a verdict on every gate."""
 
     results: dict[str, Any]
     table: str
     protocol: dict[str, Any]
-    failures: list[str]
+    verdicts: list[Verdict]
 
     def as_json(self) -> dict[str, Any]:
-        """`results` as lm-eval gives them (NaN as null), the protocol, and the failed gates."""
-        return {"results": self.results, "protocol": self.protocol, "failed_gates": self.failures}
+        """`results` as lm-eval gives them (NaN as null), the protocol, and the figures of the failed gates."""
+        failed = [verdict.figures for verdict in self.verdicts if not verdict.passed]
+        return {"results": self.results, "protocol": self.protocol, "failed_gates": failed}
 
 
 def measure_tasks(options: TaskOptions) -> TaskReport:
@@ -109,8 +110,7 @@ def _report(
         "versions": versions("lm_eval", "datasets"),
     }
     scores = {**results, **_finite(found.get("groups", {}))}
-    lines = [line for gate in gates if (line := failure(gate, scores)) is not None]
-    return TaskReport(results, _table(found), protocol, lines)
+    return TaskReport(results, _table(found), protocol, [judge(gate, scores) for gate in gates])
 
 
 def load_tasks(names: Sequence[str], include_path: "Path | None" = None) -> dict[str, Any]:

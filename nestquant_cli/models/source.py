@@ -141,7 +141,7 @@ def load_model(source: Source, dtype: "str | torch.dtype" = "auto", device: str 
     import torch
     from transformers import AutoModelForCausalLM
 
-    if source.kind == "packed":
+    if source.kind == "packed" or (source.kind == "hub" and resolve(str(local_folder(source))).kind == "packed"):
         return _load_packed(source, dtype, device)
     config = load_config(source)
     if not source.gguf_file:
@@ -177,9 +177,10 @@ def _load_packed(source: Source, dtype: "str | torch.dtype", device: str) -> "Pr
 
     from ..checkpoint.read import check_checkpoint
 
-    check_checkpoint(Path(source.path), tensors=False)  # those are hashed by the format's own loader
+    folder = local_folder(source)
+    check_checkpoint(folder, tensors=False)  # those are hashed by the format's own loader
     logger.info("loading %s", source.name)
-    model: Any = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     return model.to(device).eval()
 
 

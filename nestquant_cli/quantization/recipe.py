@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ..codecs.protocol import Shape
 from ..codecs.registry import CODECS, shape_of
 from ..errors import NestQuantError
+from ..files import read_yaml
 from ..modules.layout import ROTATIONS
 from ..tuning.settings import TuneSettings
 
@@ -135,21 +137,28 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
-def read_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
+def names() -> tuple[str, ...]:
+    """The settings of a recipe."""
+    return tuple(field.name for field in dataclasses.fields(Recipe))
+
+
+def read_recipe(path: Path | None, overrides: dict[str, Any], others: Collection[str] = ()) -> Recipe:
     """A recipe from a YAML file, with settings that win over it.
 
     Args:
         path: YAML mapping of Recipe's fields; None for the defaults.
         overrides: settings by name; None values are ignored. Bits given here also drop the file's {q, k} for that part.
+        others: names in the file that are not of the recipe.
 
     Raises:
         NestQuantError: the file is unreadable, has an unknown setting, or a setting is invalid.
     """
-    settings = {} if path is None else _read_yaml(path)
-    known = {field.name for field in dataclasses.fields(Recipe)}
+    found = {} if path is None else read_yaml(path)
+    settings = {name: value for name, value in found.items() if str(name).replace("-", "_") not in others}
     for name in settings:
-        if name not in known:
-            raise NestQuantError(f"{path} has an unknown setting '{name}'", _NOTHING, f"use {', '.join(sorted(known))}")
+        if name not in names():
+            known = ", ".join(sorted(names()))
+            raise NestQuantError(f"{path} has an unknown setting '{name}'", _NOTHING, f"use {known}")
     for name, value in overrides.items():
         if value is not None:
             settings[name] = value
@@ -164,19 +173,6 @@ def with_tuning(recipe: Recipe, wanted: bool | None) -> Recipe:
     if wanted is None or wanted == (recipe.tune is not None):
         return recipe
     return dataclasses.replace(recipe, tune={} if wanted else None)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise NestQuantError(f"{path} cannot be read as YAML ({reason})", _NOTHING, "check the file") from error
-    if not isinstance(value, dict):
-        raise NestQuantError(f"{path} is not a YAML mapping", _NOTHING, "write lines such as 'weight_bits: 4'")
-    return value
 
 
 def _is_number(value: Any) -> bool:

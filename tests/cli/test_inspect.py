@@ -32,12 +32,14 @@ Run = Callable[..., tuple[object, str, str]]
 
 def test_it_prints_parts_layers_recipe_and_the_sum(inspect: Run, packed: Path) -> None:
     code, output, error = inspect(packed)
-    assert (code, error) == (0, "")
+    assert (code, error) == (0, f"counting the bytes of {packed}\n")
     total = sum(path.stat().st_size for path in packed.iterdir())
     for told in ("words", "row scales", "code parameters", "embeddings", f"{total:,}", "model.layers.1", "samples 1"):
         assert told in output
     assert "up_proj" not in output
-    assert output.splitlines()[-1].endswith("everything of the quantized layers counted (73,728 weights)")
+    *_, counted, following = output.splitlines()
+    assert following == f"next: nestquant verify {packed}"
+    assert counted.endswith("everything of the quantized layers counted (73,728 weights)")
 
 
 def test_every_matrix_on_demand(inspect: Run, packed: Path) -> None:
@@ -55,6 +57,6 @@ def test_json(inspect: Run, packed: Path, tmp_path: Path) -> None:
 
 def test_bad_input_is_one_line(inspect: Run, tmp_path: Path, tiny_model_folder: Path) -> None:
     for folder, told in ((tmp_path / "none", "does not exist"), (tiny_model_folder, "not a packed checkpoint")):
-        code, output, error = inspect(folder)
+        code, output, error = inspect(folder, "--quiet")
         assert (code, output, error.count("\n")) == (2, "", 1)
         assert error.startswith("error: ") and told in error

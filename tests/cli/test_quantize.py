@@ -156,7 +156,7 @@ BAD: dict[str, tuple[Bad, str]] = {
     "nothing to do": (lambda base, model, packed: [model, "--bits", 16], "all left at 16 bits"),
     "method": (lambda base, model, packed: [model, "--method", "magic"], "there is no method 'magic'"),
     "damping": (lambda base, model, packed: [model, "--damping", 0], "damping 0.0 is not in (0, 1]"),
-    "recipe": (_recipe("bits: 4\n"), "unknown setting 'bits'"),
+    "recipe": (_recipe("bitz: 4\n"), "unknown setting 'bitz'"),
     "recipe no YAML": (_recipe("a: [\n"), "cannot be read as YAML"),
     "device": (lambda base, model, packed: [model, "--device", "abacus"], "device 'abacus' cannot be used"),
 }

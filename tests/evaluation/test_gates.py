@@ -3,7 +3,7 @@
 import pytest
 
 from nestquant_cli.errors import NestQuantError
-from nestquant_cli.evaluation.gates import failure, parse_gate
+from nestquant_cli.evaluation.gates import judge, judge_perplexity, parse_gate
 
 METRICS = {"piqa": ["acc", "acc_norm"], "gsm8k": ["exact_match"], "mmlu": []}
 RESULTS = {
@@ -26,17 +26,25 @@ RESULTS = {
     ],
 )
 def test_the_main_or_the_named_metric_is_compared(text: str, holds: bool) -> None:
-    line = failure(parse_gate(text, METRICS), RESULTS)
-    assert (line is None) == holds
-    assert holds or (line and line.startswith("gate failed: "))
+    assert judge(parse_gate(text, METRICS), RESULTS).passed == holds
 
 
-def test_a_failed_gate_names_task_metric_and_both_numbers() -> None:
-    assert failure(parse_gate("piqa=0.61", METRICS), RESULTS) == "gate failed: piqa acc 0.6000 < 0.61"
+def test_a_verdict_names_task_metric_and_both_numbers() -> None:
+    failed, passed = (judge(parse_gate(text, METRICS), RESULTS) for text in ("piqa=0.61", "piqa.acc_norm=0.7"))
+    assert (failed.gate, failed.figures) == ("piqa acc >= 0.61", "piqa acc 0.6000 < 0.61")
+    assert (passed.gate, passed.figures) == ("piqa acc_norm >= 0.7", "piqa acc_norm 0.7000 >= 0.7")
 
 
 def test_a_metric_that_is_not_a_number_fails() -> None:
-    assert failure(parse_gate("piqa=0", METRICS), {"piqa": {"acc,none": None}}) == "gate failed: piqa has no acc"
+    found = judge(parse_gate("piqa=0", METRICS), {"piqa": {"acc,none": None}})
+    assert (found.figures, found.passed) == ("piqa has no acc", False)
+
+
+def test_the_gate_of_a_perplexity() -> None:
+    assert judge_perplexity(6.5, 6.5).passed
+    found = judge_perplexity(7.12345, 7)
+    assert (found.gate, found.figures, found.passed) == ("perplexity <= 7", "perplexity 7.1235 > 7", False)
+    assert not judge_perplexity(float("nan"), 7).passed
 
 
 @pytest.mark.parametrize("text", ["piqa", "piqa=", "=0.5", "piqa=high", "piqa=nan", "", "piqa 0.5"])

@@ -10,11 +10,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from nestquant_cli.calibration.text import load_text, token_windows
-from nestquant_cli.cli.eval_ppl import eval_ppl
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.evaluation.perplexity import score
 from nestquant_cli.evaluation.report import PerplexityOptions, measure_perplexity
 from nestquant_cli.models.source import fingerprint, load_model, resolve
+from tests.families import in_process
 
 
 @pytest.fixture
@@ -98,16 +98,16 @@ def test_bad_input_is_refused(options: PerplexityOptions, change: dict[str, obje
 
 
 def test_the_gate_fails_after_the_report_is_written(
-    options: PerplexityOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: PerplexityOptions,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import typer
-
-    output = tmp_path / "ppl.json"
-    arguments = {"dataset": options.dataset, "seqlen": 64, "max_windows": 2, "device": "cpu", "output": output}
-    with pytest.raises(typer.Exit) as stopped:
-        eval_ppl(options.model, fail_above=1.0, **arguments)
-    assert stopped.value.exit_code == 1
-    assert "gate failed: perplexity" in capsys.readouterr().out
+    nestquant, output = in_process(capfd, monkeypatch), tmp_path / "ppl.json"
+    words = ["eval-ppl", options.model, "--dataset", options.dataset, "--seqlen", 64, "--max-windows", 2]
+    words += ["--device", "cpu", "--output", output, "--fail-above"]
+    code, printed, _ = nestquant(*words, 1.0)
+    assert code == 1 and "gate failed: perplexity" in printed
     perplexity = json.loads(output.read_text())["perplexity"]
     assert math.isfinite(perplexity)
-    eval_ppl(options.model, fail_above=perplexity, baseline=options.model, **arguments)
+    assert nestquant(*words, perplexity, "--baseline", options.model)[0] == 0

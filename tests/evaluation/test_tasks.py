@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from nestquant_cli.cli.eval_tasks import eval_tasks
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.evaluation.tasks import TaskOptions, load_tasks, measure_tasks, run_tasks
 from nestquant_cli.models.source import load_model, load_tokenizer, resolve
+from tests.families import in_process
 
 TASKS = Path(__file__).resolve().parents[1] / "tasks"
 SAMPLES = ("sample_piqa", "sample_arc_easy", "sample_winogrande")
@@ -35,7 +35,8 @@ def test_local_tasks_run_from_any_folder(options: TaskOptions, tmp_path: Path, m
     assert report.results["sample_piqa"]["acc,none"] in (0, 0.25, 0.5, 0.75, 1)
     assert "acc_norm,none" in report.results["sample_arc_easy"]
     assert all(f"|{task}" in report.table for task in SAMPLES)
-    assert len(report.failures) == 1 and "sample_arc_easy acc_norm" in report.failures[0]
+    failed = [verdict.figures for verdict in report.verdicts if not verdict.passed]
+    assert failed == report.as_json()["failed_gates"] and len(failed) == 1 and "sample_arc_easy acc_norm" in failed[0]
     assert report.protocol["seed"] == {"random": 0, "numpy": 0, "torch": 0, "fewshot": 0}
     assert "lm_eval" in report.protocol["versions"]
     json.dumps(report.as_json(), allow_nan=False)
@@ -133,21 +134,12 @@ def test_logits_that_are_not_finite_are_no_wrong_answers(options: TaskOptions) -
 
 
 def test_the_gate_fails_after_the_report_is_written(
-    options: TaskOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: TaskOptions, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import typer
-
     output = tmp_path / "tasks.json"
-    with pytest.raises(typer.Exit) as stopped:
-        eval_tasks(
-            options.model,
-            "sample_piqa,sample_winogrande",
-            include_path=TASKS,
-            output=output,
-            fail_below=["sample_piqa=1.1"],
-            device="cpu",
-        )
-    assert stopped.value.exit_code == 1
-    printed = capsys.readouterr().out
+    words = ["eval-tasks", options.model, "--tasks", "sample_piqa,sample_winogrande", "--include-path", TASKS]
+    words += ["--output", output, "--fail-below", "sample_piqa=1.1", "--device", "cpu"]
+    code, printed, _ = in_process(capfd, monkeypatch)(*words)
+    assert code == 1
     assert "gate failed: sample_piqa acc" in printed and "|sample_winogrande" in printed
     assert set(json.loads(output.read_text())["results"]) == {"sample_piqa", "sample_winogrande"}

@@ -1,0 +1,124 @@
+"""`--config FILE.yaml` of every command: settings by the names of the options, which the command line wins over."""
+
+import shlex
+from collections.abc import Iterable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import console
+
+if TYPE_CHECKING:
+    from ..quantization.recipe import Recipe
+
+NOTHING = "nothing was done"
+_PARTS = ("weight_bits", "act_bits", "kv_bits")
+_NOT_SETTINGS = ("config", "help")  # of the options
+
+
+def _take(context: typer.Context, path: Path | None) -> Path | None:
+    """Makes the settings of a file the defaults of a command's options, before any of them is read."""
+    if path is not None and not context.resilient_parsing:
+        _apply(context, path, elsewhere=())
+    return path
+
+
+def _take_beside_recipe(context: typer.Context, path: Path | None) -> Path | None:
+    """As `_take`, for commands that read the settings of a recipe from the same file by themselves."""
+    if path is not None and not context.resilient_parsing:
+        from ..quantization.recipe import names
+
+        _apply(context, path, elsewhere=names())
+    return path
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE.yaml",
+        help="Settings by the names of these options; those given here win over it.",
+        is_eager=True,
+        callback=_take,
+    ),
+]
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE.yaml",
+        help="Recipe, and settings by the names of these options; those given here win over it.",
+        is_eager=True,
+        callback=_take_beside_recipe,
+    ),
+]
+
+
+def settings(context: typer.Context) -> dict[str, Any]:
+    """All settings of this run, JSON-ready: given, from a file, or defaults."""
+    return {name: _plain(value) for name, value in context.params.items() if name not in _NOT_SETTINGS}
+
+
+def taken(context: typer.Context) -> set[str]:
+    """Names of the options that a file has set."""
+    return set(context.default_map or ())
+
+
+def tell_settings(context: typer.Context) -> None:
+    """Says what a run with a file came down to."""
+    if context.params.get("config") is not None:
+        pairs = (f"{name} {_word(value)}" for name, value in settings(context).items() if value is not None)
+        console.note(f"settings: {', '.join(pairs)}")
+
+
+def tell_recipe(recipe: "Recipe") -> None:
+    """Says what settings of a quantization came down to; the checkpoint has them, too."""
+    pairs = (f"{name} {_word(value)}" for name, value in recipe.to_dict().items() if value is not None)
+    console.note(f"recipe: {', '.join(pairs)}")
+
+
+def _apply(context: typer.Context, path: Path, elsewhere: Iterable[str]) -> None:
+    from ..errors import NestQuantError
+    from ..files import read_yaml
+
+    options = {each.name: each for each in context.command.params if each.name not in _NOT_SETTINGS}
+    values: dict[str, Any] = {}
+    found = read_yaml(path)
+    for key, value in found.items():
+        name = str(key).replace("-", "_")
+        if key in elsewhere:
+            continue
+        if name not in options:
+            known = ", ".join(sorted({*filter(None, options), *elsewhere}))
+            raise NestQuantError(f"{path} has an unknown setting '{key}'", NOTHING, f"use {known}")
+        if value is not None:
+            values[name] = _value(path, str(key), value, many=getattr(options[name], "multiple", False))
+    if "bits" in found and (parts := [part for part in _PARTS if part in found]):
+        raise NestQuantError(f"{path} has both bits and {parts[0]}", NOTHING, "name the three parts, or bits alone")
+    context.default_map = values
+
+
+def _value(path: Path, key: str, value: Any, many: bool) -> Any:
+    """As the command line would have it: words. A list is one for a repeatable option, else its items by comma."""
+    from ..errors import NestQuantError
+
+    items = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, (str, int, float)) for each in items):
+        raise NestQuantError(f"{path} has a {key} that is no number, text or list", NOTHING, "see --help for its form")
+    if many:
+        return [str(each) for each in items]
+    return value if isinstance(value, bool) else ",".join(str(each) for each in items)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, Enum):
+        return value.value
+    return str(value) if isinstance(value, Path) else value
+
+
+def _word(value: Any) -> str:
+    return shlex.quote(",".join(map(str, value)) if isinstance(value, list) else str(value))

@@ -1,0 +1,87 @@
+"""`nestquant generate`: a model continues a text, and says how fast."""
+
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from . import console
+from .config import ConfigOption, settings, tell_settings
+from .eval_ppl import Dtype, DtypeOption
+from .options import DeviceOption, ModelArgument, ReportOption, Resident, ResidentOption, SeedOption
+
+PromptArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[PROMPT]", help="The text to continue; without it, what comes through a pipe."),
+]
+NewTokensOption = Annotated[int, typer.Option("--max-new-tokens", help="The most tokens to generate.")]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature",
+        help="0 takes the most likely token each time, above 0 draws: the higher, the bolder.",
+        show_default="the model's own",
+    ),
+]
+TopPOption = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p", help="Draw from the likeliest tokens with this probability in all.", show_default="the model's own"
+    ),
+]
+TopKOption = Annotated[
+    int | None,
+    typer.Option("--top-k", help="Draw from this many of the likeliest tokens.", show_default="the model's own"),
+]
+
+
+def generate(
+    context: typer.Context,
+    model: ModelArgument,
+    prompt: PromptArgument = None,
+    max_new_tokens: NewTokensOption = 128,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    seed: SeedOption = 0,
+    output: ReportOption = None,
+    resident: ResidentOption = Resident.auto,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "auto",
+    config: ConfigOption = None,
+) -> None:
+    """Continue a text; the words appear as they are generated, then tokens per second and memory.
+
+    Standard output has the new text alone, so that it can be piped on; the figures go to standard error.
+    """
+    from ..errors import NestQuantError
+    from ..evaluation.protocol import model_protocol, versions
+    from ..files import write_json
+    from ..generation.settings import NOT_GENERATED, Sampling, described
+    from ..generation.writer import open_writer
+    from ..models.device import pick_device
+    from ..models.source import resolve
+
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed)
+    source = resolve(model)
+    place = pick_device(device)
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise NestQuantError("there is no prompt", NOT_GENERATED, f'run: nestquant generate {model} "Once upon"')
+        prompt = sys.stdin.read().rstrip("\n")
+    writer = open_writer(source, sampling, resident.value, dtype.value, place)
+    tell_settings(context)
+    console.note(f"continuing with up to {max_new_tokens} tokens, {described(writer.config)}")
+    if console.out.is_terminal:
+        console.stream(prompt)
+    answer = writer.write(writer.tokenizer(prompt)["input_ids"], console.stream)
+    console.stream("\n")
+    console.note(answer.figures.line(), **answer.figures.as_json())
+    if output is not None:
+        protocol = {"model": model_protocol(source, writer.model), "sampling": asdict(sampling), "versions": versions()}
+        found = {"prompt": prompt, "text": answer.text, "tokens": answer.tokens, "figures": answer.figures.as_json()}
+        write_json(output, found | {"protocol": protocol, "settings": settings(context)})
+        console.note(f"result: {output}")
+    if answer.interrupted:
+        raise KeyboardInterrupt

@@ -1,0 +1,40 @@
+"""The two forms of the log on standard error: plain lines, or one JSON object a line."""
+
+import json
+import logging
+from datetime import datetime, timezone
+from enum import Enum
+from typing import Any
+
+from .. import progress
+
+
+class LogFormat(str, Enum):
+    """How the log is written."""
+
+    text = "text"
+    json = "json"
+
+
+class TextHandler(logging.Handler):
+    """Writes plain lines, above a progress bar where one is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        progress.console().print(prefix + self.format(record), markup=False, soft_wrap=True)
+
+
+class JsonHandler(logging.Handler):
+    """Writes `time`, `level`, `message`, and what a record was given as `fields`: figures of progress, or of a run."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        at = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        line = {"time": at, "level": record.levelname.lower(), "message": self.format(record), **fields}
+        progress.console().print(json.dumps(line, default=str), markup=False, soft_wrap=True)
+
+
+def handler(form: LogFormat) -> logging.Handler:
+    """The handler for a form; JSON has no progress bars, but their figures."""
+    progress.draw_bars(form is LogFormat.text)
+    return TextHandler() if form is LogFormat.text else JsonHandler()

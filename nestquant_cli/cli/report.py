@@ -1,0 +1,72 @@
+"""`nestquant report`: a packed checkpoint as one HTML page with pictures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import console
+from .config import ConfigOption, tell_settings
+from .eval_ppl import Dtype, DtypeOption
+from .generate import NewTokensOption
+from .options import (
+    BaselineOption,
+    CheckpointArgument,
+    DatasetOption,
+    DeviceOption,
+    FolderOption,
+    Resident,
+    ResidentOption,
+    SeedOption,
+    SeqlenOption,
+    SplitOption,
+)
+
+WindowsOption = Annotated[int, typer.Option("--max-windows", min=1, help="Score only the first N windows.")]
+PromptOption = Annotated[str, typer.Option("--prompt", help="Text that the models continue; '' for none.")]
+
+
+def report_checkpoint(
+    context: typer.Context,
+    checkpoint: CheckpointArgument,
+    baseline: BaselineOption = None,
+    output: FolderOption = None,
+    dataset: DatasetOption = "wikitext2",
+    split: SplitOption = "test",
+    seqlen: SeqlenOption = 2048,
+    max_windows: WindowsOption = 8,
+    prompt: PromptOption = "The capital of France is",
+    max_new_tokens: NewTokensOption = 48,
+    resident: ResidentOption = Resident.auto,
+    dtype: DtypeOption = Dtype.auto,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    config: ConfigOption = None,
+) -> None:
+    """Show a packed checkpoint on one HTML page: error and bits per layer, β histograms, the most damaged matrices.
+
+    With --baseline also perplexity, KL divergence and a sample beside the original. The page holds its pictures; they
+    lie beside it as PNG, too.
+    """
+    from ..evaluation.report import PerplexityOptions
+    from ..report.run import PAGE, ReportOptions, make_report
+
+    folder = output if output is not None else Path(f"{checkpoint.absolute().name}-report")
+    scoring = PerplexityOptions(
+        model=str(checkpoint),
+        dataset=dataset,
+        split=split,
+        seqlen=seqlen,
+        max_windows=max_windows,
+        baseline=baseline,
+        seed=seed,
+        dtype=dtype.value,
+        device=device,
+        resident=resident.value,
+    )
+    console.note(f"reporting on {checkpoint}{f' beside {baseline}' if baseline else ''} in {folder}")
+    tell_settings(context)
+    found = make_report(ReportOptions(checkpoint, folder, scoring, prompt, max_new_tokens))
+    name, record = found.most_damaged(1)[0]
+    console.line(f"most damaged: {name}, output error {record['hessian_error']:.5f}")
+    console.ending(folder / PAGE, "push", checkpoint, "you/name", "--dry-run")

@@ -1,0 +1,54 @@
+"""Gates as a JUnit XML file, which CI systems show as tests: one test case a gate."""
+
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import NestQuantError
+from ..files import replacing
+from .gates import NOT_EVALUATED, Verdict
+
+
+def refuse_no_gates(junit: Path | None, gates: object, option: str) -> None:
+    """Raises NestQuantError for a JUnit file that would have no test case.
+
+    Args:
+        junit: the file, None where there is to be none.
+        gates: what the user gave, None or empty for none.
+        option: that gives gates.
+    """
+    if junit is not None and gates in (None, (), []):
+        raise NestQuantError("--junit has no gate to tell about", NOT_EVALUATED, f"give {option}, or leave --junit out")
+
+
+def write_junit(path: Path, command: str, model: str, verdicts: Sequence[Verdict], seconds: float) -> None:
+    """Writes one suite with a test case for every gate; the text of a failure has its figures.
+
+    Args:
+        path: of the file, which is replaced.
+        command: that evaluated, "eval-ppl".
+        model: its name.
+        verdicts: on the gates, in order.
+        seconds: that the whole evaluation took; gates share it, so it stands at the suite.
+    """
+    failed = sum(not verdict.passed for verdict in verdicts)
+    counts = {"tests": str(len(verdicts)), "failures": str(failed), "errors": "0", "time": f"{seconds:.1f}"}
+    suites = ET.Element("testsuites", counts)
+    suite = ET.SubElement(suites, "testsuite", {"name": _plain(f"nestquant {command} {model}"), **counts})
+    for verdict in verdicts:
+        names = {"classname": _plain(f"nestquant.{command}.{model}"), "name": _plain(verdict.gate)}
+        case = ET.SubElement(suite, "testcase", names)
+        if verdict.passed:
+            ET.SubElement(case, "system-out").text = _plain(verdict.figures)
+        else:
+            text = f"{verdict.figures}\ngate: {verdict.gate}\nmodel: {model}"
+            message = {"message": _plain(verdict.figures), "type": "gate"}
+            ET.SubElement(case, "failure", message).text = "\n".join(map(_plain, text.split("\n")))
+    ET.indent(suites)
+    with replacing(path) as temporary:
+        ET.ElementTree(suites).write(temporary, encoding="utf-8", xml_declaration=True)
+
+
+def _plain(text: str) -> str:
+    """Names come from users and files: what XML cannot hold is left out."""
+    return "".join(each for each in text if each.isprintable())

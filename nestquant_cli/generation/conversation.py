@@ -1,0 +1,77 @@
+"""A conversation with a model by its chat template."""
+
+import logging
+from typing import Any
+
+from ..errors import NestQuantError
+from .settings import NOT_GENERATED
+from .writer import Answer, Show, Writer
+
+logger = logging.getLogger("nestquant")
+
+
+class Conversation:
+    """What was said, and what the model says next.
+
+    Args:
+        writer: of the model.
+        system: a message that stands before all others; None leaves that to the template.
+
+    Raises:
+        NestQuantError: the model has no chat template.
+    """
+
+    def __init__(self, writer: Writer, system: str | None = None) -> None:
+        if not writer.tokenizer.chat_template:
+            raise NestQuantError(
+                "the model has no chat template", NOT_GENERATED, "let it continue text with 'nestquant generate'"
+            )
+        self.writer = writer
+        self._before = [] if system is None else [_message("system", system)]
+        self.history: list[dict[str, str]] = list(self._before)
+
+    def reset(self) -> None:
+        """Forgets all but the system message."""
+        self.history = list(self._before)
+
+    def say(self, text: str, show: Show = lambda text: None) -> Answer:
+        """The model's answer to `text`; both become part of the history.
+
+        Where the history is too long for the model its oldest questions and answers are forgotten.
+
+        Args:
+            text: of the user.
+            show: is called with pieces of the answer as they come.
+
+        Raises:
+            NestQuantError: the template refuses the messages, or the text alone is too long; nothing was said then.
+        """
+        messages = [*self.history, _message("user", text)]
+        ids = self._ids(messages)
+        first = len(self._before)
+        while self.writer.room is not None and len(ids) > self.writer.room and len(messages) > first + 2:
+            del messages[first : first + 2]
+            ids = self._ids(messages)
+        forgotten = len(self.history) + 1 - len(messages)
+        if forgotten:
+            logger.info(
+                "the conversation is longer than the model takes: its %d oldest messages are left out", forgotten
+            )
+        answer = self.writer.write(ids, show)
+        self.history = [*messages, _message("assistant", answer.text)]
+        return answer
+
+    def _ids(self, messages: list[dict[str, str]]) -> list[int]:
+        tokenizer = self.writer.tokenizer
+        try:
+            found: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        except Exception as error:  # a template is a program that comes with the model
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            raise NestQuantError(
+                f"the chat template refuses the conversation ({reason})", NOT_GENERATED, "leave out --system"
+            ) from error
+        return list(found["input_ids"])
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}

@@ -1,0 +1,186 @@
+"""A loaded model that continues token ids, text coming as it is generated, and keeps what its cache has seen."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformers import TextStreamer
+
+from ..errors import NestQuantError
+from ..evaluation.protocol import hold_weights
+from ..models.source import Source, load_model, load_tokenizer
+from .figures import Figures, cache_bytes, peak_bytes, weight_bytes
+from .settings import NOT_GENERATED, Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Show = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated text.
+
+    Attributes:
+        text: without the prompt and without special tokens.
+        tokens: the new ones.
+        figures: what it took.
+        interrupted: the user stopped it.
+    """
+
+    text: str
+    tokens: list[int]
+    figures: Figures
+    interrupted: bool = False
+
+
+class Writer:
+    """Continues texts one after the other.
+
+    Keys and values of the tokens that a text has in common with the one before are not computed again, where the
+    model's cache keeps all of them.
+
+    Args:
+        model: any causal language model, in eval mode.
+        tokenizer: that belongs to it.
+        sampling: how tokens are chosen; its seed is set once, here.
+        resident: the form of quantized weights, for the figures.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        sampling: Sampling,
+        resident: str | None = None,
+    ) -> None:
+        import torch
+
+        self.model, self.tokenizer, self.resident = model, tokenizer, resident
+        end: Any = tokenizer.eos_token_id
+        self.config = sampling.config(model, end)
+        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._weight_bytes = weight_bytes(model)
+        self._cache: Any = None
+        self._seen: list[int] = []  # the tokens whose keys and values are in the cache
+        torch.manual_seed(sampling.seed)
+
+    @property
+    def room(self) -> int | None:
+        """Tokens that a prompt may have so that all new ones fit behind it; None for a model without a longest text."""
+        new = int(self.config.max_new_tokens or 0)
+        return None if self.context is None else max(1, self.context - new)
+
+    def write(self, ids: Sequence[int], show: Show = lambda text: None) -> Answer:
+        """Continues a text up to an end token, `max_new_tokens` or the model's longest text.
+
+        Args:
+            ids: tokens of the prompt.
+            show: is called with pieces of text as they come. A KeyboardInterrupt ends the text, not the program.
+
+        Raises:
+            NestQuantError: no tokens, or so many that none fits behind them.
+        """
+        import copy
+
+        import torch
+
+        ids = list(ids)
+        if not ids:
+            raise NestQuantError("the prompt is empty", NOT_GENERATED, "give some text")
+        if self.context is not None and len(ids) >= self.context:
+            cause = f"the prompt has {len(ids)} tokens and the model takes {self.context}"
+            raise NestQuantError(cause, NOT_GENERATED, "shorten it")
+        config = copy.deepcopy(self.config)
+        if self.context is not None:
+            config.max_new_tokens = min(int(config.max_new_tokens or 0), self.context - len(ids))
+        cache, kept = self._kept(ids)
+        stream = _Stream(self.tokenizer, show)
+        prompt = torch.tensor([ids], device=self.model.device)
+        named = {"attention_mask": torch.ones_like(prompt), "generation_config": config, "past_key_values": cache}
+        model: Any = self.model
+        found = None
+        try:
+            with torch.inference_mode():
+                found = model.generate(prompt, **named, streamer=stream, return_dict_in_generate=True)
+        except KeyboardInterrupt:
+            stream.end()
+        figures = self._figures(stream, len(ids) - kept, kept, found and cache_bytes(found.past_key_values))
+        if found is not None:
+            self._remember(found.past_key_values, found.sequences[0].tolist())
+        return Answer(stream.text, stream.tokens, figures, interrupted=found is None)
+
+    def _kept(self, ids: list[int]) -> tuple[Any, int]:
+        """The cache cut to the tokens that `ids` begins with, and their number; at least one is left to be read."""
+        cache, seen = self._cache, self._seen
+        self._cache, self._seen = None, []
+        pairs = zip(seen, ids[:-1], strict=False)
+        common = next((place for place, (old, new) in enumerate(pairs) if old != new), min(len(seen), len(ids) - 1))
+        if cache is None or common == 0:
+            return None, 0
+        cache.crop(common - len(seen))  # a negative number takes tokens away, in all versions of transformers
+        return cache, common
+
+    def _remember(self, cache: Any, sequence: list[int]) -> None:
+        from transformers.cache_utils import DynamicLayer
+
+        layers = getattr(cache, "layers", [])
+        whole = layers and all(isinstance(each, DynamicLayer) and not each.is_sliding for each in layers)
+        if whole:
+            self._cache, self._seen = cache, sequence[: cache.get_seq_length()]
+
+    def _figures(self, stream: "_Stream", read: int, reused: int, held: int | None) -> Figures:
+        return Figures(
+            prompt_tokens=read,
+            reused_tokens=reused,
+            prompt_seconds=stream.first - stream.begin,
+            new_tokens=len(stream.tokens),
+            seconds=stream.last - stream.first,
+            weight_bytes=self._weight_bytes,
+            resident=self.resident,
+            cache_bytes=held,
+            peak_bytes=peak_bytes(self.model.device),
+        )
+
+
+def open_writer(source: Source, sampling: Sampling, resident: str, dtype: str, device: str) -> Writer:
+    """Loads tokenizer and model.
+
+    Args:
+        source: any kind of model.
+        sampling: how tokens are chosen.
+        resident: form of quantized weights in memory, see `modules.resident.set_resident`.
+        dtype, device: as `models.source.load_model` takes them.
+
+    Raises:
+        NestQuantError: see `load_tokenizer`, `load_model`.
+    """
+    tokenizer = load_tokenizer(source)
+    model = load_model(source, dtype, device)
+    return Writer(model, tokenizer, sampling, hold_weights(model, resident))
+
+
+class _Stream(TextStreamer):
+    """Passes text on as it comes, and keeps tokens and times."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", show: Show) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.show = show
+        self.tokens: list[int] = []
+        self.text = ""
+        self.begin = self.first = self.last = time.monotonic()
+
+    def put(self, value: "Tensor") -> None:
+        if not self.next_tokens_are_prompt:
+            self.last = time.monotonic()
+            self.first = self.first if self.tokens else self.last
+            self.tokens += value.flatten().tolist()
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.text += text
+        if text:
+            self.show(text)

@@ -1,0 +1,106 @@
+"""A packed checkpoint on the Hugging Face Hub: verified, with a card, private unless it is asked to be public."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..checkpoint.inspect import inspect
+from ..checkpoint.manifest import MANIFEST
+from ..checkpoint.read import open_checkpoint
+from ..checkpoint.verify import verify
+from ..errors import NestQuantError
+from ..files import write_text
+from ..models.source import fingerprint, resolve
+from .card import CARRIED, Origin, model_card
+from .results import NOT_PUSHED, read_results
+
+T = TypeVar("T")
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """What to push; the fields are the options of `nestquant push`.
+
+    Attributes:
+        folder: of the checkpoint.
+        repo: Hub id to push to.
+        base: Hub id of the base model; None takes the baseline of the results.
+        license: of the base model; None asks the Hub.
+        results: JSON files of evaluations.
+        public: make the repository public once everything is there.
+        dry_run: write the card and stop.
+    """
+
+    folder: Path
+    repo: str
+    base: str | None = None
+    license: str | None = None
+    results: tuple[Path, ...] = ()
+    public: bool = False
+    dry_run: bool = False
+
+
+def hub_api() -> Any:
+    """The Hub's client."""
+    from huggingface_hub import HfApi
+
+    return HfApi()
+
+
+def push(options: PushOptions, api: Any = None) -> list[str]:
+    """Verifies, writes the card into the folder, and uploads the files of the checkpoint in one commit.
+
+    Args:
+        options: what and where to.
+        api: with the interface of `huggingface_hub.HfApi`.
+
+    Returns:
+        names of the files that belong to it.
+
+    Raises:
+        NestQuantError: a damaged checkpoint, results of another one, an unknown base model or licence, a repository
+            that is public already, or what the Hub refuses.
+    """
+    api = hub_api() if api is None else api
+    verify(options.folder).refuse()
+    measured, commands, baseline = read_results(options.results, fingerprint(resolve(str(options.folder))))
+    origin = _origin(options, options.base or baseline, api)
+    files = sorted({*open_checkpoint(options.folder)["files"], MANIFEST, "config.json", CARD})
+    write_text(options.folder / CARD, model_card(options.repo, origin, inspect(options.folder), measured, commands))
+    if options.dry_run:
+        return files
+    _call(lambda: api.create_repo(repo_id=options.repo, private=True, exist_ok=True))
+    if not options.public and _call(lambda: api.model_info(options.repo)).private is False:
+        raise NestQuantError(f"{options.repo} is public already", NOT_PUSHED, "give --public, or another name")
+    about = {"repo_id": options.repo, "folder_path": str(options.folder), "allow_patterns": files}
+    _call(lambda: api.upload_folder(**about, commit_message="Upload a checkpoint packed by nestquant"))
+    if options.public:
+        _call(lambda: api.update_repo_settings(repo_id=options.repo, private=False))
+    return files
+
+
+def _origin(options: PushOptions, base: str | None, api: Any) -> Origin:
+    if base is None:
+        raise NestQuantError("the base model is not known", NOT_PUSHED, "give its Hub id with --base-model")
+    if options.license is not None:
+        return Origin(base, {"license": options.license})
+    data = _call(lambda: api.model_info(base)).card_data
+    metadata = {key: getattr(data, key, None) for key in CARRIED}
+    if not metadata["license"]:
+        raise NestQuantError(f"the card of {base} names no licence", NOT_PUSHED, "give it with --license")
+    return Origin(base, metadata)
+
+
+def _call(request: Callable[[], T]) -> T:
+    try:
+        return request()
+    except Exception as error:  # the transport library, and so its error types, differ between versions of the client
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise NestQuantError(
+            f"the Hugging Face Hub refused ({reason})",
+            "the checkpoint was not pushed, or not whole",
+            "check names and connection, run 'hf auth login' with a token that may write, and push again",
+        ) from error

@@ -1,0 +1,94 @@
+"""Results of `eval-ppl` and `eval-tasks` as a model card tells them, once they are known to be of the checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import NestQuantError
+from ..evaluation.gates import main_metric
+from ..files import read_json
+
+NOT_PUSHED = "nothing was pushed"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row of the table: what, by which protocol, its value, and that of the original where it was scored beside."""
+
+    what: str
+    protocol: str
+    value: str
+    original: str = ""
+
+
+def read_results(paths: Sequence[Path], sha256: str) -> tuple[list[Measured], list[str], str | None]:
+    """Rows and command lines from JSON files.
+
+    Args:
+        paths: what `--output` of the evaluations wrote.
+        sha256: fingerprint of the checkpoint.
+
+    Returns:
+        rows, the commands that measured them, and the Hub id of the baseline if one was scored.
+
+    Raises:
+        NestQuantError: not a result, or of another model.
+    """
+    rows: list[Measured] = []
+    commands: list[str] = []
+    base = None
+    for path in paths:
+        found = read_json(path)
+        protocol = found.get("protocol") if isinstance(found, dict) else None
+        if not isinstance(protocol, dict) or not ("perplexity" in found or "results" in found):
+            raise NestQuantError(f"{path} is no result", NOT_PUSHED, "give what eval-ppl or eval-tasks --output wrote")
+        if protocol["model"]["sha256"] != sha256:
+            raise NestQuantError(f"{path} is of another model", NOT_PUSHED, "evaluate this checkpoint again")
+        if "perplexity" in found:
+            rows += _perplexity(found, protocol)
+            baseline = protocol.get("baseline") or {}
+            base = baseline["name"] if baseline.get("kind") == "hub" else base
+        else:
+            rows += _tasks(found["results"], protocol)
+        commands.append(_command(found.get("settings", {}), "perplexity" in found))
+    return rows, commands, base
+
+
+def without_folder(text: str) -> str:
+    """The name of a local file or folder; where it lies is not for others to read. Other texts as they are."""
+    return Path(text).name if text.startswith(("/", "./", "../", "~")) else text
+
+
+def _perplexity(found: dict[str, Any], protocol: dict[str, Any]) -> list[Measured]:
+    text = f"{without_folder(protocol['dataset'])} ({protocol['split']})"
+    how = (
+        f"{text}, {protocol['windows']} of {protocol['windows_in_text']} windows of {protocol['seqlen']} tokens, "
+        f"BOS {protocol['bos']}, {protocol['model']['dtype']}"
+    )
+    original = found.get("baseline_perplexity")
+    rows = [Measured("perplexity", how, f"{found['perplexity']:.4f}", "" if original is None else f"{original:.4f}")]
+    if found.get("kl_divergence") is not None:
+        rows.append(Measured("KL divergence from the original, nats", how, f"{found['kl_divergence']:.5f}"))
+        rows.append(Measured("top-1 agreement with the original", how, f"{found['top1_agreement']:.4f}"))
+    return rows
+
+
+def _tasks(results: dict[str, Any], protocol: dict[str, Any]) -> list[Measured]:
+    version = protocol["versions"].get("lm_eval", "")
+    limit = "all items" if protocol["limit"] is None else f"limit {protocol['limit']:g}"
+    rows = []
+    for task, values in results.items():
+        value, error = main_metric(values)
+        if value is not None:
+            shown = f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
+            how = f"lm-eval {version}, {limit}, {protocol['num_fewshot'].get(task)} shots, {protocol['model']['dtype']}"
+            rows.append(Measured(task, how, shown))
+    return rows
+
+
+def _command(settings: dict[str, Any], perplexity: bool) -> str:
+    names = ("dataset", "split", "seqlen", "max_windows", "bos", "baseline") if perplexity else ("tasks", "limit")
+    given = {name: without_folder(str(settings[name])) for name in names if settings.get(name) is not None}
+    options = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
+    return " ".join(["nestquant", "eval-ppl" if perplexity else "eval-tasks", "CKPT", *options])

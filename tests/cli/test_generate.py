@@ -1,0 +1,139 @@
+"""`nestquant generate` and `nestquant chat` in this process; the conversation on a terminal as a process."""
+
+import io
+import logging
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nestquant_cli.files import read_json
+from nestquant_cli.models import source
+from tests.families import Outcome, in_process, tell
+
+ROOT = Path(__file__).resolve().parents[2]
+GREEDY = ["--max-new-tokens", 6, "--temperature", 0, "--device", "cpu"]
+
+
+@pytest.fixture
+def nestquant(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    return in_process(capfd, monkeypatch)
+
+
+@pytest.fixture
+def piped(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    return lambda text: monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+
+
+@pytest.fixture
+def notes(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """What was told beside the result."""
+    caplog.set_level(logging.INFO, "nestquant")
+    return lambda: caplog.text
+
+
+@pytest.mark.parametrize("name", ["talking", "talking_packed"])
+def test_standard_output_has_the_new_text_alone(
+    nestquant: Callable[..., Outcome],
+    notes: Callable[[], str],
+    name: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    folder = request.getfixturevalue(name)
+    code, output, _ = nestquant("generate", folder, "The lattice", *GREEDY, "--output", tmp_path / "out.json")
+    assert code == 0
+    found = read_json(tmp_path / "out.json")
+    assert output == found["text"] + "\n" and len(found["tokens"]) == 6
+    assert found["prompt"] == "The lattice" and found["figures"]["new_tokens"] == 6
+    assert found["protocol"]["model"]["kind"] == ("packed" if name == "talking_packed" else "folder")
+    assert found["protocol"]["sampling"]["temperature"] == 0
+    told = notes()
+    assert "the most likely token each time" in told and "tokens/s" in told and "memory: weights" in told
+
+
+@pytest.mark.parametrize("name", ["talking", "talking_packed"])
+def test_a_hub_id_is_the_folder_that_was_downloaded(
+    nestquant: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    folder = request.getfixturevalue(name)
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)  # as the Hub's cache has them
+    monkeypatch.setattr(source, "snapshot", lambda name: tmp_path)
+    code, output, error = nestquant("generate", "some-org/some-model", "The lattice", *GREEDY)
+    assert code == 0, error
+    assert output == nestquant("generate", folder, "The lattice", *GREEDY)[1]
+
+
+def test_a_prompt_through_a_pipe(
+    nestquant: Callable[..., Outcome], piped: Callable[[str], None], talking: Path
+) -> None:
+    _, expected, _ = nestquant("generate", talking, "The lattice", *GREEDY)
+    piped("The lattice\n")
+    assert nestquant("generate", talking, *GREEDY)[:2] == (0, expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nowhere/at/all", "x"], "nowhere/at/all"),
+        (["MODEL", ""], "the prompt is empty"),
+        (["MODEL", "x", "--top-p", "3"], "--top-p 3"),
+        (["MODEL", "x", "--device", "abacus"], "abacus"),
+        (["MODEL", "word " * 300], "the model takes 256"),
+    ],
+)
+def test_bad_input_is_one_line(nestquant: Callable[..., Outcome], talking: Path, words: list[str], told: str) -> None:
+    code, output, error = nestquant("generate", *(str(talking) if word == "MODEL" else word for word in words))
+    assert (code, output) == (2, "") and told in tell(error)
+
+
+def test_a_conversation_through_a_pipe(
+    nestquant: Callable[..., Outcome], piped: Callable[[str], None], notes: Callable[[], str], talking_packed: Path
+) -> None:
+    piped("one\n\ntwo\n/what\n/reset\none\n/exit\nnever\n")
+    code, output, _ = nestquant("chat", talking_packed, *GREEDY)
+    assert code == 0
+    told = notes()
+    assert told.count("tokens/s") == 3 and "there is no /what" in told and "forgotten" in told
+    piped("one\n")
+    assert output.startswith(first := nestquant("chat", talking_packed, *GREEDY)[1])
+    assert output.endswith(first)
+
+
+def test_a_model_without_a_template_cannot_chat(
+    nestquant: Callable[..., Outcome], piped: Callable[[str], None], tiny_model_folder: Path
+) -> None:
+    piped("hello\n")
+    code, _, error = nestquant("chat", tiny_model_folder, *GREEDY)
+    assert code == 2 and "no chat template" in tell(error)
+
+
+def test_a_conversation_on_a_terminal(talking: Path) -> None:
+    main, side = pty.openpty()
+    words = [sys.executable, "-m", "nestquant_cli", "chat", str(talking), *map(str, GREEDY)]
+    child = subprocess.Popen(
+        words, stdin=side, stdout=side, stderr=side, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb"}
+    )
+    os.close(side)
+    seen, sent = "", 0
+    replies = ["hello\n", "word " * 300 + "\n", "/exit\n"]
+    while True:
+        try:
+            seen += os.read(main, 4096).decode(errors="replace")
+        except OSError:  # the other end is closed
+            break
+        if seen.count("\n> ") + seen.startswith("> ") > sent:
+            os.write(main, replies[sent].encode())
+            sent += 1
+    assert child.wait() == 0, seen
+    assert sent == 3 and "tokens/s" in seen
+    assert "error: the prompt has" in seen  # too long a message does not end the conversation
