@@ -104,14 +104,17 @@ def ending(result: Path | None = None, *command: object) -> None:
         line(f"next: nestquant {shlex.join(str(word) for word in command)}")
 
 
+def shown(text: str) -> str:
+    """A text with NOT_SHOWN for every character that would steer a terminal."""
+    return "".join(each if each.isprintable() or each in "\n\t" else NOT_SHOWN for each in text)
+
+
 def stream(text: str) -> None:
     """Writes a piece of generated text on standard output at once, without anything that would steer a terminal."""
     if not launched().leads:
         return
     try:
-        out.file.write(
-            "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
-        )
+        out.file.write(shown(text))
         out.file.flush()
     except BrokenPipeError:
         out.on_broken_pipe()

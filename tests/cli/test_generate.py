@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nestquant_cli.cli.console import shown
 from nestquant_cli.files import read_json
 from nestquant_cli.models import source
 from tests.families import Outcome, in_process, tell
@@ -48,7 +49,7 @@ def test_standard_output_has_the_new_text_alone(
     code, output, _ = nestquant("generate", folder, "The lattice", *GREEDY, "--output", tmp_path / "out.json")
     assert code == 0
     found = read_json(tmp_path / "out.json")
-    assert output == found["text"] + "\n" and len(found["tokens"]) == 6
+    assert output == shown(found["text"]) + "\n" and len(found["tokens"]) == 6
     assert found["prompt"] == "The lattice" and found["figures"]["new_tokens"] == 6
     assert found["protocol"]["model"]["kind"] == ("packed" if name == "talking_packed" else "folder")
     assert found["protocol"]["sampling"]["temperature"] == 0
