@@ -1,5 +1,6 @@
 """Hidden states of many windows, in memory up to a budget and beyond it in a file that nobody else sees."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ class HiddenStates:
     """One tensor a window, all of one shape and dtype; a list as far as reading, replacing and appending go.
 
     A file is read and written, not mapped: mapped pages count as memory of the process. It has no name, so that
-    nothing is left of it whatever ends the process.
+    nothing is left of it whatever ends the process. Windows run side by side, so each is read and written at its own
+    place, never at a position of the file that threads would share.
 
     Args:
         budget: bytes that may stay in memory; windows beyond it go to the file.
@@ -58,9 +60,11 @@ class HiddenStates:
             return self._kept[number]
         assert self._file is not None
         data = torch.empty(self._like.nbytes, dtype=torch.uint8)
-        self._file.seek(self._offset(number))
-        read = self._file.readinto(bytes_of(data))  # type: ignore[attr-defined]
-        assert read == data.nbytes
+        left, offset = bytes_of(data), self._offset(number)
+        while left:
+            read = os.preadv(self._file.fileno(), [left], offset)
+            assert read, "the file is as long as what was written to it"
+            left, offset = left[read:], offset + read
         return data.view(self._like.dtype).view(self._like.shape)
 
     def __setitem__(self, number: int, hidden: Tensor) -> None:
@@ -77,10 +81,10 @@ class HiddenStates:
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115 - lives as long as self
-            self._file.seek(self._offset(number))
-            data = bytes_of(hidden)
-            while data:
-                data = data[self._file.write(data) :]
+            left, offset = bytes_of(hidden), self._offset(number)
+            while left:
+                written = os.pwrite(self._file.fileno(), left, offset)
+                left, offset = left[written:], offset + written
         except OSError as error:
             raise NestQuantError(
                 f"the hidden states cannot be written to {self.folder or tempfile.gettempdir()} "

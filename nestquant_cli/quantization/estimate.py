@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..calibration.statistics import NOISE_TOKENS
 from ..codecs.registry import fit_vectors
 from ..kernels.int8 import integer_product
 from ..modules.inputs import padded_size
@@ -16,6 +17,8 @@ SIZE = 768  # of the matrices that are timed
 BLOCKS = 1 << 14
 DOUBLE = 3.0  # (n, n) products in float64 that a factorization and what follows from it come to
 OVERHEAD = 1.3  # reading, writing, rotating and measuring errors, as a factor
+START = 10.0  # seconds for libraries, hashes, text and the files around the layers
+LAYER = 0.4  # seconds of a layer however small it is: hooks, fits, its file
 STEP = 5.0  # passes of the original that a window costs which is tuned on: its own, the packed model's, and back
 CHECK = 3.0  # the same of a window that is only looked at
 
@@ -40,9 +43,16 @@ def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
     code = fit_vectors(rows[:64], shape, 0)
     fit = _time(lambda: fit_vectors(rows[:64], shape, 0))
     fits = sum(count for _, count in widths) + 2 * plan.layers
-    encode = _time(lambda: code.round(rows)) / rows.numel() * plan.weights
+    one = _time(lambda: code.round(rows)) / rows.numel()
+    encode = one * plan.weights
+    noise = 0.0
+    if recipe.shape("act") is not None:  # each input is rounded on a sample of tokens, and J is a product like H
+        sampled = min(NOISE_TOKENS, tokens)
+        noise = one * sampled * sum(n * count for (_, count), n in widths.items())
+        noise += gram * sampled / tokens
     coded = factors + feedback + encode if recipe.shape("weight") is not None else 0.0
-    return OVERHEAD * (forward + gram + coded + fit * fits) + _tuning_passes(recipe) * 2.0 * plan.parameters / half
+    tuning = _tuning_passes(recipe) * 2.0 * plan.parameters / half
+    return START + LAYER * plan.layers + OVERHEAD * (forward + gram + noise + coded + fit * fits) + tuning
 
 
 def _tuning_passes(recipe: Recipe) -> float:

@@ -16,9 +16,9 @@ from ..modules.inputs import padded_size
 from ..tuning.settings import TuneSettings
 from .recipe import Recipe
 
-LIBRARIES = 600 << 20  # bytes resident once torch, transformers and Numba are loaded
-FACTORS = 4  # matrices (n, n) in float64 at the height of a factorization
-ROW_COPIES = 7  # matrices (rows, n) in float32 while the rows of one input are rounded
+LIBRARIES = 850 << 20  # bytes resident once torch, transformers and Numba are loaded and have run a layer
+FACTORS = 20  # bytes for each entry of a matrix (n, n) at the height of its factorization
+ROW_COPIES = 4  # matrices (rows, n) in float32 while the rows of one input are rounded
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _memory(model: PreTrainedModel, decoder: Decoder, streamed: bool) -> int:
     widths = [padded_size(linear.in_features) for linear in linears(layer).values()]
     sums = 4 * sum(n**2 for n in set(widths)) + 4 * max(widths) ** 2
     work = sums + max(
-        8 * FACTORS * n**2 + 4 * ROW_COPIES * n * rows
+        FACTORS * n**2 + 4 * ROW_COPIES * n * rows
         for n, rows in zip(widths, (linear.out_features for linear in linears(layer).values()), strict=True)
     )
     held = max(around + one, one + work)

@@ -1,4 +1,5 @@
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,18 @@ def test_what_is_kept_is_what_was_given(budget: int, tmp_path: Path) -> None:
         hidden[number] = windows[number]
     assert all(map(torch.equal, hidden, windows))
     assert not list(tmp_path.iterdir())
+
+
+def test_threads_read_side_by_side(tmp_path: Path) -> None:
+    hidden = HiddenStates(0, tmp_path)
+    for number in range(16):
+        hidden.append(torch.full((1, 64, 512), float(number)))
+
+    def read(turn: int) -> bool:
+        return bool((hidden[turn % 16] == turn % 16).all())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(800)))
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
