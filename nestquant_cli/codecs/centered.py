@@ -57,10 +57,7 @@ class CenteredCode:
 
     def _own(self, rows: int, entries: int, run: int, device: torch.device) -> Tensor:
         """The center of each row, (rows, entries) or (1, entries) float32."""
-        centers = self.centers(entries, device).dequantized()
-        if len(centers) == 1:
-            return centers
-        return centers[torch.arange(rows, device=device) // run % len(centers)]
+        return own_centers(self.centers(entries, device).dequantized(), rows, run)
 
     def vector_bytes(self, entries: int) -> int:
         """See `VectorCode`; the mark is the sign of the scale."""
@@ -87,6 +84,13 @@ class CenteredCode:
     def fitted(self) -> dict[str, Any]:
         """See `VectorCode`."""
         return self.scaled.fitted() | {"centers": [b64encode(center).decode() for center in self.packed]}
+
+
+def own_centers(centers: Tensor, rows: int, run: int) -> Tensor:
+    """The center of each row, (rows, entries), or (1, entries) for all; row i belongs to head (i div run) mod heads."""
+    if len(centers) == 1:
+        return centers
+    return centers[torch.arange(rows, device=centers.device) // run % len(centers)]
 
 
 def nested_code(scaled: VectorCode) -> ScaledCode | None:
@@ -142,19 +146,21 @@ def fit_centered(vectors: Tensor, shape: CodeShape, seed: int) -> VectorCode:
     """
     square = vectors.square().sum(-1)  # (heads, n)
     weight = torch.where(square > 0, 1 / square, torch.zeros_like(square))  # errors count relative to their vector
-    nearer = weight > 0
     center = _mean(vectors, weight)
     for _ in range(_ROUNDS):
-        gain = 2 * (vectors @ center.mT)[..., 0] - center.square().sum(-1)  # of energy, in each vector
-        nearer = gain > 0
-        center = _mean(vectors, weight * nearer)
-    gain = (2 * (vectors @ center.mT)[..., 0] - center.square().sum(-1)).clamp(min=0)
+        center = _mean(vectors, weight * (_gain(vectors, center) > 0))
+    gain = _gain(vectors, center).clamp(min=0)
     counted = int((weight > 0).sum())
     if not counted or float((gain * weight).sum()) < WORTH * counted:
         return fit_rows(vectors.flatten(0, 1), shape, seed)
     scaled = fit_rows((vectors - (gain > 0)[..., None] * center).flatten(0, 1), shape, seed)
     packed = scaled.pack(center[:, 0])
     return CenteredCode(scaled, tuple(bytes(row) for row in packed.cpu().tolist()))
+
+
+def _gain(vectors: Tensor, center: Tensor) -> Tensor:
+    """Energy (heads, n) that subtracting (heads, 1, entries) takes from each of (heads, n, entries)."""
+    return 2 * (vectors @ center.mT)[..., 0] - center.square().sum(-1)
 
 
 def _mean(vectors: Tensor, weight: Tensor) -> Tensor:

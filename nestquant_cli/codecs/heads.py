@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import NestQuantError
 from ..lattice.code import BLOCK
 from ..rotation.transform import rotation
-from .centered import CenteredCode, nested_code
+from .centered import CenteredCode, nested_code, own_centers
 from .protocol import Rounded, VectorCode
 
 
@@ -94,8 +94,7 @@ def _unpack_anywhere(flat: Tensor, head_size: int, scaled: VectorCode, seed: int
         return _turned_back(scaled.unpack(flat, head_size), seed)
     marked, rest = scaled.split(flat, head_size)
     centers = _turned_centers(scaled, head_size, seed, str(flat.device))
-    own = centers[torch.arange(len(flat), device=flat.device) // run % len(centers)]
-    return _turned_back(rest, seed) + marked[:, None] * own
+    return _turned_back(rest, seed) + marked[:, None] * own_centers(centers, len(flat), run)
 
 
 def _turned_back(found: Rounded, seed: int | None) -> Tensor:

@@ -60,9 +60,13 @@ def encode(
     scale = torch.empty(x.shape[0])
     centered = None if center is None else torch.empty(x.shape[0], dtype=torch.bool)
     sizes = np.float32(unit), multipliers_of(code), np.float32(code.q), np.float32(code.limit)
-    filled = v.view(torch.int32).numpy(), not code.int8, scale.numpy(), _marks(centered)
+    filled = v.view(torch.int32).numpy(), not code.int8, scale.numpy(), _or(_NO_MARKS, centered)
     share(
-        cpu_tokens.encode_on_team, (*sides(x), plan, _row(center), *sizes, *filled), x.shape[0], order // BLOCK, TOKENS
+        cpu_tokens.encode_on_team,
+        (*sides(x), plan, _or(_NO_ROW, center), *sizes, *filled),
+        x.shape[0],
+        order // BLOCK,
+        TOKENS,
     )
     return v, scale, centered
 
@@ -104,18 +108,14 @@ def scaled(
     """
     narrow = dtype == torch.bfloat16
     out = torch.empty(sums.shape, dtype=torch.bfloat16 if narrow else torch.float32)
-    token = token_scale.numpy(), _marks(centered), _row(shift)
-    fixed = sums.numpy(), *token, row_scale.numpy(), _row(bias), *sides(out)
+    token = token_scale.numpy(), _or(_NO_MARKS, centered), _or(_NO_ROW, shift)
+    fixed = sums.numpy(), *token, row_scale.numpy(), _or(_NO_ROW, bias), *sides(out)
     share(cpu_after.epilogue_on_team, fixed, sums.shape[0], sums.shape[1] // BLOCK)
     return out.to(dtype)
 
 
-def _row(values: Tensor | None) -> np.ndarray:
-    return _NO_ROW if values is None else values.numpy()
-
-
-def _marks(values: Tensor | None) -> np.ndarray:
-    return _NO_MARKS if values is None else values.numpy()
+def _or(nothing: np.ndarray, values: Tensor | None) -> np.ndarray:
+    return nothing if values is None else values.numpy()
 
 
 def fingerprint(x: Tensor) -> int | None:

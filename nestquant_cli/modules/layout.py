@@ -13,8 +13,8 @@ from ..codecs.heads import CacheCodes
 from ..codecs.protocol import Shape, VectorCode, WeightCode
 from ..codecs.registry import shape_from, vector_from, weight_code
 from ..errors import NestQuantError
-from ..lattice.code import BLOCK
 from ..lattice.shape import CodeShape
+from .inputs import padded_size
 
 QUANT_METHOD = "nestquant"
 # 1: nested codes of one shape, the Hadamard rotation. 2: other codecs, rotations, a shape for a matrix. 3: centers.
@@ -214,7 +214,7 @@ def _input_from(value: Any, shape: Shape | None) -> VectorCode | None:
 
 def _refuse_other_center(code: VectorCode | None, linear: LinearLayout) -> None:
     if isinstance(code, CenteredCode):
-        size = code.vector_bytes(-(-linear.in_features // BLOCK) * BLOCK)
+        size = code.vector_bytes(padded_size(linear.in_features))
         if [len(center) for center in code.packed] != [size]:
             raise _refuse(f"inputs.{linear.input} has no center of its size")
 

@@ -51,9 +51,12 @@ def product(
     for start in range(0, rows, step):
         part = slice(start, min(start + step, rows))
         v = weight(part.start, part.stop)
-        own = (None if each is None else each[part] for each in (bias, shift))
-        panels.append(_panel(coded, v, row_scale[part], next(own), dtype, next(own)))
+        panels.append(_panel(coded, v, row_scale[part], _part(bias, part), dtype, _part(shift, part)))
     return torch.cat(panels, dim=1)
+
+
+def _part(values: Tensor | None, part: slice) -> Tensor | None:
+    return None if values is None else values[part]
 
 
 def _panel(
