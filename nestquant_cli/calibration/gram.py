@@ -1,10 +1,12 @@
-"""Sums of x xᵀ over rotated tokens, from exact products of integers.
+"""Sums of x xᵀ over rotated tokens, and of x yᵀ over pairs of such, from exact products of integers.
 
 A rotated token has no large entries, so int8 multiples of a step of its own describe it well: the rounding error is
 white and below a thousandth of its power, a tenth of what damping adds. Steps are powers of four, tokens of one step
 are multiplied together on integer hardware, and the sums of such products are exact in float64. So they do not depend
 on the order in which tokens come, nor on how many threads or processes share them.
 """
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -47,17 +49,12 @@ class GramSum:
         if not self.finite:
             return
         _round_small(v, exponent)
-        for power in exponent.unique().tolist():
-            if power == EMPTY:
-                continue
-            rows = exponent == power
+        for power, rows in _by_power(exponent, exponent != EMPTY):
             for some in (v if rows.all() else v[rows]).split(_MOST_TOKENS):
                 self._add_grid(some, 4.0**power)
 
     def _add_grid(self, v: Tensor, factor: float) -> None:
-        across = v.t()  # (n, tokens)
-        if v.is_cuda:  # what its int8 products take
-            across = F.pad(v, (0, 0, 0, -len(v) % 8)).t().contiguous()
+        across = _across(v)
         for part in slices(self.order, v.device, _STRIP):
             self.upper[part, part.start :].add_(integer_product(across[part], across[part.start :]), alpha=factor)
 
@@ -71,6 +68,55 @@ class GramSum:
         for part in slices(self.order, whole.device, _STRIP):
             whole[part.stop :, part] = whole[part, part.stop :].t()  # a strip has its diagonal block whole
         return whole
+
+
+class CrossSum:
+    """Σ (R x)(R y)ᵀ over pairs of tokens x, y; arguments as of `GramSum`.
+
+    Attributes:
+        total: (n, n) float64; multiples of powers of two.
+        pairs: how many were added.
+        finite: whether all of them were.
+    """
+
+    def __init__(self, features: int, seed: int, device: torch.device) -> None:
+        self.order = features + -features % 8
+        self.total = torch.zeros(self.order, self.order, dtype=torch.float64, device=device)
+        self.pairs = 0
+        self.finite = True
+        self._seed = seed
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """x and y (tokens, features), any floating dtype."""
+        self.pairs += len(x)
+        (v, left), (w, right) = (to_grid(tokens, self.order, self._seed) for tokens in (x, y))
+        self.finite = self.finite and not bool(((left == INFINITE) | (right == INFINITE)).any())
+        if not self.finite:
+            return
+        _round_small(v, left)
+        _round_small(w, right)
+        for power, rows in _by_power(left.int() + right.int(), (left != EMPTY) & (right != EMPTY)):
+            for some, others in zip(v[rows].split(_MOST_TOKENS), w[rows].split(_MOST_TOKENS), strict=True):
+                a, b = _across(some), _across(others)
+                for part in slices(self.order, v.device, _STRIP):
+                    self.total[part].add_(integer_product(a[part], b), alpha=2.0**power)
+
+    def mean(self) -> Tensor:
+        """(n, n) float32, E[(R x)(R y)ᵀ] per pair; the sum is used up by it."""
+        total = self.total
+        del self.total
+        return total.div_(self.pairs).float()
+
+
+def _by_power(power: Tensor, live: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The powers (tokens,) of the live tokens, and for each of them which have it."""
+    for each in power[live].unique().tolist():
+        yield each, live & (power == each)
+
+
+def _across(v: Tensor) -> Tensor:
+    """v (tokens, n) as (n, tokens), as its device's int8 products take it."""
+    return F.pad(v, (0, 0, 0, -len(v) % 8)).t().contiguous() if v.is_cuda else v.t()
 
 
 def _round_small(v: Tensor, exponent: Tensor) -> None:

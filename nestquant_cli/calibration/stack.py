@@ -6,8 +6,9 @@ states, so that one layer at a time is enough. That holds for models which hand 
 text, so a second window is recorded too and compared.
 """
 
+import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -24,7 +25,11 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given besides h
 
 
 class _Stop(Exception):  # noqa: N818 - ends a forward early, it is no error
-    """Raised inside the first layer once its input is known."""
+    """Raised where a forward is not needed any further."""
+
+
+def _stop(*_: Any) -> None:
+    raise _Stop
 
 
 class LayerStack:
@@ -61,23 +66,37 @@ class LayerStack:
             for window in windows[2:]:
                 self.hidden.append(self._embed(window[None]))
 
-    def run(self, index: int) -> Iterator[range]:
-        """Takes all windows through layer `index`, a few at a time, each on a thread of its own; yields which."""
+    def twin(self, hidden: HiddenStates) -> "LayerStack":
+        """The same layers with hidden states of their own, which start out as these are now and go into `hidden`."""
+        other = copy.copy(self)
+        other.hidden = hidden
+        for each in self.hidden:
+            hidden.append(each)
+        return other
+
+    def run(self, index: int, until: nn.Module | None = None) -> Iterator[range]:
+        """Takes all windows through layer `index`, a few at a time, each on a thread of its own; yields which.
+
+        Args:
+            index: of the layer.
+            until: part of the layer whose call ends it: then the hidden states stay those in front of the layer.
+        """
         layer = self.decoder.layers[index]
         args, kwargs = self._calls[index]
 
         @torch.inference_mode()
         def through(number: int) -> None:
-            with in_window(number):
+            with in_window(number), suppress(_Stop):
                 after[number] = _first(layer(self.hidden[number].to(self.device), *args, **kwargs)).cpu()
 
         at_once = torch.get_num_threads() if self.device.type == "cpu" else 1
         for start in range(0, len(self.hidden), at_once):
             after: dict[int, Tensor] = {}
             numbers = range(start, min(start + at_once, len(self.hidden)))
-            run_pieces(through, numbers)
-            for number in numbers:
-                self.hidden[number] = after[number]
+            with nullcontext() if until is None else until.register_forward_pre_hook(_stop):
+                run_pieces(through, numbers)
+            for number, hidden in after.items():
+                self.hidden[number] = hidden
             yield numbers
         return_blocks()
 

@@ -5,6 +5,10 @@ For an input x (rotated) with rounding noise z:
     H = E[x xᵀ] per token,   J = diag(E[z z]) per token
 
 J is kept as its diagonal: after the rotation the noise of a lattice is as good as white.
+
+Where x is what comes out of quantized layers, and x₀ what the original model has in its place, there is also
+
+    X = E[x₀ xᵀ] per token
 """
 
 import logging
@@ -25,7 +29,7 @@ from ..rotation.reflections import Reflections
 from ..rotation.transform import rotation
 from ..team import Team
 from ..tiles import over_rows
-from .gram import GramSum
+from .gram import CrossSum, GramSum
 from .observer import choose, current_window, window_generator
 
 logger = logging.getLogger("nestquant")
@@ -44,6 +48,7 @@ class InputStatistics:
         code: of the activations, or None.
         dead: channels of the input, before the rotation, that were zero on all calibration text.
         reflectors: (r, n) of a learned rotation, which the basis is behind; None without one.
+        cross: (n, n) float32, E[x₀ xᵀ] per token with x₀ the input in the original model; None where that is x.
     """
 
     members: tuple[str, ...]
@@ -52,6 +57,7 @@ class InputStatistics:
     code: VectorCode | None
     dead: int = 0
     reflectors: Tensor | None = None
+    cross: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,16 +82,27 @@ class InputCollector:
         seed: of the choice, and of the rotation.
         device: of the sum.
         first: number of the window that comes first; the choice in a window depends on its number.
+        sequential: whether each window has two inputs: in the original model, and behind quantized layers.
     """
 
-    def __init__(self, features: int, tokens_per_window: int, seed: int, device: torch.device, first: int = 0) -> None:
+    def __init__(
+        self,
+        features: int,
+        tokens_per_window: int,
+        seed: int,
+        device: torch.device,
+        first: int = 0,
+        sequential: bool = False,
+    ) -> None:
         self.gram = GramSum(features, seed, device)
+        self.cross = CrossSum(features, seed, device) if sequential else None
         self.features = features
         self.kept: list[Tensor] = []
         self.dead = torch.arange(features, device=device)  # channels that were always zero
         self._per_window = tokens_per_window
         self._seed, self._first, self._window = seed, first, first
         self._seen: dict[int, Tensor] = {}  # by window
+        self._original: dict[int, Tensor] = {}
 
     def add(self, x: Tensor) -> None:
         """x (..., features): the next window's input."""
@@ -96,18 +113,24 @@ class InputCollector:
         """Inputs (…, features) by the window of this process, for the next `flush`."""
         self._seen |= {self._first + window: x for window, x in seen.items()}
 
+    def set_original(self, inputs: dict[int, Tensor]) -> None:
+        """What the original model has in the place of the inputs that were taken, by the window of this process."""
+        self._original = {self._first + window: x for window, x in inputs.items()}
+
     @torch.inference_mode()
     def flush(self) -> None:
         """Adds up what was seen, in the order of the windows."""
         for number in sorted(self._seen):
             tokens = self._seen[number].reshape(-1, self.features)
             self.gram.add(tokens)
+            if self.cross is not None:
+                self.cross.add(self._original[number].reshape(-1, self.features), tokens)
             if len(self.dead):
                 self.dead = self.dead[~tokens[:, self.dead].any(0)]
             rows = choose(tokens.shape[0], self._per_window, window_generator(self._seed, number))
             self.kept.append(tokens[rows.to(tokens.device)])
         self._window += len(self._seen)
-        self._seen = {}
+        self._seen, self._original = {}, {}
 
     @contextmanager
     def watch(self, linear: nn.Linear) -> Iterator[None]:
@@ -125,6 +148,9 @@ class InputCollector:
     def join(self, team: Team) -> None:
         """Adds up what the processes of a team have seen: sums over all windows, samples in the order of windows."""
         team.sum(self.gram.upper)
+        if self.cross is not None:
+            team.sum(self.cross.total)
+            self.cross.pairs = sum(team.gather(self.cross.pairs))
         everyone = team.gather((self.gram.tokens, self.gram.finite, self.dead.tolist(), [x.cpu() for x in self.kept]))
         tokens, finite, dead, kept = zip(*everyone, strict=True)
         self.gram.tokens, self.gram.finite = sum(tokens), all(finite)
@@ -159,16 +185,16 @@ class InputCollector:
             logger.info(
                 "%s: %d of %d input channels are zero on all calibration text", place, len(self.dead), self.features
             )
-        if not self.gram.finite:
+        if not self.gram.finite or (self.cross is not None and not self.cross.finite):
             raise NestQuantError(
                 f"the input of {place} has NaN or infinite values",
                 "calibration stopped",
                 "check the model's weights, or load it in a wider dtype",
             )
         turn = rotation(order, seed)
-        hessian = self.gram.mean()
+        hessian, cross = self.gram.mean(), None if self.cross is None else self.cross.mean()
         if not rotated:
-            hessian = _both_sides(turn.inverse, hessian)
+            hessian, cross = _turned(turn.inverse, hessian, cross)
         noise = torch.zeros(order, device=device)
         code = reflectors = None
         if shape is not None or learned is not None:
@@ -178,17 +204,21 @@ class InputCollector:
             reflectors = learned(sample)
             reflect = Reflections.of(reflectors).reflect
             sample = over_rows(reflect, sample)
-            hessian = _both_sides(reflect, hessian)
+            hessian, cross = _turned(reflect, hessian, cross)
         if shape is not None:
             code = fit_heads(sample[None], shape, seed, centering)
             noise = (sample - code.round(sample).dequantized()).square().mean(0)
-        return InputStatistics(tuple(members), hessian, noise, code, len(self.dead), reflectors)
+        return InputStatistics(tuple(members), hessian, noise, code, len(self.dead), reflectors, cross)
 
 
-def _both_sides(turn: Callable[[Tensor], Tensor], hessian: Tensor) -> Tensor:
-    """The Hessian (n, n) in the basis of turn(x) for rows x."""
-    turned = over_rows(turn, over_rows(turn, hessian).t())
-    return (turned + turned.t()).div_(2)
+def _turned(turn: Callable[[Tensor], Tensor], hessian: Tensor, cross: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both (n, n) in the basis of turn(x) for rows x."""
+
+    def both_sides(moments: Tensor) -> Tensor:
+        return over_rows(turn, over_rows(turn, moments).t()).t()
+
+    turned = both_sides(hessian)
+    return (turned + turned.t()).div_(2), None if cross is None else both_sides(cross)
 
 
 def fit_cache(

@@ -85,6 +85,7 @@ def given(context: typer.Context, **bits: float | None) -> dict[str, Any]:
         "feedback",
         "qa",
         "centering",
+        "sequential",
         "dataset",
         "samples",
         "seqlen",

@@ -81,6 +81,13 @@ def quantize(
         bool,
         typer.Option("--centering/--no-centering", help="Let codes of activations and keys subtract a common center."),
     ] = True,
+    sequential: Annotated[
+        bool,
+        typer.Option(
+            "--sequential/--no-sequential",
+            help="Calibrate each matrix behind the quantized ones before it; weights alone, four times the passes.",
+        ),
+    ] = False,
     config: RecipeOption = None,
     calibration: CalibrationOption = None,
     dataset: DatasetOption = "wikitext2",

@@ -28,7 +28,9 @@ class Feedback:
     damping: float
 
 
-def feedback(hessian: Tensor, noise: Tensor, damping: float, place: str, columns: int = BLOCK) -> Feedback:
+def feedback(
+    hessian: Tensor, noise: Tensor, damping: float, place: str, columns: int = BLOCK, cross: Tensor | None = None
+) -> Feedback:
     """Factorizes H + J, damped by a ladder.
 
     Args:
@@ -37,12 +39,13 @@ def feedback(hessian: Tensor, noise: Tensor, damping: float, place: str, columns
         damping: first step of the ladder, as a fraction of the mean diagonal of H.
         place: name of the input, for the error.
         columns: that are rounded at once, the size of L's diagonal blocks.
+        cross: (n, n) X = E[x₀ xᵀ], where the original model has another input x₀ in the place of x.
 
     Raises:
         NestQuantError: H has no positive diagonal, or no step of the ladder makes H + J positive definite.
     """
     C, step, added = damped_factor(hessian, noise, damping, place)
-    target = _target(hessian, added, C) if noise.any() else None
+    target = _target(hessian if cross is None else cross, added, C) if cross is not None or noise.any() else None
     return Feedback(target, unit_lower(C, torch.float32, columns), step)
 
 
@@ -119,15 +122,15 @@ def unit_lower(C: Tensor, dtype: torch.dtype = torch.float64, columns: int = BLO
     return lower
 
 
-def _target(hessian: Tensor, added: float, C: Tensor) -> Tensor:
-    """T = H (H + J)⁻¹ (n, n) float32, H damped by `added`, from the Cholesky factor of H + J."""
+def _target(moments: Tensor, added: float, C: Tensor) -> Tensor:
+    """T = A (H + J)⁻¹ (n, n) float32, A = H or X damped by `added`, from the Cholesky factor of H + J."""
     n = len(C)
     target = torch.empty(n, n, dtype=torch.float32, device=C.device)
 
     def rows(part: slice) -> None:
-        damped = hessian[:, part].double()
+        damped = moments[part].double().t().contiguous()
         damped[part].diagonal().add_(added)
-        target[part] = torch.cholesky_solve(damped, C).t().float()  # H (H + J)⁻¹ = ((H + J)⁻¹ H)ᵀ
+        target[part] = torch.cholesky_solve(damped, C).t().float()  # A (H + J)⁻¹ = ((H + J)⁻¹ Aᵀ)ᵀ
 
     run_pieces(rows, slices(n, C.device))
     return target

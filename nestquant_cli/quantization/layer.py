@@ -82,8 +82,9 @@ def quantize_group(
     del weight
     noise = statistics.noise if aware else torch.zeros_like(statistics.noise)
     step = Feedback(None, None, 0.0)
-    if feeding or noise.any():
-        step = feedback(statistics.hessian, noise, damping, f"{place}.{statistics.members[0]}", columns_of(shape))
+    if feeding or noise.any() or statistics.cross is not None:
+        where = f"{place}.{statistics.members[0]}"
+        step = feedback(statistics.hessian, noise, damping, where, columns_of(shape), statistics.cross)
     _refuse_overflow(W, rows, statistics.members, place)
     if step.damping > damping:
         logger.warning("%s.%s: H + J is singular, damping %g was needed", place, statistics.members[0], step.damping)

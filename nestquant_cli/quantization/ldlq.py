@@ -6,6 +6,9 @@ minimising E‖Ŵ(x + z) − W x‖² for z uncorrelated with x:
     W̃ = W H (H + J)⁻¹,   then   tr (Ŵ − W̃)(H + J)(Ŵ − W̃)ᵀ → min
 
 which block LDLQ does eight columns at a time, last block first (QuIP#, arXiv 2402.04396, §4).
+
+Where the layers before are quantized already, x is not the input x₀ that the original model has in its place. From
+E‖Ŵ(x + z) − W x₀‖² follows W̃ = W E[x₀ xᵀ] (H + J)⁻¹, and the rest stays (asymmetric calibration, arXiv 2504.02692).
 """
 
 from collections.abc import Callable, Iterator

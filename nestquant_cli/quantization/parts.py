@@ -13,6 +13,8 @@ from ..modules.layout import Layout, LinearLayout
 from .layer import QuantizedMatrix
 from .recipe import Recipe
 
+REFLECTORS = "turn.reflectors"  # of an input with a learned rotation
+
 
 @dataclass(frozen=True)
 class LayerPart:
@@ -55,7 +57,7 @@ def part_of(
         layout.inputs[source] = item.code
         if item.reflectors is not None:
             layout.reflections[source] = len(item.reflectors)
-            tensors[f"{source}.turn.reflectors"] = item.reflectors.to(torch.bfloat16).view(torch.int16)
+            tensors[f"{source}.{REFLECTORS}"] = item.reflectors.to(torch.bfloat16).view(torch.int16)
         for name in item.members:
             linear = layer.get_submodule(name)
             assert isinstance(linear, nn.Linear)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..calibration.collect import collect
 from ..calibration.hidden import DEFAULT_BUDGET, HiddenStates
+from ..calibration.sequential import STATES_SHARE
 from ..calibration.statistics import LayerStatistics
 from ..calibration.store import FILE, Calibration, CalibrationWriter, to_device
 from ..calibration.text import Windows
@@ -30,10 +31,12 @@ from ..runs import WORK, refuse_foreign, refuse_full_disk
 from ..team import Team, team
 from .division import quantize_matrices
 from .finish import run_figures, write_rest
+from .layer import QuantizedMatrix
 from .mixed import mixed_words
 from .parts import LayerPart, part_of
 from .plan import make_plan
 from .recipe import Recipe
+from .sequence import Sequence
 from .subject import (
     TEXT_KEYS,
     Subject,
@@ -64,6 +67,7 @@ def calibrate(
     """
     group = team()
     reuse_blocks()
+    _refuse_stored(recipe)
     group.lead(lambda: refuse_foreign(folder, FILE))
     subject = open_subject(source, device)
     refuse_other_caches(subject, recipe)
@@ -123,6 +127,7 @@ def quantize(
     refuse_other_caches(subject, recipe)
     about = about_model(subject, recipe, group)
     if stored is not None:
+        _refuse_stored(recipe)
         stored.check(
             about | {name: getattr(recipe, name) for name in ("dataset", "samples", "seqlen") if name in explicit}
         )
@@ -137,10 +142,9 @@ def quantize(
     finished = group.lead(output.finished)
     if finished is not None:
         return finished | run_figures(start)
-    hidden = HiddenStates(budget, _spill_folder(folder))
     try:
         words = mixed_words(subject, recipe, text["dataset"], folder, group)
-        parts = _quantize_layers(subject, recipe, output, _Calibrating(stored, windows, hidden), group, words)
+        parts = _quantize_layers(subject, recipe, output, _Calibrating(stored, windows, folder, budget), group, words)
         origin = {**about, **text}
         report = group.lead(lambda: write_rest(output, subject.weights, subject.tokenizer, recipe, parts, origin))
     except NestQuantError:
@@ -156,7 +160,12 @@ class _Calibrating:
 
     stored: Calibration | None
     windows: Windows | None
-    hidden: HiddenStates
+    folder: Path
+    budget: int
+
+    def hidden(self, share: int = 1) -> HiddenStates:
+        """Room for one tensor a window, with one of `share` parts of the budget."""
+        return HiddenStates(self.budget // share, _spill_folder(self.folder))
 
 
 def _quantize_layers(
@@ -171,14 +180,16 @@ def _quantize_layers(
     depth = subject.depth
     written = group.lead(lambda: [output.done(index) for index in range(depth)])
     parts = [LayerPart.from_dict(done) if done else None for done in written]
-    stream = _statistics(subject, recipe, calibrating, parts)
+    sequence = Sequence(subject, recipe, output, parts, group, words, calibrating.hidden) if recipe.sequential else None
+    stream = _statistics(subject, recipe, calibrating, parts, sequence)
     for index, statistics in enumerate(track(stream, "quantizing layers", total=depth)):
         if parts[index] is None:
             assert statistics is not None
-            tensors, part = quantize_layer(subject, index, statistics, recipe, group, words)
+            packed = None if sequence is None else sequence.take()
+            tensors, part = quantize_layer(subject, index, statistics, recipe, group, words, packed)
             group.lead(partial(output.write, index, tensors, part.to_dict()))
             parts[index] = part
-            del tensors, statistics  # nothing of this layer is there while the next one is measured
+            del tensors, statistics, packed  # nothing of this layer is there while the next one is measured
             return_blocks()
     return [part for part in parts if part is not None]
 
@@ -190,24 +201,41 @@ def quantize_layer(
     recipe: Recipe,
     group: Team,
     words: dict[str, int] | None = None,
+    packed: dict[str, QuantizedMatrix] | None = None,
 ) -> tuple[dict[str, Tensor], LayerPart]:
-    """Packs one decoder layer: its tensors by full name, and what is said of it."""
+    """Packs one decoder layer: its tensors by full name, and what is said of it.
+
+    Args:
+        subject: the model.
+        index: of the layer.
+        statistics: of its inputs.
+        recipe: what to quantize and how.
+        group: of processes, all of which call this.
+        words: see `quantize_matrices`.
+        packed: its matrices by name in the layer where they are quantized already.
+    """
     prefix = subject.weights.decoder.layer_name(index)
     layer = subject.weights.decoder.layers[index]
     with subject.weights.layer(index):
-        packed = quantize_matrices(linears(layer), statistics, recipe, prefix, group, words)
+        if packed is None:
+            packed = quantize_matrices(linears(layer), statistics, recipe, prefix, group, words)
         return part_of(prefix, layer, statistics, packed, recipe)
 
 
 def _statistics(
-    subject: Subject, recipe: Recipe, calibrating: _Calibrating, parts: list[LayerPart | None]
+    subject: Subject,
+    recipe: Recipe,
+    calibrating: _Calibrating,
+    parts: list[LayerPart | None],
+    sequence: Sequence | None,
 ) -> Iterator[LayerStatistics | None]:
     """Statistics of each layer, from disk or on the way; None for a layer that is done already."""
     done = [part is not None for part in parts]
     stored, windows = calibrating.stored, calibrating.windows
     if stored is None:
         assert windows is not None
-        yield from collect(subject.weights, windows.ids, coding_of(recipe), done, calibrating.hidden)
+        sequel, share = (None, 1) if sequence is None else (sequence.sequel, STATES_SHARE)
+        yield from collect(subject.weights, windows.ids, coding_of(recipe), done, calibrating.hidden(share), sequel)
         return
     for index, finished in enumerate(done):
         layer = None if finished else stored.layer(index, recipe.shape("act"), recipe.shape("kv"))
@@ -220,6 +248,15 @@ def _refuse_full_disk(subject: Subject, recipe: Recipe, folder: Path, windows: W
     there = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else 0
     spilled = 0 if windows is None else max(0, plan.hidden_bytes - budget)
     refuse_full_disk(folder, max(0, plan.file_bytes - there) + spilled, "the checkpoint")
+
+
+def _refuse_stored(recipe: Recipe) -> None:
+    if recipe.sequential:
+        raise NestQuantError(
+            "a sequential calibration follows the quantization from layer to layer and cannot be stored",
+            "nothing was calibrated",
+            "run 'nestquant quantize --sequential' without a calibration, or leave sequential out",
+        )
 
 
 def _spill_folder(folder: Path) -> Path | None:

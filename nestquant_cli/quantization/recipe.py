@@ -42,6 +42,8 @@ class Recipe:
         feedback: "ldlq" feeds rounding errors of weights back (with integers that is GPTQ), "none" rounds plainly.
         qa: whether weights are made for the rounded input (QA-LDLQ), or for the unrounded one.
         centering: whether nested codes of activations and keys may subtract a center that is theirs in common.
+        sequential: whether each matrix is calibrated behind those before it as they are after quantization, and makes
+            up for their errors; only where activations, keys and values stay in 16 bits.
         dataset, samples, seqlen: calibration text and how much of it.
         seed: of rotation signs, window sampling and fits.
         damping: added to the Hessian, as a fraction of its mean diagonal.
@@ -69,6 +71,7 @@ class Recipe:
     feedback: str = "ldlq"
     qa: bool = True
     centering: bool = True
+    sequential: bool = False
     allocation: str = "uniform"
     tune: dict[str, Any] | None = None
 
@@ -77,13 +80,19 @@ class Recipe:
             if getattr(self, name) not in known:
                 cause = f"there is no {name} '{getattr(self, name)}'"
                 raise NestQuantError(cause, _NOTHING, f"use one of {', '.join(known)}")
-        for name in ("qa", "centering"):
+        for name in ("qa", "centering", "sequential"):
             if type(getattr(self, name)) is not bool:
                 raise NestQuantError(f"{name} {getattr(self, name)} is not true or false", _NOTHING, f"correct {name}")
         for part in ("weight", "act", "kv"):
             self.shape(part)
         if all(self.shape(part) is None for part in ("weight", "act", "kv")):
             raise NestQuantError("weights, activations and KV cache are all left at 16 bits", _NOTHING, "give --bits")
+        if self.sequential and (self.shape("act") is not None or self.shape("kv") is not None):
+            raise NestQuantError(
+                "sequential calibration is for weights alone: with rounded activations it makes a model worse",
+                _NOTHING,
+                "leave sequential out, or leave activations, keys and values at 16 bits",
+            )
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:

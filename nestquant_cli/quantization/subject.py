@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from .. import __version__
-from ..calibration.collect import Coding
+from ..calibration.coding import Coding
 from ..calibration.text import Windows, load_text, sample_windows
 from ..codecs.protocol import Shape
 from ..errors import NestQuantError

@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, PreTrainedModel
 
-from nestquant_cli.calibration.collect import Coding, collect
+from nestquant_cli.calibration.coding import Coding
+from nestquant_cli.calibration.collect import collect
 from nestquant_cli.calibration.observer import KVObserver
 from nestquant_cli.calibration.statistics import LayerStatistics
 from nestquant_cli.errors import NestQuantError

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nestquant_cli.calibration.gram import GramSum
+from nestquant_cli.calibration.gram import CrossSum, GramSum
 from nestquant_cli.kernels.grid import EMPTY, INFINITE, to_grid
 from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian
@@ -111,3 +111,37 @@ def test_the_compiled_grid_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> 
     live = (fast_exponent != EMPTY) & (fast_exponent != INFINITE)
     assert (fast[live].int() - slow[live].int()).abs().max() <= 1  # sums of the rotation are ordered differently
     assert (fast[live] != slow[live]).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("features", [8, 20, 576])
+def test_cross_sums_are_those_of_tokens_on_their_grids(features: int) -> None:
+    x, y = tokens_of_many_sizes(70, features), tokens_of_many_sizes(70, features, seed=1)
+    y[5] = 0
+    for tokens in (x, y):
+        tokens[::7] = tokens[1::7]  # no token is far below the most common step, where it would be rounded to that
+    cross = CrossSum(features, SEED, CPU)
+    for some, others in zip(x.split(30), y.split(30), strict=True):
+        cross.add(some, others)
+    grids = []
+    for tokens in (x, y):
+        v, exponent = to_grid(tokens, cross.order, SEED)
+        grids.append(v.double() * torch.exp2(exponent.double())[:, None] * (exponent != EMPTY)[:, None])
+    mean = cross.mean()
+    assert cross.pairs == 70 and cross.finite and mean.dtype == torch.float32
+    size = float(torch.stack([(grid.t() @ grid).diagonal().mean() / 70 for grid in grids]).max())
+    torch.testing.assert_close(mean.double(), grids[0].t() @ grids[1] / 70, rtol=1e-2, atol=1e-3 * size)
+
+
+def test_the_cross_sum_of_tokens_with_themselves_is_their_sum() -> None:
+    x = tokens_of_many_sizes(200, 24)
+    cross = CrossSum(24, SEED, CPU)
+    cross.add(x, x)
+    assert torch.equal(cross.total.triu(), GramSum_of(x).upper.triu())
+
+
+def test_a_pair_that_is_not_finite_is_told() -> None:
+    x, y = tokens_of_many_sizes(9, 24), tokens_of_many_sizes(9, 24)
+    y[3, 2] = torch.inf
+    cross = CrossSum(24, SEED, CPU)
+    cross.add(x, y)
+    assert not cross.finite

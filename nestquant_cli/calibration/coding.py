@@ -1,0 +1,32 @@
+"""What is to be coded, as far as calibration is concerned."""
+
+from dataclasses import dataclass
+
+from ..codecs.protocol import Shape
+
+
+@dataclass(frozen=True)
+class Coding:
+    """What calibration fits codes to.
+
+    Attributes:
+        act_shape, kv_shape: codes to fit, None for 16 bits.
+        seed: of the rotation signs and of every random choice.
+        rotation: one of `modules.layout.ROTATIONS`.
+        weight_shape: that a learned rotation is made for; None for 16 bits.
+        reflections: of a learned rotation.
+        centering: whether nested codes of inputs and keys may have centers.
+    """
+
+    act_shape: Shape | None
+    kv_shape: Shape | None
+    seed: int
+    rotation: str = "hadamard"
+    weight_shape: Shape | None = None
+    reflections: int = 0
+    centering: bool = True
+
+    @property
+    def rotation_seed(self) -> int | None:
+        """Of the signs; None where nothing is rotated."""
+        return None if self.rotation == "none" else self.seed

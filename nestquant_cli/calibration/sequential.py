@@ -1,0 +1,126 @@
+"""Measures a layer behind the quantized layers before it, and its inputs behind its own quantized matrices.
+
+The windows pass through the layer twice: as the original has it, for x₀, and quantized, for x. The inputs are taken in
+the order in which the layer calls its Linears, and those that take an input are quantized before the next input is
+measured. A correction is thus never made twice: were all inputs of a layer measured before any of its matrices is
+quantized, each matrix would correct what the one before it has corrected already.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from ..models.structure import linears
+from ..team import team
+from .hidden import HiddenStates
+from .measured import MeasuredLayer
+from .observer import InputGroups, current_window
+from .stack import LayerStack
+from .statistics import InputCollector, InputStatistics, LayerStatistics
+
+STATES_SHARE, INPUTS_SHARE = 4, 2  # a quarter of the memory for each kind of hidden state, half for inputs of a layer
+
+
+@dataclass(frozen=True)
+class Sequel:
+    """What follows on a measurement, and has to be there before the next one.
+
+    Attributes:
+        quantize: quantizes the Linears that take an input of layer `index`; returns their weights (out, in) as they are
+            after it, by name in the layer.
+        quantized: the same of a whole layer that is not measured any more.
+        hidden: makes an empty store of one tensor a window, with one n-th of the memory that stores may take.
+    """
+
+    quantize: Callable[[int, InputStatistics], dict[str, Tensor]]
+    quantized: Callable[[int], dict[str, Tensor]]
+    hidden: Callable[[int], HiddenStates]
+
+
+def sequential_statistics(layer: MeasuredLayer, behind: LayerStack, sequel: Sequel) -> LayerStatistics:
+    """Measures and quantizes the inputs of a layer one after the other.
+
+    Args:
+        layer: with the hidden states of the original model, which go on behind it.
+        behind: with those behind quantized layers, which do so too.
+        sequel: quantizes.
+    """
+    group, groups = team(), InputGroups()
+    originals: dict[str, HiddenStates] = {}
+    group.together(lambda: originals.update(_original_inputs(layer, groups, sequel.hidden)))
+    inputs: dict[str, InputStatistics] = {}
+    weights: dict[str, Tensor] = {}
+    for leader, members in groups.members.items():
+        collector = layer.collector(leader, sequential=True)
+        group.together(partial(_run_until, layer, leader, behind, weights, originals.pop(leader), collector))
+        collector.join(group)
+        inputs[leader] = layer.finish(leader, members, collector)
+        weights |= sequel.quantize(layer.index, inputs[leader])
+    run_quantized(behind, layer.index, weights)
+    return LayerStatistics(inputs, None)
+
+
+def run_quantized(stack: LayerStack, index: int, weights: dict[str, Tensor]) -> None:
+    """Takes the windows of a stack through layer `index` with other weights in its Linears."""
+    with _exchanged(linears(stack.decoder.layers[index]), weights):
+        team().together(lambda: deque(stack.run(index), maxlen=0))
+
+
+def _original_inputs(
+    layer: MeasuredLayer, groups: InputGroups, store: Callable[[int], HiddenStates]
+) -> dict[str, HiddenStates]:
+    """Takes the windows through the original layer; what each group of Linears was called with, by its first."""
+    steps = layer.stack.run(layer.index)
+    with groups.watch(layer.modules):
+        layer.refuse_unusable(next(steps))
+    seen = {leader: groups.inputs.pop(leader) for leader in groups.members}
+    stores = {leader: store(INPUTS_SHARE * len(seen)) for leader in seen}
+
+    def keep() -> None:
+        for leader, own in seen.items():
+            for number in sorted(own):
+                stores[leader].append(own.pop(number))
+
+    def see(own: dict[int, Tensor], _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        own[current_window()] = args[0]
+
+    keep()
+    with ExitStack() as hooks:
+        for leader, own in seen.items():
+            hooks.enter_context(layer.modules[leader].register_forward_pre_hook(partial(see, own)))
+        for numbers in steps:
+            layer.refuse_unusable(numbers)
+            keep()
+    return stores
+
+
+def _run_until(
+    layer: MeasuredLayer,
+    leader: str,
+    behind: LayerStack,
+    weights: dict[str, Tensor],
+    original: HiddenStates,
+    collector: InputCollector,
+) -> None:
+    """Sums up one input behind what is quantized already, together with the original one."""
+    with _exchanged(layer.modules, weights), collector.watch(layer.modules[leader]):
+        for numbers in behind.run(layer.index, until=layer.modules[leader]):
+            collector.set_original({number: original[number] for number in numbers})
+            collector.flush()
+
+
+@contextmanager
+def _exchanged(modules: dict[str, nn.Linear], weights: dict[str, Tensor]) -> Iterator[None]:
+    """Puts weights into Linears for the time of the block."""
+    originals = {name: modules[name].weight for name in weights}
+    for name, weight in weights.items():
+        modules[name].weight = nn.Parameter(weight.to(originals[name]), requires_grad=False)
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            modules[name].weight = original

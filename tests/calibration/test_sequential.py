@@ -1,0 +1,126 @@
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nestquant_cli.calibration.coding import Coding
+from nestquant_cli.calibration.collect import collect
+from nestquant_cli.calibration.hidden import HiddenStates
+from nestquant_cli.calibration.sequential import Sequel
+from nestquant_cli.calibration.statistics import InputStatistics, LayerStatistics
+from nestquant_cli.models.structure import find_decoder, linears
+from nestquant_cli.models.weights import Weights
+from nestquant_cli.rotation.transform import rotation
+from tests.families import gaussian, make_model, random_ids
+
+WINDOWS = random_ids(3, 24)
+CODING = Coding(None, None, 5)
+
+
+class Altering:
+    """Takes statistics and hands back the model's weights, each with noise of its own."""
+
+    def __init__(self, model: PreTrainedModel, size: float) -> None:
+        self.layers, self.size = find_decoder(model).layers, size
+        self.seen: list[tuple[int, tuple[str, ...]]] = []
+
+    def quantize(self, index: int, item: InputStatistics) -> dict[str, Tensor]:
+        self.seen.append((index, item.members))
+        return {name: self.weight(index, name) for name in item.members}
+
+    def quantized(self, index: int) -> dict[str, Tensor]:
+        return {name: self.weight(index, name) for name in linears(self.layers[index])}
+
+    def weight(self, index: int, name: str) -> Tensor:
+        weight = linears(self.layers[index])[name].weight.detach()
+        seed = sum(map(ord, f"{index} {name}"))
+        return weight + self.size * float(weight.std()) * gaussian(*weight.shape, seed=seed)
+
+
+def statistics(
+    model: PreTrainedModel, altering: Altering, skip: list[bool] | None = None
+) -> Iterator[LayerStatistics | None]:
+    sequel = Sequel(altering.quantize, altering.quantized, lambda share: HiddenStates(1 << 20))
+    return collect(Weights(model), WINDOWS, CODING, skip, sequel=sequel)
+
+
+def inputs_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What every Linear of the decoder layers is called with (tokens, features), in the rotated basis."""
+    found: dict[str, Tensor] = {}
+    decoder = find_decoder(model)
+    for index, layer in enumerate(decoder.layers):
+        for name, linear in linears(layer).items():
+
+            def see(_: Any, args: tuple[Tensor, ...], name: str = f"{index}.{name}") -> None:
+                x = args[0].flatten(0, 1).float()
+                padded = F.pad(x, (0, -x.shape[1] % 8))
+                found[name] = rotation(padded.shape[1], CODING.seed).apply(padded)
+
+            linear.register_forward_pre_hook(see)
+    call: Any = model
+    with torch.inference_mode():
+        call(input_ids=WINDOWS, use_cache=False)
+    return found
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma2"])
+def test_inputs_are_those_behind_every_quantized_matrix_before(family: str) -> None:
+    model = make_model(family)
+    altering = Altering(model, 0.2)
+    layers = list(statistics(model, altering))
+    quantized = make_model(family)
+    for index, layer in enumerate(find_decoder(quantized).layers):
+        for name, linear in linears(layer).items():
+            linear.weight.data = altering.weight(index, name)
+    before, behind = inputs_of(make_model(family)), inputs_of(quantized)
+    for index, layer in enumerate(layers):
+        assert layer is not None and layer.cache is None
+        for leader, item in layer.inputs.items():
+            x, y = before[f"{index}.{leader}"], behind[f"{index}.{leader}"]
+            assert item.cross is not None
+            hessian, cross = y.t() @ y / len(y), x.t() @ y / len(y)
+            assert difference(item.hessian, hessian) < 0.02  # that of their grids
+            assert difference(item.cross, cross) < 0.02
+            assert index == 0 or difference(hessian, cross) > 0.05
+    members = [(index, item.members) for index, layer in enumerate(layers) for item in layer.inputs.values()]  # type: ignore[union-attr]
+    assert altering.seen == members
+
+
+def test_unchanged_weights_leave_the_ordinary_statistics() -> None:
+    model = make_model("qwen2")
+    sequential = statistics(model, Altering(model, 0.0))
+    for plain, found in zip(collect(Weights(model), WINDOWS, CODING), sequential, strict=True):
+        assert plain is not None and found is not None
+        for name, item in plain.inputs.items():
+            other = found.inputs[name]
+            assert other.members == item.members and other.cross is not None
+            assert torch.equal(other.hessian, item.hessian) and torch.equal(other.cross, item.hessian)
+
+
+def test_the_model_keeps_its_weights() -> None:
+    model = make_model("llama")
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    list(statistics(model, Altering(model, 0.5)))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("skip", [[True, False, False, True], [True, True, False, False]])
+def test_skipped_layers_are_passed_as_they_were_quantized(skip: list[bool]) -> None:
+    model = make_model("gemma2")
+    whole = list(statistics(model, Altering(model, 0.2)))
+    for skipped, expected, found in zip(skip, whole, statistics(model, Altering(model, 0.2), skip), strict=True):
+        assert (found is None) == skipped
+        if expected is None or found is None:
+            continue
+        for name, item in expected.inputs.items():
+            other = found.inputs[name]
+            assert item.cross is not None and other.cross is not None
+            assert torch.equal(item.hessian, other.hessian) and torch.equal(item.cross, other.cross)
