@@ -19,6 +19,7 @@ DOUBLE = 3.0  # (n, n) products in float64 that a factorization and what follows
 OVERHEAD = 1.3  # reading, writing, rotating and measuring errors, as a factor
 START = 10.0  # seconds for libraries, hashes, text and the files around the layers
 LAYER = 0.4  # seconds of a layer however small it is: hooks, fits, its file
+PASSES = 4.0  # of a layer, parts added up, that a sequential calibration makes
 STEP = 5.0  # passes of the original that a window costs which is tuned on: its own, the packed model's, and back
 CHECK = 3.0  # the same of a window that is only looked at
 
@@ -33,6 +34,8 @@ def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
     forward = 2.0 * plan.weights * tokens / half
     widths = {(row.in_features, row.matrices): padded_size(row.in_features) for row in plan.rows}
     gram = sum(2.0 * tokens * n**2 * count / _integer_rate(where) / 2 for (_, count), n in widths.items())
+    if recipe.sequential:
+        forward, gram = PASSES * forward, 3 * gram  # E[x₀ xᵀ] is not symmetric, so it costs two of the others
     factors = sum(2.0 * DOUBLE * n**3 * count / double for (_, count), n in widths.items())
     feedback = sum(
         3.0 * row.matrices * row.out_features * padded_size(row.in_features) ** 2 / single for row in plan.rows

@@ -5,19 +5,16 @@ matrices, and the first one writes.
 """
 
 import time
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..calibration.collect import collect
-from ..calibration.hidden import DEFAULT_BUDGET, HiddenStates
-from ..calibration.sequential import STATES_SHARE
+from ..calibration.hidden import DEFAULT_BUDGET
 from ..calibration.statistics import LayerStatistics
-from ..calibration.store import FILE, Calibration, CalibrationWriter, to_device
+from ..calibration.store import FILE, Calibration, CalibrationWriter
 from ..calibration.text import Windows
 from ..checkpoint.manifest import CONFIG
 from ..checkpoint.output import Output
@@ -27,11 +24,12 @@ from ..memory import return_blocks, reuse_blocks
 from ..models.source import Source
 from ..models.structure import linears
 from ..progress import track
-from ..runs import WORK, refuse_foreign, refuse_full_disk
+from ..runs import refuse_foreign, refuse_full_disk
 from ..team import Team, team
 from .division import quantize_matrices
 from .finish import run_figures, write_rest
 from .layer import QuantizedMatrix
+from .measuring import Measuring, refuse_stored
 from .mixed import mixed_words
 from .parts import LayerPart, part_of
 from .plan import make_plan
@@ -42,7 +40,6 @@ from .subject import (
     Subject,
     about_model,
     circumstances,
-    coding_of,
     open_subject,
     read_windows,
     refuse_other_caches,
@@ -67,7 +64,7 @@ def calibrate(
     """
     group = team()
     reuse_blocks()
-    _refuse_stored(recipe)
+    refuse_stored(recipe)
     group.lead(lambda: refuse_foreign(folder, FILE))
     subject = open_subject(source, device)
     refuse_other_caches(subject, recipe)
@@ -75,8 +72,7 @@ def calibrate(
     about = about_model(subject, recipe, group) | text_of(windows)
     writer = group.lead(lambda: CalibrationWriter(folder, about, circumstances(subject)))
     done = group.lead(lambda: [writer.done(index) for index in range(subject.depth)])
-    hidden = HiddenStates(budget, _spill_folder(folder))
-    stream = collect(subject.weights, windows.ids, coding_of(recipe), done, hidden)
+    stream = Measuring(subject, recipe, None, windows, folder, budget).layers(done)
     try:
         for index, layer in enumerate(track(stream, "calibrating layers", total=subject.depth)):
             if layer is not None:
@@ -127,7 +123,7 @@ def quantize(
     refuse_other_caches(subject, recipe)
     about = about_model(subject, recipe, group)
     if stored is not None:
-        _refuse_stored(recipe)
+        refuse_stored(recipe)
         stored.check(
             about | {name: getattr(recipe, name) for name in ("dataset", "samples", "seqlen") if name in explicit}
         )
@@ -144,7 +140,8 @@ def quantize(
         return finished | run_figures(start)
     try:
         words = mixed_words(subject, recipe, text["dataset"], folder, group)
-        parts = _quantize_layers(subject, recipe, output, _Calibrating(stored, windows, folder, budget), group, words)
+        measuring = Measuring(subject, recipe, stored, windows, folder, budget)
+        parts = _quantize_layers(measuring, output, group, words)
         origin = {**about, **text}
         report = group.lead(lambda: write_rest(output, subject.weights, subject.tokenizer, recipe, parts, origin))
     except NestQuantError:
@@ -154,34 +151,16 @@ def quantize(
     return report | run_figures(start)
 
 
-@dataclass(frozen=True)
-class _Calibrating:
-    """Where statistics come from: a stored calibration, or windows and room for their hidden states."""
-
-    stored: Calibration | None
-    windows: Windows | None
-    folder: Path
-    budget: int
-
-    def hidden(self, share: int = 1) -> HiddenStates:
-        """Room for one tensor a window, with one of `share` parts of the budget."""
-        return HiddenStates(self.budget // share, _spill_folder(self.folder))
-
-
 def _quantize_layers(
-    subject: Subject,
-    recipe: Recipe,
-    output: Output,
-    calibrating: _Calibrating,
-    group: Team,
-    words: dict[str, int] | None,
+    measuring: Measuring, output: Output, group: Team, words: dict[str, int] | None
 ) -> list[LayerPart]:
     """Writes every layer that is not written yet; the parts of all."""
+    subject, recipe = measuring.subject, measuring.recipe
     depth = subject.depth
     written = group.lead(lambda: [output.done(index) for index in range(depth)])
     parts = [LayerPart.from_dict(done) if done else None for done in written]
-    sequence = Sequence(subject, recipe, output, parts, group, words, calibrating.hidden) if recipe.sequential else None
-    stream = _statistics(subject, recipe, calibrating, parts, sequence)
+    sequence = Sequence(subject, recipe, output, parts, group, words, measuring.hidden) if recipe.sequential else None
+    stream = measuring.layers([part is not None for part in parts], None if sequence is None else sequence.sequel)
     for index, statistics in enumerate(track(stream, "quantizing layers", total=depth)):
         if parts[index] is None:
             assert statistics is not None
@@ -222,43 +201,9 @@ def quantize_layer(
         return part_of(prefix, layer, statistics, packed, recipe)
 
 
-def _statistics(
-    subject: Subject,
-    recipe: Recipe,
-    calibrating: _Calibrating,
-    parts: list[LayerPart | None],
-    sequence: Sequence | None,
-) -> Iterator[LayerStatistics | None]:
-    """Statistics of each layer, from disk or on the way; None for a layer that is done already."""
-    done = [part is not None for part in parts]
-    stored, windows = calibrating.stored, calibrating.windows
-    if stored is None:
-        assert windows is not None
-        sequel, share = (None, 1) if sequence is None else (sequence.sequel, STATES_SHARE)
-        yield from collect(subject.weights, windows.ids, coding_of(recipe), done, calibrating.hidden(share), sequel)
-        return
-    for index, finished in enumerate(done):
-        layer = None if finished else stored.layer(index, recipe.shape("act"), recipe.shape("kv"))
-        yield layer and to_device(layer, subject.weights.device)
-
-
 def _refuse_full_disk(subject: Subject, recipe: Recipe, folder: Path, windows: Windows | None, budget: int) -> None:
     """Raises NestQuantError when the checkpoint and the hidden states beyond the budget do not fit the disk."""
     plan = make_plan(subject.source, recipe, subject.weights.model, budget)
     there = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else 0
     spilled = 0 if windows is None else max(0, plan.hidden_bytes - budget)
     refuse_full_disk(folder, max(0, plan.file_bytes - there) + spilled, "the checkpoint")
-
-
-def _refuse_stored(recipe: Recipe) -> None:
-    if recipe.sequential:
-        raise NestQuantError(
-            "a sequential calibration follows the quantization from layer to layer and cannot be stored",
-            "nothing was calibrated",
-            "run 'nestquant quantize --sequential' without a calibration, or leave sequential out",
-        )
-
-
-def _spill_folder(folder: Path) -> Path | None:
-    """Beside the result, whose disk is large; elsewhere only on a machine that does not have the folder."""
-    return folder / WORK if (folder / WORK).is_dir() else None

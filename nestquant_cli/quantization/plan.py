@@ -92,9 +92,9 @@ def make_plan(
     weights = sum(row.matrices * row.out_features * row.in_features for row in rows)
     parameters = _parameters(model)
     total = sum(row.bytes for row in rows) + item * (parameters - weights)
-    hidden = recipe.samples * recipe.seqlen * model.config.get_text_config(decoder=True).hidden_size * item
+    hidden = recipe.samples * recipe.seqlen * _kept_width(model, decoder, recipe.sequential) * item
     streamed = source.kind in ("folder", "hub")
-    memory = _memory(model, decoder, streamed) + min(hidden, budget)
+    memory = _memory(model, decoder, streamed, recipe.sequential) + min(hidden, budget)
     if recipe.tune is not None:
         memory = max(memory, _tuning_memory(model, rows, total, TuneSettings.from_dict(recipe.tune)))
     return Plan(rows, len(decoder.layers), weights, parameters, total, hidden, streamed, memory)
@@ -110,14 +110,23 @@ def _row(name: str, count: int, out_features: int, in_features: int, recipe: Rec
     return PlanRow(name, count, out_features, in_features, one * 8 / (out_features * in_features), count * one)
 
 
-def _memory(model: PreTrainedModel, decoder: Decoder, streamed: bool) -> int:
+def _kept_width(model: PreTrainedModel, decoder: Decoder, sequential: bool) -> int:
+    """Entries that are kept of a token: a hidden state; sequentially two, and at most the inputs of all Linears of one
+    layer."""
+    width: int = model.config.get_text_config(decoder=True).hidden_size
+    if not sequential:
+        return width
+    return 2 * width + max(sum(linear.in_features for linear in linears(layer).values()) for layer in decoder.layers)
+
+
+def _memory(model: PreTrainedModel, decoder: Decoder, streamed: bool, sequential: bool) -> int:
     """The libraries, the weights that are held, and the larger of embedding text and working on one layer."""
     item = model.dtype.itemsize
     layer = max(decoder.layers, key=_parameters)
     one = item * _parameters(layer)
     around = item * (_parameters(model) - sum(map(_parameters, decoder.layers)))
     widths = [padded_size(linear.in_features) for linear in linears(layer).values()]
-    sums = 4 * sum(n**2 for n in set(widths)) + 4 * max(widths) ** 2
+    sums = 4 * sum(n**2 for n in set(widths)) + (16 if sequential else 4) * max(widths) ** 2
     work = sums + max(
         FACTORS * n**2 + 4 * ROW_COPIES * n * rows
         for n, rows in zip(widths, (linear.out_features for linear in linears(layer).values()), strict=True)

@@ -58,3 +58,10 @@ def test_tuning_holds_two_models(tiny_model_folder: Path) -> None:
     source = resolve(str(tiny_model_folder))
     short, long = (make_plan(source, Recipe(samples=1, tune={"seqlen": n})).memory_bytes for n in (1 << 16, 1 << 17))
     assert make_plan(source, Recipe(samples=1)).memory_bytes < short < long
+
+
+def test_a_sequential_calibration_keeps_more(tiny_model_folder: Path) -> None:
+    source, weights = resolve(str(tiny_model_folder)), {"act_bits": 16, "kv_bits": 16}
+    plain, sequential = (make_plan(source, Recipe(sequential=way, **weights)) for way in (False, True))
+    assert sequential.hidden_bytes > 5 * plain.hidden_bytes and sequential.memory_bytes > plain.memory_bytes
+    assert sequential.rows == plain.rows and sequential.file_bytes == plain.file_bytes
