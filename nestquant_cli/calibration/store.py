@@ -93,7 +93,8 @@ class Calibration:
     def check(self, wanted: dict[str, Any]) -> None:
         """Raises NestQuantError when the calibration is of something else than `wanted`, naming the difference."""
         for name, value in wanted.items():
-            not_needed = value is None and name.endswith("_code")  # what stays in 16 bits asks nothing of a calibration
+            # what stays in 16 bits asks nothing of a calibration
+            not_needed = value is None and (name.endswith("_code") or name == "centering")
             if self.about.get(name) != value and not not_needed:
                 raise NestQuantError(
                     f"{self.folder} was calibrated with {name} {_short(self.about.get(name))}, not {_short(value)}",

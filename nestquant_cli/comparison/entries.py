@@ -63,11 +63,13 @@ def _joint(one: Recipe, other: Recipe) -> Recipe | None:
     for name in ("dataset", "samples", "seqlen", "seed", "rotation"):
         if getattr(one, name) != getattr(other, name):
             return None
-    if one.rotation == "learned":
-        return None  # its rotation is made for the recipe's own codes
+    if one.rotation == "learned" or one.sequential or other.sequential:
+        return None  # made for the recipe's own codes
     coded = [recipe for recipe in (one, other) if recipe.shape("act") or recipe.shape("kv")]
     if len(coded) < 2:
         return coded[0] if coded else one
+    if one.centering != other.centering:
+        return None
     taken: dict[str, Any] = {}
     for part in ("act", "kv"):
         shapes = one.shape(part), other.shape(part)

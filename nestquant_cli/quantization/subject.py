@@ -78,13 +78,14 @@ def about_model(subject: Subject, recipe: Recipe, group: Team) -> dict[str, Any]
     """What a calibration must share with the quantization that uses it."""
     shapes = {part: recipe.shape(part) for part in ("act", "kv")}
     codes = {f"{part}_code": shape and _code_key(shape) for part, shape in shapes.items()}
+    coded = any(shape is not None for shape in shapes.values())
     sha256 = group.lead(lambda: fingerprint(subject.source))
     return {
         "model_sha256": sha256,
         "seed": recipe.seed,
         "rotation": recipe.rotation,
         "reflections": recipe.reflections if recipe.rotation == "learned" else 0,
-        "centering": recipe.centering,
+        "centering": recipe.centering if coded else None,
         **codes,
         "nestquant": __version__,
     }

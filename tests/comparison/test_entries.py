@@ -31,9 +31,13 @@ def test_what_needs_the_same_statistics_shares_them() -> None:
         fewer=Recipe(**W4, samples=4),
         learned=Recipe(**W4, rotation="learned"),
         learned2=Recipe(**W4, rotation="learned"),
+        uncentered=Recipe(centering=False),
+        sequential=Recipe(**W4, sequential=True),
+        sequential2=Recipe(**W4, sequential=True),
+        plain=Recipe(**W4, centering=False),
     )
-    assert found[0] == {"w4", "rtn", "all", "acts"}
-    assert [len(group) for group in found[1:]] == [1] * (len(found) - 1) == [1] * 7
+    assert found[0] == {"w4", "rtn", "all", "acts", "plain"}
+    assert [len(group) for group in found[1:]] == [1] * (len(found) - 1) == [1] * 10
 
 
 def test_keys_and_activations_of_two_recipes_are_measured_together() -> None:
