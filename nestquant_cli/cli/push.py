@@ -14,9 +14,7 @@ RepoArgument = Annotated[
 ]
 BaseOption = Annotated[
     str | None,
-    typer.Option(
-        "--base-model", metavar="ID", help="Hub id of the original.", show_default="the baseline of --results"
-    ),
+    typer.Option("--base-model", metavar="ID", help="Hub id of the original.", show_default="what it was made from"),
 ]
 LicenseOption = Annotated[
     str | None,

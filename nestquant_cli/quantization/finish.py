@@ -36,7 +36,7 @@ def write_rest(
         tokenizer: saved beside it.
         recipe: of this quantization.
         parts: of all layers in order.
-        origin: what it was made from: hashes of model and calibration text.
+        origin: what it was made from: hashes of model and calibration text, and the model's Hub id if it has one.
     """
     model = weights.model
     if output.done(output.parts - 1) is None:

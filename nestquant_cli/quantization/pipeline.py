@@ -142,7 +142,7 @@ def quantize(
         words = mixed_words(subject, recipe, text["dataset"], folder, group)
         measuring = Measuring(subject, recipe, stored, windows, folder, budget)
         parts = _quantize_layers(measuring, output, group, words)
-        origin = {**about, **text}
+        origin = {**about, **text, "base_model": source.path if source.kind == "hub" else None}
         report = group.lead(lambda: write_rest(output, subject.weights, subject.tokenizer, recipe, parts, origin))
     except NestQuantError:
         if group.leads:

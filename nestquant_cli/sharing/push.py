@@ -27,7 +27,8 @@ class PushOptions:
     Attributes:
         folder: of the checkpoint.
         repo: Hub id to push to.
-        base: Hub id of the base model; None takes the baseline of the results.
+        base: Hub id of the base model; None takes the one that the checkpoint was made from, else the baseline of the
+            results.
         license: of the base model; None asks the Hub.
         results: JSON files of evaluations.
         public: make the repository public once everything is there.
@@ -67,9 +68,10 @@ def push(options: PushOptions, api: Any = None) -> list[str]:
     api = hub_api() if api is None else api
     verify(options.folder).refuse()
     measured, commands, baseline = read_results(options.results, fingerprint(resolve(str(options.folder))))
-    origin = _origin(options, options.base or baseline, api)
+    inspection = inspect(options.folder)
+    origin = _origin(options, options.base or inspection.recipe.get("base_model") or baseline, api)
     files = sorted({*open_checkpoint(options.folder)["files"], MANIFEST, "config.json", CARD})
-    write_text(options.folder / CARD, model_card(options.repo, origin, inspect(options.folder), measured, commands))
+    write_text(options.folder / CARD, model_card(options.repo, origin, inspection, measured, commands))
     if options.dry_run:
         return files
     _call(lambda: api.create_repo(repo_id=options.repo, private=True, exist_ok=True))
