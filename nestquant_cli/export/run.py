@@ -27,6 +27,7 @@ from .scheme import Scheme, cannot, matrix_tensors, scheme_of, transform_name, t
 
 FORMAT = "compressed-tensors"
 _OURS = {CONFIG, INDEX, MANIFEST, REPORT, NOTE}  # files that the export has of its own
+_NOT_COPIED = (".safetensors", ".py")  # weights, and code, which is for the format that the folder came in
 _Places = dict[str, tuple[Path, Entry]]  # file and place of every tensor
 
 
@@ -60,9 +61,8 @@ def export(folder: Path, output: Path) -> Exported:
     check_checkpoint(folder)
     config = read_json(folder / CONFIG)
     model = _model(folder)
-    others = [
-        name for name, each in model.named_modules() if isinstance(each, nn.Linear) and name not in layout.linears
-    ]
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    others = [name for name in linears if name not in layout.linears]
     groups = transforms(layout, others)
     places = _places(folder)
     _refuse_full_disk(output, layout, scheme, places)
@@ -132,7 +132,7 @@ def _refuse_full_disk(output: Path, layout: Layout, scheme: Scheme, places: _Pla
 
 def _add_files(place: Path, folder: Path, base: str, scheme: Scheme, groups: dict[str, Any]) -> None:
     for name in open_checkpoint(folder)["files"]:
-        if not name.endswith(".safetensors") and name not in _OURS:
+        if not name.endswith(_NOT_COPIED) and name not in _OURS:
             shutil.copyfile(folder / name, place / name)
     write_text(place / NOTE, note(scheme.bits, groups))
     if groups:

@@ -15,6 +15,7 @@ from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_in
 from transformers import LlamaConfig, dynamic_module_utils
 
 from nestquant_cli.checkpoint.manifest import MANIFEST, file_problem
+from nestquant_cli.checkpoint.output import Output
 from nestquant_cli.modules.attach import quantized_linears
 from tests.families import (
     Outcome,
@@ -96,6 +97,38 @@ def test_the_same_integers_and_the_same_logits(
     manifest = json.loads((tmp_path / "export" / MANIFEST).read_text())
     assert all(file_problem(tmp_path / "export", name, entry) is None for name, entry in manifest["files"].items())
     assert "modeling_export.py" in manifest["files"] and "tokenizer.json" in manifest["files"]
+
+
+def test_transformers_alone_does_not_apply_the_transforms(
+    nestquant: Callable[..., Outcome], checkpoint: Path, tmp_path: Path
+) -> None:
+    assert nestquant("export", checkpoint, "--output", tmp_path / "export")[0] == 0
+    apart = relative_error(logits(load(tmp_path / "export"), IDS), logits(load(checkpoint), IDS))
+    assert apart > 0.3, "docs/export.md says that they are not applied without trust_remote_code"
+
+
+def test_an_interrupted_export_goes_on_to_the_same_bytes(
+    nestquant: Callable[..., Outcome], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert nestquant("export", checkpoint, "--output", tmp_path / "whole")[0] == 0
+    written, write = [], Output.write
+
+    def failing(self: Output, number: int, *rest: Any) -> None:
+        if number == 2:
+            raise OSError(28, "No space left on device")
+        written.append(number)
+        write(self, number, *rest)
+
+    monkeypatch.setattr(Output, "write", failing)
+    code, _, error = nestquant("export", checkpoint, "--output", tmp_path / "begun")
+    assert code == 2 and "no space left" in tell(error) and not (tmp_path / "begun" / "config.json").exists()
+    monkeypatch.setattr(
+        Output, "write", lambda self, number, *rest: (written.append(number), write(self, number, *rest))
+    )
+    assert nestquant("export", checkpoint, "--output", tmp_path / "begun")[0] == 0
+    assert written == [0, 1, 2, 3]
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert whole == {path.name: path.read_bytes() for path in (tmp_path / "begun").iterdir()}
 
 
 def test_integers_in_groups_keep_their_bits(
