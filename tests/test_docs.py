@@ -37,6 +37,7 @@ def test_every_command_is_in_the_reference_and_the_readme(script: ModuleType) ->
     for command in app.registered_commands:
         assert f"## nestquant {command.name}\n" in script.reference()
         assert f"nestquant {command.name}" in readme
+    assert all(f"docs/{page.name})" in readme for page in (ROOT / "docs").glob("*.md"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -76,6 +77,23 @@ def test_options_in_the_text_exist(page: Path) -> None:
     for passage in re.findall(r"`(-[^`]*)`", page.read_text(encoding="utf-8")):
         for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", passage):
             assert option in known, option
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_scripts_of_a_page_take_their_options(page: Path) -> None:
+    text = re.sub(r" *\\\n\s*", " ", page.read_text(encoding="utf-8"))
+    for script, rest in re.findall(r"^    (?:\w+=\S+ )*python (scripts/\w+\.py)(.*)$", text, re.M):
+        source = (ROOT / script).read_text(encoding="utf-8")
+        for option in re.findall(r"(?<!\S)--[\w-]+", rest.split("#")[0]):
+            assert f'"{option}"' in source, (script, option)
+
+
+def test_the_comparison_has_the_figures_of_the_page_that_measured_them() -> None:
+    measured = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+    compared = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    of_quality = re.findall(r"^\| `([\w-]+\.yaml)` \| ([\d.]+) \| ([\d.]+) ±[^|]*\| ([\d.]+) ±", measured, re.M)
+    of_page = re.findall(r"^\| [^|]+ \| `([\w-]+\.yaml)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", compared, re.M)
+    assert sorted(of_page) == sorted(of_quality) and len(of_page) == 8
 
 
 @pytest.fixture
