@@ -1,16 +1,22 @@
-"""The documentation agrees with the program: the command reference word for word, and every option is in it."""
+"""The documentation agrees with the program: its commands run, its options exist, its links lead somewhere."""
 
 import importlib.util
+import io
 import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import typer
 
 from nestquant_cli.cli.main import app
+from tests.doc_commands import PAGES, ROOT, commands, smaller
+from tests.families import in_process
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OF_OTHERS = {"--no-deps", "--nproc-per-node"}  # options of other programs
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +37,7 @@ def test_every_command_is_in_the_reference_and_the_readme(script: ModuleType) ->
     for command in app.registered_commands:
         assert f"## nestquant {command.name}\n" in script.reference()
         assert f"nestquant {command.name}" in readme
+    assert all(f"docs/{page.name})" in readme for page in (ROOT / "docs").glob("*.md"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -39,12 +46,81 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
+def parse(words: Sequence[str]) -> None:
+    """By the program's own parser, which raises for what it does not know; nothing is run."""
+    program: Any = typer.main.get_command(app)
+    if words[0].startswith("-"):
+        assert any(words[0] in each.opts for each in program.params), words
+    else:
+        program.commands[words[0]].make_context(words[0], list(words[1:]))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_and_options_in_the_text_exist(script: ModuleType, page: Path) -> None:
-    sections = dict(re.findall(r"^## nestquant ([\w-]+)\n(.*?)(?=^## |\Z)", script.reference(), re.M | re.S))
-    everywhere = {"--help", "--debug", "--quiet", "--log-format"}
-    for line in re.findall(r"^    nestquant ([a-z][\w-]* .*)$", page.read_text(encoding="utf-8"), re.M):
-        command, rest = line.split(" ", 1)
-        assert command in sections, line
-        for option in re.findall(r"(?<!\S)--[\w-]+", rest.split("#")[0].split(";")[0]):
-            assert option in everywhere or re.search(rf"{option}[ `/]", sections[command]), (command, option)
+def test_the_program_takes_the_commands_of_a_page(page: Path) -> None:
+    for command in commands(page):
+        parse(command.words)
+
+
+def test_an_option_or_a_command_that_has_gone_is_noticed() -> None:
+    with pytest.raises(Exception, match="No such option"):
+        parse(["eval-ppl", "MODEL", "--gone", "3"])
+    with pytest.raises(KeyError):
+        parse(["gone", "MODEL"])
+    assert len({command.words for page in PAGES for command in commands(page)}) > 30, "few commands are found"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_in_the_text_exist(page: Path) -> None:
+    program: Any = typer.main.get_command(app)
+    params = [each for command in [program, *program.commands.values()] for each in command.params]
+    known = {option for each in params for option in (*each.opts, *each.secondary_opts)} | {"--help"} | OF_OTHERS
+    for passage in re.findall(r"`(-[^`]*)`", page.read_text(encoding="utf-8")):
+        for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", passage):
+            assert option in known, option
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_scripts_of_a_page_take_their_options(page: Path) -> None:
+    text = re.sub(r" *\\\n\s*", " ", page.read_text(encoding="utf-8"))
+    for script, rest in re.findall(r"^    (?:\w+=\S+ )*python (scripts/\w+\.py)(.*)$", text, re.M):
+        source = (ROOT / script).read_text(encoding="utf-8")
+        for option in re.findall(r"(?<!\S)--[\w-]+", rest.split("#")[0]):
+            assert f'"{option}"' in source, (script, option)
+
+
+def test_the_comparison_has_the_figures_of_the_page_that_measured_them() -> None:
+    measured = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+    compared = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    of_quality = re.findall(r"^\| `([\w-]+\.yaml)` \| ([\d.]+) \| ([\d.]+) ±[^|]*\| ([\d.]+) ±", measured, re.M)
+    of_page = re.findall(r"^\| [^|]+ \| `([\w-]+\.yaml)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", compared, re.M)
+    assert sorted(of_page) == sorted(of_quality) and len(of_page) == 8
+
+
+@pytest.fixture
+def places(
+    talking: Path, talking_packed: Path, tiny_text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
+    """What stands for the names in the text, in a folder that is the working folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tuning.yaml").write_text("tune: {steps: 2, checks: 1, held_out: 1, seqlen: 32}\n", encoding="utf-8")
+    copy = shutil.copytree(talking_packed, tmp_path / "packed")  # `push` writes a card into it
+    (tmp_path / "out").mkdir()
+    own = {"MODEL": talking, "CKPT": copy, "TEXT": tiny_text_file, "OUT": "out", "TUNING": "tuning.yaml"}
+    return {name: str(place) for name, place in own.items()}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(each.offline for each in commands(page))], ids=str)
+def test_the_commands_of_a_page_run(
+    page: Path,
+    places: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    run, done = in_process(capfd, monkeypatch), set()
+    for number, command in enumerate(each for each in commands(page) if each.offline):
+        words = smaller(command, places)
+        if tuple(words) not in done:
+            done.add(tuple(words))
+            monkeypatch.setattr("sys.stdin", io.StringIO("What is even?\n"))
+            code, _, error = run(*(f"new-{number}" if word == "NEW" else word for word in words))
+            assert code == 0, (command.text, error)

@@ -17,6 +17,7 @@ from .chat import chat
 from .compare import compare
 from .eval_ppl import eval_ppl
 from .eval_tasks import eval_tasks
+from .export import export_checkpoint
 from .generate import generate
 from .inspect import inspect_checkpoint
 from .log import LogFormat
@@ -68,6 +69,7 @@ app.command("inspect")(inspect_checkpoint)
 app.command("verify")(verify_checkpoint)
 app.command("report")(report_checkpoint)
 app.command("push")(push_checkpoint)
+app.command("export")(export_checkpoint)
 
 
 def _print_version(wanted: bool) -> None:

@@ -93,7 +93,14 @@ def _folder(path: Path) -> Source:
         raise NestQuantError(f"{path / 'config.json'} is not a JSON object", NOT_LOADED, "copy the model again")
     refuse_non_decoders(name, config)
     quantization = config.get("quantization_config")
-    packed = isinstance(quantization, dict) and quantization.get("quant_method") == "nestquant"
+    quantization = quantization if isinstance(quantization, dict) else {}
+    if quantization.get("transform_config"):
+        raise NestQuantError(
+            f"{path} is an export whose inputs are transformed by code of its own",
+            NOT_LOADED,
+            "give the packed checkpoint that it was made from",
+        )
+    packed = quantization.get("quant_method") == "nestquant"
     return Source("packed" if packed else "folder", str(path), None, name)
 
 

@@ -1,0 +1,45 @@
+"""`nestquant export`: a packed checkpoint in a format of other tools."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import console
+from .config import ConfigOption, tell_settings
+from .options import CheckpointArgument, FolderOption
+
+
+class Format(str, Enum):
+    """The format to write."""
+
+    compressed_tensors = "compressed-tensors"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="Format to write.")]
+
+
+def export_checkpoint(
+    context: typer.Context,
+    checkpoint: CheckpointArgument,
+    format: FormatOption = Format.compressed_tensors,
+    output: FolderOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write a packed checkpoint for tools that know nothing of lattices: the same integers and scales, to the bit.
+
+    A nested code takes 8 bits a weight there. Weights only: activations, keys and values stay in 16 bits.
+    """
+    from ..export.run import export
+
+    folder = output if output is not None else Path(f"{checkpoint.absolute().name}-{format.value}")
+    console.note(f"writing the integers of {checkpoint} to {folder} in the {format.value} format")
+    tell_settings(context)
+    written = export(checkpoint, folder)
+    if written.left_out:
+        console.line(f"{' and '.join(written.left_out)} stay in 16 bits in the export")
+    console.line(f"{written.matrices} matrices of {written.bits}-bit integers")
+    if written.transforms:
+        console.line("load it with trust_remote_code=True: transformers itself does not apply its input transforms")
+    console.ending(folder)

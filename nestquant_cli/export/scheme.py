@@ -1,0 +1,166 @@
+"""How the compressed-tensors format says what a packed checkpoint holds: integers, scales, transforms of inputs.
+
+A weight is W·Rᵀ = diag(scale)·V with V integer, so V is stored as the format's symmetric integers and the scales as its
+scales. R is an online transform of the input: x becomes R x in front of the product. What cannot be said is refused.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..codecs.digits import pack_digits
+from ..codecs.integer import IntegerCode
+from ..errors import NestQuantError
+from ..kernels import for_device
+from ..lattice.code import NestedCode
+from ..modules.inputs import padded_size
+from ..modules.layout import Layout, LinearLayout
+from ..rotation.orders import block_orders
+from ..rotation.transform import rotation
+
+HADAMARD, DENSE = "rotation", "rotation_dense"  # names of the transforms; modules get one as `NAME_input`
+INT8_BITS = 8
+_WORD = 32  # bits of the integers that digits are packed into; so many digits fill whole ones at any width
+_LARGEST_KNOWN = (
+    256  # the format knows Hadamard matrices of 1, 2 and the multiples of 4 up to this, times powers of two
+)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """The integers of all matrices.
+
+    Attributes:
+        bits: of one.
+        group: entries of a row with a scale of their own; None for a scale a row.
+    """
+
+    bits: int
+    group: int | None
+
+    def weights(self) -> dict[str, Any]:
+        """The format's arguments for weights."""
+        strategy = {"strategy": "channel"} if self.group is None else {"strategy": "group", "group_size": self.group}
+        return {"num_bits": self.bits, "type": "int", "symmetric": True, "dynamic": False, **strategy}
+
+
+def scheme_of(layout: Layout) -> Scheme:
+    """The scheme of a layout.
+
+    Raises:
+        NestQuantError: the format has none for it.
+    """
+    if layout.weight_shape is None:
+        raise cannot("its weights are in 16 bits", "export a checkpoint with quantized weights")
+    if layout.reflections:
+        raise cannot("its rotations are learned, one for each input", "quantize with --rotation hadamard")
+    schemes = {_scheme(name, linear, layout) for name, linear in layout.linears.items()}
+    if len(schemes) != 1:
+        raise cannot("its matrices have integers of several widths", "quantize with one code for all")
+    return schemes.pop()
+
+
+def _scheme(name: str, linear: LinearLayout, layout: Layout) -> Scheme:
+    code = layout.code_of(linear)
+    if layout.rotation != "none" and linear.in_features != padded_size(linear.in_features):
+        what = f"{name} has {linear.in_features} inputs, which are padded to a multiple of 8 and then rotated"
+        raise cannot(what, "quantize with --rotation none")
+    if isinstance(code, IntegerCode):
+        if not code.symmetric:
+            raise cannot("its integers have zero points", "quantize with symmetric integers")
+        if code.group is not None and linear.in_features % code.group:
+            raise cannot(
+                f"groups of {code.group} do not divide the {linear.in_features} inputs of {name}", "use another"
+            )
+        return Scheme(code.bits, code.group)
+    if isinstance(code, NestedCode) and code.int8:
+        return Scheme(INT8_BITS, None)
+    what = "entries beyond int8" if isinstance(code, NestedCode) else "no integers with a scale a row"
+    raise cannot(f"{name} has {what}", "quantize with at most 4.25 bits by the method nestquant or integer")
+
+
+def cannot(cause: str, remedy: str) -> NestQuantError:
+    """The error for what the format cannot say."""
+    what = f"the compressed-tensors format cannot hold this checkpoint: {cause}"
+    return NestQuantError(what, "nothing was written", remedy)
+
+
+def matrix_tensors(
+    name: str, linear: LinearLayout, layout: Layout, scheme: Scheme, stored: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A packed matrix as the format has it.
+
+    Args:
+        stored: its tensors in the packed checkpoint, by the name that follows that of the Linear.
+
+    Returns:
+        `weight_packed` (out, ⌈in·bits/32⌉) int32, `weight_scale` (out, 1 or groups) bfloat16, `weight_shape` (2) int64,
+        by full name.
+    """
+    V = integers(linear, layout, stored)
+    scale = stored["row_scale"].view(torch.bfloat16)
+    return {
+        f"{name}.weight_packed": packed_integers(V, scheme.bits),
+        f"{name}.weight_scale": scale[:, None] if scheme.group is None else scale,
+        f"{name}.weight_shape": torch.tensor(V.shape),
+    }
+
+
+def integers(linear: LinearLayout, layout: Layout, stored: Mapping[str, Tensor]) -> Tensor:
+    """V (out_features, in_features) int8 of a matrix that `scheme_of` accepts, without padding."""
+    code, padded = layout.code_of(linear), padded_size(linear.in_features)
+    if isinstance(code, IntegerCode):
+        V = code.decode(stored["words"], None, padded)
+    else:
+        assert isinstance(code, NestedCode)
+        V = for_device(stored["words"].device).unpack(stored["words"], padded, code)
+    return V[:, : linear.in_features]
+
+
+def packed_integers(V: Tensor, bits: int) -> Tensor:
+    """V (rows, columns) int8 as the format packs it: digits v + 2^(bits−1), digit j of a row at its bit bits·j."""
+    digits = (V.to(torch.int16) + (1 << (bits - 1))).to(torch.uint8)
+    digits = F.pad(digits, (0, -V.shape[1] % _WORD))
+    words = pack_digits(digits, bits).view(torch.int32)
+    return words[:, : -(-V.shape[1] * bits // _WORD)].contiguous()
+
+
+def transforms(layout: Layout, others: list[str]) -> dict[str, dict[str, Any]]:
+    """`config_groups` of the format's transform config, empty without a rotation.
+
+    Args:
+        others: names of the model's Linears that are not quantized.
+    """
+    if layout.rotation == "none":
+        return {}
+    names: dict[str, list[str]] = {}
+    for name, linear in layout.linears.items():
+        names.setdefault(transform_name(linear.in_features), []).append(name)
+    types = {HADAMARD: "random-hadamard", DENSE: "random-matrix"}
+    groups = {}
+    for name, targets in sorted(names.items()):
+        which = {"targets": ["Linear"], "ignore": others} if len(names) == 1 else {"targets": targets}
+        groups[name] = {"type": types[name], "precision": "torch.float32", "apply": [which | {"location": "input"}]}
+    return groups
+
+
+def transform_name(width: int) -> str:
+    """HADAMARD where R is one Hadamard matrix of an order that the format knows; else DENSE."""
+    odd = width // (width & -width)
+    known = width <= 2 or odd == 1 or (width % 4 == 0 and 4 * odd <= _LARGEST_KNOWN)
+    return HADAMARD if known and len(block_orders(width)) == 1 else DENSE
+
+
+def transform_weight(width: int, seed: int) -> Tensor:
+    """What the format multiplies an input by from the right, (width, width): Rᵀ, times √width where it divides by that.
+
+    The entries of the second kind are ±1, so bfloat16 holds them; the others are float32.
+    """
+    R = rotation(width, seed).matrix()
+    if transform_name(width) == DENSE:
+        return R.t().contiguous()
+    return torch.sign(R).t().to(torch.bfloat16).contiguous()

@@ -1,0 +1,28 @@
+"""The script that draws the pictures of the documentation."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from nestquant_cli.lattice.rates import BEST
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_every_picture_is_drawn_and_used(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.spec_from_file_location("make_figures", ROOT / "scripts" / "make_figures.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "DPI", 30)
+    monkeypatch.setattr(script, "TOKENS", 64)
+    script.main(["--model", str(tiny_model_folder), "--output", str(tmp_path)])
+    drawn = sorted(path.name for path in tmp_path.iterdir())
+    assert drawn == sorted(path.name for path in (ROOT / "docs" / "figures").iterdir()) and len(drawn) == 4
+    text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))
+    assert all(f"figures/{name})" in text for name in drawn)
+    assert 0.0039 < BEST[32][3] < script.uniform_error(4) < 0.012
+    assert [row[0] for row in script.measured()][:2] == ["unquantized", "w4"] and len(script.measured()) == 9
