@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,9 +71,21 @@ def smaller(command: Command, places: dict[str, str]) -> list[str]:
             stand for.
     """
     name, *rest = command.words
-    words = [name, *(_local(before, word, places) for before, word in zip(["", *rest], rest, strict=False))]
+    rest = [",".join(_few(word.split(","), rest)) if before == "--recipes" else word for before, word in pairs(rest)]
+    words = [name, *(_local(before, word, places) for before, word in pairs(rest))]
     extra = SMALLER[name].split() + (["--config", "TUNING"] if "--tune" in rest else [])
     return words + [places.get(word, word) for word in extra]
+
+
+def pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Each word behind the one before it."""
+    return list(zip(["", *words], words, strict=False))
+
+
+def _few(recipes: list[str], words: Sequence[str]) -> list[str]:
+    """Two of the recipes, and the one that they are compared with."""
+    against = [word for before, word in pairs(words) if before == "--against"]
+    return [each for each in recipes if Path(each).stem in against or each in recipes[-2:]]
 
 
 def _local(before: str, word: str, places: dict[str, str]) -> str:
