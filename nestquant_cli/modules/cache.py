@@ -8,6 +8,7 @@ more tokens; a single new token looks at packed keys and values (see packed_atte
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -47,7 +48,7 @@ class _Packed(DynamicLayer):
         values = self._grow(self.values, value_states, self.codes.values)
         self.keys, self.values = self._kept(keys[0]), self._kept(values[0])
         self._count(key_states.shape[-2])
-        return keys[1], values[1]
+        return _straight_through(keys[1], key_states), _straight_through(values[1], value_states)
 
     def _grow(self, stored: Tensor, states: Tensor, scaled: VectorCode) -> tuple[Tensor, Tensor]:
         """The packed tokens with new ones, and those of them to be looked at, decoded or to be decoded when needed."""
@@ -68,6 +69,14 @@ class _Packed(DynamicLayer):
 
     def _count(self, new: int) -> None:
         """Called with the number of tokens that came."""
+
+
+def _straight_through(seen: Tensor, states: Tensor) -> Tensor:
+    """What is seen (…, tokens, size), the last tokens of it as differentiable as the new states that they are."""
+    if not (torch.is_grad_enabled() and states.requires_grad):
+        return seen
+    nothing = states - states.detach()
+    return seen + F.pad(nothing, (0, 0, seen.shape[-2] - states.shape[-2], 0))
 
 
 class PackedLayer(_Packed):
