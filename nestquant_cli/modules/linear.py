@@ -16,6 +16,7 @@ from ..kernels.int8 import integer_product
 from ..lattice.code import BLOCK, NestedCode
 from .inputs import InputQuantizer
 from .joined import Joined, takes
+from .operators import enlist, linear
 from .product import PANEL, packed_product, product
 from .words import join_indices, multiplier_indices, split_indices
 
@@ -54,6 +55,7 @@ class QuantizedLinear(nn.Linear):
         nn.Module.__init__(self)  # without the weight of a Linear
         self.in_features, self.out_features, self.source, self.code = in_features, out_features, source, code
         self.dtype = dtype
+        self._number = enlist(self)
         self._joined: tuple[Tensor, Joined, int] | None = None
         self._shifted: tuple[Tensor, Tensor] | None = None
         if code is None:
@@ -136,6 +138,9 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) to (..., out_features), in x's dtype."""
+        if torch.compiler.is_compiling():
+            compiled: Tensor = linear(x, self._number)
+            return compiled
         if torch.is_grad_enabled():
             bias = self._parameters["bias"]
             if x.requires_grad or (bias is not None and bias.requires_grad):
@@ -198,6 +203,10 @@ class QuantizedLinear(nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_joined": None, "_shifted": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._number = enlist(self)
 
     def _rows(self, start: int, stop: int) -> Tensor:
         assert self.code is not None
