@@ -30,6 +30,7 @@ class SavesWhole:
             (folder / MANIFEST).unlink(missing_ok=True)
             write_loader(folder)
             model["config"].auto_map = dict(AUTO_MAP)
+        settings.setdefault("save_original_format", False)  # the manifest has the names that the model has
         super().save_pretrained(folder, is_main_process, *arguments, **settings)  # type: ignore[misc]
         quantizer = model.get("hf_quantizer")
         if is_main_process and not adapters and quantizer is not None and quantizer.report is not None:

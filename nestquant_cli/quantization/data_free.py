@@ -30,7 +30,7 @@ from .finish import quantization_report
 from .parts import LayerPart, join_layouts, part_of
 from .recipe import Recipe
 
-_SAMPLE = 1 << 18  # entries that a code is fitted to
+_SAMPLE = 1 << 16  # entries that a code is fitted to
 _PROBE = 8  # tokens of the forward that shows which Linears share an input
 
 
