@@ -45,7 +45,11 @@ def test_a_saved_model_is_a_whole_checkpoint(tied: Path, tmp_path: Path, setting
     again = load_model(resolve(str(tmp_path)))
     assert same(again, load(tied))
     again.save_pretrained(tmp_path / "third", **settings)
-    assert read_json(tmp_path / "third" / MANIFEST) == read_json(tmp_path / MANIFEST)
+    hashes = [
+        {name: entry["sha256"] for name, entry in read_json(place / MANIFEST)["tensors"].items()}
+        for place in (tmp_path, tmp_path / "third")
+    ]
+    assert hashes[0] == hashes[1]
 
 
 def test_tied_embeddings_are_saved_once(tied: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("sample_piqa", "sample_arc_easy")
 
 
+@pytest.mark.slow
 def test_the_stock_command_scores_as_eval_tasks(
     talking_packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
