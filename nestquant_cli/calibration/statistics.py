@@ -43,7 +43,8 @@ class InputStatistics:
 
     Attributes:
         members: names of the Linears that take it, in the layer.
-        hessian: (n, n) float32, E[x xᵀ] per token; n is padded to a multiple of 8.
+        hessian: (n, n) float32, E[x xᵀ] per token; n is padded to a multiple of 8. (n,) is a diagonal, which serves
+            where nothing is fed back.
         noise: (n,) float32, E[z²] per token; zero where activations stay in 16 bits.
         code: of the activations, or None.
         dead: channels of the input, before the rotation, that were zero on all calibration text.

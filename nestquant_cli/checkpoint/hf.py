@@ -10,33 +10,56 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ..errors import NestQuantError
+from ..files import read_json
 from ..modules.layout import QUANT_METHOD, Layout
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from ..quantization.recipe import Recipe
+
 
 @register_quantization_config(QUANT_METHOD)
 class NestQuantConfig(QuantizationConfigMixin):
-    """`quantization_config` of a packed checkpoint: the layout of the packed modules and the recipe they were made by.
+    """`quantization_config` of a packed checkpoint; with `bits` as a number, the wish to quantize a model on loading.
 
     Args:
         layout: as in `modules.layout`, JSON-ready.
         recipe: settings of the quantization, for people to read; nothing is computed from it.
-        bits: nominal bits of weights, activations and keys and values, for people to read.
+        bits: nominal bits of weights, activations and keys and values, for people to read; or the bits of the weights
+            of a model that is to be quantized without calibration.
+        act_bits, kv_bits: of activations and of keys and values of such a model.
+        seed: of its rotation signs and fits.
+
+    Raises:
+        NestQuantError: there is no code with so many bits.
+
+    Example:
+        >>> AutoModelForCausalLM.from_pretrained("org/model", quantization_config=NestQuantConfig(bits=4))
     """
 
     def __init__(
         self,
         layout: dict[str, Any] | None = None,
         recipe: dict[str, Any] | None = None,
-        bits: dict[str, float] | None = None,
+        bits: dict[str, float] | float | None = None,
+        act_bits: float = 16,
+        kv_bits: float = 16,
+        seed: int = 0,
         **_: Any,
     ) -> None:
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]
-        self.bits = bits or {}
         self.recipe = recipe or {}
         self.layout = layout or {}
+        self.wanted: Recipe | None = None
+        self.bits: dict[str, float] = {}
+        if isinstance(bits, dict):
+            self.bits = bits
+        elif bits is not None:
+            from ..quantization.data_free import data_free_recipe
+
+            self.wanted = data_free_recipe(bits, act_bits, kv_bits, seed)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -49,16 +72,25 @@ class NestQuantConfig(QuantizationConfigMixin):
 
 @register_quantizer(QUANT_METHOD)
 class NestQuantHfQuantizer(HfQuantizer):
-    """Checks the files against the manifest, then builds the packed modules for transformers to load tensors into."""
+    """Checks the files against the manifest, then builds the packed modules for transformers to load tensors into.
 
-    requires_calibration = True
+    A model that is not packed is quantized once transformers has loaded it.
+    """
+
     quantization_config: NestQuantConfig
+    report: dict[str, Any] | None = None  # of the quantization, for saving the model again
 
     def update_attn_implementation(self, config: "PretrainedConfig") -> "PretrainedConfig":
         """Refuses a configuration that does not fit manifest and layout: transformers asks this before it builds."""
         from .expected import packed_model
         from .manifest import MANIFEST, check_files
 
+        if not self.pre_quantized:
+            if self.quantization_config.wanted is None:
+                raise NestQuantError(
+                    "the NestQuantConfig has no bits", "the model was not quantized", "use NestQuantConfig(bits=4)"
+                )
+            return config
         folder = Path(config.name_or_path or "")
         if config.name_or_path and (folder / MANIFEST).is_file():
             check_files(folder, tensors=False)
@@ -71,17 +103,35 @@ class NestQuantHfQuantizer(HfQuantizer):
         from ..models.limits import refuse_size
         from ..models.shards import read_shard
         from ..modules.attach import attach
-        from .manifest import MANIFEST
+        from .manifest import MANIFEST, REPORT
         from .read import check_checkpoint
 
+        if not self.pre_quantized:
+            return model
         files = [Path(file) for file in kwargs.get("checkpoint_files") or ()]
         for folder in {file.parent for file in files}:
-            if (folder / MANIFEST).is_file():  # save_pretrained of a loaded model writes none
+            if (folder / MANIFEST).is_file():  # the Hub's cache of a model that is loaded by its id has none
                 check_checkpoint(folder)
+            if (folder / REPORT).is_file():
+                self.report = read_json(folder / REPORT)
         attach(model, Layout.from_dict(self.quantization_config.layout))
         if files:
             entries = {name: entry.shape for file in files for name, entry in read_shard(file).entries.items()}
             refuse_size(model, entries)
+        return model
+
+    def _process_model_after_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
+        from .saving import saving_class
+
+        if not self.pre_quantized:
+            from ..quantization.data_free import quantize_loaded
+
+            config = self.quantization_config
+            assert config.wanted is not None
+            layout, self.report = quantize_loaded(model, config.wanted)
+            config.layout, config.recipe, config.bits = layout.to_dict(), self.report["recipe"], self.report["bits"]
+        kind: Any = type(model)
+        model.__class__ = saving_class(kind)
         return model
 
     def is_serializable(self) -> bool:
@@ -89,4 +139,4 @@ class NestQuantHfQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        return False
+        return True  # adapters on top of frozen packed layers

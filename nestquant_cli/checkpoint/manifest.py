@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NestQuantError
-from ..files import read_json, sha256_file
+from ..files import read_json, sha256_file, write_json
 from ..models.shards import hash_tensor, read_shard
 from ..runs import WORK
 
@@ -41,6 +41,21 @@ def describe_tensors(folder: Path, shards: list[str]) -> dict[str, dict[str, Any
                 "sha256": hash_tensor(shard.path, entry),
             }
     return tensors
+
+
+def write_index(folder: Path, tensors: dict[str, dict[str, Any]]) -> None:
+    """Writes the index by which a loader finds the tensors that `describe_tensors` described."""
+    total = sum(item["bytes"] for item in tensors.values())
+    weight_map = {name: item["file"] for name, item in tensors.items()}
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_manifest(
+    folder: Path, names: list[str], tensors: dict[str, dict[str, Any]], staged: dict[str, dict[str, Any]] | None = None
+) -> None:
+    """Writes the manifest of the files `names` in a folder, and of those that are described already."""
+    files = describe_files(folder, names) | (staged or {})
+    write_json(folder / MANIFEST, {"format_version": FORMAT_VERSION, "files": files, "tensors": tensors})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

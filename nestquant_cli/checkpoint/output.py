@@ -11,7 +11,7 @@ from torch import Tensor
 from ..files import not_written, read_json, replacing, write_json
 from ..models.shards import write_shard
 from ..runs import RunState
-from .manifest import CONFIG, FORMAT_VERSION, INDEX, MANIFEST, REPORT, describe_files, describe_tensors
+from .manifest import CONFIG, MANIFEST, REPORT, describe_files, describe_tensors, write_index, write_manifest
 
 
 class Output:
@@ -76,15 +76,12 @@ class Output:
         """Writes index, report, manifest and, last, config.json; the folder is complete after it."""
         shards = [self.shard(number) for number in range(self.parts)]
         tensors = describe_tensors(self.folder, shards)
-        total = sum(item["bytes"] for item in tensors.values())
-        weight_map = {name: item["file"] for name, item in tensors.items()}
-        write_json(self.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_index(self.folder, tensors)
         write_json(self.folder / REPORT, report)
         staged = self.state.work / CONFIG
         write_json(staged, config)
         names = [path.name for path in sorted(self.folder.iterdir()) if path.is_file() and path.name != MANIFEST]
-        files = describe_files(self.folder, names) | describe_files(self.state.work, [CONFIG])
-        write_json(self.folder / MANIFEST, {"format_version": FORMAT_VERSION, "files": files, "tensors": tensors})
+        write_manifest(self.folder, names, tensors, describe_files(self.state.work, [CONFIG]))
         with replacing(self.folder / CONFIG) as temporary:
             shutil.copyfile(staged, temporary)
         self.state.close()

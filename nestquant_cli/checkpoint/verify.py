@@ -14,8 +14,9 @@ from ..files import read_json
 from ..models.shards import Shard, read_shard
 from ..modules.layout import Layout
 from ..progress import track
+from .auto import foreign_code, map_problem
 from .expected import Expected, expected_tensors
-from .manifest import ALTERED, INDEX, MANIFEST, REPORT, file_problem, stray_weights
+from .manifest import ALTERED, CONFIG, INDEX, MANIFEST, REPORT, file_problem, stray_weights
 from .matrices import MatrixChecks
 from .original import load_original
 from .read import index_problem, open_checkpoint, read_layout
@@ -63,11 +64,14 @@ def _check_files(report: VerifyReport, manifest: dict[str, Any]) -> None:
         if report.add(name, None, file_problem(report.folder, name, expected)):
             report.files += 1
             report.bytes += expected["bytes"]
+    here = [path.name for path in report.folder.iterdir()]
+    for name in foreign_code(report.folder, here):
+        report.add(name, None, "is code that nestquant did not write")
     stray = stray_weights(report.folder, manifest)
     for name in stray:
         report.add(name, None, "is not in the manifest")
     listed = {*manifest["files"], *stray, MANIFEST}
-    report.unlisted = sorted(path.name for path in report.folder.iterdir() if path.name not in listed)
+    report.unlisted = sorted(name for name in here if name not in listed)
 
 
 def _read_shards(report: VerifyReport, manifest: dict[str, Any]) -> dict[str, Shard]:
@@ -85,6 +89,7 @@ def _read_config(report: VerifyReport) -> tuple[Layout | None, dict[str, Expecte
     if any(problem.file == "config.json" for problem in report.problems):
         return None, None
     layout = _attempt(report, "config.json", lambda: read_layout(report.folder))
+    report.add(CONFIG, None, _attempt(report, CONFIG, lambda: map_problem(read_json(report.folder / CONFIG))))
     if layout is None:
         return None, None
     return layout, _attempt(report, "config.json", partial(expected_tensors, report.folder, layout))

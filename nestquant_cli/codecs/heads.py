@@ -6,7 +6,7 @@ float32, and each is multiplied by one factor. Codes with centers (`centered`) t
 size), or a head's alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -21,10 +21,29 @@ from .protocol import Rounded, VectorCode
 
 @dataclass(frozen=True)
 class CacheCodes:
-    """Codes of one layer's keys and values."""
+    """Codes of one layer's keys and values.
+
+    Attributes:
+        number: the same for equal codes; what operators in a graph, which take numbers, know them by.
+    """
 
     keys: VectorCode
     values: VectorCode
+    number: int = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "number", _numbers.setdefault(self, len(_numbers)))
+        _numbered.setdefault(self.number, self)
+
+    @staticmethod
+    def numbered(number: int, keys: bool) -> VectorCode:
+        """The code of keys, or else of values, of the codes with this number."""
+        codes = _numbered[number]
+        return codes.keys if keys else codes.values
+
+
+_numbers: dict[CacheCodes, int] = {}
+_numbered: dict[int, CacheCodes] = {}
 
 
 def pack_heads(x: Tensor, scaled: VectorCode, seed: int | None) -> Tensor:

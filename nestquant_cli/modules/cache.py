@@ -8,6 +8,7 @@ more tokens; a single new token looks at packed keys and values (see packed_atte
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -16,6 +17,7 @@ from ..codecs.centered import nested_code
 from ..codecs.heads import CacheCodes, pack_heads, refuse_other_heads, round_heads, unpack_heads
 from ..codecs.protocol import VectorCode
 from ..errors import NestQuantError
+from . import operators
 from .packed_attention import PackedStates
 from .packed_room import append
 
@@ -43,22 +45,32 @@ class _Packed(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
-        keys = self._grow(self.keys, key_states, self.codes.keys)
-        values = self._grow(self.values, value_states, self.codes.values)
+        grow = self._grow_compiled if torch.compiler.is_compiling() else self._grow
+        keys, values = grow(self.keys, key_states, True), grow(self.values, value_states, False)
         self.keys, self.values = self._kept(keys[0]), self._kept(values[0])
         self._count(key_states.shape[-2])
-        return keys[1], values[1]
+        return _straight_through(keys[1], key_states), _straight_through(values[1], value_states)
 
-    def _grow(self, stored: Tensor, states: Tensor, scaled: VectorCode) -> tuple[Tensor, Tensor]:
+    def _grow(self, stored: Tensor, states: Tensor, keys: bool) -> tuple[Tensor, Tensor]:
         """The packed tokens with new ones, and those of them to be looked at, decoded or to be decoded when needed."""
+        scaled = self.codes.keys if keys else self.codes.values
         if stored.shape[2] == 0:
             return round_heads(states, scaled, self.seed)
         grown = append(stored, pack_heads(states, scaled, self.seed))
         seen = self._seen(grown, states.shape[-2])
-        single = states.shape[-2] == 1 and states.device.type == "cpu" and not torch.compiler.is_compiling()
+        single = states.shape[-2] == 1 and states.device.type == "cpu"
         if single and nested_code(scaled) is not None and self.seed is not None:  # what kernels look at undecoded
             return grown, PackedStates(seen, states.shape[-1], scaled, self.seed, states.dtype)
         return grown, unpack_heads(seen, states.shape[-1], scaled, self.seed, states.dtype)
+
+    def _grow_compiled(self, stored: Tensor, states: Tensor, keys: bool) -> tuple[Tensor, Tensor]:
+        """The same by operators, always decoded."""
+        which, states = (self.codes.number, keys, self.seed), states.detach()
+        if stored.shape[2] == 0:
+            packed, rounded = operators.round_states(states, *which)
+            return packed, rounded
+        grown = torch.cat([stored, operators.pack_states(states, *which)], dim=2)
+        return grown, operators.unpack_states(self._seen(grown, states.shape[-2]), states, *which)
 
     def _kept(self, packed: Tensor) -> Tensor:
         return packed
@@ -68,6 +80,14 @@ class _Packed(DynamicLayer):
 
     def _count(self, new: int) -> None:
         """Called with the number of tokens that came."""
+
+
+def _straight_through(seen: Tensor, states: Tensor) -> Tensor:
+    """What is seen (…, tokens, size), the last tokens of it as differentiable as the new states that they are."""
+    if not (torch.is_grad_enabled() and states.requires_grad):
+        return seen
+    nothing = states - states.detach()
+    return seen + F.pad(nothing, (0, 0, seen.shape[-2] - states.shape[-2], 0))
 
 
 class PackedLayer(_Packed):

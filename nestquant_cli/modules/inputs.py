@@ -70,8 +70,7 @@ class InputQuantizer:
 
     def code_tokens(self, x: Tensor) -> LinearInput:
         """Rotates and codes tokens (tokens, features); on the CPU in one pass over memory."""
-        differentiated = self.code is None and x.requires_grad and torch.is_grad_enabled()
-        if x.device.type == "cpu" and not differentiated:
+        if x.device.type == "cpu":
             result = self._on_cpu(x.detach())
             if result is not None:
                 return result

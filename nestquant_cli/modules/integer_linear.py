@@ -79,6 +79,11 @@ class IntegerLinear(QuantizedLinear):
         spread = scale[:, None] if self.code.group is None else self.code.spread(scale, self.source.padded)
         return self._rows(start, stop).float() * spread
 
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        """Wᵀ ∂y with the dequantized W: (tokens, out_features) to (tokens, in_features), in its dtype."""
+        rotated = gradient @ self._values(0, self.out_features).to(gradient.dtype)
+        return self.source.unrotate(rotated.float()).to(gradient.dtype)
+
     def dequantized(self) -> Tensor:
         """The weight (out_features, in_features) float32 in the original basis."""
         return self.source.unrotate(self._values(0, self.out_features))

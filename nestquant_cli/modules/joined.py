@@ -36,7 +36,7 @@ class Joined:
 def takes(source: InputQuantizer, x: Tensor) -> bool:
     """Whether x is what `Joined` is for: few tokens on the CPU, neither coded nor differentiated."""
     few = x.is_cpu and x.numel() <= FEW_TOKENS * source.features
-    return few and source.code is None and source.plain and not (x.requires_grad and torch.is_grad_enabled())
+    return few and source.code is None and source.plain
 
 
 def join(v: list[Tensor], row_scale: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Joined]:

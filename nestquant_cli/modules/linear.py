@@ -16,12 +16,16 @@ from ..kernels.int8 import integer_product
 from ..lattice.code import BLOCK, NestedCode
 from .inputs import InputQuantizer
 from .joined import Joined, takes
+from .operators import enlist, linear
 from .product import PANEL, packed_product, product
 from .words import join_indices, multiplier_indices, split_indices
 
 
-class QuantizedLinear(nn.Module):
-    """Replaces nn.Linear. State: `words`, `row_scale` and `bias`; or `weight` and `bias` when only inputs are coded.
+class QuantizedLinear(nn.Linear):
+    """Replaces nn.Linear, and is one for whoever looks for Linears to put adapters on.
+
+    State: `words`, `row_scale` and `bias`; or `weight` and `bias` when only inputs are coded. The weight is frozen;
+    input and bias have the straight-through gradient: backward the input counts as never rounded.
 
     Args:
         in_features, out_features: of the original matrix.
@@ -32,7 +36,7 @@ class QuantizedLinear(nn.Module):
         device: of the buffers.
     """
 
-    bias: nn.Parameter | None
+    bias: nn.Parameter | None  # type: ignore[assignment]
     words: Tensor  # (out_features, row_bytes) uint8; in the int8 form made on demand
     row_scale: Tensor  # (out_features,) int16, the bits of a bfloat16: no cast of the module may round it
     v: Tensor  # (out_features, padded) int8, in the int8 form
@@ -48,9 +52,10 @@ class QuantizedLinear(nn.Module):
         dtype: torch.dtype,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # without the weight of a Linear
         self.in_features, self.out_features, self.source, self.code = in_features, out_features, source, code
         self.dtype = dtype
+        self._number = enlist(self)
         self._joined: tuple[Tensor, Joined, int] | None = None
         self._shifted: tuple[Tensor, Tensor] | None = None
         if code is None:
@@ -133,6 +138,18 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) to (..., out_features), in x's dtype."""
+        if torch.compiler.is_compiling():
+            compiled: Tensor = linear(x, self._number)
+            return compiled
+        if torch.is_grad_enabled():
+            bias = self._parameters["bias"]
+            if x.requires_grad or (bias is not None and bias.requires_grad):
+                y: Tensor = _StraightThrough.apply(x, bias, self)
+                return y
+        return self.compute(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """The product, as `forward` gives it, without a gradient."""
         if self.code is None:
             values = self.source.unrotate(self.source(x).dequantized())
             y = F.linear(values.to(self.weight.dtype), self.weight, self.bias)
@@ -151,10 +168,9 @@ class QuantizedLinear(nn.Module):
         if "v" in buffers:
             return product(self.source(x), self._rows, self.out_features, scale, bias, x.dtype, self.shift())
         coded, shift = self.source(x), self.shift()
-        if not (coded.values.requires_grad and torch.is_grad_enabled()):  # kernels on packed words have no gradient
-            fused = packed_product(coded, self.words, scale, self.code, bias, x.dtype, shift)
-            if fused is not None:
-                return fused
+        fused = packed_product(coded, self.words, scale, self.code, bias, x.dtype, shift)
+        if fused is not None:
+            return fused
         return product(coded, self._rows, max(1, PANEL // self.source.padded), scale, bias, x.dtype, shift)
 
     def shift(self) -> Tensor | None:
@@ -188,6 +204,10 @@ class QuantizedLinear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_joined": None, "_shifted": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._number = enlist(self)
+
     def _rows(self, start: int, stop: int) -> Tensor:
         assert self.code is not None
         v: Tensor | None = self._buffers.get("v")
@@ -199,6 +219,13 @@ class QuantizedLinear(nn.Module):
         """The integer weight V (out_features, padded), rotated: W·Rᵀ ≈ diag(row_scale)·V."""
         return self._rows(0, self.out_features)
 
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        """Wᵀ ∂y with the dequantized W: (tokens, out_features) to (tokens, in_features), in its dtype."""
+        if self.code is None:
+            return gradient @ self.weight.to(gradient.dtype)
+        scaled = (gradient.float() * row_scale_of(self.row_scale)).to(gradient.dtype)
+        return self.source.unrotate((scaled @ self.decoded().to(gradient.dtype)).float()).to(gradient.dtype)
+
     def dequantized(self) -> Tensor:
         """The weight (out_features, in_features) float32 in the original basis."""
         if self.code is None:
@@ -209,6 +236,25 @@ class QuantizedLinear(nn.Module):
         code = "16 bit" if self.code is None else f"q={self.code.q}, multipliers={self.code.multipliers}"
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         return f"{sizes}, {code}" + (", int8" if self.resident == "int8" else "")
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The product forward, backward as if its input had not been rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, linear: QuantizedLinear) -> Tensor:
+        ctx.linear = linear
+        return linear.compute(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        linear, of_x, of_bias = ctx.linear, None, None
+        tokens = gradients[0].reshape(-1, linear.out_features)
+        if ctx.needs_input_grad[0]:
+            of_x = linear.input_gradient(tokens).view(*gradients[0].shape[:-1], linear.in_features)
+        if ctx.needs_input_grad[1]:
+            of_bias = tokens.sum(0, dtype=torch.float32).to(linear.dtype)
+        return of_x, of_bias, None
 
 
 def row_scale_of(bits: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
+from ..checkpoint.auto import AUTO_MAP, write_loader
 from ..checkpoint.hf import NestQuantConfig
 from ..checkpoint.output import Output
 from ..files import write_json
@@ -42,20 +43,24 @@ def write_rest(
     if output.done(output.parts - 1) is None:
         output.write(output.parts - 1, other_tensors(model), {}, weights.fetch)
     output.add_files(tokenizer.save_pretrained)
+    write_loader(output.folder)
     if model.generation_config is not None:
         # its own save_pretrained refuses settings that published models do have, after hours of work
         write_json(output.folder / "generation_config.json", model.generation_config.to_diff_dict())
-    bits = {part: recipe.bits(part) for part in ("weight", "act", "kv")}
-    settings = recipe.to_dict() | origin
-    section = NestQuantConfig(join_layouts(recipe, parts).to_dict(), settings, bits)
-    report = {
+    report = quantization_report(recipe.to_dict() | origin, recipe, parts)
+    section = NestQuantConfig(join_layouts(recipe, parts).to_dict(), report["recipe"], report["bits"])
+    output.finish(model_config(model) | {"auto_map": AUTO_MAP, "quantization_config": section.to_dict()}, report)
+    return report
+
+
+def quantization_report(settings: dict[str, Any], recipe: Recipe, parts: list[LayerPart]) -> dict[str, Any]:
+    """What quantization_report.json says of a quantization by `recipe`, with `settings` for what was used."""
+    return {
         "recipe": settings,
-        "bits": bits,
+        "bits": {part: recipe.bits(part) for part in ("weight", "act", "kv")},
         "versions": versions(),
         "matrices": {name: record for part in parts for name, record in part.report.items()},
     }
-    output.finish(model_config(model) | {"quantization_config": section.to_dict()}, report)
-    return report
 
 
 def run_figures(start: float) -> dict[str, Any]:
@@ -78,7 +83,7 @@ def other_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
 def model_config(model: PreTrainedModel) -> dict[str, Any]:
     """config.json of the model as transformers would write it, without the traces of how it was loaded."""
     config = model.config.to_diff_dict()
-    for key in ("quantization_config", "_name_or_path", "_attn_implementation_autoset"):
+    for key in ("auto_map", "quantization_config", "_name_or_path", "_attn_implementation_autoset"):
         config.pop(key, None)
     return config | {
         "architectures": [type(model).__name__],

@@ -168,9 +168,14 @@ def row_errors(W: Tensor, rounded: Tensor, statistics: InputStatistics) -> tuple
     return (
         delta.square().sum(1),
         W.square().sum(1),
-        (product(delta, statistics.hessian) * delta).sum(1) + noise,
-        (product(W, statistics.hessian) * W).sum(1),
+        (_times(delta, statistics.hessian) * delta).sum(1) + noise,
+        (_times(W, statistics.hessian) * W).sum(1),
     )
+
+
+def _times(rows: Tensor, hessian: Tensor) -> Tensor:
+    """Rows (m, n) times H (n, n), or times its diagonal (n,)."""
+    return rows * hessian if hessian.dim() == 1 else product(rows, hessian)
 
 
 def _refuse_overflow(W: Tensor, rows: list[int], members: tuple[str, ...], place: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, pipeline
 
 from nestquant_cli.checkpoint.hf import NestQuantConfig
 from nestquant_cli.checkpoint.manifest import MANIFEST, describe_files
@@ -52,7 +52,41 @@ def test_it_loads_in_any_dtype(folder: Path, dtype: torch.dtype) -> None:
 
 
 def test_a_device_map_is_accepted(folder: Path) -> None:
-    assert torch.equal(logits(load(folder, device_map="cpu"), IDS), logits(load(folder), IDS))
+    for placing in ("cpu", "auto", {"": "cpu"}):
+        assert torch.equal(logits(load(folder, device_map=placing), IDS), logits(load(folder), IDS))
+
+
+def test_a_pipeline_takes_the_path(talking_packed: Path) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    write = pipeline("text-generation", model=str(talking_packed), device="cpu")
+    found = write("The lattice", return_full_text=False, **settings)[0]["generated_text"]
+    ids = write.tokenizer("The lattice", return_tensors="pt").input_ids
+    expected = load(talking_packed).generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, ids.shape[1] :]
+    assert found == write.tokenizer.decode(expected)
+
+
+def test_a_loop_of_ones_own_goes_on_with_the_cache_that_it_was_given(talking_packed: Path) -> None:
+    model, ids = load(talking_packed), random_ids(2, 12)
+    expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, min_new_tokens=6)[:, 12:]
+    found, new, past = [], ids, None
+    with torch.inference_mode():
+        for _ in range(6):
+            step = model(input_ids=new, past_key_values=past, use_cache=True)
+            past, scores = step.past_key_values, step.logits[:, -1]
+            scores[:, model.config.eos_token_id] = -torch.inf
+            new = scores.argmax(-1, keepdim=True)
+            found.append(new)
+    assert torch.equal(torch.cat(found, 1), expected)
+
+
+def test_a_static_cache_is_refused_in_one_line_unless_it_stays_in_16_bits(talking_packed: Path, talking: Path) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4, "cache_implementation": "static"}
+    ids = random_ids(1, 8)
+    with pytest.raises(NestQuantError, match="past_key_values is a StaticCache with 16-bit keys and values"):
+        load(talking_packed).generate(ids, **settings)
+    model = load(talking, quantization_config=NestQuantConfig(bits=4))
+    grown = model.generate(ids, **settings | {"cache_implementation": "dynamic"})
+    assert torch.equal(model.generate(ids, **settings), grown)
 
 
 def test_saved_again_it_loads_with_the_same_logits(folder: Path, tmp_path: Path) -> None:

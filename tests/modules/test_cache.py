@@ -126,3 +126,15 @@ def test_layers_that_keep_something_else_are_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "DynamicCache", Hybrid)
     with pytest.raises(NestQuantError, match=r"the cache has a Recurrent.*--kv-bits 16"):
         plain_layers(config())
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_new_states_have_the_gradient_of_what_is_seen_of_them(family: str) -> None:
+    cache = make(family)
+    cache.update(*states(5), 0)
+    keys, values = (each.requires_grad_() for each in states(WINDOW, seed=7))
+    seen = cache.update(keys, values, 0)
+    weights = [gaussian(*part.shape, seed=11 + number) for number, part in enumerate(seen)]
+    sum((part * weight).sum() for part, weight in zip(seen, weights, strict=True)).backward()  # type: ignore[union-attr]
+    for part, weight in zip((keys, values), weights, strict=True):
+        assert torch.equal(part.grad, weight[:, :, -WINDOW:])

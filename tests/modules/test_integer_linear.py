@@ -59,3 +59,12 @@ def test_forms_keep_the_bytes(code: IntegerCode) -> None:
         after = layer.state_dict()
         assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert layer.resident_bytes() == packed
+
+
+@pytest.mark.parametrize("code", WEIGHTS, ids=str)
+def test_the_input_has_the_gradient_of_one_that_is_not_rounded(code: IntegerCode) -> None:
+    layer, _ = made(code, INPUTS[1], 3)
+    x, upstream = gaussian(2, 5, FEATURES).requires_grad_(), gaussian(2, 5, ROWS, seed=4)
+    layer(x).backward(upstream)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, upstream @ layer.dequantized(), rtol=1e-4, atol=1e-4)

@@ -203,10 +203,20 @@ def test_row_scales_are_bfloat16() -> None:
     assert row_scale_bits(scale).dtype == torch.int16
 
 
-def test_a_call_outside_of_no_grad_works_and_weights_alone_keep_gradients() -> None:
-    x = gaussian(3, IN).requires_grad_()
-    assert torch.equal(make(FOUR, FOUR)(x), make(FOUR, FOUR)(x.detach()))
-    layer = make(FOUR, None)
-    layer(x).sum().backward()
-    assert x.grad is not None
-    torch.testing.assert_close(x.grad, layer.dequantized().sum(0).expand(3, IN), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(("weight", "act"), [(FOUR, FOUR), (FOUR, None), (None, FOUR), (SIX, centered(SIX))])
+@pytest.mark.parametrize("int8", [False, True])
+def test_gradients_are_those_of_an_input_that_is_not_rounded(
+    weight: ScaledCode | None, act: VectorCode | None, int8: bool
+) -> None:
+    layer, x = make(weight, act), gaussian(2, 3, IN).requires_grad_()
+    if int8:
+        layer.hold_int8()
+    assert layer.bias is not None
+    layer.bias.requires_grad_()
+    y = layer(x)
+    assert torch.equal(y, layer(x.detach()))  # and the forward is what it always is
+    upstream = gaussian(2, 3, OUT, seed=8)
+    y.backward(upstream)
+    assert x.grad is not None and layer.bias.grad is not None
+    torch.testing.assert_close(x.grad, upstream @ layer.dequantized(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer.bias.grad, upstream.sum((0, 1)), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,100 @@
+"""What torch.compile puts into its graph whole: a product with a quantized weight, and the coding of head vectors.
+
+Dynamo cannot look into compiled kernels, nor into Python that remembers inputs. So while it traces, these are calls of
+operators, which know the layer or the code by a number and do what is done without a compiler.
+"""
+
+import itertools
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..codecs.heads import CacheCodes, pack_heads, round_heads, unpack_heads
+
+_numbers = itertools.count()
+_layers: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
+
+
+def enlist(layer: Any) -> int:
+    """A number for a QuantizedLinear, for as long as it lives."""
+    number = next(_numbers)
+    _layers[number] = layer
+    return number
+
+
+@torch.library.custom_op("nestquant::linear", mutates_args=())
+def linear(x: Tensor, layer: int) -> Tensor:
+    """x (..., in_features) to (..., out_features), by the layer's own forward."""
+    y: Tensor = _layers[layer].compute(x)
+    return y.contiguous()  # of one product for several layers each has some columns
+
+
+@linear.register_fake
+def _(x: Tensor, layer: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], _layers[layer].out_features)
+
+
+@torch.library.custom_op("nestquant::linear_backward", mutates_args=())
+def linear_backward(gradient: Tensor, layer: int) -> Tensor:
+    """The straight-through gradient of the input."""
+    held = _layers[layer]
+    of_x: Tensor = held.input_gradient(gradient.reshape(-1, held.out_features))
+    return of_x.reshape(*gradient.shape[:-1], held.in_features)
+
+
+@linear_backward.register_fake
+def _(gradient: Tensor, layer: int) -> Tensor:
+    return gradient.new_empty(*gradient.shape[:-1], _layers[layer].in_features)
+
+
+def _remember(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+    ctx.layer = inputs[1]
+
+
+def _of_input(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    return linear_backward(gradient, ctx.layer), None
+
+
+linear.register_autograd(_of_input, setup_context=_remember)
+
+
+@torch.library.custom_op("nestquant::round_heads", mutates_args=())
+def round_states(states: Tensor, codes: int, keys: bool, seed: int | None) -> tuple[Tensor, Tensor]:
+    """See `round_heads`; `codes` is a number of CacheCodes."""
+    packed, rounded = round_heads(states, CacheCodes.numbered(codes, keys), seed)
+    return packed, rounded.contiguous()
+
+
+@round_states.register_fake
+def _(states: Tensor, codes: int, keys: bool, seed: int | None) -> tuple[Tensor, Tensor]:
+    return _empty(states, codes, keys), torch.empty_like(states, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("nestquant::pack_heads", mutates_args=())
+def pack_states(states: Tensor, codes: int, keys: bool, seed: int | None) -> Tensor:
+    """See `pack_heads`."""
+    return pack_heads(states, CacheCodes.numbered(codes, keys), seed)
+
+
+@pack_states.register_fake
+def _(states: Tensor, codes: int, keys: bool, seed: int | None) -> Tensor:
+    return _empty(states, codes, keys)
+
+
+@torch.library.custom_op("nestquant::unpack_heads", mutates_args=())
+def unpack_states(packed: Tensor, like: Tensor, codes: int, keys: bool, seed: int | None) -> Tensor:
+    """See `unpack_heads`; size and dtype are those of `like`."""
+    code = CacheCodes.numbered(codes, keys)
+    return unpack_heads(packed, like.shape[-1], code, seed, like.dtype).contiguous()
+
+
+@unpack_states.register_fake
+def _(packed: Tensor, like: Tensor, codes: int, keys: bool, seed: int | None) -> Tensor:
+    return like.new_empty(*packed.shape[:-1], like.shape[-1])
+
+
+def _empty(states: Tensor, codes: int, keys: bool) -> Tensor:
+    size = CacheCodes.numbered(codes, keys).vector_bytes(states.shape[-1])
+    return states.new_empty(*states.shape[:-1], size, dtype=torch.uint8)

@@ -1,0 +1,89 @@
+"""torch.compile takes a packed model as one graph, and computes what it computes without."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nestquant_cli import NestQuantConfig
+from nestquant_cli.modules import operators
+from nestquant_cli.modules.attach import quantized_linears
+from nestquant_cli.modules.resident import set_resident
+from tests.families import gaussian, load, make_model, random_ids, relative_error, save_model
+
+IDS = random_ids(2, 16)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path) -> Any:
+    """W4A4KV4 with sliding windows shorter than the text."""
+    folder = save_model(make_model("mistral"), tiny_tokenizer_folder, tmp_path_factory.mktemp("mistral") / "model")
+    return load(folder, quantization_config=NestQuantConfig(bits=4, act_bits=4, kv_bits=4))
+
+
+def whole(model: Any) -> Any:
+    """Compiled as one graph; that of training is taken apart into forward and backward, too."""
+    torch._dynamo.reset()
+    return torch.compile(model, fullgraph=True, backend="aot_eager")
+
+
+@pytest.mark.parametrize("form", ["packed", "int8"])
+def test_a_forward_is_one_graph_with_the_same_logits(model: Any, form: str) -> None:
+    set_resident(model, form)
+    with torch.no_grad():
+        expected = model(IDS).logits
+        found = whole(model)(IDS, use_cache=False).logits
+    assert relative_error(found, expected) < 1e-6
+
+
+def test_decoding_goes_on_with_the_packed_cache(model: Any) -> None:
+    def last(run: Any) -> Tensor:
+        step = run(IDS[:, :13], use_cache=True)
+        for place in (13, 14, 15):
+            step = run(IDS[:, place : place + 1], past_key_values=step.past_key_values, use_cache=True)
+        assert all(layer.keys.dtype == torch.uint8 for layer in step.past_key_values.layers)
+        logits: Tensor = step.logits
+        return logits
+
+    with torch.no_grad():
+        assert relative_error(last(whole(model)), last(model)) < 1e-5
+
+
+def test_gradients_are_those_without_a_compiler(model: Any) -> None:
+    weight = model.get_input_embeddings().weight.requires_grad_()
+
+    def gradient(run: Any) -> Tensor:
+        (found,) = torch.autograd.grad(run(IDS, labels=IDS, use_cache=False).loss, weight)
+        return found
+
+    expected = gradient(model)
+    assert expected.norm() > 0
+    assert relative_error(gradient(whole(model)), expected) < 1e-5
+    weight.requires_grad_(False)
+
+
+def test_operators_keep_their_contract(model: Any) -> None:
+    layer = next(iter(quantized_linears(model).values()))
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    x = gaussian(2, 3, layer.in_features).requires_grad_()
+    torch.library.opcheck(operators.linear, (x, layer._number), test_utils=checks)
+    states = gaussian(2, 2, 5, 16)
+    cache = model(IDS, use_cache=True).past_key_values.layers[0]
+    which = (cache.codes.number, True, cache.seed)
+    torch.library.opcheck(operators.round_states, (states, *which), test_utils=checks)
+    packed, rounded = operators.round_states(states, *which)
+    torch.library.opcheck(operators.unpack_states, (packed, states, *which), test_utils=checks)
+    assert torch.equal(operators.pack_states(states, *which), packed)
+    torch.testing.assert_close(operators.unpack_states(packed, states, *which), rounded)
+
+
+def test_a_copied_layer_is_one_of_its_own(model: Any) -> None:
+    layer = next(iter(quantized_linears(model).values()))
+    twin = copy.deepcopy(layer)
+    set_resident(twin, "packed")
+    twin.row_scale.zero_()
+    x = gaussian(3, layer.in_features)
+    assert operators.linear(x, twin._number).abs().max() == 0 < operators.linear(x, layer._number).abs().max()
