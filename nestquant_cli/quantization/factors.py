@@ -19,7 +19,8 @@ class Feedback:
 
     Attributes:
         target: (n, n) float32, the matrix T of W̃ = W T; None for the identity, where there is no noise.
-        lower: (n, n) float32, unit block-lower-triangular L of H + J = L D Lᵀ; None for no feedback.
+        lower: (n, n) float32, unit block-lower-triangular L of H + J = L D Lᵀ, or the Cholesky factor; None
+            for no feedback.
         damping: what was added to H, as a fraction of its mean diagonal.
     """
 
@@ -28,7 +29,7 @@ class Feedback:
     damping: float
 
 
-def feedback(hessian: Tensor, noise: Tensor, damping: float, place: str, columns: int = BLOCK) -> Feedback:
+def feedback(hessian: Tensor, noise: Tensor, damping: float, place: str, columns: int | None = BLOCK) -> Feedback:
     """Factorizes H + J, damped by a ladder.
 
     Args:
@@ -36,14 +37,14 @@ def feedback(hessian: Tensor, noise: Tensor, damping: float, place: str, columns
         noise: (n,) diagonal of J.
         damping: first step of the ladder, as a fraction of the mean diagonal of H.
         place: name of the input, for the error.
-        columns: that are rounded at once, the size of L's diagonal blocks.
+        columns: that are rounded at once, the size of L's diagonal blocks; None for the Cholesky factor.
 
     Raises:
         NestQuantError: H has no positive diagonal, or no step of the ladder makes H + J positive definite.
     """
     C, step, added = damped_factor(hessian, noise, damping, place)
     target = _target(hessian, added, C) if noise.any() else None
-    return Feedback(target, unit_lower(C, torch.float32, columns), step)
+    return Feedback(target, unit_lower(C, torch.float32, columns) if columns else C.float(), step)
 
 
 def damped_factor(hessian: Tensor, noise: Tensor, damping: float, place: str) -> tuple[Tensor, float, float]:
