@@ -12,10 +12,10 @@ from torch import Tensor
 from .glvq import CURVES, MAX_BITS, LatticeCode, levels
 from .glvq_search import loss, search, triangle
 
-ROWS = 384  # of a matrix that its lattices are learned on
-STEPS = 8  # at most
+ROWS = 256  # of a matrix that its lattices are learned on
+STEPS = 6  # at most
 PULL = 0.02  # of the start in the least squares, as a fraction of the power of the points
-PATHS = 4  # of the search while learning, at most
+PATHS = 8  # of the search while learning, at most
 
 
 def learn(X: Tensor, C: Tensor, shape: LatticeCode, seed: int) -> tuple[LatticeCode, Tensor]:

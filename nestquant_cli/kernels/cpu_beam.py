@@ -9,7 +9,7 @@ from numba import njit
 
 from .cpu_lattice import LANE, OPTIONS
 
-NEAREST = 4  # levels that a path branches to
+NEAREST = 2  # levels that a path branches to
 
 
 @njit(**OPTIONS)
@@ -17,7 +17,7 @@ def search_panel(residual, cost, alive, T, kind, levels, counts, digits, parent,
     """Chooses the columns of one panel for every row.
 
     Args:
-        residual: (rows, paths, width) float32, y less what the columns after the panel took of it; altered.
+        residual: (rows, paths, width) float32, y less what the columns after the panel took of it.
         cost: (rows, paths) float32, of the columns after the panel; with those of the panel when it returns.
         alive: paths that are in use.
         T: (width, width) float32, the panel's part of the triangle.
@@ -33,33 +33,41 @@ def search_panel(residual, cost, alive, T, kind, levels, counts, digits, parent,
     """
     width, start = T.shape[0], alive
     found = np.empty(paths * NEAREST, np.float32)
-    kept_u, kept_z = np.empty((paths, width), np.float32), np.empty((paths, width), np.uint8)
-    origin, chosen = np.empty(paths, np.int64), np.empty(paths, np.int64)
+    both = np.empty((2, paths, width), np.float32)  # residuals before a column and after it, by turns
+    first, chosen = np.empty(paths, np.int64), np.empty(paths, np.int64)
+    came, digit = np.empty((width, paths), np.int64), np.empty((width, paths), np.uint8)
     for row in range(residual.shape[0]):
-        u, z, alive = residual[row], digits[row], start
+        alive = start
         for path in range(alive):
-            parent[row, path] = path
+            _copy(both[width & 1, path], residual[row, path])
         for column in range(width - 1, -1, -1):
+            u, rest = both[(column + 1) & 1], both[column & 1]
             table, count, pivot = levels[kind[column]], counts[kind[column]], T[column, column]
             branches = min(NEAREST, count) if paths > 1 else 1
             for path in range(alive):
-                first = _first(u[path, column] / pivot, branches, table, count)
+                first[path] = _first(u[path, column] / pivot, branches, table, count)
                 for number in range(branches):
-                    gap = u[path, column] - table[first + number] * pivot
+                    gap = u[path, column] - table[first[path] + number] * pivot
                     found[path * branches + number] = cost[row, path] + gap * gap
-                origin[path] = parent[row, path]
-                kept_u[path, : column + 1] = u[path, : column + 1]
-                kept_z[path, column + 1 :] = z[path, column + 1 :]
             alive = _choose(found, alive * branches, chosen)
             for new in range(alive):
                 path = chosen[new] // branches
-                digit = _first(kept_u[path, column] / pivot, branches, table, count) + chosen[new] % branches
-                cost[row, new] = found[chosen[new]]
-                parent[row, new] = origin[path]
-                z[new, column + 1 :] = kept_z[path, column + 1 :]
-                z[new, column] = digit
-                _less(u[new], kept_u[path], table[digit], T[column], column)
+                level = first[path] + chosen[new] % branches
+                cost[row, new], came[column, new], digit[column, new] = found[chosen[new]], path, level
+                _less(rest[new], u[path], table[level], T[column], column)
+        for new in range(alive):
+            path = new
+            for column in range(width):
+                digits[row, new, column] = digit[column, path]
+                path = came[column, path]
+            parent[row, new] = path
     return alive
+
+
+@njit(**LANE)
+def _copy(out, u):  # type: ignore[no-untyped-def]
+    for column in range(u.shape[0]):
+        out[column] = u[column]
 
 
 @njit(**LANE)
