@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..codecs.glvq import LatticeCode
 from ..codecs.integer import IntegerCode
 from ..codecs.protocol import WeightCode
 from ..kernels import for_device
@@ -110,6 +111,14 @@ def check_zeros(packed: Bytes, linear: LinearLayout, code: IntegerCode) -> str |
     return f"row {rows[0]}: the padding after the last zero is not zero" if rows.size else None
 
 
+def check_lattices(bits: NDArray[np.int16], words: Bytes, linear: LinearLayout, code: LatticeCode) -> str | None:
+    """What is wrong with a matrix of lattices: G (count, d, d) is to be finite, the padding 0."""
+    if not np.isfinite(bits.view(np.float16)).all():
+        return "an entry of a lattice is not finite"
+    rows = np.flatnonzero(words[:, code.used_bytes(padded_size(linear.in_features)) :].any(axis=1))
+    return f"row {rows[0]}: the padding of its words is not zero" if rows.size else None
+
+
 def check_record(record: Any, linear: LinearLayout, code: WeightCode, histogram: list[int]) -> str | None:
     """What is wrong with the report's record of a matrix, or disagrees with its words."""
     if not isinstance(record, dict):
@@ -120,6 +129,10 @@ def check_record(record: Any, linear: LinearLayout, code: WeightCode, histogram:
         value = record.get(name)
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
             return f"records the {name} {value}, not a finite number"
+    if isinstance(code, LatticeCode):
+        wanted = {"code": code.to_dict(), "groups": code.fitted()}
+        other = [name for name in wanted if record.get(name) != wanted[name]]
+        return f"records the {other[0]} {record.get(other[0])}, not that of config.json" if other else None
     if isinstance(code, IntegerCode):
         return None if record.get("code") == code.to_dict() else f"records the code {record.get('code')}"
     if linear.multipliers is None or record.get("multipliers") != list(linear.multipliers):

@@ -3,7 +3,10 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
+from ..codecs.glvq import LatticeCode
+from ..codecs.protocol import Shape
 from ..errors import NestQuantError
 from ..files import read_json
 from ..lattice.code import BLOCK
@@ -41,7 +44,13 @@ def inspect(folder: Path | str) -> Inspection:
     )
 
 
-_KINDS = {"words": "words", "row_scale": "row scales", "zeros": "zeros", "reflectors": "learned rotations"}
+_KINDS = {
+    "words": "words",
+    "row_scale": "row scales",
+    "zeros": "zeros",
+    "lattice": "lattices",
+    "reflectors": "learned rotations",
+}
 
 
 def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[Matrix]:
@@ -66,13 +75,17 @@ def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[M
             Matrix(
                 name,
                 (linear.out_features, linear.in_features),
-                own.to_dict() | {"multipliers": linear.multipliers and list(linear.multipliers)},
+                own.to_dict() | _groups(own) | {"multipliers": linear.multipliers and list(linear.multipliers)},
                 own.word_bits,
                 spent.pop("words"),
                 sum(spent.values()),
             )
         )
     return matrices
+
+
+def _groups(shape: Shape) -> dict[str, Any]:
+    return {"groups": shape.fitted()} if isinstance(shape, LatticeCode) else {}
 
 
 def _tensor_parts(layout: Layout, shards: list[Shard], quantized: set[str]) -> list[Part]:

@@ -25,9 +25,9 @@ class Matrix:
     Attributes:
         name: of the Linear.
         shape: (out_features, in_features).
-        code: as config.json has it, with the multipliers of a nested one.
+        code: as config.json has it, with the multipliers of a nested one and the groups of one of lattices.
         word_bits: of eight entries.
-        word_bytes, scale_bytes: of the words, and of scales and zeros.
+        word_bytes, scale_bytes: of the words, and of scales, zeros and lattices.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Matrix:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of words, scales and zeros for each weight."""
+        """Bits of words, scales, zeros and lattices for each weight."""
         return 8 * (self.word_bytes + self.scale_bytes) / self.weights
 
 

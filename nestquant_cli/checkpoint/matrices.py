@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..codecs.glvq import LatticeCode
 from ..codecs.integer import IntegerCode
 from ..codecs.protocol import WeightCode
 from ..lattice.code import BLOCK, NestedCode
@@ -15,7 +16,7 @@ from ..modules.inputs import padded_size
 from ..modules.layout import Layout, LinearLayout
 from ..progress import track
 from ..rotation.reflections import turn
-from .contents import check_record, check_row_scales, check_words, check_zeros
+from .contents import check_lattices, check_record, check_row_scales, check_words, check_zeros
 from .manifest import REPORT
 from .original import kept_problem, matrix_problem, relative_error
 from .tensors import TensorChecks
@@ -62,6 +63,8 @@ class MatrixChecks:
             histogram, problems["words"] = check_words(stored["words"], linear, code)
         elif isinstance(code, IntegerCode) and not code.symmetric:
             problems["zeros"] = check_zeros(stored["zeros"], linear, code)
+        elif isinstance(code, LatticeCode):
+            problems["lattice"] = check_lattices(stored["lattice"], stored["words"], linear, code)
         sound = True
         for leaf in sorted(problems, reverse=True):
             sound &= self.report.add(self.tensors.found[f"{name}.{leaf}"][0], f"{name}.{leaf}", problems[leaf])

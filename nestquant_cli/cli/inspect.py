@@ -71,6 +71,9 @@ def _code(matrix: "Matrix") -> str:
     code = matrix.code
     if "q" in code:
         return f"q {code['q']}, {matrix.word_bits}-bit words"
+    if "dimension" in code:
+        lattices = "one lattice" if code["shared"] else "lattices"
+        return f"{code['bits']:g}-bit {lattices} of dimension {code['dimension']}, groups of {code['group']}"
     scales = "rows" if code["group"] is None else f"groups of {code['group']}"
     return f"{code['bits']}-bit {'symmetric' if code['symmetric'] else 'asymmetric'} integers, {scales}"
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from ..quantization.plan import Plan
 
 BitsOption = Annotated[
-    float | None, typer.Option("--bits", help=f"Weights, activations, keys and values: {BITS_HELP}.", show_default="4")
+    float | None,
+    typer.Option("--bits", help=f"All parts, with glvq weights alone: {BITS_HELP}.", show_default="4"),
 ]
 WeightBitsOption = Annotated[
     float | None, typer.Option("--weight-bits", help=f"Weights: {BITS_HELP}. Alone, it leaves the others at 16.")
@@ -36,7 +37,11 @@ CalibrationOption = Annotated[
 ]
 MethodOption = Annotated[
     str,
-    typer.Option("--method", help="The codec: nestquant or integer.", autocompletion=offer("nestquant", "integer")),
+    typer.Option(
+        "--method",
+        help="The codec: nestquant, integer, or glvq, which is for weights alone.",
+        autocompletion=offer("nestquant", "integer", "glvq"),
+    ),
 ]
 RotationOption = Annotated[
     str,
@@ -116,11 +121,15 @@ def quantize(
     """
     from ..models.device import pick_device
     from ..models.source import resolve
-    from ..quantization.recipe import read_recipe, with_tuning
+    from ..quantization.recipe import read_recipe, weights_only, with_tuning
     from ..team import joined
     from ..units import parse_bytes
 
-    wanted = _bits(bits, weight_bits, act_bits, kv_bits, has_config=config is not None)
+    settings = given(context)
+    if weights_only(config, settings.get("method")):
+        wanted = {"weight_bits": bits if weight_bits is None else weight_bits, "act_bits": act_bits, "kv_bits": kv_bits}
+    else:
+        wanted = _bits(bits, weight_bits, act_bits, kv_bits, has_config=config is not None)
     settings = given(context, **wanted)
     recipe = with_tuning(read_recipe(config, settings, taken(context)), tune)
     source = resolve(model)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .digits import pack_digits, pack_zeros
 from .integer import IntegerCode
-from .protocol import RoundedRows
+from .protocol import RoundedRows, by_matrix
 
 
 class IntegerRounder:
@@ -58,4 +58,9 @@ class IntegerRounder:
         if not code.symmetric:
             tensors["zeros"] = pack_zeros(self._zero.to(torch.uint8), code.bits)
         values = (self._digits.float() - code.spread(self._zero, n)) * code.spread(self._scale, n)
-        return RoundedRows(tensors, values, code, [{"code": code.to_dict()} for _ in self.rows])
+        return RoundedRows(
+            by_matrix(tensors, self.rows),
+            values,
+            [code] * len(self.rows),
+            [{"code": code.to_dict()} for _ in self.rows],
+        )

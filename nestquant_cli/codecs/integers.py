@@ -8,14 +8,14 @@ from torch import Tensor
 
 from .integer import IntegerCode
 from .integer_rounder import IntegerRounder
-from .protocol import Rounder, Shape, VectorCode, WeightCode
+from .protocol import RoundedRows, Rounder, Shape, VectorCode, WeightCode
 
 
 class Integers:
     """See `Codec`. Settings of a recipe: any of symmetric, group, and clip, a number or "mse"."""
 
     name: ClassVar[str] = IntegerCode.codec
-    columns: ClassVar[int] = IntegerRounder.columns
+    columns: ClassVar[int | None] = IntegerRounder.columns
 
     def shape(self, bits: float, settings: Any, place: str) -> Shape:
         if bits != int(bits):
@@ -49,6 +49,9 @@ class Integers:
 
     def rounder(self, target: Tensor, rows: list[int], shape: Shape, seed: int) -> Rounder | None:
         return IntegerRounder(target, rows, _own(shape))
+
+    def search(self, target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None) -> RoundedRows:
+        raise NotImplementedError("rounded by columns")
 
 
 def _own(code: Shape | WeightCode) -> IntegerCode:

@@ -11,14 +11,14 @@ from ..lattice.code import BLOCK, MOST_MULTIPLIERS, NestedCode
 from ..lattice.shape import CodeShape, shape_for_bits, shape_for_q
 from .centered import centered_from
 from .fit import ScaledCode, fit_rows
-from .protocol import Rounder, Shape, VectorCode, WeightCode
+from .protocol import RoundedRows, Rounder, Shape, VectorCode, WeightCode
 
 
 class NestQuant:
     """See `Codec`. Settings of a recipe: q and k."""
 
     name: ClassVar[str] = CodeShape.codec
-    columns: ClassVar[int] = BLOCK
+    columns: ClassVar[int | None] = BLOCK
 
     def shape(self, bits: float, settings: Any, place: str) -> Shape:
         if settings is None:
@@ -56,3 +56,6 @@ class NestQuant:
 
     def rounder(self, target: Tensor, rows: list[int], shape: Shape, seed: int) -> Rounder | None:
         return None
+
+    def search(self, target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None) -> RoundedRows:
+        raise NotImplementedError("rounded by columns")

@@ -5,7 +5,7 @@ To add one: a `Codec` with its `Shape`, `VectorCode`, `WeightCode` and `Rounder`
 that multiplies with its weights in `modules.attach`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -89,16 +89,22 @@ class RoundedRows:
     """A matrix that was rounded.
 
     Attributes:
-        tensors: what is stored, by name, rows along the first axis.
+        tensors: for each of the matrices that were stacked, what is stored, by name.
         values: (rows, entries) float32, what the stored tensors stand for.
-        code: of the weights.
+        codes: for each of them, of its weights.
         records: for each of the matrices that were stacked, what the report says of its code.
     """
 
-    tensors: dict[str, Tensor]
+    tensors: list[dict[str, Tensor]]
     values: Tensor
-    code: WeightCode
+    codes: Sequence[WeightCode]
     records: list[dict[str, Any]]
+
+
+def by_matrix(tensors: Mapping[str, Tensor], rows: list[int]) -> list[dict[str, Tensor]]:
+    """Tensors of stacked matrices, rows along the first axis, as those of each matrix."""
+    parts = {name: tensor.split(rows) for name, tensor in tensors.items()}
+    return [{name: part[number].contiguous() for name, part in parts.items()} for number in range(len(rows))]
 
 
 class Rounder(Protocol):
@@ -127,11 +133,11 @@ class Codec(Protocol):
 
     Attributes:
         name: in recipes, and `codec` of its shapes and codes.
-        columns: of a matrix that are rounded at once.
+        columns: of a matrix that are rounded at once; None where `search` chooses all columns of a row together.
     """
 
     name: ClassVar[str]
-    columns: ClassVar[int]
+    columns: ClassVar[int | None]
 
     def shape(self, bits: float, settings: Any, place: str) -> Shape:
         """The shape that a recipe asks for.
@@ -163,5 +169,13 @@ class Codec(Protocol):
     def rounder(self, target: Tensor, rows: list[int], shape: Shape, seed: int) -> Rounder | None:
         """What rounds a target (m, entries) of stacked matrices with `rows` rows each.
 
-        None for nested codes, for which `quantization.layer` has kernels.
+        None for nested codes, for which `quantization.layer` has kernels, and where there is a `search`.
+        """
+
+    def search(self, target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None) -> RoundedRows:
+        """Rounds a target (m, entries) of stacked matrices, feedback included; called where `columns` is None.
+
+        Args:
+            target, rows, shape, seed: as in `rounder`.
+            factor: (entries, entries) float32, the Cholesky factor C of H + J = C·Cᵀ; None rounds without feedback.
         """

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from ..lattice.shape import CodeShape
 from .centered import fit_centered
+from .glvqs import Glvq
 from .integers import Integers
 from .nestquant import NestQuant
-from .protocol import Codec, Rounder, Shape, TensorForms, VectorCode, WeightCode
+from .protocol import Codec, RoundedRows, Rounder, Shape, TensorForms, VectorCode, WeightCode
 
-_CODECS: tuple[Codec, ...] = (NestQuant(), Integers())
+_CODECS: tuple[Codec, ...] = (NestQuant(), Integers(), Glvq())
 CODECS = {codec.name: codec for codec in _CODECS}
 
 
@@ -69,6 +70,11 @@ def rounder(target: Tensor, rows: list[int], shape: Shape, seed: int) -> Rounder
     return CODECS[shape.codec].rounder(target, rows, shape, seed)
 
 
-def columns_of(shape: Shape) -> int:
-    """Columns that feedback goes over at once."""
+def search(target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None) -> RoundedRows | None:
+    """See `Codec.search`; None where the codec has none."""
+    return None if columns_of(shape) else CODECS[shape.codec].search(target, rows, shape, seed, factor)
+
+
+def columns_of(shape: Shape) -> int | None:
+    """Columns that feedback goes over at once; None where the codec searches whole rows."""
     return CODECS[shape.codec].columns

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
+from ..codecs.glvq import LatticeCode
 from ..codecs.integer import IntegerCode
 from ..errors import NestQuantError
 from ..models.structure import Decoder, find_decoder
@@ -15,8 +16,11 @@ from ..rotation.reflections import Reflections
 from .cache import PackedCache, is_packed, pack_layers
 from .inputs import InputQuantizer, padded_size
 from .integer_linear import IntegerLinear
+from .lattice_linear import LatticeLinear
 from .layout import Layout, LinearLayout
 from .linear import QuantizedLinear
+
+_KINDS: dict[type, type[QuantizedLinear]] = {IntegerCode: IntegerLinear, LatticeCode: LatticeLinear}
 
 
 def attach(model: PreTrainedModel, layout: Layout) -> None:
@@ -36,7 +40,7 @@ def attach(model: PreTrainedModel, layout: Layout) -> None:
             sources[linear.input] = _input_quantizer(layout, linear, weight.device)
         source = sources[linear.input]
         code: Any = layout.code_of(linear)
-        kind = IntegerLinear if isinstance(code, IntegerCode) else QuantizedLinear
+        kind = _KINDS.get(type(code), QuantizedLinear)
         sizes = linear.in_features, linear.out_features, linear.bias
         module = kind(*sizes, source, code, weight.dtype, weight.device)
         if linear.input == name and source.reflections is not None:

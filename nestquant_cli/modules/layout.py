@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from ..codecs.centered import CenteredCode, centered_from
 from ..codecs.fit import ScaledCode
+from ..codecs.glvq import LatticeCode
 from ..codecs.heads import CacheCodes
 from ..codecs.protocol import Shape, VectorCode, WeightCode
 from ..codecs.registry import shape_from, vector_from, weight_code
@@ -18,8 +19,8 @@ from .inputs import padded_size
 
 QUANT_METHOD = "nestquant"
 # 1: nested codes of one shape, the Hadamard rotation. 2: other codecs, rotations, a shape for a matrix. 3: centers.
-# A checkpoint has the first version that suffices for it.
-FORMAT_VERSION = 3
+# 4: lattices. A checkpoint has the first version that suffices for it.
+FORMAT_VERSION = 4
 ROTATIONS = ("none", "hadamard", "learned")
 _LARGEST = 1 << 24  # entries in one dimension of a matrix; beyond it a config is taken for damaged or hostile
 _LARGEST_UNIT = 1 << 16  # of an entry in units of its row's root mean square; real ones are below 1
@@ -36,7 +37,7 @@ class LinearLayout:
         bias: whether it has one.
         input: name of the shared input, a key of Layout.inputs.
         multipliers: of the weight's nested code; None for any other code, and where weights stay in 16 bits.
-        shape: of its nested code, where it is not that of the layout.
+        shape: of its nested code, where it is not that of the layout; a lattice code with its groups.
     """
 
     in_features: int
@@ -44,7 +45,7 @@ class LinearLayout:
     bias: bool
     input: str
     multipliers: tuple[int, ...] | None
-    shape: CodeShape | None = None
+    shape: CodeShape | LatticeCode | None = None
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,10 @@ class Layout:
     def version(self) -> int:
         """The first format version that can say this."""
         vectors = *self.inputs.values(), *(code for layer in self.cache for code in (layer.keys, layer.values))
+        if isinstance(self.weight_shape, LatticeCode):
+            return 4
         if any(isinstance(code, CenteredCode) for code in vectors):
-            return FORMAT_VERSION
+            return 3
         mixed = any(linear.shape is not None for linear in self.linears.values())
         return 2 if mixed or not self.plain or self.rotation != "hadamard" else 1
 
@@ -113,7 +116,7 @@ class Layout:
                     "bias": linear.bias,
                     "input": linear.input,
                     "multipliers": None if linear.multipliers is None else list(linear.multipliers),
-                    **({} if linear.shape is None else {"code": _shape_to(linear.shape)}),
+                    **_own_to(linear.shape),
                 }
                 for name, linear in self.linears.items()
             },
@@ -153,6 +156,12 @@ class Layout:
 
 def _shape_to(shape: Shape | None) -> dict[str, Any] | None:
     return None if shape is None else shape.to_dict()
+
+
+def _own_to(shape: CodeShape | LatticeCode | None) -> dict[str, Any]:
+    if isinstance(shape, LatticeCode):
+        return {"groups": shape.fitted()}
+    return {} if shape is None else {"code": shape.to_dict()}
 
 
 def _rotation_from(reader: "_Reader", inputs: dict[str, VectorCode | None]) -> tuple[str, dict[str, int]]:
@@ -197,11 +206,14 @@ def _code_from(value: Any, shape: Shape, place: str) -> VectorCode:
 
 def _linear_from(value: Any, shape: Shape | None) -> LinearLayout:
     reader = _Reader(value, "linears")
-    own = reader.optional("code", _shape_from) if isinstance(shape, CodeShape) else None
-    if own is not None and not isinstance(own, CodeShape):
+    nested: Shape | None = reader.optional("code", _shape_from) if isinstance(shape, CodeShape) else None
+    if nested is not None and not isinstance(nested, CodeShape):
         raise _refuse("linears: code is none of the nested ones")
-    multipliers = _multipliers_from(reader, own or shape) if isinstance(shape, CodeShape) else None
+    multipliers = _multipliers_from(reader, nested or shape) if isinstance(shape, CodeShape) else None
     sizes = reader.integer("in_features", 1, _LARGEST), reader.integer("out_features", 1, _LARGEST)
+    own: CodeShape | LatticeCode | None = nested
+    if isinstance(shape, LatticeCode):
+        own = _checked(lambda: shape.with_groups(reader.value.get("groups"), padded_size(sizes[0])))
     bias, source = reader.value.get("bias"), reader.value.get("input")
     if type(bias) is not bool or type(source) is not str:
         raise _refuse("linears: bias must be true or false and input a name")

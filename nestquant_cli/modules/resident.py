@@ -23,8 +23,8 @@ def set_resident(model: nn.Module, form: str) -> str:
         model: with `QuantizedLinear` modules; any other model is left as it is.
         form: "packed" keeps the words, 4 bits a weight at 4 bits, and decodes them inside each product; "int8" decodes
             once and keeps int8, 8.5 bits a weight, which is faster; "auto" is int8 where all the weights in int8 take
-            at most a quarter of the memory that is free now, else packed. A weight whose code needs more than int8, and
-            one with words that no encoder writes, stays packed.
+            at most a quarter of the memory that is free now, else packed. A weight whose code needs more than int8, one
+            of lattices, and one with words that no encoder writes, stays packed.
 
     Returns:
         the form that was chosen, "packed" or "int8".
@@ -42,7 +42,7 @@ def set_resident(model: nn.Module, form: str) -> str:
         raise NestQuantError(f"there is no resident form '{form}'", "weights stay as they are", f"use one of {known}")
     layers = [module for module in model.modules() if isinstance(module, QuantizedLinear) and module.code is not None]
     if form == "auto":
-        form = _choose(layers)
+        form = _choose([layer for layer in layers if layer.code is not None and layer.code.int8])
     for layer in layers:
         if form == "packed":
             layer.hold_packed()

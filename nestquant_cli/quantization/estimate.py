@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 
 from ..calibration.statistics import NOISE_TOKENS
-from ..codecs.registry import fit_vectors
+from ..codecs.protocol import Shape
+from ..codecs.registry import columns_of, fit_vectors, search
 from ..kernels.int8 import integer_product
 from ..modules.inputs import padded_size
 from ..tuning.settings import TuneSettings
@@ -43,10 +44,8 @@ def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
     shape = recipe.shape("weight") or recipe.shape("act") or recipe.shape("kv")
     assert shape is not None
     rows = torch.randn(BLOCKS // 64, 512, device=where)
-    code = fit_vectors(rows[:64], shape, 0)
-    fit = _time(lambda: fit_vectors(rows[:64], shape, 0))
+    fit, one = _coding_times(shape, rows)
     fits = sum(count for _, count in widths) + 2 * plan.layers
-    one = _time(lambda: code.round(rows)) / rows.numel()
     encode = one * plan.weights
     noise = 0.0
     if recipe.shape("act") is not None:  # each input is rounded on a sample of tokens, and J is a product like H
@@ -56,6 +55,15 @@ def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
     coded = factors + feedback + encode if recipe.shape("weight") is not None else 0.0
     tuning = _tuning_passes(recipe) * 2.0 * plan.parameters / half
     return START + LAYER * plan.layers + OVERHEAD * (forward + gram + noise + coded + fit * fits) + tuning
+
+
+def _coding_times(shape: Shape, rows: torch.Tensor) -> tuple[float, float]:
+    """Seconds of a fit, and of rounding one entry."""
+    if columns_of(shape) is None:
+        return 0.0, _time(lambda: search(rows, [len(rows)], shape, 0, None)) / rows.numel()
+    code = fit_vectors(rows[:64], shape, 0)
+    fit = _time(lambda: fit_vectors(rows[:64], shape, 0))
+    return fit, _time(lambda: code.round(rows)) / rows.numel()
 
 
 def _tuning_passes(recipe: Recipe) -> float:

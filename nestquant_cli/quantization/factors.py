@@ -19,7 +19,8 @@ class Feedback:
 
     Attributes:
         target: (n, n) float32, the matrix T of W̃ = W T; None for the identity, where there is no noise.
-        lower: (n, n) float32, unit block-lower-triangular L of H + J = L D Lᵀ; None for no feedback.
+        lower: (n, n) float32, unit block-lower-triangular L of H + J = L D Lᵀ, or the Cholesky factor; None
+            for no feedback.
         damping: what was added to H, as a fraction of its mean diagonal.
     """
 
@@ -29,7 +30,7 @@ class Feedback:
 
 
 def feedback(
-    hessian: Tensor, noise: Tensor, damping: float, place: str, columns: int = BLOCK, cross: Tensor | None = None
+    hessian: Tensor, noise: Tensor, damping: float, place: str, columns: int | None = BLOCK, cross: Tensor | None = None
 ) -> Feedback:
     """Factorizes H + J, damped by a ladder.
 
@@ -38,7 +39,7 @@ def feedback(
         noise: (n,) diagonal of J.
         damping: first step of the ladder, as a fraction of the mean diagonal of H.
         place: name of the input, for the error.
-        columns: that are rounded at once, the size of L's diagonal blocks.
+        columns: that are rounded at once, the size of L's diagonal blocks; None for the Cholesky factor.
         cross: (n, n) X = E[x₀ xᵀ], where the original model has another input x₀ in the place of x.
 
     Raises:
@@ -46,7 +47,7 @@ def feedback(
     """
     C, step, added = damped_factor(hessian, noise, damping, place)
     target = _target(hessian if cross is None else cross, added, C) if cross is not None or noise.any() else None
-    return Feedback(target, unit_lower(C, torch.float32, columns), step)
+    return Feedback(target, unit_lower(C, torch.float32, columns) if columns else C.float(), step)
 
 
 def damped_factor(hessian: Tensor, noise: Tensor, damping: float, place: str) -> tuple[Tensor, float, float]:

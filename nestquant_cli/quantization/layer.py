@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..calibration.statistics import InputStatistics
 from ..codecs.fit import ScaledCode
 from ..codecs.nestquant import NestQuant
-from ..codecs.protocol import RoundedRows, Shape, WeightCode
-from ..codecs.registry import columns_of, rounder
+from ..codecs.protocol import RoundedRows, Shape, WeightCode, by_matrix
+from ..codecs.registry import columns_of, rounder, search
 from ..errors import NestQuantError
 from ..kernels import for_device
 from ..lattice.code import BLOCK
@@ -94,7 +94,6 @@ def quantize_group(
     errors = row_errors(W, found.values, statistics)
 
     result = {}
-    stored = {name: tensor.split(rows) for name, tensor in found.tensors.items()}
     parts = [tensor.split(rows) for tensor in errors]
     for number, name in enumerate(statistics.members):
         delta, power, output_delta, output_power = (part[number] for part in parts)
@@ -106,13 +105,15 @@ def quantize_group(
             "damping": step.damping,
             "dead_inputs": statistics.dead,
         }
-        tensors = {name: own[number].contiguous() for name, own in stored.items()}
-        result[name] = QuantizedMatrix(tensors, found.code, shape, record)
+        result[name] = QuantizedMatrix(found.tensors[number], found.codes[number], shape, record)
     return result
 
 
 def _round(target: Tensor, rows: list[int], lower: Tensor | None, shape: Shape, seed: int) -> RoundedRows:
     """Rounds matrices stacked into one target (m, n), with rows[i] rows each, by the codec of the shape."""
+    whole = search(target, rows, shape, seed, lower)
+    if whole is not None:
+        return whole
     work = rounder(target, rows, shape, seed)
     if work is not None:
         ldlq(target, lower, work.round, work.columns, work.panel, work.open)
@@ -130,7 +131,7 @@ def _round(target: Tensor, rows: list[int], lower: Tensor | None, shape: Shape, 
         for number, own in enumerate(index.split(rows))
     ]
     tensors = {"words": words, "row_scale": row_scale_bits(scale)}
-    return RoundedRows(tensors, v.float() * scale[:, None], scaled.code, records)
+    return RoundedRows(by_matrix(tensors, rows), v.float() * scale[:, None], [scaled.code] * len(rows), records)
 
 
 def round_rows(

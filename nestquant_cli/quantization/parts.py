@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration.statistics import LayerStatistics
+from ..codecs.glvq import LatticeCode
 from ..lattice.code import NestedCode
 from ..lattice.shape import CodeShape
 from ..modules.layout import Layout, LinearLayout
@@ -63,14 +64,15 @@ def part_of(
             assert isinstance(linear, nn.Linear)
             code = packed[name].code if name in packed else None
             multipliers = code.multipliers if isinstance(code, NestedCode) else None
-            own = packed[name].shape if name in packed else None
+            own: Any = packed[name].shape if name in packed else None
+            own = own if isinstance(own, CodeShape) and own != layout.weight_shape else None
             layout.linears[f"{prefix}.{name}"] = LinearLayout(
                 linear.in_features,
                 linear.out_features,
                 linear.bias is not None,
                 source,
                 multipliers,
-                own if isinstance(own, CodeShape) and own != layout.weight_shape else None,
+                code if isinstance(code, LatticeCode) else own,
             )
     if statistics.cache is not None:
         layout.cache.append(statistics.cache)

@@ -16,6 +16,7 @@ from ..tuning.settings import TuneSettings
 
 SIXTEEN = 16.0  # bits that mean "leave alone"
 FEEDBACKS = ("none", "ldlq")
+WEIGHTS_ONLY = ("glvq",)  # methods that leave activations, keys and values in 16 bits
 ALLOCATIONS = ("uniform", "mixed")
 _CHOICES = {"method": tuple(CODECS), "rotation": ROTATIONS, "feedback": FEEDBACKS, "allocation": ALLOCATIONS}
 _RANGES = (("samples", 1, 1 << 20), ("seqlen", 2, 1 << 20), ("seed", 0, (1 << 63) - 1), ("reflections", 1, 4096))
@@ -23,6 +24,7 @@ _NOTHING = "nothing was quantized"
 _REMEDIES = {
     "nestquant": "2 to 8 bits in steps of 0.125",
     "integer": "whole bits from 2 to 8 and groups in multiples of 8",
+    "glvq": "2 to 8 bits in steps of 0.125 for weights, groups in multiples of 32, and dimension 8, 16 or 32",
 }
 
 
@@ -31,11 +33,12 @@ class Recipe:
     """Settings of one quantization.
 
     Attributes:
-        method: the codec, "nestquant" or "integer".
+        method: the codec, "nestquant", "integer" or "glvq", which is for weights alone.
         weight_bits, act_bits, kv_bits: 2 to 8 in eighths, or 16 to leave that part alone.
         weight_code, act_code, kv_code: the code by hand: {"q": …, "k": …} of nestquant; of integer any of "symmetric",
             "group" (entries that share a scale; null is the row, token or head) and "clip" ("mse", or a fraction of the
-            largest entry). None chooses nestquant's by bits, and symmetric integers of least squared error.
+            largest entry); of glvq any of "dimension", "group", "shared", "paths" and "companding". None chooses
+            nestquant's by bits, symmetric integers of least squared error, and glvq's defaults.
         rotation: of inputs, keys and values: "none", "hadamard", or "learned", which adds reflections learned on
             calibration text to the inputs of Linears.
         reflections: how many a learned rotation has.
@@ -174,7 +177,15 @@ def read_recipe(path: Path | None, overrides: dict[str, Any], others: Collection
             code = settings.get(name.replace("_bits", "_code"))
             if name.endswith("_bits") and isinstance(code, dict) and "q" in code:
                 settings.pop(name.replace("_bits", "_code"), None)
+    if settings.get("method") in WEIGHTS_ONLY:
+        settings = {"act_bits": SIXTEEN, "kv_bits": SIXTEEN} | settings
     return Recipe(**settings)
+
+
+def weights_only(path: Path | None, method: str | None) -> bool:
+    """Whether a recipe's method, given by name or else that of a YAML file, codes weights alone."""
+    found = method or (None if path is None else read_yaml(path).get("method"))
+    return found in WEIGHTS_ONLY
 
 
 def with_tuning(recipe: Recipe, wanted: bool | None) -> Recipe:

@@ -151,7 +151,7 @@ def _refuse_others(checkpoint: Path, original: Source) -> None:
     layout = read_layout(checkpoint)
     if not layout.plain or layout.rotation == "learned":
         raise NestQuantError(
-            f"{checkpoint} has integer codes or learned rotations",
+            f"{checkpoint} has codes other than nested ones, or learned rotations",
             "it was not tuned",
             "tune a checkpoint of nested codes behind the Hadamard rotation",
         )

@@ -25,7 +25,7 @@ def made(code: IntegerCode, inputs: IntegerCode | None, seed: int | None) -> tup
     layer: Any = IntegerLinear(FEATURES, ROWS, True, source, code, torch.float32)  # type: ignore[arg-type]
     rounder = IntegerRounder(gaussian(ROWS, source.padded), [ROWS], code)
     ldlq(gaussian(ROWS, source.padded), None, rounder.round, rounder.columns, rounder.panel, rounder.open)
-    tensors = rounder.finish().tensors
+    tensors = rounder.finish().tensors[0]
     layer.load_state_dict(tensors | {"bias": gaussian(ROWS, seed=1)})
     return layer, decoded(code, tensors, source.padded)
 

@@ -17,7 +17,7 @@ from nestquant_cli.quantization.recipe import read_recipe
 from tests.families import load, logits, make_model, pack, random_ids, relative_error, save_model
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-PRESETS = ["rtn-w4", "gptq-w4-g64", "gptq-w3-g64", "quarot-w4a4kv4", "spinquant-w4a4kv4"]
+PRESETS = ["rtn-w4", "gptq-w4-g64", "gptq-w3-g64", "quarot-w4a4kv4", "spinquant-w4a4kv4", "glvq-d8-w2", "glvq-d32-w3"]
 EIGHT = {"weight_bits": 8, "act_bits": 8, "kv_bits": 8}
 COMBINATIONS: dict[str, dict[str, Any]] = {
     "plain nestquant": {"rotation": "none", "feedback": "none", "qa": False},
@@ -65,7 +65,8 @@ def test_every_byte_is_counted(packed: Path) -> None:
     assert bool(learned) == (layout.rotation == "learned")
     described = layout.to_dict()
     plain = layout.rotation == "hadamard" and "q" in str(described["act_code"])
-    assert layout.version == (3 if "centers" in str(described) else 1 if plain else 2)
+    lattices = "dimension" in str(described)
+    assert layout.version == (4 if lattices else 3 if "centers" in str(described) else 1 if plain else 2)
 
 
 def test_forms_in_memory_and_one_token_at_a_time_give_the_same_logits(packed: Path) -> None:

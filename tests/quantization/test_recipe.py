@@ -10,6 +10,9 @@ from nestquant_cli.quantization.recipe import Recipe, read_recipe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TAGS = {
+    **{f"glvq-d{d}-w{bits}": f"w{bits}" for d in (8, 32) for bits in (2, 3, 4)},
+    **dict.fromkeys(("w2", "gptq-w2-g64", "rtn-w2"), "w2"),
+    "rtn-w3": "w3",
     "w4a4kv4": "w4a4kv4",
     "w4": "w4",
     "w3": "w3",
