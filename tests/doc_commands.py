@@ -92,6 +92,8 @@ def _local(before: str, word: str, places: dict[str, str]) -> str:
     if before == "--recipes":
         names = [Path(each).name for each in word.split(",")]
         return ",".join(str(ROOT / "configs" / name) for name in names)
+    if word.startswith("configs/"):
+        return str(ROOT / word)
     if word.endswith((".json", ".xml")):
         return f"{places['OUT']}/{word}"
     if before == "--fail-above":

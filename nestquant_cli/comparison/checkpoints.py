@@ -13,7 +13,7 @@ from ..errors import NestQuantError
 from ..models.source import Source
 from ..progress import logger
 from ..quantization.pipeline import calibrate, quantize
-from ..quantization.subject import about_model, open_subject, read_windows, refuse_other_caches, text_of
+from ..quantization.subject import about_model, open_subject, origin_of, read_windows, refuse_other_caches, text_of
 from ..team import team
 from .entries import NOT_COMPARED, Entry, calibrations
 from .state import State
@@ -58,8 +58,8 @@ def run_keys(source: Source, entries: Sequence[Entry], device: str) -> dict[str,
     keys = {}
     for entry in entries:
         refuse_other_caches(subject, entry.recipe)
-        text = text_of(read_windows(subject, entry.recipe))
-        key = entry.recipe.to_dict() | about_model(subject, entry.recipe, team()) | text
+        about, text = about_model(subject, entry.recipe, team()), text_of(read_windows(subject, entry.recipe))
+        key = entry.recipe.to_dict() | origin_of(source, about, text)
         keys[entry.name] = json.loads(json.dumps(key))
     return keys
 

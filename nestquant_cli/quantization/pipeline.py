@@ -41,6 +41,7 @@ from .subject import (
     about_model,
     circumstances,
     open_subject,
+    origin_of,
     read_windows,
     refuse_other_caches,
     text_of,
@@ -142,7 +143,7 @@ def quantize(
         words = mixed_words(subject, recipe, text["dataset"], folder, group)
         measuring = Measuring(subject, recipe, stored, windows, folder, budget)
         parts = _quantize_layers(measuring, output, group, words)
-        origin = {**about, **text, "base_model": source.path if source.kind == "hub" else None}
+        origin = origin_of(source, about, text)
         report = group.lead(lambda: write_rest(output, subject.weights, subject.tokenizer, recipe, parts, origin))
     except NestQuantError:
         if group.leads:

@@ -78,17 +78,21 @@ def about_model(subject: Subject, recipe: Recipe, group: Team) -> dict[str, Any]
     """What a calibration must share with the quantization that uses it."""
     shapes = {part: recipe.shape(part) for part in ("act", "kv")}
     codes = {f"{part}_code": shape and _code_key(shape) for part, shape in shapes.items()}
-    coded = any(shape is not None for shape in shapes.values())
     sha256 = group.lead(lambda: fingerprint(subject.source))
     return {
         "model_sha256": sha256,
         "seed": recipe.seed,
         "rotation": recipe.rotation,
         "reflections": recipe.reflections if recipe.rotation == "learned" else 0,
-        "centering": recipe.centering if coded else None,
+        "centering": recipe.centering,
         **codes,
         "nestquant": __version__,
     }
+
+
+def origin_of(source: Source, about: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says that a checkpoint was made from: `about_model`, `text_of`, the Hub id if there is one."""
+    return {**about, **text, "base_model": source.path if source.kind == "hub" else None}
 
 
 def _code_key(shape: Shape) -> Any:

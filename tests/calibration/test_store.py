@@ -60,7 +60,9 @@ def test_sixteen_bits_drop_noise_and_codes(folder: Path) -> None:
     found = Calibration(folder).layer(0, None, None)
     assert found.cache is None
     assert all(item.code is None and not item.noise.any() for item in found.inputs.values())
-    Calibration(folder).check(ABOUT | {"act_code": None, "kv_code": None, "centering": None})
+    Calibration(folder).check(ABOUT | {"act_code": None, "kv_code": None, "centering": True})
+    with pytest.raises(NestQuantError, match="was calibrated with centering"):
+        Calibration(folder).check(ABOUT | {"kv_code": None, "centering": True})
 
 
 @pytest.mark.parametrize(

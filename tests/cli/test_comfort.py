@@ -62,7 +62,7 @@ def test_bash_completes_commands_options_and_values(complete: Callable[[str], li
     assert complete("nestquant eval-ppl --base") == ["--baseline"]
     assert complete("nestquant eval-ppl --bos ") == ["default", "each", "none"]
     assert complete("nestquant eval-ppl --dataset wi") == ["wikitext2"]
-    assert complete("nestquant quantize --method ") == ["nestquant", "integer"]
+    assert complete("nestquant quantize --method ") == ["nestquant", "integer", "glvq"]
 
 
 def terminal(*words: str, **settings: str) -> str:
