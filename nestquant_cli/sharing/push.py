@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from ..checkpoint.inspect import inspect
@@ -11,7 +12,7 @@ from ..checkpoint.read import open_checkpoint
 from ..checkpoint.verify import verify
 from ..errors import NestQuantError
 from ..files import write_text
-from ..models.source import fingerprint, resolve
+from ..models.source import fingerprint, load_tokenizer, resolve
 from .card import CARRIED, Origin, model_card
 from .results import NOT_PUSHED, read_results
 
@@ -70,7 +71,8 @@ def push(options: PushOptions, api: Any = None) -> list[str]:
     measured, commands, baseline = read_results(options.results, fingerprint(resolve(str(options.folder))))
     inspection = inspect(options.folder)
     origin = _origin(options, options.base or inspection.recipe.get("base_model") or baseline, api)
-    files = sorted({*open_checkpoint(options.folder)["files"], MANIFEST, "config.json", CARD})
+    own = {*open_checkpoint(options.folder)["files"], MANIFEST, "config.json", CARD}
+    files = sorted(own | _tokenizer_files(options.folder))
     write_text(options.folder / CARD, model_card(options.repo, origin, inspection, measured, commands))
     if options.dry_run:
         return files
@@ -82,6 +84,14 @@ def push(options: PushOptions, api: Any = None) -> list[str]:
     if options.public:
         _call(lambda: api.update_repo_settings(repo_id=options.repo, private=False))
     return files
+
+
+def _tokenizer_files(folder: Path) -> set[str]:
+    """Names of the tokenizer's files: the manifest has none that were saved beside a model after it."""
+    with TemporaryDirectory() as place:
+        load_tokenizer(resolve(str(folder))).save_pretrained(place)
+        names = {path.name for path in Path(place).iterdir()}
+    return {name for name in names if (folder / name).is_file()}
 
 
 def _origin(options: PushOptions, base: str | None, api: Any) -> Origin:

@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import HfApi, ModelCardData
 
 from nestquant_cli.checkpoint.inspect import inspect as count_bits
-from nestquant_cli.models.source import load_model, resolve
+from nestquant_cli.models.source import load_model, load_tokenizer, resolve
 from nestquant_cli.sharing import push as module
 from tests.families import Outcome, in_process, tell
 
@@ -94,6 +94,18 @@ def test_what_is_pushed_is_private_complete_and_loads(
         (fetched / name).write_bytes(content)
     assert load_model(resolve(str(fetched))) is not None
     assert nestquant("verify", fetched)[0] == 0
+
+
+def test_a_tokenizer_that_was_saved_beside_the_model_is_pushed(
+    nestquant: Callable[..., Outcome], hub: FakeHub, packed: Path, tmp_path: Path
+) -> None:
+    load_model(resolve(str(packed))).save_pretrained(tmp_path / "again")
+    load_tokenizer(resolve(str(packed))).save_pretrained(tmp_path / "again")
+    (tmp_path / "again" / "notes.txt").write_text("not part of the checkpoint")
+    code, _, error = nestquant("push", tmp_path / "again", "me/again", "--base-model", "org/tiny")
+    assert code == 0, error
+    files = hub.repos["me/again"].files
+    assert {"tokenizer.json", "tokenizer_config.json", "model.safetensors"} <= files.keys() and "notes.txt" not in files
 
 
 def test_the_card_says_what_is_known(
