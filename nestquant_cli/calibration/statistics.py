@@ -151,7 +151,8 @@ class InputCollector:
         team.sum(self.gram.upper)
         if self.cross is not None:
             team.sum(self.cross.total)
-            self.cross.pairs = sum(team.gather(self.cross.pairs))
+            pairs, sound = zip(*team.gather((self.cross.pairs, self.cross.finite)), strict=True)
+            self.cross.pairs, self.cross.finite = sum(pairs), all(sound)  # what one refuses, all refuse
         everyone = team.gather((self.gram.tokens, self.gram.finite, self.dead.tolist(), [x.cpu() for x in self.kept]))
         tokens, finite, dead, kept = zip(*everyone, strict=True)
         self.gram.tokens, self.gram.finite = sum(tokens), all(finite)
