@@ -15,7 +15,7 @@ from .glvq_search import loss, search, triangle
 ROWS = 256  # of a matrix that its lattices are learned on
 STEPS = 6  # at most
 PULL = 0.02  # of the start in the least squares, as a fraction of the power of the points
-PATHS = 8  # of the search while learning, at most
+PATHS = 16  # of the search while learning, at most
 
 
 def learn(X: Tensor, C: Tensor, shape: LatticeCode, seed: int) -> tuple[LatticeCode, Tensor]:
@@ -47,7 +47,8 @@ def learn(X: Tensor, C: Tensor, shape: LatticeCode, seed: int) -> tuple[LatticeC
             break
         best = found, G
         target = X + (X - rounded) @ feeding
-        G = _least_squares(target, code.multiply(digits, torch.eye(G.shape[-1]).expand_as(G)), weight, first, code)
+        points = code.multiply(digits, torch.eye(G.shape[-1], device=G.device).expand_as(G))
+        G = _least_squares(target, points, weight, first, code)
     return code, best[1].half()
 
 
@@ -102,7 +103,7 @@ def _with_curves(X: Tensor, first: Tensor, code: LatticeCode) -> LatticeCode:
         x = x[:: max(1, len(x) // 65536)]
         errors = []
         for curve in range(len(CURVES)):
-            table = levels(bits, curve)[0]
+            table = levels(bits, curve)[0].to(x.device)
             near = table[torch.bucketize(x, (table[1:] + table[:-1]) / 2)]
             errors.append(float((x - near).square().sum(dtype=torch.float64)))
         chosen.append(errors.index(min(errors)))
@@ -122,7 +123,8 @@ def _feedback(C: Tensor, d: int) -> Tensor:
     blocks = C.view(n // d, d, n // d, d).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (n/d, d, d)
     strips = C.view(n, n // d, d).transpose(0, 1)  # (n/d, n, d)
     L = torch.linalg.solve_triangular(blocks, strips, upper=False, left=False).transpose(0, 1).reshape(n, n)
-    return L - torch.eye(n)
+    L.diagonal().sub_(1)
+    return L
 
 
 def _least_squares(target: Tensor, points: Tensor, weight: Tensor, first: Tensor, code: LatticeCode) -> Tensor:

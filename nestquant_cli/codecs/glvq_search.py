@@ -6,17 +6,17 @@ by an orthogonal Q makes them triangular: y = W·C·Q, T = Gᵀ·C·Q. Choosing 
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.cpu_beam import search_panel
+from ..kernels import cpu_beam, reference_beam
 from ..tiles import product, run_pieces, slices
 from .glvq import LatticeCode
 
 PANEL = 64  # columns between two products with the whole triangle
-_CHUNK = 1 << 22  # entries of the residuals of all paths of the rows that are searched at once
+_CHUNK = 1 << 21  # entries of the residuals of all paths of the rows that are searched at once
+_CHUNK_GPU = 1 << 28  # the same on a GPU
 
 
 @dataclass(frozen=True)
@@ -58,55 +58,83 @@ def spread(lattices: Tensor, code: LatticeCode, entries: int) -> Tensor:
     d = lattices.shape[-1]
     if code.shared:
         return lattices.expand(entries // d, d, d)
-    counts = torch.tensor([(part.stop - part.start) // d for part in code.groups(entries)])
-    return lattices.repeat_interleave(counts, dim=0)
+    blocks = [(part.stop - part.start) // d for part in code.groups(entries)]
+    return torch.cat([G.expand(count, d, d) for G, count in zip(lattices, blocks, strict=True)])
 
 
 def search(X: Tensor, work: Triangle, code: LatticeCode, paths: int) -> Tensor:
-    """Digits (m, n) uint8 of rows X (m, n) float32 in units of their scales, found on the CPU."""
+    """Digits (m, n) uint8 of rows X (m, n) float32 in units of their scales."""
     m, n = X.shape
-    groups, tables = code.groups(n), [table.numpy() for table in code.levels(torch.device("cpu"))]
-    kind = np.repeat(np.arange(len(groups)), [part.stop - part.start for part in groups])
-    levels = np.zeros((len(groups), max(map(len, tables))), np.float32)
-    for number, table in enumerate(tables):
-        levels[number, : len(table)] = table
-    box = _Box(kind, levels, np.array([len(table) for table in tables]))
-    digits = torch.empty(m, n, dtype=torch.uint8)
+    tables = code.levels(X.device)
+    counts = torch.tensor([len(table) for table in tables])
+    levels = torch.stack([F.pad(table, (0, int(counts.max()) - len(table))) for table in tables])
+    widths = torch.tensor([part.stop - part.start for part in code.groups(n)])
+    box = _Box(levels, counts, torch.arange(len(tables)).repeat_interleave(widths))
+    digits = torch.empty(m, n, dtype=torch.uint8, device=X.device)
     size = max(1, min(256, _CHUNK // (n * paths)))
 
     def rows(part: slice) -> None:
         digits[part] = _search_rows(X[part] @ work.turned, work.T, box, paths)
 
-    run_pieces(rows, slices(m, X.device, size))
+    if X.device.type == "cpu":
+        run_pieces(rows, slices(m, X.device, size))
+        return digits
+    size = max(1, _CHUNK_GPU // (n * paths))
+    for start in range(0, m, size):
+        rows(slice(start, start + size))
     return digits
 
 
 @dataclass(frozen=True)
 class _Box:
-    kind: NDArray[np.int64]
-    levels: NDArray[np.float32]
-    counts: NDArray[np.int64]
+    """levels (kinds, most) float32, counts (kinds,) of them, and the kind (n,) of each column."""
+
+    levels: Tensor
+    counts: Tensor
+    kind: Tensor
 
 
 def _search_rows(y: Tensor, T: Tensor, box: _Box, paths: int) -> Tensor:
     m, n = y.shape
+    panel = _compiled if y.device.type == "cpu" else _plain
     residual = y[:, None]  # (m, alive, columns that are left)
-    digits = torch.empty(m, 1, n, dtype=torch.uint8)
-    cost, alive = np.zeros((m, paths), np.float32), 1
+    digits = y.new_empty((m, 1, 0), dtype=torch.uint8)  # (m, alive, columns that are chosen)
+    cost = y.new_zeros(m, 1)
     for end in range(n, 0, -PANEL):
         start = max(0, end - PANEL)
-        u = np.zeros((m, paths, end - start), np.float32)
-        u[:, :alive] = residual[:, :, start:end].numpy()
-        z, parent = np.zeros(u.shape, np.uint8), np.zeros((m, paths), np.int64)
-        own, kind = T[start:end, start:end].contiguous().numpy(), box.kind[start:end]
-        alive = search_panel(u, cost, alive, own, kind, box.levels, box.counts, z, parent, paths)
-        came = torch.from_numpy(parent[:, :alive, None])
-        digits = digits.gather(1, came.expand(-1, -1, n))
-        digits[:, :, start:end] = torch.from_numpy(z[:, :alive])
-        chosen = torch.from_numpy(box.levels[kind, z[:, :alive]])
-        residual = residual[:, :, :start].gather(1, came.expand(-1, -1, start))
-        residual = residual - (chosen.flatten(0, 1) @ T[start:end, :start]).view(m, alive, start)
-    return digits[torch.arange(m), torch.from_numpy(cost[:, :alive]).argmin(1)]
+        own = T[start:end, start:end].contiguous()
+        z, chosen, parent, cost = panel(residual[:, :, start:end], cost, own, box, box.kind[start:end], paths)
+        came = parent + torch.arange(m, device=y.device)[:, None] * digits.shape[1]
+        digits = torch.cat([z, _follow(digits, came)], dim=2)
+        residual = _follow(residual[:, :, :start], came).flatten(0, 1)
+        residual.addmm_(chosen.flatten(0, 1), T[start:end, :start], alpha=-1)
+        residual = residual.view(*parent.shape, start)
+    return digits[torch.arange(m, device=y.device), cost.argmin(1)]
+
+
+def _plain(
+    residual: Tensor, cost: Tensor, own: Tensor, box: _Box, kind: Tensor, paths: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `reference_beam.search_panel`."""
+    return reference_beam.search_panel(residual, cost, own, box.levels[kind], box.counts[kind], paths)
+
+
+def _compiled(
+    residual: Tensor, cost: Tensor, own: Tensor, box: _Box, kind: Tensor, paths: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same as `_plain` but for rounding and ties, by the compiled kernel."""
+    rows, alive, width = residual.shape
+    u, costs = residual.new_zeros(rows, paths, width), residual.new_zeros(rows, paths)
+    u[:, :alive], costs[:, :alive] = residual, cost
+    digits, parent = torch.empty(u.shape, dtype=torch.uint8), torch.empty(costs.shape, dtype=torch.int64)
+    arrays = [x.numpy() for x in (own, kind, box.levels, box.counts, digits, parent)]
+    alive = cpu_beam.search_panel(u.numpy(), costs.numpy(), alive, *arrays, paths)
+    return digits[:, :alive], u[:, :alive], parent[:, :alive], costs[:, :alive]
+
+
+def _follow(of: Tensor, came: Tensor) -> Tensor:
+    """What new paths (m, alive) take over from those (m, before, …) that they came from, numbered through all rows."""
+    return of.flatten(0, 1)[came.flatten()].view(*came.shape, -1)
 
 
 def loss(X: Tensor, rounded: Tensor, C: Tensor) -> float:

@@ -52,9 +52,10 @@ class Glvq:
 
     def search(self, target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None) -> RoundedRows:
         """Each of the stacked matrices has lattices of its own."""
-        C = torch.eye(target.shape[1]) if factor is None else factor.cpu() / factor.diagonal().square().mean().sqrt()
-        found = [_matrix(part.cpu(), C.contiguous(), _own(shape), seed) for part in target.split(rows)]
-        values = torch.cat([values for _, values, _ in found]).to(target.device)
+        eye = torch.eye(target.shape[1], device=target.device)
+        C = eye if factor is None else (factor / factor.diagonal().square().mean().sqrt()).contiguous()
+        found = [_matrix(part, C, _own(shape), seed) for part in target.split(rows)]
+        values = torch.cat([values for _, values, _ in found])
         records = [{"code": code.to_dict(), "groups": code.fitted()} for _, _, code in found]
         return RoundedRows([tensors for tensors, _, _ in found], values, [code for _, _, code in found], records)
 

@@ -17,7 +17,8 @@ def search_panel(residual, cost, alive, T, kind, levels, counts, digits, parent,
     """Chooses the columns of one panel for every row.
 
     Args:
-        residual: (rows, paths, width) float32, y less what the columns after the panel took of it.
+        residual: (rows, paths, width) float32, y less what the columns after the panel took of it; the levels that
+            are chosen when it returns.
         cost: (rows, paths) float32, of the columns after the panel; with those of the panel when it returns.
         alive: paths that are in use.
         T: (width, width) float32, the panel's part of the triangle.
@@ -34,7 +35,7 @@ def search_panel(residual, cost, alive, T, kind, levels, counts, digits, parent,
     width, start = T.shape[0], alive
     found = np.empty(paths * NEAREST, np.float32)
     both = np.empty((2, paths, width), np.float32)  # residuals before a column and after it, by turns
-    first, chosen = np.empty(paths, np.int64), np.empty(paths, np.int64)
+    first, chosen = np.empty(paths, np.int64), np.empty(paths * NEAREST + 1, np.int64)
     came, digit = np.empty((width, paths), np.int64), np.empty((width, paths), np.uint8)
     for row in range(residual.shape[0]):
         alive = start
@@ -43,22 +44,22 @@ def search_panel(residual, cost, alive, T, kind, levels, counts, digits, parent,
         for column in range(width - 1, -1, -1):
             u, rest = both[(column + 1) & 1], both[column & 1]
             table, count, pivot = levels[kind[column]], counts[kind[column]], T[column, column]
-            branches = min(NEAREST, count) if paths > 1 else 1
             for path in range(alive):
-                first[path] = _first(u[path, column] / pivot, branches, table, count)
-                for number in range(branches):
+                first[path] = _below(u[path, column] / pivot, table, count)
+                for number in range(NEAREST):
                     gap = u[path, column] - table[first[path] + number] * pivot
-                    found[path * branches + number] = cost[row, path] + gap * gap
-            alive = _choose(found, alive * branches, chosen)
+                    found[path * NEAREST + number] = cost[row, path] + gap * gap
+            alive = _choose(found, alive * NEAREST, paths, chosen)
             for new in range(alive):
-                path = chosen[new] // branches
-                level = first[path] + chosen[new] % branches
+                path = chosen[new] // NEAREST
+                level = first[path] + chosen[new] % NEAREST
                 cost[row, new], came[column, new], digit[column, new] = found[chosen[new]], path, level
                 _less(rest[new], u[path], table[level], T[column], column)
         for new in range(alive):
             path = new
             for column in range(width):
                 digits[row, new, column] = digit[column, path]
+                residual[row, new, column] = levels[kind[column], digit[column, path]]
                 path = came[column, path]
             parent[row, new] = path
     return alive
@@ -77,42 +78,52 @@ def _less(out, u, level, row, count):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _choose(found, total, chosen):  # type: ignore[no-untyped-def]
-    """The places of the least of `found`, as many as `chosen` has room for; returns how many."""
-    room = chosen.shape[0]
+def _choose(found, total, room, chosen):  # type: ignore[no-untyped-def]
+    """The places of the least of `found`, in order, as many as there is room for; returns how many.
+
+    Numbers that are not negative compare as their bits do. Halving between bits has no branches that follow the data,
+    which selecting by pivots has.
+    """
     if total <= room:
         for place in range(total):
             chosen[place] = place
         return total
-    if room == 1:
-        chosen[0] = np.argmin(found[:total])
-        return 1
-    limit, count = np.partition(found[:total], room - 1)[room - 1], 0
+    bits = found[:total].view(np.int32)
+    low, high = np.int64(bits.min()) - 1, np.int64(bits.max())  # so many up to low are fewer than room, up to high not
+    while high - low > 1:
+        middle = (low + high) >> 1
+        count = _up_to(bits, np.int32(middle))
+        if count < room:
+            low = middle
+        else:
+            high = middle
+            if count == room:
+                break
+    count, ties = 0, room - _up_to(bits, np.int32(low)) if high - low == 1 else room
     for place in range(total):
-        if found[place] < limit:
-            chosen[count] = place
-            count += 1
-    for place in range(total):
-        if found[place] == limit and count < room:
-            chosen[count] = place
-            count += 1
+        equal = high - low == 1 and bits[place] == high
+        chosen[count] = place
+        count += bits[place] <= high and (not equal or ties > 0)
+        ties -= equal
     return count
 
 
-@njit(**OPTIONS)
-def _first(x, branches, table, count):  # type: ignore[no-untyped-def]
-    """The first of the `branches` levels nearest to x."""
-    low, high = 0, count  # as many levels are below x
-    while low < high:
-        middle = (low + high) // 2
-        if table[middle] < x:
-            low = middle + 1
-        else:
-            high = middle
-    first, last = low, low
-    while last - first < branches:
-        if first > 0 and (last == count or x - table[first - 1] <= table[last] - x):
-            first -= 1
-        else:
-            last += 1
-    return first
+@njit(**LANE)
+def _up_to(bits, limit):  # type: ignore[no-untyped-def]
+    count = np.int32(0)
+    for place in range(bits.shape[0]):
+        count += np.int32(bits[place] <= limit)
+    return count
+
+
+@njit(**LANE)
+def _below(x, table, count):  # type: ignore[no-untyped-def]
+    """The lower of the two levels around x, of the first two or the last two where it is outside.
+
+    `count` is a power of 2.
+    """
+    low, step = 0, count >> 1
+    while step > 0:
+        low += step if table[low + step - 1] < x else 0
+        step >>= 1
+    return min(max(low - 1 if x <= table[low] else low, 0), count - NEAREST)

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..calibration.hidden import DEFAULT_BUDGET
-from ..codecs.registry import stored_tensors
+from ..codecs.registry import columns_of, stored_tensors
 from ..models.limits import meta_model
 from ..models.source import Source, load_config
 from ..models.structure import Decoder, find_decoder, linears, refuse_stray_matrices
@@ -19,6 +19,8 @@ from .recipe import Recipe
 LIBRARIES = 850 << 20  # bytes resident once torch, transformers and Numba are loaded and have run a layer
 FACTORS = 20  # bytes for each entry of a matrix (n, n) at the height of its factorization
 ROW_COPIES = 4  # matrices (rows, n) in float32 while the rows of one input are rounded
+SEARCH = 36  # in place of FACTORS where a codec searches whole rows: the triangle, what learning needs, and paths
+SEARCH_COPIES = 6  # in place of ROW_COPIES
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def make_plan(
     total = sum(row.bytes for row in rows) + item * (parameters - weights)
     hidden = recipe.samples * recipe.seqlen * _kept_width(model, decoder, recipe.sequential) * item
     streamed = source.kind in ("folder", "hub")
-    memory = _memory(model, decoder, streamed, recipe.sequential) + min(hidden, budget)
+    memory = _memory(model, decoder, streamed, recipe) + min(hidden, budget)
     if recipe.tune is not None:
         memory = max(memory, _tuning_memory(model, rows, total, TuneSettings.from_dict(recipe.tune)))
     return Plan(rows, len(decoder.layers), weights, parameters, total, hidden, streamed, memory)
@@ -119,16 +121,19 @@ def _kept_width(model: PreTrainedModel, decoder: Decoder, sequential: bool) -> i
     return 2 * width + max(sum(linear.in_features for linear in linears(layer).values()) for layer in decoder.layers)
 
 
-def _memory(model: PreTrainedModel, decoder: Decoder, streamed: bool, sequential: bool) -> int:
+def _memory(model: PreTrainedModel, decoder: Decoder, streamed: bool, recipe: Recipe) -> int:
     """The libraries, the weights that are held, and the larger of embedding text and working on one layer."""
     item = model.dtype.itemsize
     layer = max(decoder.layers, key=_parameters)
     one = item * _parameters(layer)
     around = item * (_parameters(model) - sum(map(_parameters, decoder.layers)))
     widths = [padded_size(linear.in_features) for linear in linears(layer).values()]
-    sums = 4 * sum(n**2 for n in set(widths)) + (16 if sequential else 4) * max(widths) ** 2
+    sums = 4 * sum(n**2 for n in set(widths)) + (16 if recipe.sequential else 4) * max(widths) ** 2
+    shape = recipe.shape("weight")
+    searched = shape is not None and columns_of(shape) is None
+    factors, copies = (SEARCH, SEARCH_COPIES) if searched else (FACTORS, ROW_COPIES)
     work = sums + max(
-        FACTORS * n**2 + 4 * ROW_COPIES * n * rows
+        factors * n**2 + 4 * copies * n * rows
         for n, rows in zip(widths, (linear.out_features for linear in linears(layer).values()), strict=True)
     )
     held = max(around + one, one + work)

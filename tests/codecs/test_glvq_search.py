@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nestquant_cli.codecs import glvq_search
 from nestquant_cli.codecs.glvq import LatticeCode
 from nestquant_cli.codecs.glvq_search import PANEL, loss, search, spread, triangle
 from tests.families import gaussian
@@ -80,3 +81,18 @@ def test_blocks_have_the_lattice_of_their_group(shared: bool) -> None:
     found = spread(G, code, 40)
     assert len(found) == 5
     assert torch.equal(found[3], G[0]) and torch.equal(found[4], G[-1])
+
+
+def test_a_device_without_the_compiled_search_gets_the_same_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, C, G = gaussian(40, 96), lower(96), lattices(3, 8)
+    work = triangle(C, G, BITS)
+    digits = search(X, work, BITS, 16)
+    monkeypatch.setattr(glvq_search, "_compiled", glvq_search._plain)
+    monkeypatch.setattr(glvq_search, "_CHUNK", 1)  # row by row
+    assert torch.equal(search(X, work, BITS, 16), digits)
+
+
+def test_everything_stays_on_its_device() -> None:
+    X, C, G = (x.to("meta") for x in (gaussian(40, 96), lower(96), lattices(3, 8)))
+    digits = search(X, triangle(C, G, BITS), BITS, 16)
+    assert digits.shape == X.shape and digits.is_meta
