@@ -59,6 +59,14 @@ FeedbackOption = Annotated[
         autocompletion=offer("none", "ldlq"),
     ),
 ]
+PathsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--paths",
+        help="K of the K-best search over rows of a weight; 1 is plain LDLQ, time grows with K.",
+        show_default="8, glvq 16",
+    ),
+]
 AllocationOption = Annotated[
     str,
     typer.Option(
@@ -79,6 +87,7 @@ def quantize(
     method: MethodOption = "nestquant",
     rotation: RotationOption = "hadamard",
     feedback: FeedbackOption = "ldlq",
+    paths: PathsOption = None,
     qa: Annotated[
         bool, typer.Option("--qa/--no-qa", help="Make the weights for the rounded input, or for the unrounded one.")
     ] = True,

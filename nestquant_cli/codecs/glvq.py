@@ -17,7 +17,7 @@ from .protocol import TensorForms
 
 DIMENSIONS = (8, 16, 32)
 MIN_BITS, MAX_BITS = 2, 8
-LARGEST_GROUP, MOST_PATHS = 1 << 20, 1 << 10
+LARGEST_GROUP = 1 << 20
 CURVES = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0)  # μ by the number of a curve; 0 is a uniform grid
 _QUANTILES = 4096  # of the Gaussian that levels are scaled for
 
@@ -31,7 +31,6 @@ class LatticeCode:
         dimension: d, 8, 16 or 32; less where d does not divide the row.
         group: columns that share b, curve and G, a multiple of 32; the last group may be shorter.
         shared: whether one G serves all groups.
-        paths: of the search for z; 1 is Babai's nearest plane.
         companding: whether groups may have a curve.
         group_bits, curves: b and number of the curve of each group; None before a matrix is coded.
 
@@ -46,7 +45,6 @@ class LatticeCode:
     dimension: int = 8
     group: int = 128
     shared: bool = False
-    paths: int = 16
     companding: bool = True
     group_bits: tuple[int, ...] | None = None
     curves: tuple[int, ...] | None = None
@@ -58,8 +56,6 @@ class LatticeCode:
             raise ValueError(f"dimension {self.dimension!r} of a lattice is not 8, 16 or 32")
         if type(self.group) is not int or not 0 < self.group <= LARGEST_GROUP or self.group % DIMENSIONS[-1]:
             raise ValueError(f"group {self.group!r} is not a multiple of {DIMENSIONS[-1]} columns")
-        if type(self.paths) is not int or not 1 <= self.paths <= MOST_PATHS:
-            raise ValueError(f"paths {self.paths!r} are not a number from 1 to {MOST_PATHS}")
         for name in ("shared", "companding"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, not true or false")
@@ -71,13 +67,13 @@ class LatticeCode:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without what is fitted."""
-        names = ("bits", "dimension", "group", "shared", "paths", "companding")
+        names = ("bits", "dimension", "group", "shared", "companding")
         return {"codec": self.codec, **{name: getattr(self, name) for name in names}}
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> "LatticeCode":
         """The inverse of `to_dict`; raises ValueError for what is missing or out of range."""
-        names = ("bits", "dimension", "group", "shared", "paths", "companding")
+        names = ("bits", "dimension", "group", "shared", "companding")
         return LatticeCode(*(value.get(name, 0) for name in names))
 
     # Groups.

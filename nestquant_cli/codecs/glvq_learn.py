@@ -18,7 +18,7 @@ PULL = 0.02  # of the start in the least squares, as a fraction of the power of 
 PATHS = 16  # of the search while learning, at most
 
 
-def learn(X: Tensor, C: Tensor, shape: LatticeCode, seed: int) -> tuple[LatticeCode, Tensor]:
+def learn(X: Tensor, C: Tensor, shape: LatticeCode, seed: int, paths: int) -> tuple[LatticeCode, Tensor]:
     """The code of a matrix and its lattices.
 
     Args:
@@ -26,6 +26,7 @@ def learn(X: Tensor, C: Tensor, shape: LatticeCode, seed: int) -> tuple[LatticeC
         C: (n, n) float32, lower triangular, C·Cᵀ the metric of a row's error.
         shape: what the recipe asks for.
         seed: of the rows that are taken.
+        paths: of the search.
 
     Returns:
         the code with bits and curves of all groups, and (count, d, d) float16.
@@ -40,7 +41,7 @@ def learn(X: Tensor, C: Tensor, shape: LatticeCode, seed: int) -> tuple[LatticeC
     G, best = first, (float("inf"), first)
     for _ in range(STEPS):
         G = G.half().float()
-        digits = search(X, triangle(C, G, code), code, min(PATHS, code.paths))
+        digits = search(X, triangle(C, G, code), code, min(PATHS, paths))
         rounded = code.multiply(digits, G)
         found = loss(X, rounded, C)
         if not found < best[0] * 0.999:

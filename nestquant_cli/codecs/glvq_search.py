@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import cpu_beam, reference_beam
+from ..kernels.paths import best, follow, numbered
 from ..tiles import product, run_pieces, slices
 from .glvq import LatticeCode
 
@@ -104,12 +105,12 @@ def _search_rows(y: Tensor, T: Tensor, box: _Box, paths: int) -> Tensor:
         start = max(0, end - PANEL)
         own = T[start:end, start:end].contiguous()
         z, chosen, parent, cost = panel(residual[:, :, start:end], cost, own, box, box.kind[start:end], paths)
-        came = parent + torch.arange(m, device=y.device)[:, None] * digits.shape[1]
-        digits = torch.cat([z, _follow(digits, came)], dim=2)
-        residual = _follow(residual[:, :, :start], came).flatten(0, 1)
+        came = numbered(parent, digits.shape[1])
+        digits = torch.cat([z, follow(digits, came)], dim=2)
+        residual = follow(residual[:, :, :start], came).flatten(0, 1)
         residual.addmm_(chosen.flatten(0, 1), T[start:end, :start], alpha=-1)
         residual = residual.view(*parent.shape, start)
-    return digits[torch.arange(m, device=y.device), cost.argmin(1)]
+    return best(digits, cost)
 
 
 def _plain(
@@ -130,11 +131,6 @@ def _compiled(
     arrays = [x.numpy() for x in (own, kind, box.levels, box.counts, digits, parent)]
     alive = cpu_beam.search_panel(u.numpy(), costs.numpy(), alive, *arrays, paths)
     return digits[:, :alive], u[:, :alive], parent[:, :alive], costs[:, :alive]
-
-
-def _follow(of: Tensor, came: Tensor) -> Tensor:
-    """What new paths (m, alive) take over from those (m, before, …) that they came from, numbered through all rows."""
-    return of.flatten(0, 1)[came.flatten()].view(*came.shape, -1)
 
 
 def loss(X: Tensor, rounded: Tensor, C: Tensor) -> float:

@@ -12,12 +12,12 @@ from .glvq_learn import learn
 from .glvq_search import search, triangle
 from .protocol import RoundedRows, Rounder, Shape, VectorCode, WeightCode
 
-_SETTINGS = {"dimension", "group", "shared", "paths", "companding"}
+_SETTINGS = {"dimension", "group", "shared", "companding"}
 _SMALLEST = 2.0**-120  # scale of a row of zeros
 
 
 class Glvq:
-    """See `Codec`. Settings of a recipe: any of dimension, group, shared, paths and companding."""
+    """See `Codec`. Settings of a recipe: any of dimension, group, shared and companding."""
 
     name: ClassVar[str] = LatticeCode.codec
     columns: ClassVar[int | None] = None
@@ -28,7 +28,7 @@ class Glvq:
         if settings is None:
             settings = {}
         if not isinstance(settings, dict) or not set(settings) <= _SETTINGS:
-            raise ValueError(f"{place} {settings} is not of the form {{dimension: 8, group: 128, paths: 16}}")
+            raise ValueError(f"{place} {settings} is not of the form {{dimension: 8, group: 128}}")
         return LatticeCode(bits, **settings)
 
     def shape_from(self, value: dict[str, Any]) -> Shape:
@@ -50,23 +50,27 @@ class Glvq:
     def rounder(self, target: Tensor, rows: list[int], shape: Shape, seed: int) -> Rounder | None:
         return None
 
-    def search(self, target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None) -> RoundedRows:
+    def search(
+        self, target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None, paths: int
+    ) -> RoundedRows:
         """Each of the stacked matrices has lattices of its own."""
         eye = torch.eye(target.shape[1], device=target.device)
         C = eye if factor is None else (factor / factor.diagonal().square().mean().sqrt()).contiguous()
-        found = [_matrix(part, C, _own(shape), seed) for part in target.split(rows)]
+        found = [_matrix(part, C, _own(shape), seed, paths) for part in target.split(rows)]
         values = torch.cat([values for _, values, _ in found])
         records = [{"code": code.to_dict(), "groups": code.fitted()} for _, _, code in found]
         return RoundedRows([tensors for tensors, _, _ in found], values, [code for _, _, code in found], records)
 
 
-def _matrix(target: Tensor, C: Tensor, shape: LatticeCode, seed: int) -> tuple[dict[str, Tensor], Tensor, LatticeCode]:
+def _matrix(
+    target: Tensor, C: Tensor, shape: LatticeCode, seed: int, paths: int
+) -> tuple[dict[str, Tensor], Tensor, LatticeCode]:
     """What is stored of a matrix (m, n), what it stands for, and its code."""
     scale = target.square().mean(1).sqrt().clamp(min=_SMALLEST)
     X = target / scale[:, None]
-    code, lattice = learn(X, C, shape, seed)
+    code, lattice = learn(X, C, shape, seed, paths)
     G = lattice.float()
-    digits = search(X, triangle(C, G, code), code, code.paths)
+    digits = search(X, triangle(C, G, code), code, paths)
     points = code.multiply(digits, G)
     stored = (scale * _refit(X, points, C)).clamp(min=_SMALLEST).to(torch.bfloat16)
     tensors = {"words": code.pack(digits), "row_scale": stored.view(torch.int16), "lattice": lattice.view(torch.int16)}

@@ -50,7 +50,9 @@ class Integers:
     def rounder(self, target: Tensor, rows: list[int], shape: Shape, seed: int) -> Rounder | None:
         return IntegerRounder(target, rows, _own(shape))
 
-    def search(self, target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None) -> RoundedRows:
+    def search(
+        self, target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None, paths: int
+    ) -> RoundedRows:
         raise NotImplementedError("rounded by columns")
 
 

@@ -57,5 +57,7 @@ class NestQuant:
     def rounder(self, target: Tensor, rows: list[int], shape: Shape, seed: int) -> Rounder | None:
         return None
 
-    def search(self, target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None) -> RoundedRows:
+    def search(
+        self, target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None, paths: int
+    ) -> RoundedRows:
         raise NotImplementedError("rounded by columns")

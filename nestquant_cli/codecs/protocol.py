@@ -172,10 +172,13 @@ class Codec(Protocol):
         None for nested codes, for which `quantization.layer` has kernels, and where there is a `search`.
         """
 
-    def search(self, target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None) -> RoundedRows:
+    def search(
+        self, target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None, paths: int
+    ) -> RoundedRows:
         """Rounds a target (m, entries) of stacked matrices, feedback included; called where `columns` is None.
 
         Args:
             target, rows, shape, seed: as in `rounder`.
             factor: (entries, entries) float32, the Cholesky factor C of H + J = C·Cᵀ; None rounds without feedback.
+            paths: of the search, 1 or more.
         """

@@ -70,9 +70,11 @@ def rounder(target: Tensor, rows: list[int], shape: Shape, seed: int) -> Rounder
     return CODECS[shape.codec].rounder(target, rows, shape, seed)
 
 
-def search(target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None) -> RoundedRows | None:
+def search(
+    target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None, paths: int
+) -> RoundedRows | None:
     """See `Codec.search`; None where the codec has none."""
-    return None if columns_of(shape) else CODECS[shape.codec].search(target, rows, shape, seed, factor)
+    return None if columns_of(shape) else CODECS[shape.codec].search(target, rows, shape, seed, factor, paths)
 
 
 def columns_of(shape: Shape) -> int | None:

@@ -49,7 +49,7 @@ def search_panel(residual, cost, alive, T, kind, levels, counts, digits, parent,
                 for number in range(NEAREST):
                     gap = u[path, column] - table[first[path] + number] * pivot
                     found[path * NEAREST + number] = cost[row, path] + gap * gap
-            alive = _choose(found, alive * NEAREST, paths, chosen)
+            alive = choose(found, alive * NEAREST, paths, chosen)
             for new in range(alive):
                 path = chosen[new] // NEAREST
                 level = first[path] + chosen[new] % NEAREST
@@ -78,7 +78,7 @@ def _less(out, u, level, row, count):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _choose(found, total, room, chosen):  # type: ignore[no-untyped-def]
+def choose(found, total, room, chosen):  # type: ignore[no-untyped-def]
     """The places of the least of `found`, in order, as many as there is room for; returns how many.
 
     Numbers that are not negative compare as their bits do. Halving between bits has no branches that follow the data,

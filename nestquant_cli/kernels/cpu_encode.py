@@ -76,7 +76,7 @@ def choose(work, multipliers, q, limit, spare):  # type: ignore[no-untyped-def]
     if largest == np.float32(OVERLOADED):
         for lane in range(LANES):
             if work[_INDEX + lane] == np.float32(OVERLOADED):
-                _clip(work, lane, multipliers[multipliers.shape[0] - 1], q, limit, spare)
+                clip(work, lane, multipliers[multipliers.shape[0] - 1], q, limit, spare)
 
 
 @njit(**OPTIONS)
@@ -129,7 +129,7 @@ def store(work, at, first, count, words, v, wide):  # type: ignore[no-untyped-de
 
 
 @njit(**OPTIONS)
-def _clip(work, lane, m, q, limit, spare):  # type: ignore[no-untyped-def]
+def clip(work, lane, m, q, limit, spare):  # type: ignore[no-untyped-def]
     """reference.clip of the block in a lane, to the rows CHOSEN; a lane of `spare` tries one step."""
     size = _reach(work, lane, m, q, limit)
     bound = np.floor(limit / m) + HALF

@@ -28,8 +28,8 @@ def odd(count):  # type: ignore[no-untyped-def]
 
 
 @njit(**LANE)
-def _coset(work, lane, inverse):  # type: ignore[no-untyped-def]
-    """Which coset of D8 holds the nearest E8 point of t = block·inverse (see lattice.e8).
+def _coset(work, lane, inverse, other):  # type: ignore[no-untyped-def]
+    """Which coset of D8 holds the nearest E8 point of t = block·inverse (see lattice.e8); `other` takes the other one.
 
     Returns:
         half: 1.0 for the half-integer coset, else 0.0.
@@ -57,13 +57,14 @@ def _coset(work, lane, inverse):  # type: ignore[no-untyped-def]
     odd_half = odd(total + negatives)
     even_distance = square + odd_even * (ONE - TWO * worst)
     half_distance = square - spread + TWO + odd_half * (TWO * best)
-    take = half_distance < even_distance
+    take = (half_distance < even_distance) != other
     return (ONE if take else ZERO), (-TWO * odd_half if take else TWO * odd_even), (best if take else worst)
 
 
 @njit(**LANE)
-def nearest(work, lane, step, q, bound):  # type: ignore[no-untyped-def]
-    """Writes step·u to the rows of POINT, u the nearest point of block/step in doubled coordinates.
+def nearest(work, lane, step, q, bound, other=False):  # type: ignore[no-untyped-def]
+    """Writes step·u to the rows of POINT, u the nearest point of block/step in doubled coordinates; with `other` the
+    nearest of the coset of D8 that this one is not in.
 
     A codeword u is its own representative: u + ε (see lattice.voronoi) lies inside every facet of the cell. It never
     lies on one, so two comparisons settle it.
@@ -72,7 +73,7 @@ def nearest(work, lane, step, q, bound):  # type: ignore[no-untyped-def]
         Σ(block − step·u)², infinite when u is not a codeword or max |u| > bound; bound is half-way between integers.
     """
     inverse = HALF / step
-    half, jump, at = _coset(work, lane, inverse)
+    half, jump, at = _coset(work, lane, inverse, other)
     first = ZERO
     second = ZERO
     spread = ZERO

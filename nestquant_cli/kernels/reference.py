@@ -45,7 +45,7 @@ def quantize(x: Tensor, scale: Tensor, code: NestedCode) -> tuple[Tensor, Tensor
     u = torch.zeros(y.shape, dtype=torch.int32, device=x.device)
     index = torch.zeros(y.shape[0], dtype=torch.int32, device=x.device)
     for i, multiplier in enumerate(code.multipliers):
-        point, error = _round(y, multiplier, code)
+        point, error = round_under(y, multiplier, code)
         better = error < best
         best = torch.where(better, error, best)
         u = torch.where(better[:, None], point, u)
@@ -76,7 +76,7 @@ def clip(y: Tensor, code: NestedCode) -> Tensor:
     u = torch.zeros(y.shape, dtype=torch.int32, device=y.device)
     left = torch.ones(y.shape[0], dtype=torch.bool, device=y.device)
     for step in range(CLIP_STEPS):
-        point, error = _round(onto * (1 - step / CLIP_STEPS), m, code)
+        point, error = round_under(onto * (1 - step / CLIP_STEPS), m, code)
         fits = left & torch.isfinite(error)
         u = torch.where(fits[:, None], point, u)
         left &= ~fits
@@ -134,13 +134,16 @@ def block_errors(x: Tensor, scales: Tensor, multipliers: Tensor, q: int, limit: 
     columns = []
     for scale, m in zip(scales.tolist(), multipliers.tolist(), strict=True):
         code = NestedCode(q=q, multipliers=(m,), word_bits=64, limit=limit)
-        columns.append(_round(x.float() / scale, m, code)[1] * scale**2)
+        columns.append(round_under(x.float() / scale, m, code)[1] * scale**2)
     return torch.stack(columns, dim=1)
 
 
-def _round(y: Tensor, m: int, code: NestedCode) -> tuple[Tensor, Tensor]:
-    """Nearest point u (blocks, 8) int32 of y/m and the squared error of m·u, infinite where u is not a codeword."""
-    u = nearest_point(y / (2 * m))
+def round_under(y: Tensor, m: int, code: NestedCode, other: bool = False) -> tuple[Tensor, Tensor]:
+    """Nearest point u (blocks, 8) int32 of y/m and the squared error of m·u, infinite where u is not a codeword.
+
+    `other` as in `lattice.e8.nearest_point`.
+    """
+    u = nearest_point(y / (2 * m), other)
     valid = (reduce(u, code.q) == u).all(-1) & (m * u.abs().amax(-1) <= code.limit)
     error = (y - m * u).square().sum(-1)
     return u, torch.where(valid, error, torch.inf)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 
-def nearest_point(t: Tensor) -> Tensor:
-    """Nearest E8 point of each vector.
+def nearest_point(t: Tensor, other: bool = False) -> Tensor:
+    """Nearest E8 point of each vector; with `other` the nearest in the coset of D8 that this point is not in.
 
     Args:
         t: (..., 8) floating point; finite and below 2²² in magnitude.
+        other: see above.
 
     Returns:
         (..., 8) int32, doubled coordinates of a nearest lattice point.
@@ -37,7 +38,8 @@ def nearest_point(t: Tensor) -> Tensor:
     half = even + step  # n + ½ when r ≥ 0, n − ½ when r < 0
     even = _shift(even, worst_at, 2 * step, odd_even)
     half = _shift(half, best_at, -2 * step, odd_half)
-    return torch.where((half_distance < even_distance)[..., None], half, even)
+    take = half_distance < even_distance
+    return torch.where((~take if other else take)[..., None], half, even)
 
 
 def _shift(u: Tensor, at: Tensor, step: Tensor, where: Tensor) -> Tensor:

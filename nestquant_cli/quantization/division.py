@@ -66,6 +66,7 @@ def quantize_matrices(
                     rotated=recipe.rotation != "none",
                     feeding=recipe.feedback == "ldlq",
                     aware=recipe.qa,
+                    paths=recipe.search_paths,
                 )
                 packed.update(group)
 

@@ -6,13 +6,17 @@ from collections.abc import Callable
 import torch
 
 from ..calibration.statistics import NOISE_TOKENS
+from ..codecs.fit import ScaledCode
 from ..codecs.protocol import Shape
 from ..codecs.registry import columns_of, fit_vectors, search
 from ..kernels.int8 import integer_product
+from ..lattice.code import BLOCK
 from ..modules.inputs import padded_size
 from ..tuning.settings import TuneSettings
+from .factors import Feedback
 from .plan import Plan
 from .recipe import Recipe
+from .row_search import search_rows
 
 SIZE = 768  # of the matrices that are timed
 BLOCKS = 1 << 14
@@ -44,9 +48,9 @@ def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
     shape = recipe.shape("weight") or recipe.shape("act") or recipe.shape("kv")
     assert shape is not None
     rows = torch.randn(BLOCKS // 64, 512, device=where)
-    fit, one = _coding_times(shape, rows)
+    fit, one, weight = _coding_times(shape, rows, recipe.search_paths)
     fits = sum(count for _, count in widths) + 2 * plan.layers
-    encode = one * plan.weights
+    encode = weight * plan.weights
     noise = 0.0
     if recipe.shape("act") is not None:  # each input is rounded on a sample of tokens, and J is a product like H
         sampled = min(NOISE_TOKENS, tokens)
@@ -57,13 +61,19 @@ def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
     return START + LAYER * plan.layers + OVERHEAD * (forward + gram + noise + coded + fit * fits) + tuning
 
 
-def _coding_times(shape: Shape, rows: torch.Tensor) -> tuple[float, float]:
-    """Seconds of a fit, and of rounding one entry."""
+def _coding_times(shape: Shape, rows: torch.Tensor, paths: int) -> tuple[float, float, float]:
+    """Seconds of a fit, of rounding one entry, and of rounding one of a weight."""
     if columns_of(shape) is None:
-        return 0.0, _time(lambda: search(rows, [len(rows)], shape, 0, None)) / rows.numel()
+        found = _time(lambda: search(rows, [len(rows)], shape, 0, None, paths)) / rows.numel()
+        return 0.0, found, found
     code = fit_vectors(rows[:64], shape, 0)
     fit = _time(lambda: fit_vectors(rows[:64], shape, 0))
-    return fit, _time(lambda: code.round(rows)) / rows.numel()
+    one = _time(lambda: code.round(rows)) / rows.numel()
+    if paths == 1 or not isinstance(code, ScaledCode):
+        return fit, one, one
+    lower = torch.eye(rows.shape[1], device=rows.device)
+    step = Feedback(None, lower, torch.eye(BLOCK, device=rows.device).expand(len(lower) // BLOCK, BLOCK, BLOCK), 0.0)
+    return fit, one, _time(lambda: search_rows(rows, [len(rows)], step, code, paths)) / rows.numel()
 
 
 def _tuning_passes(recipe: Recipe) -> float:

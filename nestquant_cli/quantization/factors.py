@@ -21,11 +21,14 @@ class Feedback:
         target: (n, n) float32, the matrix T of W̃ = W T; None for the identity, where there is no noise.
         lower: (n, n) float32, unit block-lower-triangular L of H + J = L D Lᵀ, or the Cholesky factor; None
             for no feedback.
+        blocks: (n/columns, columns, columns) float32, the diagonal blocks C_b of C, H + J = C·Cᵀ; None beside None and
+            beside the Cholesky factor.
         damping: what was added to H, as a fraction of its mean diagonal.
     """
 
     target: Tensor | None
     lower: Tensor | None
+    blocks: Tensor | None
     damping: float
 
 
@@ -47,7 +50,9 @@ def feedback(
     """
     C, step, added = damped_factor(hessian, noise, damping, place)
     target = _target(hessian if cross is None else cross, added, C) if cross is not None or noise.any() else None
-    return Feedback(target, unit_lower(C, torch.float32, columns) if columns else C.float(), step)
+    if columns is None:
+        return Feedback(target, C.float(), None, step)
+    return Feedback(target, unit_lower(C, torch.float32, columns), _diagonal(C, columns).float(), step)
 
 
 def damped_factor(hessian: Tensor, noise: Tensor, damping: float, place: str) -> tuple[Tensor, float, float]:
@@ -121,6 +126,12 @@ def unit_lower(C: Tensor, dtype: torch.dtype = torch.float64, columns: int = BLO
 
     run_pieces(strips, slices(n, C.device))
     return lower
+
+
+def _diagonal(C: Tensor, columns: int) -> Tensor:
+    """The diagonal blocks of C (n, n): (n/columns, columns, columns)."""
+    count = len(C) // columns
+    return C.view(count, columns, count, columns).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
 def _target(moments: Tensor, added: float, C: Tensor) -> Tensor:

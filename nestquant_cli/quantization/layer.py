@@ -22,8 +22,10 @@ from ..rotation.reflections import turn
 from ..tiles import over_rows, product
 from .factors import Feedback, feedback
 from .ldlq import ldlq
+from .row_search import search_rows
 
 logger = logging.getLogger("nestquant")
+_PLAIN = Feedback(None, None, None, 0.0)
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def quantize_group(
     rotated: bool = True,
     feeding: bool = True,
     aware: bool = True,
+    paths: int = 1,
 ) -> dict[str, QuantizedMatrix]:
     """Quantizes the Linears that share one input: one factorization, one code, all rows at once.
 
@@ -67,6 +70,7 @@ def quantize_group(
         rotated: whether the basis of the statistics is a rotated one.
         feeding: whether errors are fed back to the columns that are not rounded yet (LDLQ).
         aware: whether target and metric take the noise of the input into account (QA-LDLQ).
+        paths: of the search over rows; 1 is LDLQ.
 
     Returns:
         by name, in the order of statistics.members.
@@ -81,7 +85,7 @@ def quantize_group(
     )
     del weight
     noise = statistics.noise if aware else torch.zeros_like(statistics.noise)
-    step = Feedback(None, None, 0.0)
+    step = _PLAIN
     if feeding or noise.any() or statistics.cross is not None:
         where = f"{place}.{statistics.members[0]}"
         step = feedback(statistics.hessian, noise, damping, where, columns_of(shape), statistics.cross)
@@ -90,7 +94,7 @@ def quantize_group(
         logger.warning("%s.%s: H + J is singular, damping %g was needed", place, statistics.members[0], step.damping)
     target = W if step.target is None else product(W, step.target)
 
-    found = _round(target, rows, step.lower if feeding else None, shape, seed)
+    found = _round(target, rows, step if feeding else _PLAIN, shape, seed, paths)
     errors = row_errors(W, found.values, statistics)
 
     result = {}
@@ -109,17 +113,20 @@ def quantize_group(
     return result
 
 
-def _round(target: Tensor, rows: list[int], lower: Tensor | None, shape: Shape, seed: int) -> RoundedRows:
+def _round(target: Tensor, rows: list[int], step: Feedback, shape: Shape, seed: int, paths: int) -> RoundedRows:
     """Rounds matrices stacked into one target (m, n), with rows[i] rows each, by the codec of the shape."""
-    whole = search(target, rows, shape, seed, lower)
+    whole = search(target, rows, shape, seed, step.lower, paths)
     if whole is not None:
         return whole
     work = rounder(target, rows, shape, seed)
     if work is not None:
-        ldlq(target, lower, work.round, work.columns, work.panel, work.open)
+        ldlq(target, step.lower, work.round, work.columns, work.panel, work.open)
         return work.finish()
     scaled = NestQuant().fit(target, shape, seed)
-    v, index, scale, clipped = round_rows(target, rows, lower, scaled)
+    if paths > 1 and step.lower is not None:
+        v, index, scale, clipped = search_rows(target, rows, step, scaled, paths)
+    else:
+        v, index, scale, clipped = round_rows(target, rows, step.lower, scaled)
     words = for_device(target.device).pack(v, index, scaled.code)
     records = [
         {

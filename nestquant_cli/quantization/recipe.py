@@ -13,12 +13,14 @@ from ..errors import NestQuantError
 from ..files import read_yaml
 from ..modules.layout import ROTATIONS
 from ..tuning.settings import TuneSettings
+from .row_search import MOST_PATHS
 
 SIXTEEN = 16.0  # bits that mean "leave alone"
 FEEDBACKS = ("none", "ldlq")
 WEIGHTS_ONLY = ("glvq",)  # methods that leave activations, keys and values in 16 bits
 ALLOCATIONS = ("uniform", "mixed")
 _CHOICES = {"method": tuple(CODECS), "rotation": ROTATIONS, "feedback": FEEDBACKS, "allocation": ALLOCATIONS}
+PATHS = {"nestquant": 8, "integer": 1, "glvq": 16}  # of the K-best search, unless a recipe says otherwise
 _RANGES = (("samples", 1, 1 << 20), ("seqlen", 2, 1 << 20), ("seed", 0, (1 << 63) - 1), ("reflections", 1, 4096))
 _NOTHING = "nothing was quantized"
 _REMEDIES = {
@@ -37,12 +39,14 @@ class Recipe:
         weight_bits, act_bits, kv_bits: 2 to 8 in eighths, or 16 to leave that part alone.
         weight_code, act_code, kv_code: the code by hand: {"q": …, "k": …} of nestquant; of integer any of "symmetric",
             "group" (entries that share a scale; null is the row, token or head) and "clip" ("mse", or a fraction of the
-            largest entry); of glvq any of "dimension", "group", "shared", "paths" and "companding". None chooses
-            nestquant's by bits, symmetric integers of least squared error, and glvq's defaults.
+            largest entry); of glvq any of "dimension", "group", "shared" and "companding". None chooses nestquant's
+            by bits, symmetric integers of least squared error, and glvq's defaults.
         rotation: of inputs, keys and values: "none", "hadamard", or "learned", which adds reflections learned on
             calibration text to the inputs of Linears.
         reflections: how many a learned rotation has.
         feedback: "ldlq" feeds rounding errors of weights back (with integers that is GPTQ), "none" rounds plainly.
+        paths: K of the K-best search over the rows of a weight, 1 to 64: 1 goes on with one choice for all columns so
+            far, as LDLQ does; None chooses by method.
         qa: whether weights are made for the rounded input (QA-LDLQ), or for the unrounded one.
         centering: whether nested codes of activations and keys may subtract a center that is theirs in common.
         sequential: whether each matrix is calibrated behind those before it as they are after quantization, and makes
@@ -72,6 +76,7 @@ class Recipe:
     rotation: str = "hadamard"
     reflections: int = 16
     feedback: str = "ldlq"
+    paths: int | None = None
     qa: bool = True
     centering: bool = True
     sequential: bool = False
@@ -102,6 +107,7 @@ class Recipe:
                 raise NestQuantError(
                     f"{name} {value} is not an integer from {low} to {high}", _NOTHING, f"correct {name}"
                 )
+        self._check_paths()
         if not _is_number(self.damping) or not 0 < self.damping <= 1:
             raise NestQuantError(f"damping {self.damping} is not in (0, 1]", _NOTHING, "use 0.01 or so")
         if self.allocation == "mixed" and (self.weight_code is not None or self.method != "nestquant"):
@@ -118,6 +124,23 @@ class Recipe:
             TuneSettings.from_dict(self.tune)
         if not isinstance(self.dataset, str) or not self.dataset:
             raise NestQuantError("dataset is not a name", _NOTHING, "use wikitext2, c4, demo or a .txt or .jsonl file")
+
+    def _check_paths(self) -> None:
+        if self.paths is None:
+            return
+        if type(self.paths) is not int or not 1 <= self.paths <= MOST_PATHS:
+            cause = f"paths {self.paths!r} is not an integer from 1 to {MOST_PATHS}"
+            raise NestQuantError(cause, _NOTHING, "correct paths, or leave it out")
+        if self.paths > 1 and (self.method == "integer" or (self.method == "nestquant" and self.feedback == "none")):
+            cause = f"a search over {self.paths} paths needs feedback, and nested codes or lattices"
+            raise NestQuantError(cause, _NOTHING, "leave paths out, or give 1")
+
+    @property
+    def search_paths(self) -> int:
+        """`paths`, or what the method chooses."""
+        if self.paths is not None:
+            return self.paths
+        return 1 if self.feedback == "none" and self.method == "nestquant" else PATHS[self.method]
 
     def shape(self, part: str) -> Shape | None:
         """The code of "weight", "act" or "kv"; None for 16 bits."""

@@ -57,7 +57,7 @@ def test_the_dimension_divides_the_row(entries: int, dimension: int) -> None:
 
 
 def test_shapes_come_back() -> None:
-    shape = shape_of("glvq", 2.5, {"dimension": 16, "paths": 4}, "weight_code")
+    shape = shape_of("glvq", 2.5, {"dimension": 16, "shared": True}, "weight_code")
     assert shape_from(shape.to_dict()) == shape
     assert MIXED.with_groups(MIXED.fitted(), 80) == MIXED
 
@@ -92,7 +92,6 @@ def test_groups_that_no_encoder_writes_are_refused(groups: Any) -> None:
         {"dimension": 12},
         {"group": 40},
         {"group": None},
-        {"paths": 0},
         {"shared": 1},
         {"companding": "yes"},
     ],

@@ -1,0 +1,127 @@
+"""Nested codes searched over whole rows: LDLQ is the nearest point of one block after the other, and goes on with that
+alone; here the best few choices of all blocks so far are gone on with (K-best), and each is judged in the metric of the
+output's error,
+
+    ‖(W̃ − Ŵ)·C‖² = Σ_b ‖(t_b − ŵ_b)·C_b‖²,   H + J = C·Cᵀ = L·D·Lᵀ,   D_b = C_b·C_bᵀ
+
+with t_b the target of block b with the feedback of all later ones.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..codecs.fit import ScaledCode
+from ..kernels import cpu_nested_beam, reference_nested_beam
+from ..kernels.cpu import multipliers_of
+from ..kernels.cpu_encode import OVERLOADED
+from ..kernels.cpu_lattice import LANES
+from ..kernels.paths import best, follow, numbered
+from ..lattice.code import BLOCK, NestedCode
+from ..modules.linear import row_scale_bits, row_scale_of
+from ..tiles import run_pieces, slices
+from .factors import Feedback
+
+MOST_PATHS = LANES
+PANEL = cpu_nested_beam.PANEL
+_CHUNK = 1 << 21  # entries of the targets of all paths of the rows that are searched at once
+_CHUNK_GPU = 1 << 28  # the same on a GPU
+
+
+@dataclass(frozen=True)
+class _Problem:
+    L: Tensor
+    blocks: Tensor
+    code: NestedCode
+    paths: int
+
+
+def search_rows(
+    target: Tensor, rows: list[int], step: Feedback, scaled: ScaledCode, paths: int
+) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """Rounds matrices stacked into one target (m, n), with rows[i] rows each.
+
+    Args:
+        target, rows: the matrices.
+        step: with L and the blocks C_b.
+        scaled: their code.
+        paths: K, 1 to 64.
+
+    Returns:
+        v (m, n) integer, multiplier index (m, n/8) uint8, row scale (m,) float32 as stored, clipped blocks per matrix.
+    """
+    assert step.lower is not None and step.blocks is not None
+    m, n = target.shape
+    code = scaled.code
+    scale = row_scale_of(row_scale_bits(scaled.row_scale(target)))
+    problem = _Problem(step.lower, step.blocks, code, paths)
+    v = torch.empty(m, n, dtype=torch.int8 if code.int8 else torch.int16, device=target.device)
+    index = torch.empty(m, n // BLOCK, dtype=torch.uint8, device=target.device)
+
+    def search(part: slice) -> None:
+        v[part], index[part] = _search(target[part] / scale[part, None], problem)
+
+    on_cpu = target.device.type == "cpu"
+    size = max(1, (_CHUNK if on_cpu else _CHUNK_GPU) // (n * paths))
+    each = LANES // paths  # rows in a tile, which should be full
+    pieces = slices(m, torch.device("cpu"), max(each, min(256, size) // each * each if on_cpu else size))
+    if on_cpu:
+        run_pieces(search, pieces)
+    else:
+        for piece in pieces:
+            search(piece)
+    overloaded = index == OVERLOADED
+    index[overloaded] = code.k - 1
+    return v, index, scale, [int(part.sum()) for part in overloaded.split(rows)]
+
+
+def _search(W: Tensor, problem: _Problem) -> tuple[Tensor, Tensor]:
+    """v (rows, n) float32 and multiplier index (rows, n/8) of rows in units of v."""
+    rows, n = W.shape
+    panel = _compiled if W.device.type == "cpu" else _plain
+    t, cost = W[:, None], W.new_zeros(rows, 1)
+    v, index = W.new_empty((rows, 1, 0)), W.new_empty((rows, 1, 0), dtype=torch.uint8)
+    for end in range(n, 0, -PANEL):
+        own = slice(max(0, end - PANEL), end)
+        before = cost.shape[1]
+        values, marks, parent, cost = panel(t[:, :, own], W[:, own], cost, problem, own)
+        came = numbered(parent, before)
+        v, index = torch.cat([values, follow(v, came)], 2), torch.cat([marks, follow(index, came)], 2)
+        t = follow(t[:, :, : own.start], came).flatten(0, 1)
+        t.addmm_((W[:, None, own] - values).flatten(0, 1), problem.L[own, : own.start])
+        t = t.view(*parent.shape, own.start)
+    return best(v, cost), best(index, cost)
+
+
+def _plain(t: Tensor, W: Tensor, cost: Tensor, problem: _Problem, own: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `reference_nested_beam.search_panel`."""
+    L, blocks = problem.L[own, own], problem.blocks[own.start // BLOCK : own.stop // BLOCK]
+    return reference_nested_beam.search_panel(t, W, cost, L, blocks, problem.code, problem.paths)
+
+
+def _compiled(
+    t: Tensor, W: Tensor, cost: Tensor, problem: _Problem, own: slice
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same as `_plain` but for rounding, by the compiled kernel."""
+    code, (rows, alive, width) = problem.code, t.shape
+    values, costs = t.new_zeros(rows, problem.paths, width), t.new_zeros(rows, problem.paths)
+    values[:, :alive], costs[:, :alive] = t, cost
+    marks = torch.empty(rows, problem.paths, width // BLOCK, dtype=torch.uint8)
+    parent = torch.empty(costs.shape, dtype=torch.int64)
+    L, blocks = problem.L[own, own].contiguous(), problem.blocks[own.start // BLOCK : own.stop // BLOCK]
+    alive = cpu_nested_beam.search_panel(
+        values.numpy(),
+        W.contiguous().numpy(),
+        costs.numpy(),
+        alive,
+        L.numpy(),
+        blocks.contiguous().numpy(),
+        multipliers_of(code),
+        np.float32(code.q),
+        np.float32(code.limit),
+        marks.numpy(),
+        parent.numpy(),
+    )
+    return values[:, :alive], marks[:, :alive], parent[:, :alive], costs[:, :alive]
