@@ -64,7 +64,7 @@ PathsOption = Annotated[
     typer.Option(
         "--paths",
         help="K of the K-best search over rows of a weight; 1 is plain LDLQ, time grows with K.",
-        show_default="8, glvq 16",
+        show_default="8 for weights alone, glvq 16, else 1",
     ),
 ]
 AllocationOption = Annotated[

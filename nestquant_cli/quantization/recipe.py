@@ -20,7 +20,7 @@ FEEDBACKS = ("none", "ldlq")
 WEIGHTS_ONLY = ("glvq",)  # methods that leave activations, keys and values in 16 bits
 ALLOCATIONS = ("uniform", "mixed")
 _CHOICES = {"method": tuple(CODECS), "rotation": ROTATIONS, "feedback": FEEDBACKS, "allocation": ALLOCATIONS}
-PATHS = {"nestquant": 8, "integer": 1, "glvq": 16}  # of the K-best search, unless a recipe says otherwise
+PATHS = {"nestquant": 8, "integer": 1, "glvq": 16}  # of the K-best search for weights alone, unless a recipe has its own
 _RANGES = (("samples", 1, 1 << 20), ("seqlen", 2, 1 << 20), ("seed", 0, (1 << 63) - 1), ("reflections", 1, 4096))
 _NOTHING = "nothing was quantized"
 _REMEDIES = {
@@ -140,7 +140,8 @@ class Recipe:
         """`paths`, or what the method chooses."""
         if self.paths is not None:
             return self.paths
-        return 1 if self.feedback == "none" and self.method == "nestquant" else PATHS[self.method]
+        plain = self.feedback == "none" or self.shape("act") is not None  # where noise of inputs hides what it gains
+        return 1 if self.method == "nestquant" and plain else PATHS[self.method]
 
     def shape(self, part: str) -> Shape | None:
         """The code of "weight", "act" or "kv"; None for 16 bits."""

@@ -87,6 +87,27 @@ def test_unusable_settings_are_refused(settings: dict[str, Any], told: str) -> N
         Recipe(**settings)
 
 
+@pytest.mark.parametrize("paths", [0, 65, -1, 2.0, True, "8"])
+def test_other_paths_are_refused(paths: Any) -> None:
+    with pytest.raises(NestQuantError, match="is not an integer from 1 to 64"):
+        Recipe(paths=paths)
+
+
+@pytest.mark.parametrize("settings", [{"method": "integer"}, {"feedback": "none"}])
+def test_a_search_needs_feedback_and_a_lattice(settings: dict[str, Any]) -> None:
+    with pytest.raises(NestQuantError, match="needs feedback"):
+        Recipe(paths=2, **settings)
+    assert Recipe(paths=1, **settings).search_paths == Recipe(**settings).search_paths == 1
+
+
+def test_weights_alone_are_searched() -> None:
+    alone: dict[str, Any] = {"act_bits": 16, "kv_bits": 16}
+    assert Recipe().search_paths == 1 and Recipe(paths=4).search_paths == 4
+    assert Recipe(**alone).search_paths == 8 and Recipe(act_bits=16).search_paths == 8
+    assert Recipe(method="glvq", **alone).search_paths == 16
+    assert Recipe(feedback="none", **alone).search_paths == 1
+
+
 @pytest.mark.parametrize("preset", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_presets_are_recipes(preset: Path) -> None:
     recipe = read_recipe(preset, {})
