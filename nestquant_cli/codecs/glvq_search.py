@@ -99,18 +99,18 @@ def _search_rows(y: Tensor, T: Tensor, box: _Box, paths: int) -> Tensor:
     m, n = y.shape
     panel = _compiled if y.device.type == "cpu" else _plain
     residual = y[:, None]  # (m, alive, columns that are left)
-    digits = y.new_empty((m, 1, 0), dtype=torch.uint8)  # (m, alive, columns that are chosen)
+    panels = []
     cost = y.new_zeros(m, 1)
     for end in range(n, 0, -PANEL):
         start = max(0, end - PANEL)
         own = T[start:end, start:end].contiguous()
+        before = cost.shape[1]
         z, chosen, parent, cost = panel(residual[:, :, start:end], cost, own, box, box.kind[start:end], paths)
-        came = numbered(parent, digits.shape[1])
-        digits = torch.cat([z, follow(digits, came)], dim=2)
-        residual = follow(residual[:, :, :start], came).flatten(0, 1)
+        panels.append((z, parent))
+        residual = follow(residual[:, :, :start], numbered(parent, before)).flatten(0, 1)
         residual.addmm_(chosen.flatten(0, 1), T[start:end, :start], alpha=-1)
         residual = residual.view(*parent.shape, start)
-    return best(digits, cost)
+    return best(panels, cost)
 
 
 def _plain(

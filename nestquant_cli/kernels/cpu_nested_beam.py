@@ -21,7 +21,9 @@ _VALUES = 26 * LANES
 _ORIGINAL = _VALUES + PANEL * LANES
 _TARGETS = _ORIGINAL + PANEL * LANES
 _ERROR = _TARGETS + 2 * PANEL * LANES
-_COST = _ERROR + 8 * LANES
+_SUM = _ERROR + 8 * LANES  # where a loop's sums are: rows at constant places compile to vector instructions
+_HELD = _SUM + LANES  # infinite where a point is no codeword
+_COST = _HELD + LANES
 _BRANCHES = _COST + LANES
 _BRANCH = 9 * LANES
 
@@ -52,7 +54,7 @@ def search_panel(t, W, cost, alive, L, blocks, multipliers, q, limit, index, par
     work = np.zeros(_BRANCHES + count * _BRANCH, np.float32)
     spare = np.zeros(_VALUES, np.float32)
     found, chosen = np.empty(count * paths, np.float32), np.empty(count * paths + 1, np.int64)
-    came, mark = np.empty((width // 8, LANES), np.int64), np.empty((width // 8, LANES), np.uint8)
+    came, mark = np.zeros((width // 8, LANES), np.int64), np.empty((width // 8, LANES), np.uint8)
     clipped, start = np.zeros(LANES, np.bool_), alive
     for first in range(0, rows, each):
         own, alive = min(each, rows - first), start
@@ -63,7 +65,7 @@ def search_panel(t, W, cost, alive, L, blocks, multipliers, q, limit, index, par
             for i in range(8):
                 _copy(work, i * LANES, old + (8 * b + i) * LANES)
             _branch(work, blocks[b], multipliers, q, limit, count)
-            _mend(work, blocks[b], multipliers[k - 1], q, limit, count, own * paths, spare, clipped)
+            _mend(work, blocks[b], multipliers[k - 1], q, limit, count, spare, clipped)
             kept = min(paths, count * alive)
             for row in range(own):
                 base = row * paths
@@ -80,7 +82,7 @@ def search_panel(t, W, cost, alive, L, blocks, multipliers, q, limit, index, par
                         at = _BRANCHES + c * _BRANCH + (1 + i) * LANES
                         work[_VALUES + (8 * b + i) * LANES + lane] = work[at + source]
             alive = kept
-            _feed_back(work, old, new, L, b, came[b], own, paths, alive)
+            _feed_back(work, old, new, L, b, came[b])
         _store(work, t, cost, index, parent, came, mark, first, own, alive)
     return alive
 
@@ -119,13 +121,14 @@ def _branch(work, block, multipliers, q, limit, count):  # type: ignore[no-untyp
         bound, at = np.floor(limit / m) + HALF, _BRANCHES + c * _BRANCH
         if c < k:
             for lane in range(LANES):
-                work[at + lane] = nearest(work, lane, m, q, bound)
+                work[_HELD + lane] = nearest(work, lane, m, q, bound)
         else:
             for lane in range(LANES):
-                work[at + lane] = nearest(work, lane, m, q, bound, True)
+                work[_HELD + lane] = nearest(work, lane, m, q, bound, True)
+        _measure(work, block)
+        _copy(work, at, _SUM)
         for i in range(8):
             _copy(work, at + (1 + i) * LANES, POINT + i * LANES)
-        _measure(work, at, block)
         for before in range(c):
             _drop_equal(work, at, _BRANCHES + before * _BRANCH)
 
@@ -138,42 +141,89 @@ def _drop_equal(work, at, before):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _measure(work, at, block):  # type: ignore[no-untyped-def]
-    """Puts the cost of a path with this branch, ‖(t − v)·C_b‖² more than before, where it is finite."""
+def _measure(work, block):  # type: ignore[no-untyped-def]
+    """To the row _SUM the cost of each path with the points in the rows of POINT, ‖(t − v)·C_b‖² more than before;
+    infinite where they are no codewords."""
     for i in range(8):
         for lane in range(LANES):
-            work[_ERROR + i * LANES + lane] = work[i * LANES + lane] - work[at + (1 + i) * LANES + lane]
+            work[_ERROR + i * LANES + lane] = work[i * LANES + lane] - work[POINT + i * LANES + lane]
     for lane in range(LANES):
-        work[at + lane] = INFINITY if work[at + lane] == INFINITY else work[_COST + lane]
+        work[_SUM + lane] = work[_COST + lane]
     for j in range(8):
-        for lane in range(LANES):
-            part = ZERO
-            for i in range(8):
-                part += work[_ERROR + i * LANES + lane] * block[i, j]
-            work[at + lane] += part * part
+        _add_square(work, *_column(block, 0, j))
+    for lane in range(LANES):
+        work[_SUM + lane] = INFINITY if work[_HELD + lane] == INFINITY else work[_SUM + lane]
+
+
+@njit(**LANE)
+def _column(of, first, j):  # type: ignore[no-untyped-def]
+    """Eight entries of a column, read before a loop over lanes that could otherwise be taken to change them."""
+    return (
+        of[first, j],
+        of[first + 1, j],
+        of[first + 2, j],
+        of[first + 3, j],
+        of[first + 4, j],
+        of[first + 5, j],
+        of[first + 6, j],
+        of[first + 7, j],
+    )
+
+
+@njit(**LANE)
+def _dot(work, lane, a, b, c, d, e, f, g, h):  # type: ignore[no-untyped-def]
+    at = _ERROR + lane
+    low = work[at] * a + work[at + LANES] * b + work[at + 2 * LANES] * c + work[at + 3 * LANES] * d
+    at += 4 * LANES
+    return low + (work[at] * e + work[at + LANES] * f + work[at + 2 * LANES] * g + work[at + 3 * LANES] * h)
+
+
+@njit(**LANE)
+def _add_square(work, a, b, c, d, e, f, g, h):  # type: ignore[no-untyped-def]
+    for lane in range(LANES):
+        part = _dot(work, lane, a, b, c, d, e, f, g, h)
+        work[_SUM + lane] += part * part
+
+
+@njit(**LANE)
+def _add_dot(work, a, b, c, d, e, f, g, h):  # type: ignore[no-untyped-def]
+    for lane in range(LANES):
+        work[_SUM + lane] += _dot(work, lane, a, b, c, d, e, f, g, h)
 
 
 @njit(**OPTIONS)
-def _mend(work, block, m, q, limit, count, lanes, spare, clipped):  # type: ignore[no-untyped-def]
+def _mend(work, block, m, q, limit, count, spare, clipped):  # type: ignore[no-untyped-def]
     """Where a path has no branch left, the first becomes the target clipped as rounding clips it."""
-    any_clipped = False
-    for lane in range(lanes):
-        least = INFINITY
-        for c in range(count):
-            least = min(least, work[_BRANCHES + c * _BRANCH + lane])
-        clipped[lane] = least == INFINITY and work[_COST + lane] < INFINITY
+    clipped[:] = False
+    for lane in range(LANES):
+        work[_SUM + lane] = INFINITY
+    for c in range(count):
+        _copy(work, _HELD, _BRANCHES + c * _BRANCH)
+        for lane in range(LANES):
+            work[_SUM + lane] = min(work[_SUM + lane], work[_HELD + lane])
+    lost = 0
+    for lane in range(LANES):
+        lost += (work[_SUM + lane] == INFINITY) & (work[_COST + lane] < INFINITY)
+    if lost == 0:
+        return
+    for lane in range(LANES):
+        clipped[lane] = (work[_SUM + lane] == INFINITY) & (work[_COST + lane] < INFINITY)
         if clipped[lane]:
-            any_clipped = True
             clip(work, lane, m, q, limit, spare)
+    for lane in range(LANES):
+        work[_HELD + lane] = ZERO
+    for i in range(8):
+        _copy(work, POINT + i * LANES, CHOSEN + i * LANES)
+    _measure(work, block)
+    for lane in range(LANES):
+        if clipped[lane]:
+            work[_BRANCHES + lane] = work[_SUM + lane]
             for i in range(8):
                 work[_BRANCHES + (1 + i) * LANES + lane] = work[CHOSEN + i * LANES + lane]
-            work[_BRANCHES + lane] = ZERO
-    if any_clipped:  # all first branches once more: costs of the others come out as they were
-        _measure(work, _BRANCHES, block)
 
 
 @njit(**OPTIONS)
-def _feed_back(work, old, new, L, b, came, own, paths, alive):  # type: ignore[no-untyped-def]
+def _feed_back(work, old, new, L, b, came):  # type: ignore[no-untyped-def]
     """The targets of the columns before block b, for the paths that are kept: those of the path that each comes from,
     with the errors of the block fed back."""
     for i in range(8):
@@ -181,15 +231,11 @@ def _feed_back(work, old, new, L, b, came, own, paths, alive):  # type: ignore[n
         for lane in range(LANES):
             work[_ERROR + i * LANES + lane] = work[original + lane] - work[value + lane]
     for column in range(8 * b):
-        at, to = old + column * LANES, new + column * LANES
-        for row in range(own):
-            for lane in range(row * paths, row * paths + alive):
-                work[to + lane] = work[at + came[lane]]
+        at = old + column * LANES
         for lane in range(LANES):
-            part = work[to + lane]
-            for i in range(8):
-                part += work[_ERROR + i * LANES + lane] * L[8 * b + i, column]
-            work[to + lane] = part
+            work[_SUM + lane] = work[at + came[lane]]
+        _add_dot(work, *_column(L, 8 * b, column))
+        _copy(work, new + column * LANES, _SUM)
 
 
 @njit(**OPTIONS)

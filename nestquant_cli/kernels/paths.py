@@ -1,4 +1,6 @@
-"""Following the paths of a K-best search from one panel to the next."""
+"""Following the paths of a K-best search from one panel to the next, and back."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +16,19 @@ def follow(of: Tensor, came: Tensor) -> Tensor:
     return of.flatten(0, 1)[came.flatten()].view(*came.shape, -1)
 
 
-def best(of: Tensor, cost: Tensor) -> Tensor:
-    """Of (rows, paths, …) the path of least cost (rows, paths) of each row."""
-    return of[torch.arange(len(of), device=of.device), cost.argmin(1)]
+def best(panels: Sequence[tuple[Tensor, Tensor]], cost: Tensor) -> Tensor:
+    """What the path of least cost (rows, kept) chose, from the panel that was searched last back to the first.
+
+    Args:
+        panels: in the order of the search, choices (rows, paths, width) and the paths they come from (rows, paths).
+        cost: after the last panel.
+
+    Returns:
+        (rows, width of all), the last panel first.
+    """
+    row, path = torch.arange(len(cost), device=cost.device), cost.argmin(1)
+    parts = []
+    for choices, parent in reversed(panels):
+        parts.append(choices[row, path])
+        path = parent[row, path]
+    return torch.cat(parts, dim=1)

@@ -82,17 +82,18 @@ def _search(W: Tensor, problem: _Problem) -> tuple[Tensor, Tensor]:
     rows, n = W.shape
     panel = _compiled if W.device.type == "cpu" else _plain
     t, cost = W[:, None], W.new_zeros(rows, 1)
-    v, index = W.new_empty((rows, 1, 0)), W.new_empty((rows, 1, 0), dtype=torch.uint8)
+    chosen, marked = [], []
     for end in range(n, 0, -PANEL):
         own = slice(max(0, end - PANEL), end)
         before = cost.shape[1]
         values, marks, parent, cost = panel(t[:, :, own], W[:, own], cost, problem, own)
         came = numbered(parent, before)
-        v, index = torch.cat([values, follow(v, came)], 2), torch.cat([marks, follow(index, came)], 2)
+        chosen.append((values, parent))
+        marked.append((marks, parent))
         t = follow(t[:, :, : own.start], came).flatten(0, 1)
         t.addmm_((W[:, None, own] - values).flatten(0, 1), problem.L[own, : own.start])
         t = t.view(*parent.shape, own.start)
-    return best(v, cost), best(index, cost)
+    return best(chosen, cost), best(marked, cost)
 
 
 def _plain(t: Tensor, W: Tensor, cost: Tensor, problem: _Problem, own: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
