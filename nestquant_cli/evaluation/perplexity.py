@@ -13,6 +13,7 @@ from ..errors import NestQuantError
 from ..progress import track
 from ..team import team
 from .divergence import divergence
+from .finite import all_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -186,7 +187,7 @@ def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
 
 def _log_softmax(logits: "Tensor", whose: str, number: int) -> "Tensor":
     logits = logits.float()  # (tokens, vocabulary)
-    if not logits.isfinite().all():
+    if not all_finite(logits):
         raise NestQuantError(f"the logits of {whose} are NaN or infinite in window {number}", NO_RESULT, DAMAGED)
     return logits.log_softmax(dim=-1)
 

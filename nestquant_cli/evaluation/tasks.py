@@ -13,6 +13,7 @@ from ..models.device import pick_device
 from ..models.hub import cache_only_when_unreachable
 from ..models.source import load_model, load_tokenizer, resolve
 from ..team import team
+from .finite import all_finite
 from .gates import NOT_EVALUATED, Gate, Verdict, judge, parse_gate
 from .protocol import hold_weights, model_protocol, versions
 
@@ -163,7 +164,7 @@ def run_tasks(
 
         def _model_call(self, *arguments: Any, **named: Any) -> Any:
             logits = super()._model_call(*arguments, **named)
-            if not logits.isfinite().all():
+            if not all_finite(logits):
                 raise NestQuantError(
                     "the logits of the model are NaN or infinite",
                     "the tasks have no result",
