@@ -77,28 +77,20 @@ def quantize_group(
     """
     members = [linears[name] for name in statistics.members]
     rows = [member.out_features for member in members]
-    n = statistics.hessian.shape[0]
-    device = statistics.hessian.device
-    weight = torch.cat([member.weight.detach().to(device=device, dtype=torch.float32) for member in members])
-    W = over_rows(
-        turn(n, seed if rotated else None, statistics.reflectors).apply, F.pad(weight, (0, n - weight.shape[1]))
-    )
-    del weight
+    W = _turned(members, statistics, seed if rotated else None)
     noise = statistics.noise if aware else torch.zeros_like(statistics.noise)
+    first = f"{place}.{statistics.members[0]}"
     step = _PLAIN
     if feeding or noise.any() or statistics.cross is not None:
-        where = f"{place}.{statistics.members[0]}"
-        step = feedback(statistics.hessian, noise, damping, where, columns_of(shape), statistics.cross)
+        step = feedback(statistics.hessian, noise, damping, first, columns_of(shape), statistics.cross)
     _refuse_overflow(W, rows, statistics.members, place)
     if step.damping > damping:
-        logger.warning("%s.%s: H + J is singular, damping %g was needed", place, statistics.members[0], step.damping)
+        logger.warning("%s: H + J is singular, damping %g was needed", first, step.damping)
     target = W if step.target is None else product(W, step.target)
 
     found = _round(target, rows, step if feeding else _PLAIN, shape, seed, paths)
-    errors = row_errors(W, found.values, statistics)
-
+    parts = [tensor.split(rows) for tensor in row_errors(W, found.values, statistics)]
     result = {}
-    parts = [tensor.split(rows) for tensor in errors]
     for number, name in enumerate(statistics.members):
         delta, power, output_delta, output_power = (part[number] for part in parts)
         record = {
@@ -111,6 +103,13 @@ def quantize_group(
         }
         result[name] = QuantizedMatrix(found.tensors[number], found.codes[number], shape, record)
     return result
+
+
+def _turned(members: list[nn.Linear], statistics: InputStatistics, seed: int | None) -> Tensor:
+    """Weights of Linears with one input, stacked (m, n) float32, in the basis of the statistics."""
+    n, device = statistics.hessian.shape[0], statistics.hessian.device
+    weight = torch.cat([member.weight.detach().to(device=device, dtype=torch.float32) for member in members])
+    return over_rows(turn(n, seed, statistics.reflectors).apply, F.pad(weight, (0, n - weight.shape[1])))
 
 
 def _round(target: Tensor, rows: list[int], step: Feedback, shape: Shape, seed: int, paths: int) -> RoundedRows:
