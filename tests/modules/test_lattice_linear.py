@@ -20,7 +20,7 @@ FEATURES, ROWS = 44, 10  # padded to 48
 
 def made(shape: LatticeCode, seed: int | None) -> tuple[LatticeLinear, Tensor]:
     source = InputQuantizer(FEATURES, seed, None)
-    found = Glvq().search(gaussian(ROWS, source.padded), [ROWS], shape, 0, None)
+    found = Glvq().search(gaussian(ROWS, source.padded), [ROWS], shape, 0, None, 4)
     code: Any = found.codes[0]
     layer = LatticeLinear(FEATURES, ROWS, True, source, code, torch.float32)
     layer.load_state_dict(found.tensors[0] | {"bias": gaussian(ROWS, seed=1)})
