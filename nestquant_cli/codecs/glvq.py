@@ -8,9 +8,14 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ..kernels import cpu_glvq
+from ..kernels.cpu_team import share
 from ..lattice.code import BLOCK
 from .digits import pack_digits, unpack_digits
 from .protocol import TensorForms
@@ -152,7 +157,25 @@ class LatticeCode:
 
     def decode(self, words: Tensor, lattice: Tensor, entries: int) -> Tensor:
         """G·l(z) (rows, entries) float32 of stored digits (rows, bytes) and matrices."""
-        return self.multiply(self.unpack(words, entries), lattice.view(torch.float16).float())
+        lattices = lattice.view(torch.float16).float()
+        if words.device.type != "cpu":
+            return self.multiply(self.unpack(words, entries), lattices)
+        values = torch.empty(len(words), entries)
+        turned = lattices.transpose(1, 2).contiguous().numpy()
+        fixed = words.contiguous().numpy(), *self._by_group(entries), turned, values.numpy()
+        share(cpu_glvq.decode_on_team, fixed, len(words), entries // BLOCK)
+        return values
+
+    def _by_group(self, entries: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """`groups` and `tables` of `kernels.cpu_glvq.decode`."""
+        tables = self.levels(torch.device("cpu"))
+        most = max(map(len, tables))
+        groups, byte = [], 0
+        for part, table in zip(self.groups(entries), tables, strict=True):
+            width, bits = part.stop - part.start, len(table).bit_length() - 1
+            groups.append((part.start, width, bits, byte))
+            byte += width * bits // 8
+        return np.array(groups), torch.stack([F.pad(table, (0, most - len(table))) for table in tables]).numpy()
 
     def multiply(self, digits: Tensor, lattices: Tensor) -> Tensor:
         """G·l(z) (rows, entries) float32 of digits (rows, entries) and matrices (count, d, d) float32."""

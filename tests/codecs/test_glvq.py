@@ -38,6 +38,17 @@ def test_pack_and_unpack() -> None:
     assert torch.equal(MIXED.unpack(words, entries), digits.to(torch.uint8))
 
 
+@pytest.mark.parametrize("dimension", [8, 16, 32])
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_compiled_decoder_agrees_with_the_definition(dimension: int, shared: bool) -> None:
+    bits = (1, 2, 3, 4, 5, 6, 7, 8)
+    code = LatticeCode(5, dimension, 64, shared, group_bits=bits, curves=tuple(range(8)))
+    entries, lattices = 64 * 8 - 32, gaussian(1 if shared else 8, dimension, dimension).half()
+    digits = torch.cat([torch.randint(0, 1 << b, (9, 64)) for b in bits], dim=1)[:, :entries].to(torch.uint8)
+    values = code.decode(code.pack(digits), lattices.view(torch.int16), entries)
+    torch.testing.assert_close(values, code.multiply(digits, lattices.float()), rtol=1e-5, atol=1e-4)
+
+
 def test_an_entry_is_the_lattice_times_levels() -> None:
     digits = torch.randint(0, 4, (3, 80), dtype=torch.uint8)
     lattices = gaussian(3, 8, 8).half()
