@@ -78,14 +78,10 @@ def _matrix(
 
 
 def _refit(X: Tensor, points: Tensor, C: Tensor) -> Tensor:
-    """The factor of each row's points that makes their error orthogonal to X in the metric C·Cᵀ, ½ to 1½.
-
-    Points of least error are too short by the error's share of the power, in every layer alike; without that the error
-    is larger by the square of that share.
-    """
-    turned = product(X, C)
-    cross = (product(points, C) * turned).sum(1).clamp(min=_SMALLEST)
-    return (turned.square().sum(1) / cross).clamp(0.5, 1.5)
+    """The factor of each row's points that brings them nearest to X in the metric C·Cᵀ, ½ to 1½."""
+    turned = product(points, C)
+    gain = (product(X - points, C) * turned).sum(1) / turned.square().sum(1).clamp(min=_SMALLEST)
+    return 1 + gain.clamp(-0.5, 0.5)
 
 
 def _own(code: Shape | WeightCode) -> LatticeCode:
