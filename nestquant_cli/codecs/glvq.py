@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..kernels import cpu_glvq
-from ..kernels.cpu_team import share
 from ..lattice.code import BLOCK
 from .digits import pack_digits, unpack_digits
 from .protocol import TensorForms
@@ -135,6 +133,13 @@ class LatticeCode:
         pairs = zip(self.group_bits, self.curves, strict=True)
         return [levels(bits, curve)[0].to(device) for bits, curve in pairs]
 
+    def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Levels of all groups (groups, most) float32, filled up with zeros, and how many each has, on the CPU."""
+        found = self.levels(device)
+        counts = torch.tensor([len(table) for table in found])
+        most = int(counts.max())
+        return torch.stack([F.pad(table, (0, most - len(table))) for table in found]), counts
+
     def pack(self, digits: Tensor) -> Tensor:
         """Digits (rows, entries) uint8 to (rows, row_bytes) uint8, one group after the other."""
         assert self.group_bits is not None
@@ -160,6 +165,9 @@ class LatticeCode:
         lattices = lattice.view(torch.float16).float()
         if words.device.type != "cpu":
             return self.multiply(self.unpack(words, entries), lattices)
+        from ..kernels import cpu_glvq
+        from ..kernels.cpu_team import share
+
         values = torch.empty(len(words), entries)
         turned = lattices.transpose(1, 2).contiguous().numpy()
         fixed = words.contiguous().numpy(), *self._by_group(entries), turned, values.numpy()
@@ -168,14 +176,13 @@ class LatticeCode:
 
     def _by_group(self, entries: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """`groups` and `tables` of `kernels.cpu_glvq.decode`."""
-        tables = self.levels(torch.device("cpu"))
-        most = max(map(len, tables))
+        assert self.group_bits is not None
         groups, byte = [], 0
-        for part, table in zip(self.groups(entries), tables, strict=True):
-            width, bits = part.stop - part.start, len(table).bit_length() - 1
+        for part, bits in zip(self.groups(entries), self.group_bits, strict=True):
+            width = part.stop - part.start
             groups.append((part.start, width, bits, byte))
             byte += width * bits // 8
-        return np.array(groups), torch.stack([F.pad(table, (0, most - len(table))) for table in tables]).numpy()
+        return np.array(groups), self.tables(torch.device("cpu"))[0].numpy()
 
     def multiply(self, digits: Tensor, lattices: Tensor) -> Tensor:
         """G·l(z) (rows, entries) float32 of digits (rows, entries) and matrices (count, d, d) float32."""

@@ -7,17 +7,14 @@ by an orthogonal Q makes them triangular: y = W·C·Q, T = Gᵀ·C·Q. Choosing 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import cpu_beam, reference_beam
-from ..kernels.paths import best, follow, numbered
+from ..kernels.paths import best, follow, numbered, search_pieces
 from ..tiles import product, run_pieces, slices
 from .glvq import LatticeCode
 
 PANEL = 64  # columns between two products with the whole triangle
-_CHUNK = 1 << 21  # entries of the residuals of all paths of the rows that are searched at once
-_CHUNK_GPU = 1 << 28  # the same on a GPU
 
 
 @dataclass(frozen=True)
@@ -66,23 +63,15 @@ def spread(lattices: Tensor, code: LatticeCode, entries: int) -> Tensor:
 def search(X: Tensor, work: Triangle, code: LatticeCode, paths: int) -> Tensor:
     """Digits (m, n) uint8 of rows X (m, n) float32 in units of their scales."""
     m, n = X.shape
-    tables = code.levels(X.device)
-    counts = torch.tensor([len(table) for table in tables])
-    levels = torch.stack([F.pad(table, (0, int(counts.max()) - len(table))) for table in tables])
+    levels, counts = code.tables(X.device)
     widths = torch.tensor([part.stop - part.start for part in code.groups(n)])
-    box = _Box(levels, counts, torch.arange(len(tables)).repeat_interleave(widths))
+    box = _Box(levels, counts, torch.arange(len(counts)).repeat_interleave(widths))
     digits = torch.empty(m, n, dtype=torch.uint8, device=X.device)
-    size = max(1, min(256, _CHUNK // (n * paths)))
 
     def rows(part: slice) -> None:
         digits[part] = _search_rows(X[part] @ work.turned, work.T, box, paths)
 
-    if X.device.type == "cpu":
-        run_pieces(rows, slices(m, X.device, size))
-        return digits
-    size = max(1, _CHUNK_GPU // (n * paths))
-    for start in range(0, m, size):
-        rows(slice(start, start + size))
+    search_pieces(rows, X, paths)
     return digits
 
 

@@ -18,16 +18,13 @@ from ..kernels import cpu_nested_beam, reference_nested_beam
 from ..kernels.cpu import multipliers_of
 from ..kernels.cpu_encode import OVERLOADED
 from ..kernels.cpu_lattice import LANES
-from ..kernels.paths import best, follow, numbered
+from ..kernels.paths import best, follow, numbered, search_pieces
 from ..lattice.code import BLOCK, NestedCode
 from ..modules.linear import row_scale_bits, row_scale_of
-from ..tiles import run_pieces, slices
 from .factors import Feedback
 
 MOST_PATHS = LANES
 PANEL = cpu_nested_beam.PANEL
-_CHUNK = 1 << 21  # entries of the targets of all paths of the rows that are searched at once
-_CHUNK_GPU = 1 << 28  # the same on a GPU
 
 
 @dataclass(frozen=True)
@@ -63,15 +60,7 @@ def search_rows(
     def search(part: slice) -> None:
         v[part], index[part] = _search(target[part] / scale[part, None], problem)
 
-    on_cpu = target.device.type == "cpu"
-    size = max(1, (_CHUNK if on_cpu else _CHUNK_GPU) // (n * paths))
-    each = LANES // paths  # rows in a tile, which should be full
-    pieces = slices(m, torch.device("cpu"), max(each, min(256, size) // each * each if on_cpu else size))
-    if on_cpu:
-        run_pieces(search, pieces)
-    else:
-        for piece in pieces:
-            search(piece)
+    search_pieces(search, target, paths, multiple=LANES // paths)  # so many rows fill a tile
     overloaded = index == OVERLOADED
     index[overloaded] = code.k - 1
     return v, index, scale, [int(part.sum()) for part in overloaded.split(rows)]

@@ -9,6 +9,7 @@ from torch import Tensor
 from nestquant_cli.codecs import glvq_search
 from nestquant_cli.codecs.glvq import LatticeCode
 from nestquant_cli.codecs.glvq_search import PANEL, loss, search, spread, triangle
+from nestquant_cli.kernels import paths
 from tests.families import gaussian
 
 BITS = LatticeCode(2, 8, 32, group_bits=(2, 3, 2), curves=(1, 2, 1))
@@ -88,7 +89,7 @@ def test_a_device_without_the_compiled_search_gets_the_same_digits(monkeypatch: 
     work = triangle(C, G, BITS)
     digits = search(X, work, BITS, 16)
     monkeypatch.setattr(glvq_search, "_compiled", glvq_search._plain)
-    monkeypatch.setattr(glvq_search, "_CHUNK", 1)  # row by row
+    monkeypatch.setattr(paths, "_CHUNK", 1)  # row by row
     assert torch.equal(search(X, work, BITS, 16), digits)
 
 
