@@ -1,4 +1,4 @@
-"""Whether logits are numbers."""
+"""Whether tensors hold numbers."""
 
 import math
 from typing import TYPE_CHECKING
@@ -7,11 +7,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def all_finite(logits: "Tensor") -> bool:
+def all_finite(x: "Tensor") -> bool:
     """Whether no entry is NaN or infinite; in one pass, which `isfinite` takes thirty times as long for.
 
     Args:
-        logits: any shape but an empty one; NaN is the least and the largest of what it is in.
+        x: any shape but an empty one; NaN is the least and the largest of what it is in.
     """
-    low, high = logits.aminmax()
+    low, high = x.aminmax()
     return math.isfinite(low.item()) and math.isfinite(high.item())

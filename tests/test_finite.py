@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nestquant_cli.evaluation.finite import all_finite
+from nestquant_cli.finite import all_finite
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

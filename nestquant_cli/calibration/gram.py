@@ -17,7 +17,38 @@ from ..kernels.int8 import integer_product
 from ..tiles import slices
 
 _MOST_TOKENS = 1 << 16  # in one product: 2¹⁶·127² is below 2³¹
-_STRIP = 128  # columns of the sums that are taken in one product: half of a symmetric matrix is enough
+_STRIP = 256  # columns of the sums that are taken in one product: half of a symmetric matrix is enough
+TOGETHER = 8192  # tokens that wait for a product together: adding its result up costs as much as many tokens
+
+
+class _Waiting:
+    """Rows of int8 that wait until there are enough of them for a product, by the power of their step."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._rows: dict[int, list[tuple[Tensor, ...]]] = {}
+
+    def put(self, power: Tensor, *factors: Tensor) -> None:
+        """Rows (tokens, n) of one factor of a product or of both, with a power (tokens,) each; the first is used up."""
+        counts = _counts(power)
+        common = max(counts, key=counts.__getitem__)
+        for other in counts.keys() - {common}:
+            rows = torch.nonzero(power == other).flatten()
+            self._append(other, tuple(factor[rows] for factor in factors))
+            factors[0][rows] = 0  # cheaper than a copy of all rows but these
+        self._append(common, factors)
+
+    def _append(self, power: int, factors: tuple[Tensor, ...]) -> None:
+        self._rows.setdefault(power, []).append(factors)
+        self.tokens += len(factors[0])
+
+    def take(self) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        """The powers with all their rows, at most as many at a time as a product takes; nothing waits after it."""
+        waiting, self._rows, self.tokens = self._rows, {}, 0
+        for power, parts in waiting.items():
+            factors = (torch.cat(factor).split(_MOST_TOKENS) for factor in zip(*parts, strict=True))
+            for some in zip(*factors, strict=True):
+                yield power, some
 
 
 class GramSum:
@@ -29,39 +60,46 @@ class GramSum:
         device: of the sum.
 
     Attributes:
-        upper: (n, n) float64, right on and above the diagonal; multiples of powers of four.
         tokens: how many were added.
         finite: whether all of them were.
     """
 
     def __init__(self, features: int, seed: int, device: torch.device) -> None:
         self.order = features + -features % 8
-        self.upper = torch.zeros(self.order, self.order, dtype=torch.float64, device=device)
         self.tokens = 0
         self.finite = True
+        self._upper = torch.zeros(self.order, self.order, dtype=torch.float64, device=device)
+        self._waiting = _Waiting()
         self._seed = seed
+
+    @property
+    def upper(self) -> Tensor:
+        """(n, n) float64, right on and above the diagonal; multiples of powers of four."""
+        self._settle()
+        return self._upper
 
     def add(self, x: Tensor) -> None:
         """x (tokens, features), any floating dtype."""
         self.tokens += len(x)
         v, exponent = to_grid(x, self.order, self._seed)
-        self.finite = self.finite and not bool((exponent == INFINITE).any())
+        self.finite = self.finite and _round_small(v, exponent)
         if not self.finite:
             return
-        _round_small(v, exponent)
-        for power, rows in _by_power(exponent, exponent != EMPTY):
-            for some in (v if rows.all() else v[rows]).split(_MOST_TOKENS):
-                self._add_grid(some, 4.0**power)
+        self._waiting.put(exponent, v)
+        if self._waiting.tokens >= TOGETHER:
+            self._settle()
 
-    def _add_grid(self, v: Tensor, factor: float) -> None:
-        across = _across(v)
-        for part in slices(self.order, v.device, _STRIP):
-            self.upper[part, part.start :].add_(integer_product(across[part], across[part.start :]), alpha=factor)
+    def _settle(self) -> None:
+        for power, (rows,) in self._waiting.take():
+            across = _across(rows)
+            for part in slices(self.order, rows.device, _STRIP):
+                product = integer_product(across[part], across[part.start :])
+                self._upper[part, part.start :].add_(product, alpha=4.0**power)
 
     def mean(self) -> Tensor:
         """(n, n) float32, E[(R x)(R x)ᵀ] per token; the sum is used up by it."""
         upper = self.upper
-        del self.upper  # as large as anything that a run holds
+        del self._upper  # as large as anything that a run holds
         upper.div_(self.tokens)
         whole = upper.float()
         del upper
@@ -74,44 +112,53 @@ class CrossSum:
     """Σ (R x)(R y)ᵀ over pairs of tokens x, y; arguments as of `GramSum`.
 
     Attributes:
-        total: (n, n) float64; multiples of powers of two.
         pairs: how many were added.
         finite: whether all of them were.
     """
 
     def __init__(self, features: int, seed: int, device: torch.device) -> None:
         self.order = features + -features % 8
-        self.total = torch.zeros(self.order, self.order, dtype=torch.float64, device=device)
         self.pairs = 0
         self.finite = True
+        self._total = torch.zeros(self.order, self.order, dtype=torch.float64, device=device)
+        self._waiting = _Waiting()
         self._seed = seed
+
+    @property
+    def total(self) -> Tensor:
+        """(n, n) float64; multiples of powers of two."""
+        self._settle()
+        return self._total
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """x and y (tokens, features), any floating dtype."""
         self.pairs += len(x)
         (v, left), (w, right) = (to_grid(tokens, self.order, self._seed) for tokens in (x, y))
-        self.finite = self.finite and not bool(((left == INFINITE) | (right == INFINITE)).any())
+        self.finite = self.finite and _round_small(v, left) and _round_small(w, right)
         if not self.finite:
             return
-        _round_small(v, left)
-        _round_small(w, right)
-        for power, rows in _by_power(left.int() + right.int(), (left != EMPTY) & (right != EMPTY)):
-            for some, others in zip(v[rows].split(_MOST_TOKENS), w[rows].split(_MOST_TOKENS), strict=True):
-                a, b = _across(some), _across(others)
-                for part in slices(self.order, v.device, _STRIP):
-                    self.total[part].add_(integer_product(a[part], b), alpha=2.0**power)
+        self._waiting.put(left.int() + right.int(), v, w)
+        if self._waiting.tokens >= TOGETHER:
+            self._settle()
+
+    def _settle(self) -> None:
+        for power, (left, right) in self._waiting.take():
+            a, b = _across(left), _across(right)
+            for part in slices(self.order, left.device, _STRIP):
+                self._total[part].add_(integer_product(a[part], b), alpha=2.0**power)
 
     def mean(self) -> Tensor:
         """(n, n) float32, E[(R x)(R y)ᵀ] per pair; the sum is used up by it."""
         total = self.total
-        del self.total
+        del self._total
         return total.div_(self.pairs).float()
 
 
-def _by_power(power: Tensor, live: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The powers (tokens,) of the live tokens, and for each of them which have it."""
-    for each in power[live].unique().tolist():
-        yield each, live & (power == each)
+def _counts(power: Tensor) -> dict[int, int]:
+    """How many of (tokens,) have each power, in ascending order."""
+    lowest = 2 * EMPTY  # of the sum of two exponents
+    counts = torch.bincount(power.long() - lowest, minlength=1).tolist()
+    return {place + lowest: count for place, count in enumerate(counts) if count}
 
 
 def _across(v: Tensor) -> Tensor:
@@ -119,15 +166,23 @@ def _across(v: Tensor) -> Tensor:
     return F.pad(v, (0, 0, 0, -len(v) % 8)).t().contiguous() if v.is_cuda else v.t()
 
 
-def _round_small(v: Tensor, exponent: Tensor) -> None:
-    """Rounds tokens with a step below the most common one to that step, in place: it saves a product for few tokens."""
-    live = exponent[exponent != EMPTY]
-    if not len(live):
-        return
-    common = int(live.mode().values)
-    for power in live.unique().tolist():
-        if power < common:
-            rows = torch.nonzero(exponent == power).flatten()
-            shift = min(common - power, 14)
-            v[rows] = ((v[rows].to(torch.int16) + (1 << (shift - 1))) >> shift).to(torch.int8)
-            exponent[rows] = common
+def _round_small(v: Tensor, exponent: Tensor) -> bool:
+    """Rounds tokens with a step below the most common one to that step, in place: it saves a product for few tokens.
+
+    Tokens of zeros get that step as well. False, and nothing is done, where a token is not finite.
+    """
+    counts = _counts(exponent)
+    if INFINITE in counts:
+        return False
+    common = max(counts.keys() - {EMPTY}, key=counts.__getitem__, default=0)
+    for power in counts:
+        if power >= common and power != EMPTY:
+            continue
+        rows = torch.nonzero(exponent == power).flatten()
+        exponent[rows] = common
+        if power == EMPTY:
+            v[rows] = 0
+            continue
+        shift = min(common - power, 14)
+        v[rows] = ((v[rows].to(torch.int16) + (1 << (shift - 1))) >> shift).to(torch.int8)
+    return True

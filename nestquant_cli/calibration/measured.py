@@ -10,6 +10,7 @@ from torch import Tensor
 from ..codecs.heads import CacheCodes, check_head_size
 from ..codecs.protocol import Shape
 from ..errors import NestQuantError
+from ..finite import all_finite
 from ..models.structure import linears
 from ..rotation.transform import rotation
 from ..team import team
@@ -109,7 +110,7 @@ class MeasuredLayer:
     def refuse_unusable(self, numbers: range) -> None:
         """Raises NestQuantError where the layer's outputs on windows of this process are not finite."""
         for number in numbers:
-            if not torch.isfinite(self.stack.hidden[number]).all():
+            if not all_finite(self.stack.hidden[number]):
                 raise NestQuantError(
                     f"the output of {self.name} has NaN or infinite values on calibration window {self.first + number}",
                     "calibration stopped",

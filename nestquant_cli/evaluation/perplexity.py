@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NestQuantError
+from ..finite import all_finite
 from ..progress import track
 from ..team import team
 from .divergence import divergence
-from .finite import all_finite
 
 if TYPE_CHECKING:
     from torch import Tensor

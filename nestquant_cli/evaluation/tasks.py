@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NestQuantError
+from ..finite import all_finite
 from ..models.device import pick_device
 from ..models.hub import cache_only_when_unreachable
 from ..models.source import load_model, load_tokenizer, resolve
 from ..team import team
-from .finite import all_finite
 from .gates import NOT_EVALUATED, Gate, Verdict, judge, parse_gate
 from .protocol import hold_weights, model_protocol, versions
 

@@ -36,14 +36,13 @@ def shortest_path(errors: Errors, penalty: Errors, k: int) -> list[int]:
     valid = np.isfinite(errors)
     first = np.where(valid.any(axis=1), valid.argmax(axis=1), candidates)  # (blocks,) smallest scale that holds it
     filled = np.where(valid, errors, penalty).astype(np.float64)
-    # held[f, j]: summed error under candidate j of the blocks whose first scale is f
-    held = np.zeros((candidates + 1, candidates))
-    np.add.at(held, first, filled)  # no matrix product, whose order of adding may follow from a number of threads
-    below = np.vstack([np.zeros(candidates), np.cumsum(held, axis=0)])  # below[f, j]: blocks with first < f
+    # added up in the order of their first scale: no matrix product, whose order may follow from a number of threads
+    added = np.cumsum(filled[np.argsort(first, kind="stable")], axis=0)
     lost = np.where(first[:, None] > np.arange(candidates), penalty, 0)
     beyond = lost.sum(axis=0, dtype=np.float64)  # beyond[j]: penalty under j of the blocks with first > j
 
-    reach = below[1 : candidates + 1]  # reach[i, j]: error under j of the blocks with first ≤ i
+    within = np.cumsum(np.bincount(first, minlength=candidates))[:candidates]  # (candidates,) blocks with first ≤ i
+    reach = np.where(within[:, None] > 0, added[within - 1], 0)  # reach[i, j]: error of those under j
     start = reach.diagonal().copy()
     step = start - reach  # step[i, j]: error under j of the blocks that j holds and i does not
     step[np.tril_indices(candidates)] = np.inf  # a path goes up

@@ -72,7 +72,7 @@ def _coding_times(shape: Shape, rows: torch.Tensor, paths: int) -> tuple[float, 
     if paths == 1 or not isinstance(code, ScaledCode):
         return fit, one, one
     lower = torch.eye(rows.shape[1], device=rows.device)
-    step = Feedback(None, lower, torch.eye(BLOCK, device=rows.device).expand(len(lower) // BLOCK, BLOCK, BLOCK), 0.0)
+    step = Feedback(rows, lower, torch.eye(BLOCK, device=rows.device).expand(len(lower) // BLOCK, BLOCK, BLOCK), 0.0)
     return fit, one, _time(lambda: search_rows(rows, [len(rows)], step, code, paths)) / rows.numel()
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..errors import NestQuantError
 from ..lattice.code import BLOCK
 from ..tiles import run_pieces, slices
+from .target import noisy_target
 
 LADDER = (1.0, 10.0, 100.0, 1000.0)  # damping is multiplied by these in turn until the Cholesky factorization succeeds
 
@@ -18,7 +19,7 @@ class Feedback:
     """What LDLQ needs of one input.
 
     Attributes:
-        target: (n, n) float32, the matrix T of W̃ = W T; None for the identity, where there is no noise.
+        target: (m, n) float32, what is rounded in the place of the weight.
         lower: (n, n) float32, unit block-lower-triangular L of H + J = L D Lᵀ, or the Cholesky factor; None
             for no feedback.
         blocks: (n/columns, columns, columns) float32, the diagonal blocks C_b of C, H + J = C·Cᵀ; None beside None and
@@ -26,18 +27,25 @@ class Feedback:
         damping: what was added to H, as a fraction of its mean diagonal.
     """
 
-    target: Tensor | None
+    target: Tensor
     lower: Tensor | None
     blocks: Tensor | None
     damping: float
 
 
 def feedback(
-    hessian: Tensor, noise: Tensor, damping: float, place: str, columns: int | None = BLOCK, cross: Tensor | None = None
+    W: Tensor,
+    hessian: Tensor,
+    noise: Tensor,
+    damping: float,
+    place: str,
+    columns: int | None = BLOCK,
+    cross: Tensor | None = None,
 ) -> Feedback:
     """Factorizes H + J, damped by a ladder.
 
     Args:
+        W: (m, n) float32, the weight.
         hessian: (n, n) H, n a multiple of 8.
         noise: (n,) diagonal of J.
         damping: first step of the ladder, as a fraction of the mean diagonal of H.
@@ -49,7 +57,7 @@ def feedback(
         NestQuantError: H has no positive diagonal, or no step of the ladder makes H + J positive definite.
     """
     C, step, added = damped_factor(hessian, noise, damping, place)
-    target = _target(hessian if cross is None else cross, added, C) if cross is not None or noise.any() else None
+    target = noisy_target(W, noise, C, cross, added)
     if columns is None:
         return Feedback(target, C.float(), None, step)
     return Feedback(target, unit_lower(C, torch.float32, columns), _diagonal(C, columns).float(), step)
@@ -132,17 +140,3 @@ def _diagonal(C: Tensor, columns: int) -> Tensor:
     """The diagonal blocks of C (n, n): (n/columns, columns, columns)."""
     count = len(C) // columns
     return C.view(count, columns, count, columns).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-
-
-def _target(moments: Tensor, added: float, C: Tensor) -> Tensor:
-    """T = A (H + J)⁻¹ (n, n) float32, A = H or X damped by `added`, from the Cholesky factor of H + J."""
-    n = len(C)
-    target = torch.empty(n, n, dtype=torch.float32, device=C.device)
-
-    def rows(part: slice) -> None:
-        damped = moments[part].double().t().contiguous()
-        damped[part].diagonal().add_(added)
-        target[part] = torch.cholesky_solve(damped, C).t().float()  # A (H + J)⁻¹ = ((H + J)⁻¹ Aᵀ)ᵀ
-
-    run_pieces(rows, slices(n, C.device))
-    return target

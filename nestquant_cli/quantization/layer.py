@@ -2,7 +2,7 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,6 @@ from .ldlq import ldlq
 from .row_search import search_rows
 
 logger = logging.getLogger("nestquant")
-_PLAIN = Feedback(None, None, None, 0.0)
 
 
 @dataclass(frozen=True)
@@ -80,15 +79,15 @@ def quantize_group(
     W = _turned(members, statistics, seed if rotated else None)
     noise = statistics.noise if aware else torch.zeros_like(statistics.noise)
     first = f"{place}.{statistics.members[0]}"
-    step = _PLAIN
+    step = Feedback(W, None, None, 0.0)
     if feeding or noise.any() or statistics.cross is not None:
-        step = feedback(statistics.hessian, noise, damping, first, columns_of(shape), statistics.cross)
+        step = feedback(W, statistics.hessian, noise, damping, first, columns_of(shape), statistics.cross)
     _refuse_overflow(W, rows, statistics.members, place)
     if step.damping > damping:
         logger.warning("%s: H + J is singular, damping %g was needed", first, step.damping)
-    target = W if step.target is None else product(W, step.target)
-
-    found = _round(target, rows, step if feeding else _PLAIN, shape, seed, paths)
+    if not feeding:
+        step = replace(step, lower=None, blocks=None)
+    found = _round(rows, step, shape, seed, paths)
     parts = [tensor.split(rows) for tensor in row_errors(W, found.values, statistics)]
     result = {}
     for number, name in enumerate(statistics.members):
@@ -112,8 +111,9 @@ def _turned(members: list[nn.Linear], statistics: InputStatistics, seed: int | N
     return over_rows(turn(n, seed, statistics.reflectors).apply, F.pad(weight, (0, n - weight.shape[1])))
 
 
-def _round(target: Tensor, rows: list[int], step: Feedback, shape: Shape, seed: int, paths: int) -> RoundedRows:
+def _round(rows: list[int], step: Feedback, shape: Shape, seed: int, paths: int) -> RoundedRows:
     """Rounds matrices stacked into one target (m, n), with rows[i] rows each, by the codec of the shape."""
+    target = step.target
     whole = search(target, rows, shape, seed, step.lower, paths)
     if whole is not None:
         return whole

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nestquant_cli.calibration import gram
 from nestquant_cli.calibration.gram import CrossSum, GramSum
 from nestquant_cli.kernels.grid import EMPTY, INFINITE, to_grid
 from nestquant_cli.rotation.transform import rotation
@@ -54,7 +55,7 @@ def test_small_tokens_are_not_lost_beside_a_large_one() -> None:
     alone.add(x)
     large = 1e4 * gaussian(1, 64)
     beside.add(torch.cat([x, large]))
-    beside.upper -= GramSum_of(large).upper
+    beside.upper.sub_(GramSum_of(large).upper)
     assert torch.equal(beside.upper.triu(), alone.upper.triu())
 
 
@@ -65,9 +66,17 @@ def GramSum_of(x: Tensor) -> GramSum:  # noqa: N802 - reads as the class
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.permutations(range(6)), st.integers(1, 5))
-def test_sums_do_not_depend_on_the_order_of_windows_or_on_who_adds_them(order: list[int], cut: int) -> None:
+@given(st.permutations(range(6)), st.integers(1, 5), st.sampled_from([1, 90, gram.TOGETHER]))
+def test_sums_do_not_depend_on_the_order_of_windows_or_on_who_adds_them(
+    order: list[int], cut: int, together: int
+) -> None:
     windows = [tokens_of_many_sizes(40, 24, seed) for seed in range(6)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gram, "TOGETHER", together)
+        compare_sums(windows, order, cut)
+
+
+def compare_sums(windows: list[Tensor], order: list[int], cut: int) -> None:
     whole, mine, theirs = (GramSum(24, SEED, CPU) for _ in range(3))
     for window in windows:
         whole.add(window)

@@ -6,6 +6,7 @@ import torch
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.quantization.factors import LADDER, factorize, feedback, unit_lower
 from nestquant_cli.quantization.ldlq import PANEL
+from tests.families import gaussian
 from tests.quantization.test_ldlq import block_ldl, correlated
 
 
@@ -20,10 +21,10 @@ def test_unit_lower_factorizes(n: int) -> None:
 
 def test_the_target_is_that_of_the_noisy_input() -> None:
     H, noise = correlated(64), torch.linspace(0.01, 0.2, 64).double()
-    step = feedback(H.float(), noise.float(), 1e-3, "here")
+    W = gaussian(5, 64)
+    step = feedback(W, H.float(), noise.float(), 1e-3, "here")
     damped = H + 1e-3 * H.diagonal().mean() * torch.eye(64)
-    expected = damped @ torch.linalg.inv(damped + torch.diag(noise))
-    assert step.target is not None
+    expected = W.double() @ damped @ torch.linalg.inv(damped + torch.diag(noise))
     torch.testing.assert_close(step.target.double(), expected, rtol=1e-4, atol=1e-5)
     L, _ = block_ldl(damped + torch.diag(noise))
     torch.testing.assert_close(step.lower.double(), L, rtol=1e-4, atol=1e-5)
@@ -33,7 +34,7 @@ def test_the_target_is_that_of_the_noisy_input() -> None:
 def test_damping_climbs_the_ladder_and_says_so() -> None:
     """An indefinite H, as rounding in float32 can make it, needs more than the first step."""
     H = torch.diag(torch.tensor([1.0] * 15 + [-0.05]))
-    step = feedback(H, torch.zeros(16), 0.01, "here")
+    step = feedback(gaussian(3, 16), H, torch.zeros(16), 0.01, "here")
     assert step.damping == pytest.approx(0.01 * LADDER[1])
     assert torch.isfinite(step.lower).all()
 
@@ -41,9 +42,9 @@ def test_damping_climbs_the_ladder_and_says_so() -> None:
 def test_no_step_of_the_ladder_is_refused_by_name() -> None:
     H = torch.diag(torch.tensor([1.0] * 15 + [-2.0]))
     with pytest.raises(NestQuantError, match=r"H \+ J of layers\.3\.up is not positive definite even with damping 1;"):
-        feedback(H, torch.zeros(16), 0.001, "layers.3.up")
+        feedback(gaussian(3, 16), H, torch.zeros(16), 0.001, "layers.3.up")
     with pytest.raises(NestQuantError, match=r"the input of layers\.3\.up was zero on all calibration text"):
-        feedback(torch.zeros(16, 16), torch.zeros(16), 0.01, "layers.3.up")
+        feedback(gaussian(3, 16), torch.zeros(16, 16), torch.zeros(16), 0.01, "layers.3.up")
 
 
 @pytest.mark.parametrize("n", [8, 256, 600])

@@ -67,14 +67,14 @@ def test_ldlq_equals_the_textbook(n: int) -> None:
 
 def test_without_correlations_ldlq_is_plain_rounding() -> None:
     W = gaussian(4, 64)
-    step = feedback(torch.eye(64), torch.zeros(64), 0.01, "here")
+    step = feedback(W, torch.eye(64), torch.zeros(64), 0.01, "here")
     assert torch.equal(ldlq(W, step.lower, lambda target, _: rounded(target)), rounded(W))
-    assert step.target is None  # the identity
+    assert step.target is W
 
 
 def test_ldlq_beats_plain_rounding_where_inputs_are_correlated() -> None:
     H, W = correlated(128), gaussian(16, 128, seed=3)
-    step = feedback(H.float(), torch.zeros(128), 1e-4, "here")
+    step = feedback(W, H.float(), torch.zeros(128), 1e-4, "here")
     found = ldlq(W, step.lower, lambda target, _: rounded(target))
     assert loss(found - W, H) < 0.7 * loss(rounded(W) - W, H)
 
@@ -87,9 +87,8 @@ def test_knowing_the_noise_lowers_the_true_error() -> None:
     W, H = gaussian(16, n, seed=4), x.t() @ x / tokens
 
     def error(noise: Tensor) -> float:
-        step = feedback(H, noise, 1e-3, "here")
-        target = W if step.target is None else W @ step.target
-        found = ldlq(target, step.lower, lambda target, _: rounded(target))
+        step = feedback(W, H, noise, 1e-3, "here")
+        found = ldlq(step.target, step.lower, lambda target, _: rounded(target))
         fresh = gaussian(tokens, n, seed=5) @ mix
         return float(((fresh + z) @ found.t() - fresh @ W.t()).square().mean())
 

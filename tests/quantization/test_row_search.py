@@ -23,7 +23,7 @@ def metric(n: int) -> Tensor:
 
 def prepared(n: int) -> tuple[Tensor, Feedback]:
     H = metric(n)
-    return H, feedback(H.clone(), torch.zeros(n), 0.01, "here")
+    return H, feedback(torch.zeros_like(H), H.clone(), torch.zeros(n), 0.01, "here")
 
 
 def fitted(W: Tensor, bits: float) -> ScaledCode:

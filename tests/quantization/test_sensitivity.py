@@ -38,7 +38,7 @@ def test_the_trace_is_what_feedback_leaves() -> None:
     x = gaussian(200, 32) * torch.linspace(0.1, 2, 32)
     hessian, noise = x.t() @ x / 200, torch.full((32,), 0.01)
     trace = feedback_trace(InputStatistics(("a",), hessian, noise, None), 0.01)
-    lower = feedback(hessian, noise, 0.01, "a").lower.double()
+    lower = feedback(torch.zeros_like(hessian), hessian, noise, 0.01, "a").lower.double()
     metric = hessian.double() + torch.diag(noise.double() + 0.01 * hessian.diagonal().double().mean())
     inverse = torch.linalg.inv(lower)
     assert trace == pytest.approx(float((inverse @ metric @ inverse.t()).diagonal().sum()), rel=1e-4)
