@@ -7,6 +7,7 @@ on the order in which tokens come, nor on how many threads or processes share th
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,27 @@ from ..tiles import slices
 _MOST_TOKENS = 1 << 16  # in one product: 2¹⁶·127² is below 2³¹
 _STRIP = 256  # columns of the sums that are taken in one product: half of a symmetric matrix is enough
 TOGETHER = 8192  # tokens that wait for a product together: adding its result up costs as much as many tokens
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rotated tokens, each rounded to multiples of a step of its own.
+
+    Attributes:
+        v: (tokens, n) int8.
+        exponent: (tokens,) int8, the steps are 2^exponent.
+        finite: whether all tokens are; nothing else is of use where they are not.
+    """
+
+    v: Tensor
+    exponent: Tensor
+    finite: bool
+
+
+def on_grid(x: Tensor, order: int, seed: int) -> Grid:
+    """Rotates tokens x (tokens, features ≤ order), any floating dtype, and rounds them; few of them coarsely."""
+    v, exponent = to_grid(x, order, seed)
+    return Grid(v, exponent, _round_small(v, exponent))
 
 
 class _Waiting:
@@ -78,14 +100,17 @@ class GramSum:
         self._settle()
         return self._upper
 
-    def add(self, x: Tensor) -> None:
-        """x (tokens, features), any floating dtype."""
-        self.tokens += len(x)
-        v, exponent = to_grid(x, self.order, self._seed)
-        self.finite = self.finite and _round_small(v, exponent)
+    def grid(self, x: Tensor) -> Grid:
+        """x (tokens, features) as `add` takes it; several threads may ask for it."""
+        return on_grid(x, self.order, self._seed)
+
+    def add(self, x: Grid) -> None:
+        """Tokens, which are used up by it."""
+        self.tokens += len(x.v)
+        self.finite = self.finite and x.finite
         if not self.finite:
             return
-        self._waiting.put(exponent, v)
+        self._waiting.put(x.exponent, x.v)
         if self._waiting.tokens >= TOGETHER:
             self._settle()
 
@@ -109,20 +134,23 @@ class GramSum:
 
 
 class CrossSum:
-    """Σ (R x)(R y)ᵀ over pairs of tokens x, y; arguments as of `GramSum`.
+    """Σ (R x)(R y)ᵀ over pairs of tokens x, y.
+
+    Args:
+        order: of the rotation.
+        device: of the sum.
 
     Attributes:
         pairs: how many were added.
         finite: whether all of them were.
     """
 
-    def __init__(self, features: int, seed: int, device: torch.device) -> None:
-        self.order = features + -features % 8
+    def __init__(self, order: int, device: torch.device) -> None:
+        self.order = order
         self.pairs = 0
         self.finite = True
-        self._total = torch.zeros(self.order, self.order, dtype=torch.float64, device=device)
+        self._total = torch.zeros(order, order, dtype=torch.float64, device=device)
         self._waiting = _Waiting()
-        self._seed = seed
 
     @property
     def total(self) -> Tensor:
@@ -130,14 +158,13 @@ class CrossSum:
         self._settle()
         return self._total
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """x and y (tokens, features), any floating dtype."""
-        self.pairs += len(x)
-        (v, left), (w, right) = (to_grid(tokens, self.order, self._seed) for tokens in (x, y))
-        self.finite = self.finite and _round_small(v, left) and _round_small(w, right)
+    def add(self, x: Grid, y: Grid) -> None:
+        """As many tokens of both; those of x are used up by it."""
+        self.pairs += len(x.v)
+        self.finite = self.finite and x.finite and y.finite
         if not self.finite:
             return
-        self._waiting.put(left.int() + right.int(), v, w)
+        self._waiting.put(x.exponent.int() + y.exponent.int(), x.v, y.v)
         if self._waiting.tokens >= TOGETHER:
             self._settle()
 

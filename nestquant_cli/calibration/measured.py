@@ -16,10 +16,11 @@ from ..rotation.transform import rotation
 from ..team import team
 from ..tiles import over_rows, run_tasks
 from .coding import Coding
+from .collector import InputCollector, watch_all
 from .learn import learn
 from .observer import InputGroups
 from .stack import LayerStack
-from .statistics import InputCollector, InputStatistics, LayerStatistics, fit_cache, watch_all
+from .statistics import InputStatistics, LayerStatistics, fit_cache
 
 
 class MeasuredLayer:

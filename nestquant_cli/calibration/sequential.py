@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from ..models.structure import linears
 from ..team import team
+from .collector import InputCollector
 from .hidden import HiddenStates
 from .measured import MeasuredLayer
 from .observer import InputGroups, current_window
 from .stack import LayerStack
-from .statistics import InputCollector, InputStatistics, LayerStatistics
+from .statistics import InputStatistics, LayerStatistics
 
 STATES_SHARE, INPUTS_SHARE = 4, 2  # a quarter of the memory for each kind of hidden state, half for inputs of a layer
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nestquant_cli.calibration import gram
-from nestquant_cli.calibration.gram import CrossSum, GramSum
+from nestquant_cli.calibration.gram import CrossSum, GramSum, on_grid
 from nestquant_cli.kernels.grid import EMPTY, INFINITE, to_grid
 from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian
@@ -30,7 +30,7 @@ def test_the_mean_is_that_of_tokens_on_their_grids(features: int, dtype: torch.d
     x[::7] = x[1::7]  # no token is far below the most common step, where it would be rounded to that
     gram = GramSum(features, SEED, CPU)
     for part in x.split(30):
-        gram.add(part)
+        gram.add(gram.grid(part))
     v, exponent = to_grid(x, gram.order, SEED)
     y = v.double() * torch.exp2(exponent.double())[:, None] * (exponent != EMPTY)[:, None]
     mean = gram.mean()
@@ -52,16 +52,16 @@ def test_small_tokens_are_not_lost_beside_a_large_one() -> None:
     x = tokens_of_many_sizes(200, 64)
     x[1] /= 1000
     alone, beside = GramSum(64, SEED, CPU), GramSum(64, SEED, CPU)
-    alone.add(x)
+    alone.add(alone.grid(x))
     large = 1e4 * gaussian(1, 64)
-    beside.add(torch.cat([x, large]))
+    beside.add(beside.grid(torch.cat([x, large])))
     beside.upper.sub_(GramSum_of(large).upper)
     assert torch.equal(beside.upper.triu(), alone.upper.triu())
 
 
 def GramSum_of(x: Tensor) -> GramSum:  # noqa: N802 - reads as the class
     gram = GramSum(x.shape[1], SEED, CPU)
-    gram.add(x)
+    gram.add(gram.grid(x))
     return gram
 
 
@@ -79,9 +79,9 @@ def test_sums_do_not_depend_on_the_order_of_windows_or_on_who_adds_them(
 def compare_sums(windows: list[Tensor], order: list[int], cut: int) -> None:
     whole, mine, theirs = (GramSum(24, SEED, CPU) for _ in range(3))
     for window in windows:
-        whole.add(window)
+        whole.add(whole.grid(window))
     for place, number in enumerate(order):
-        (mine if place < cut else theirs).add(windows[number])
+        (mine if place < cut else theirs).add(whole.grid(windows[number]))
     assert torch.equal((mine.upper + theirs.upper).triu(), whole.upper.triu())
 
 
@@ -104,7 +104,7 @@ def test_a_token_that_is_not_finite_is_found(bad: float) -> None:
     x[33, 5] = bad
     assert int(to_grid(x, 16, SEED)[1][33]) == INFINITE
     gram = GramSum(16, SEED, CPU)
-    gram.add(x)
+    gram.add(gram.grid(x))
     assert not gram.finite
 
 
@@ -128,9 +128,9 @@ def test_cross_sums_are_those_of_tokens_on_their_grids(features: int) -> None:
     y[5] = 0
     for tokens in (x, y):
         tokens[::7] = tokens[1::7]  # no token is far below the most common step, where it would be rounded to that
-    cross = CrossSum(features, SEED, CPU)
+    cross = CrossSum(features + -features % 8, CPU)
     for some, others in zip(x.split(30), y.split(30), strict=True):
-        cross.add(some, others)
+        cross.add(*(on_grid(tokens, cross.order, SEED) for tokens in (some, others)))
     grids = []
     for tokens in (x, y):
         v, exponent = to_grid(tokens, cross.order, SEED)
@@ -143,14 +143,14 @@ def test_cross_sums_are_those_of_tokens_on_their_grids(features: int) -> None:
 
 def test_the_cross_sum_of_tokens_with_themselves_is_their_sum() -> None:
     x = tokens_of_many_sizes(200, 24)
-    cross = CrossSum(24, SEED, CPU)
-    cross.add(x, x)
+    cross = CrossSum(24, CPU)
+    cross.add(on_grid(x, 24, SEED), on_grid(x, 24, SEED))
     assert torch.equal(cross.total.triu(), GramSum_of(x).upper.triu())
 
 
 def test_a_pair_that_is_not_finite_is_told() -> None:
     x, y = tokens_of_many_sizes(9, 24), tokens_of_many_sizes(9, 24)
     y[3, 2] = torch.inf
-    cross = CrossSum(24, SEED, CPU)
-    cross.add(x, y)
+    cross = CrossSum(24, CPU)
+    cross.add(on_grid(x, 24, SEED), on_grid(y, 24, SEED))
     assert not cross.finite

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nestquant_cli.calibration.statistics import InputCollector, InputStatistics
+from nestquant_cli.calibration.collector import InputCollector
+from nestquant_cli.calibration.statistics import InputStatistics
 from nestquant_cli.codecs.integer import IntegerCode
 from nestquant_cli.codecs.protocol import Shape
 from nestquant_cli.codecs.registry import decoded
