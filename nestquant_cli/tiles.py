@@ -80,6 +80,12 @@ def product(a: "Tensor", b: "Tensor") -> "Tensor":
     return over_rows(lambda rows: rows @ b, a)
 
 
+def diagonal_blocks(matrix: "Tensor", size: int) -> "Tensor":
+    """The blocks (n/size, size, size) on the diagonal of a matrix (n, n), as a view where its strides allow one."""
+    count = len(matrix) // size
+    return matrix.reshape(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
+
 @functools.lru_cache(maxsize=8)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "nestquant", initializer=_enter)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from nestquant_cli.tiles import SMALL, TILE, over_rows, product, run_pieces, run_tasks, slices
+from nestquant_cli.tiles import SMALL, TILE, diagonal_blocks, over_rows, product, run_pieces, run_tasks, slices
 from tests.families import gaussian
 
 CPU = torch.device("cpu")
@@ -64,3 +64,13 @@ def test_tasks_that_need_much_memory_run_one_by_one_on_all_threads(needed: int) 
     seen: list[tuple[int, bool]] = []
     run_tasks(lambda task: seen.append((task, threading.current_thread() is threading.main_thread())), range(5), needed)
     assert sorted(seen) == [(task, needed > SMALL) for task in range(5)]
+
+
+@pytest.mark.parametrize(("n", "size"), [(8, 8), (24, 8), (96, 32)])
+def test_diagonal_blocks_are_those_on_the_diagonal(n: int, size: int) -> None:
+    matrix = torch.arange(n * n).view(n, n)
+    blocks = diagonal_blocks(matrix.t(), size)
+    assert blocks.shape == (n // size, size, size)
+    for number, block in enumerate(blocks):
+        at = slice(number * size, (number + 1) * size)
+        assert torch.equal(block, matrix.t()[at, at])

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..tiles import diagonal_blocks
 from .glvq import CURVES, MAX_BITS, LatticeCode, levels
 from .glvq_search import loss, search, triangle
 
@@ -113,15 +114,13 @@ def _with_curves(X: Tensor, first: Tensor, code: LatticeCode) -> LatticeCode:
 
 def _weights(C: Tensor, d: int) -> Tensor:
     """(n/d,) float32: the mean diagonal of D of each block, H + J = L·D·Lᵀ."""
-    n = len(C)
-    blocks = C.view(n // d, d, n // d, d).diagonal(dim1=0, dim2=2)  # (d, d, n/d)
-    return blocks.square().sum((0, 1)) / d
+    return diagonal_blocks(C, d).square().sum((1, 2)) / d
 
 
 def _feedback(C: Tensor, d: int) -> Tensor:
     """(n, n) float32, L − I of L block-unit lower triangular."""
     n = len(C)
-    blocks = C.view(n // d, d, n // d, d).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (n/d, d, d)
+    blocks = diagonal_blocks(C, d)  # (n/d, d, d)
     strips = C.view(n, n // d, d).transpose(0, 1)  # (n/d, n, d)
     L = torch.linalg.solve_triangular(blocks, strips, upper=False, left=False).transpose(0, 1).reshape(n, n)
     L.diagonal().sub_(1)

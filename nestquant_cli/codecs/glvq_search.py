@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..kernels import cpu_beam, reference_beam
 from ..kernels.paths import best, follow, numbered, search_pieces
-from ..tiles import product, run_pieces, slices
+from ..tiles import diagonal_blocks, product, run_pieces, slices
 from .glvq import LatticeCode
 
 PANEL = 64  # columns between two products with the whole triangle
@@ -34,7 +34,7 @@ def triangle(C: Tensor, lattices: Tensor, code: LatticeCode) -> Triangle:
     """See above; C (n, n) float32 lower triangular, lattices (count, d, d) float32."""
     n, d = len(C), lattices.shape[-1]
     G = spread(lattices, code, n)  # (n/d, d, d)
-    blocks = C.view(n // d, d, n // d, d).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (n/d, d, d)
+    blocks = diagonal_blocks(C, d)  # (n/d, d, d)
     Q, R = torch.linalg.qr((G.mT @ blocks).mT.double())
     sign = torch.where(R.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)
     Q = (Q * sign[:, None, :]).float()

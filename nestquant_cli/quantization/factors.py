@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import NestQuantError
 from ..lattice.code import BLOCK
-from ..tiles import run_pieces, slices
+from ..tiles import diagonal_blocks, run_pieces, slices
 from .target import noisy_target
 
 LADDER = (1.0, 10.0, 100.0, 1000.0)  # damping is multiplied by these in turn until the Cholesky factorization succeeds
@@ -60,7 +60,7 @@ def feedback(
     target = noisy_target(W, noise, C, cross, added)
     if columns is None:
         return Feedback(target, C.float(), None, step)
-    return Feedback(target, unit_lower(C, torch.float32, columns), _diagonal(C, columns).float(), step)
+    return Feedback(target, unit_lower(C, torch.float32, columns), diagonal_blocks(C, columns).float(), step)
 
 
 def damped_factor(hessian: Tensor, noise: Tensor, damping: float, place: str) -> tuple[Tensor, float, float]:
@@ -124,19 +124,11 @@ def unit_lower(C: Tensor, dtype: torch.dtype = torch.float64, columns: int = BLO
 
     def strips(part: slice) -> None:
         strip = C[:, part]
-        count = strip.shape[1] // columns
-        own = strip[part].reshape(count, columns, count, columns)
-        blocks = own.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (count, columns, columns)
+        blocks = diagonal_blocks(strip[part], columns)  # (count, columns, columns)
         solved = torch.linalg.solve_triangular(
-            blocks, strip.reshape(n, count, columns).transpose(0, 1), upper=False, left=False
+            blocks, strip.reshape(n, len(blocks), columns).transpose(0, 1), upper=False, left=False
         )  # (count, n, columns)
         lower[:, part] = solved.transpose(0, 1).reshape(n, -1).to(dtype)
 
     run_pieces(strips, slices(n, C.device))
     return lower
-
-
-def _diagonal(C: Tensor, columns: int) -> Tensor:
-    """The diagonal blocks of C (n, n): (n/columns, columns, columns)."""
-    count = len(C) // columns
-    return C.view(count, columns, count, columns).diagonal(dim1=0, dim2=2).permute(2, 0, 1)

@@ -26,6 +26,7 @@ from ..models.source import load_model
 from ..models.structure import find_decoder, linears
 from ..progress import track
 from ..team import Team
+from ..tiles import diagonal_blocks
 from .allocation import Sensitivity
 from .factors import damped_factor
 from .recipe import Recipe
@@ -114,8 +115,7 @@ def feedback_trace(item: InputStatistics, damping: float) -> float:
         NestQuantError: no step of the ladder makes H + J positive definite.
     """
     C, _, _ = damped_factor(item.hessian, item.noise, damping, item.members[0])
-    blocks = C.reshape(len(C) // BLOCK, BLOCK, len(C) // BLOCK, BLOCK).diagonal(dim1=0, dim2=2)
-    return float(blocks.square().sum())
+    return float(diagonal_blocks(C, BLOCK).square().sum())
 
 
 def _whole(subject: Subject) -> PreTrainedModel:
