@@ -123,16 +123,7 @@ def quantize(
     subject = open_subject(source, device)
     refuse_other_caches(subject, recipe)
     about = about_model(subject, recipe, group)
-    if stored is not None:
-        refuse_stored(recipe)
-        stored.check(
-            about | {name: getattr(recipe, name) for name in ("dataset", "samples", "seqlen") if name in explicit}
-        )
-        text, windows = {key: stored.about.get(key) for key in TEXT_KEYS}, None
-        calibrated = {"calibration_sha256": sha256_file(stored.folder / FILE)}
-    else:
-        windows = read_windows(subject, recipe)
-        text, calibrated = text_of(windows), {}
+    windows, text, calibrated = _text(subject, recipe, about, stored, explicit)
     group.lead(lambda: _refuse_full_disk(subject, recipe, folder, windows, budget))
     key = {"recipe": recipe.to_dict(), **about, **text, **calibrated, **circumstances(subject)}
     output = group.lead(lambda: Output(folder, key, subject.depth + 1, resume))
@@ -150,6 +141,24 @@ def quantize(
             output.give_up()
         raise
     return report | run_figures(start)
+
+
+def _text(
+    subject: Subject, recipe: Recipe, about: dict[str, Any], stored: Calibration | None, explicit: Collection[str]
+) -> tuple[Windows | None, dict[str, Any], dict[str, Any]]:
+    """The windows to calibrate on, none where that was done; what is recorded of the text; the hash of what is stored.
+
+    Raises:
+        NestQuantError: the stored calibration is of another model, or was made with other settings.
+    """
+    if stored is None:
+        windows = read_windows(subject, recipe)
+        return windows, text_of(windows), {}
+    refuse_stored(recipe)
+    asked = {name: getattr(recipe, name) for name in ("dataset", "samples", "seqlen") if name in explicit}
+    stored.check(about | asked)
+    text = {key: stored.about.get(key) for key in TEXT_KEYS}
+    return None, text, {"calibration_sha256": sha256_file(stored.folder / FILE)}
 
 
 def _quantize_layers(
