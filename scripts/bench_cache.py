@@ -1,8 +1,9 @@
 """Times the packed KV cache against transformers' 16-bit DynamicCache in one run, with the same 16-bit model.
 
-    python scripts/bench_cache.py [MODEL] [--contexts 128 1024 4096] [--prompt 2048] [--threads N] [--output FILE.json]
+    python scripts/bench_cache.py [MODEL] [--codes CKPT] [--contexts 128 1024 4096] [--prompt 2048] [--threads N]
 
-MODEL is whatever the command line takes but no packed checkpoint; `demo` if not given. Each figure is a median of runs
+MODEL is whatever the command line takes but no packed checkpoint; `demo` if not given. Codes are those of the packed
+checkpoint CKPT of the same model, or else one without centers for all layers. Each figure is a median of runs
 in turns. The past of a context is random, as time does not depend on it. `attention` is that of all layers alone, with
 what the cache does, for one token; `prompt` a forward of a prompt with the cache, and `update` the time in the cache.
 """
@@ -21,6 +22,7 @@ from rich.table import Table
 from transformers.cache_utils import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from nestquant_cli.checkpoint.read import read_layout
 from nestquant_cli.codecs.fit import SAMPLE_BLOCKS, fit_scales
 from nestquant_cli.codecs.heads import CacheCodes
 from nestquant_cli.files import write_json
@@ -36,7 +38,8 @@ def main() -> None:
     """Measures, prints the table and writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="demo")
-    parser.add_argument("--bits", type=float, default=4.0)
+    parser.add_argument("--codes", type=Path, metavar="CKPT", help="take the codes of this packed checkpoint")
+    parser.add_argument("--bits", type=float, default=4.0, help="of the codes without --codes")
     parser.add_argument("--contexts", type=int, nargs="*", default=[128, 1024, 4096])
     parser.add_argument("--prompt", type=int, default=2048, help="tokens of a prompt, 0 for none")
     parser.add_argument("--repeats", type=int, default=15)
@@ -48,11 +51,10 @@ def main() -> None:
     torch.manual_seed(0)
     model: Any = load_model(resolve(options.model))
     config = model.config.get_text_config(decoder=True)
-    scaled = fit_scales(torch.randn(SAMPLE_BLOCKS, 8), shape_for_bits(options.bits))
-    codes = [CacheCodes(scaled, scaled)] * config.num_hidden_layers
+    codes, seed = codes_of(options, config.num_hidden_layers)
     makers: dict[str, Maker] = {
         "bf16": lambda: DynamicCache(config=config),
-        "packed": lambda: PackedCache(config, codes, 0),
+        "packed": lambda: PackedCache(config, codes, seed),
     }
     results = []
     with torch.no_grad():
@@ -60,12 +62,24 @@ def main() -> None:
             results += measure_context(model, config, makers, tokens, options.repeats)
         if options.prompt:
             results += measure_prompt(model, config, makers, options.prompt, options.prompt_repeats)
-    title = f"{options.model}, {options.bits:g} bits, {options.threads} threads"
+    kind = f"codes of {options.codes}" if options.codes else f"{options.bits:g} bits"
+    title = f"{options.model}, {kind}, {options.threads} threads"
     Console().print(table(results, title))
     if options.output:
         machine = {"processor": platform.processor() or platform.machine(), "threads": options.threads}
-        settings = {"model": options.model, "bits": options.bits}
+        settings = {"model": options.model, "codes": kind}
         write_json(options.output, {"machine": machine, "torch": torch.__version__, **settings, "results": results})
+
+
+def codes_of(options: argparse.Namespace, layers: int) -> tuple[list[CacheCodes], int | None]:
+    """The codes of every layer, and the seed of their rotation."""
+    if options.codes is None:
+        scaled = fit_scales(torch.randn(SAMPLE_BLOCKS, 8), shape_for_bits(options.bits))
+        return [CacheCodes(scaled, scaled)] * layers, 0
+    layout = read_layout(options.codes)
+    if len(layout.cache) != layers:
+        raise SystemExit(f"{options.codes} has codes for {len(layout.cache)} layers, the model has {layers}")
+    return list(layout.cache), layout.rotation_seed
 
 
 def shapes(config: Any) -> tuple[int, int, int]:

@@ -186,8 +186,9 @@ def _heaviest(model: str) -> tuple[str, Tensor]:
 
 
 def measured() -> list[tuple[str, float, float]]:
-    """Recipe, real bits and perplexity of each row of the table in docs/quality.md."""
-    text = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+    """Recipe, real bits and perplexity of each row of the first table that docs/quality.md has of measurements."""
+    page = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+    text = page.partition("## Measured")[2].partition("\n    nestquant compare")[0]
     rows = re.findall(r"^\| (?:`([\w-]+)\.yaml`|(unquantized)) \| ([\d.]+) \| ([\d.]+) ±", text, re.M)
     return [(name or plain, float(bits), float(perplexity)) for name, plain, bits, perplexity in rows]
 
