@@ -12,7 +12,8 @@ import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,9 @@ def measure_context(model: Any, config: Any, makers: dict[str, Maker], tokens: i
         for cache in caches.values():
             cache.update(*states, layer)
     ids = torch.tensor([[1]])
-    steps = {kind: lambda cache=cache: model(ids, past_key_values=cache) for kind, cache in caches.items()}
+    steps = {kind: partial(model, ids, past_key_values=cache) for kind, cache in caches.items()}
     whole = in_turns(steps, repeats)
-    alone = in_turns(
-        {kind: lambda cache=cache: attend(model, config, cache) for kind, cache in caches.items()}, repeats
-    )
+    alone = in_turns({kind: partial(attend, model, config, cache) for kind, cache in caches.items()}, repeats)
     held = {kind: float(bytes_of(cache)) for kind, cache in caches.items()}
     name = f"{tokens} tokens"
     rows = (("memory, MB", 1e-6, held), ("attention, ms", 1e3, alone), ("one token, ms", 1e3, whole))
@@ -120,7 +119,7 @@ def attend(model: Any, config: Any, cache: Any) -> None:
     module.num_key_value_groups = queries // heads  # type: ignore[assignment]
     for layer in range(config.num_hidden_layers):
         seen = cache.update(*states[1:], layer)
-        sdpa_attention_forward(module, states[0], *seen, None)
+        sdpa_attention_forward(module, states[0], seen[0], seen[1], None)
 
 
 def measure_prompt(model: Any, config: Any, makers: dict[str, Maker], tokens: int, repeats: int) -> list[dict]:
@@ -142,7 +141,7 @@ def measure_prompt(model: Any, config: Any, makers: dict[str, Maker], tokens: in
         model(ids, past_key_values=cache, logits_to_keep=1)
         spent[kind].append(seconds[0])
 
-    whole = in_turns({kind: lambda kind=kind: forward(kind) for kind in KINDS}, repeats)
+    whole = in_turns({kind: partial(forward, kind) for kind in KINDS}, repeats)
     update = {kind: statistics.median(times[1:]) for kind, times in spent.items()}
     name = f"prompt of {tokens}"
     return [
@@ -151,7 +150,7 @@ def measure_prompt(model: Any, config: Any, makers: dict[str, Maker], tokens: in
     ]
 
 
-def in_turns(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def in_turns(steps: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Median seconds of each, after one call that does not count."""
     times: dict[str, list[float]] = {kind: [] for kind in steps}
     for turn in range(repeats + 1):

@@ -67,7 +67,7 @@ def write_weights(folder: Path, config: LlamaConfig, seed: int) -> int:
             "lm_head.weight": (config.vocab_size, config.hidden_size),
         }
     )
-    places = {}
+    places: dict[str, str] = {}
     for number, shapes in enumerate(groups):
         name = f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
         generator = torch.Generator().manual_seed(seed * 100_003 + number)
@@ -84,7 +84,8 @@ def write_weights(folder: Path, config: LlamaConfig, seed: int) -> int:
 def layer_shapes(config: LlamaConfig, index: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of one decoder layer by name."""
     width, inner = config.hidden_size, config.intermediate_size
-    heads = config.num_key_value_heads * (width // config.num_attention_heads)
+    groups = config.num_key_value_heads or config.num_attention_heads
+    heads = groups * (width // config.num_attention_heads)
     shapes: dict[str, tuple[int, ...]] = {
         "self_attn.q_proj.weight": (width, width),
         "self_attn.k_proj.weight": (heads, width),

@@ -113,7 +113,8 @@ def by_transformers(folder: Path, expected: torch.Tensor) -> str:
     """As any user of transformers loads it; every exception is a word, and so is its report of missing tensors."""
 
     def load() -> str:
-        model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        model, info = loaded
         # where config.json no longer calls the model packed, transformers is alone and lists what it lacks
         return "warned of missing tensors" if info["missing_keys"] else _compare(model, expected)
 

@@ -37,7 +37,7 @@ def main() -> int:
         each = (time.monotonic() - start - first) / (len(list(quiet.glob("model-*.safetensors"))) - 1)
         print(f"undisturbed: {time.monotonic() - start:.1f} s, the first layer after {first:.1f} s", flush=True)
     depth = len(list(quiet.glob("model-*.safetensors"))) - 1
-    kills = []
+    kills: list[dict[str, float | int | str]] = []
     while len(kills) < options.kills:
         # every other kill counts from the first new layer, so that loading does not take all of them
         working = len(kills) % 2 == 1
