@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 _REGISTRY = "transformers.quantizers"
-_QUANTIZER = "nestquant_cli.checkpoint.hf"
+_QUANTIZER = "nestquant_cli.hf"
 
 
 def register_with_transformers() -> None:

@@ -8,12 +8,16 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Without a GPU the Triton kernels run in Triton's interpreter.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
+
+if TYPE_CHECKING:
+    from nestquant_cli.quantization.recipe import Recipe
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -112,6 +116,25 @@ def tiny_text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "tiny.txt"
     path.write_text("\n\n".join(f"{number}. {TEXT}" for number in range(50)), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_text_file: Path) -> "Recipe":
+    """W4A4KV4 from two short windows."""
+    from nestquant_cli.quantization.recipe import Recipe
+
+    return Recipe(dataset=str(tiny_text_file), samples=2, seqlen=64)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, tiny_recipe: "Recipe") -> Path:
+    """The tiny model packed. Shared by the whole session: copy it to change anything."""
+    from nestquant_cli.models.source import resolve
+    from nestquant_cli.quantization.pipeline import quantize
+
+    folder = tmp_path_factory.mktemp("packed") / "tiny"
+    quantize(resolve(str(tiny_model_folder)), tiny_recipe, folder, "cpu")
+    return folder
 
 
 @pytest.fixture(scope="session")

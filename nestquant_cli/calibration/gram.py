@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.grid import EMPTY, INFINITE, to_grid
+from ..kernels.grid import to_grid
+from ..kernels.grid_limits import EMPTY, INFINITE
 from ..kernels.int8 import integer_product
 from ..tiles import slices
 

@@ -7,7 +7,7 @@ from .cpu_lattice import OPTIONS, ZERO
 from .cpu_rotate import TOKENS, WORK
 from .cpu_team import spread
 from .cpu_tokens import load_rotated
-from .grid import EMPTY, INFINITE, LARGEST, LEAST_POWER, MOST_POWER
+from .grid_limits import EMPTY, INFINITE, LARGEST, LEAST_POWER, MOST_POWER
 
 _LEVELS = np.float32(LARGEST)
 _INFINITY = np.float32(np.inf)

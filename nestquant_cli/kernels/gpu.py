@@ -8,13 +8,14 @@ slowly: that is how the tests run without a GPU.
 import torch
 from torch import Tensor
 
-from ..lattice.code import BLOCK, NestedCode, row_bytes
+from ..lattice.code import BLOCK, NestedCode
 from ..lattice.words import pack_words
 from . import reference
 from .gpu_encode import errors_kernel, quantize_kernel
-from .gpu_launch import on, tables, word_rows
+from .gpu_launch import on, tables
 from .gpu_product import product, product_many, product_one
-from .gpu_words import join_kernel, unpack_kernel
+from .gpu_unpack import unpack
+from .gpu_words import join_kernel
 
 __all__ = ["block_errors", "encode", "pack", "product", "product_many", "product_one", "quantize", "unpack"]
 
@@ -69,23 +70,6 @@ def pack(v: Tensor, index: Tensor, code: NestedCode) -> Tensor:
                 v.contiguous(), index.contiguous(), words, multipliers, v.numel(), Q=code.q, TILE=_TILE
             )
     return words.view(torch.uint8) if code.word_bits == 32 else pack_words(words, code.word_bits)
-
-
-def unpack(packed: Tensor, entries: int, code: NestedCode) -> Tensor:
-    """As `reference.unpack`."""
-    width = row_bytes(entries, code.word_bits)
-    if packed.shape[1] != width:
-        raise ValueError(f"rows of {entries} entries need {width} bytes, not {packed.shape[1]}")
-    v = torch.empty(packed.shape[0], entries, dtype=reference.entry_type(code), device=packed.device)
-    if v.numel():
-        words, stride = word_rows(packed, code)
-        blocks, total = entries // BLOCK, v.numel() // BLOCK
-        multipliers, _ = tables(code, packed.device)
-        with on(packed.device):
-            unpack_kernel[(-(-total // _TILE),)](
-                words, v, multipliers, code.k - 1, blocks, stride, v.numel(), Q=code.q, BITS=code.word_bits, TILE=_TILE
-            )
-    return v
 
 
 def block_errors(x: Tensor, scales: Tensor, multipliers: Tensor, q: int, limit: int) -> Tensor:

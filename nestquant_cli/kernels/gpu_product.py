@@ -11,6 +11,7 @@ from torch import Tensor
 from ..lattice.code import BLOCK, NestedCode, row_bytes
 from .gpu_launch import on, tables, word_rows
 from .gpu_tiles import dot_kernel, packed_tile_kernel, tile_kernel
+from .gpu_unpack import unpack
 
 FEW_TOKENS = 4  # up to here the products of a row are summed by the threads that decode it
 FUSED_TOKENS = 64  # up to here one tile holds all tokens, so every word is decoded once
@@ -113,8 +114,6 @@ def _tiles(words: Tensor, row_scale: Tensor, a: Tensor, scale_a: Tensor, code: N
         with on(a.device):
             packed_tile_kernel[(-(-rows // shape["ROWS"]),)](*arguments, Q=code.q, BITS=code.word_bits, **shape)
         return y
-    from .gpu import unpack
-
     shape = {"TOKENS": 128, "ROWS": 128, "ENTRIES": 64}
     grid = -(-tokens // shape["TOKENS"]) * -(-rows // shape["ROWS"])
     v = unpack(words, entries, code)

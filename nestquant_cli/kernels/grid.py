@@ -5,10 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..rotation.transform import rotation
-
-EMPTY, INFINITE = -128, 127  # instead of an exponent: a token of zeros, and one that is not finite
-LARGEST = 127  # of an entry
-LEAST_POWER, MOST_POWER = -124, 124  # exponents for which the power of two and its inverse are ordinary float32
+from . import cpu_input
+from .grid_limits import EMPTY, INFINITE, LARGEST, LEAST_POWER, MOST_POWER
 
 
 def to_grid(x: Tensor, order: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -19,8 +17,6 @@ def to_grid(x: Tensor, order: int, seed: int) -> tuple[Tensor, Tensor]:
         for a token of zeros, INFINITE for one that is not finite.
     """
     if x.device.type == "cpu":
-        from . import cpu_input
-
         rounded = cpu_input.to_grid(x, order, seed)
         if rounded is not None:
             return rounded

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
 from ..checkpoint.auto import AUTO_MAP, write_loader
-from ..checkpoint.hf import NestQuantConfig
 from ..checkpoint.output import Output
+from ..checkpoint.section import config_section
 from ..files import write_json
 from ..models.structure import find_decoder
 from ..models.weights import Weights
@@ -48,8 +48,8 @@ def write_rest(
         # its own save_pretrained refuses settings that published models do have, after hours of work
         write_json(output.folder / "generation_config.json", model.generation_config.to_diff_dict())
     report = quantization_report(recipe.to_dict() | origin, recipe, parts)
-    section = NestQuantConfig(join_layouts(recipe, parts).to_dict(), report["recipe"], report["bits"])
-    output.finish(model_config(model) | {"auto_map": AUTO_MAP, "quantization_config": section.to_dict()}, report)
+    section = config_section(join_layouts(recipe, parts).to_dict(), report["recipe"], report["bits"])
+    output.finish(model_config(model) | {"auto_map": AUTO_MAP, "quantization_config": section}, report)
     return report
 
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from nestquant_cli.calibration import gram
 from nestquant_cli.calibration.gram import CrossSum, GramSum, on_grid
-from nestquant_cli.kernels.grid import EMPTY, INFINITE, to_grid
+from nestquant_cli.kernels.grid import to_grid
+from nestquant_cli.kernels.grid_limits import EMPTY, INFINITE
 from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian
 

@@ -1,4 +1,4 @@
-"""A packed checkpoint of the tiny model, made once, and copies of it to damage."""
+"""Copies of the packed tiny model to damage."""
 
 import json
 import shutil
@@ -9,23 +9,6 @@ from typing import Any
 import pytest
 
 from nestquant_cli.checkpoint.manifest import MANIFEST, describe_files
-from nestquant_cli.models.source import resolve
-from nestquant_cli.quantization.pipeline import quantize
-from nestquant_cli.quantization.recipe import Recipe
-
-
-@pytest.fixture(scope="session")
-def tiny_recipe(tiny_text_file: Path) -> Recipe:
-    """W4A4KV4 from two short windows."""
-    return Recipe(dataset=str(tiny_text_file), samples=2, seqlen=64)
-
-
-@pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, tiny_recipe: Recipe) -> Path:
-    """The tiny model packed. Shared by the whole session: take `copy` to change anything."""
-    folder = tmp_path_factory.mktemp("packed") / "tiny"
-    quantize(resolve(str(tiny_model_folder)), tiny_recipe, folder, "cpu")
-    return folder
 
 
 @pytest.fixture

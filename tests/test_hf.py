@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoConfig, pipeline
 
-from nestquant_cli.checkpoint.hf import NestQuantConfig
 from nestquant_cli.checkpoint.manifest import MANIFEST, describe_files
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.files import read_json, write_json
+from nestquant_cli.hf import NestQuantConfig
 from nestquant_cli.modules.attach import quantized_linears
 from tests.families import load, logits, make_model, pack, random_ids, relative_error, save_model
 

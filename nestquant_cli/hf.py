@@ -10,14 +10,15 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..errors import NestQuantError
-from ..files import read_json
-from ..modules.layout import QUANT_METHOD, Layout
+from .checkpoint.section import config_section
+from .errors import NestQuantError
+from .files import read_json
+from .modules.layout import QUANT_METHOD, Layout
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from ..quantization.recipe import Recipe
+    from .quantization.recipe import Recipe
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -57,17 +58,12 @@ class NestQuantConfig(QuantizationConfigMixin):
         if isinstance(bits, dict):
             self.bits = bits
         elif bits is not None:
-            from ..quantization.data_free import data_free_recipe
+            from .quantization.data_free import data_free_recipe
 
             self.wanted = data_free_recipe(bits, act_bits, kv_bits, seed)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "quant_method": QUANT_METHOD,
-            "bits": self.bits,
-            "recipe": self.recipe,
-            "layout": self.layout,
-        }
+        return config_section(self.layout, self.recipe, self.bits)
 
 
 @register_quantizer(QUANT_METHOD)
@@ -82,8 +78,8 @@ class NestQuantHfQuantizer(HfQuantizer):
 
     def update_attn_implementation(self, config: "PretrainedConfig") -> "PretrainedConfig":
         """Refuses a configuration that does not fit manifest and layout: transformers asks this before it builds."""
-        from .expected import packed_model
-        from .manifest import MANIFEST, check_files
+        from .checkpoint.expected import packed_model
+        from .checkpoint.manifest import MANIFEST, check_files
 
         if not self.pre_quantized:
             if self.quantization_config.wanted is None:
@@ -100,11 +96,11 @@ class NestQuantHfQuantizer(HfQuantizer):
     update_tp_plan = update_attn_implementation  # what earlier versions of transformers 5 ask at this place
 
     def _process_model_before_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
-        from ..models.limits import refuse_size
-        from ..models.shards import read_shard
-        from ..modules.attach import attach
-        from .manifest import MANIFEST, REPORT
-        from .read import check_checkpoint
+        from .checkpoint.manifest import MANIFEST, REPORT
+        from .checkpoint.read import check_checkpoint
+        from .models.limits import refuse_size
+        from .models.shards import read_shard
+        from .modules.attach import attach
 
         if not self.pre_quantized:
             return model
@@ -121,10 +117,10 @@ class NestQuantHfQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
-        from .saving import saving_class
+        from .checkpoint.saving import saving_class
 
         if not self.pre_quantized:
-            from ..quantization.data_free import quantize_loaded
+            from .quantization.data_free import quantize_loaded
 
             config = self.quantization_config
             assert config.wanted is not None
