@@ -19,7 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from nestquant_cli.calibration.text import load_text, token_windows
+from nestquant_cli.calibration.text import load_text
+from nestquant_cli.calibration.windows import token_windows
 from nestquant_cli.evaluation.perplexity import score
 from nestquant_cli.files import write_json
 from nestquant_cli.models.source import load_model, load_tokenizer, resolve

@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from nestquant_cli.calibration.text import load_text, sample_windows
+from nestquant_cli.calibration.text import load_text
+from nestquant_cli.calibration.windows import sample_windows
 from nestquant_cli.files import write_json
 from nestquant_cli.models.source import Source, load_model, load_tokenizer, resolve
 from nestquant_cli.quantization.pipeline import quantize

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..calibration.text import cut_windows, hash_tokens, load_text, tokenize, window_stride
+from ..calibration.text import load_text
+from ..calibration.windows import cut_windows, hash_tokens, tokenize, window_stride
 from ..checkpoint.manifest import MANIFEST
 from ..errors import NestQuantError
 from ..evaluation.gates import main_metric
 from ..evaluation.protocol import versions
-from ..evaluation.tasks import TaskOptions, load_tasks, measure_tasks
+from ..evaluation.task_definitions import load_tasks
+from ..evaluation.tasks import TaskOptions, measure_tasks
 from ..files import sha256_file, write_json, write_text
 from ..models.device import pick_device
 from ..models.source import Source, fingerprint, load_tokenizer, resolve

@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from ..calibration.text import JOIN, cut_windows, load_text, tokenize, window_stride
+from ..calibration.text import JOIN, load_text
+from ..calibration.windows import cut_windows, tokenize, window_stride
 from ..errors import NestQuantError
 from ..models.device import pick_device
 from ..models.source import load_model, load_tokenizer, resolve

@@ -1,7 +1,5 @@
 """Tasks: the loaded model handed to lm-eval's own API, so that tasks, metrics and the table are the usual ones."""
 
-import difflib
-import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -11,18 +9,16 @@ from typing import TYPE_CHECKING, Any
 from ..errors import NestQuantError
 from ..finite import all_finite
 from ..models.device import pick_device
-from ..models.hub import cache_only_when_unreachable
 from ..models.source import load_model, load_tokenizer, resolve
 from ..team import team
 from .gates import NOT_EVALUATED, Gate, Verdict, judge, parse_gate
 from .protocol import hold_weights, model_protocol, versions
+from .task_definitions import load_tasks
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-logger = logging.getLogger("nestquant")
 
 
 @dataclass(frozen=True)
@@ -114,22 +110,6 @@ def _report(
     return TaskReport(results, _table(found), protocol, [judge(gate, scores) for gate in gates])
 
 
-def load_tasks(names: Sequence[str], include_path: "Path | None" = None) -> dict[str, Any]:
-    """lm-eval's task and group objects by name, with their data.
-
-    Raises:
-        NestQuantError: no such task, with the nearest names; a task defined wrongly; or data that cannot be read.
-    """
-    if include_path is not None and not include_path.is_dir():
-        raise NestQuantError(f"--include-path {include_path} is not a folder", NOT_EVALUATED, "check the path")
-    manager = _manager(names, include_path)
-    loaded: dict[str, Any] = {}
-    for name in names:
-        for match in _matches(manager, name):
-            loaded |= _load(manager, match)
-    return loaded
-
-
 def run_tasks(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", tasks: list[Any], options: TaskOptions
 ) -> dict[str, Any]:
@@ -197,46 +177,6 @@ def _check_numbers(options: TaskOptions) -> None:
         raise NestQuantError(f"--limit {limit:g}", NOT_EVALUATED, "use a number of items, or a fraction below 1")
     if options.batch_size < 1 or (fewshot is not None and fewshot < 0):
         raise NestQuantError("a negative number or a batch of none", NOT_EVALUATED, "check the options")
-
-
-def _manager(names: Sequence[str], include_path: "Path | None") -> Any:
-    from lm_eval.tasks import TaskManager
-
-    if include_path is not None:
-        # reading the definitions of lm-eval's 14,000 tasks takes 5 to 15 s, for nothing where all are local
-        local = TaskManager(include_path=str(include_path), include_defaults=False)
-        if set(names) <= set(local.all_subtasks):
-            return local
-    logger.info("reading lm-eval's list of tasks")
-    return TaskManager(include_path=str(include_path) if include_path else None)
-
-
-def _matches(manager: Any, name: str) -> list[str]:
-    found = sorted(manager.match_tasks([name]))
-    if not found:
-        near = difflib.get_close_matches(name, manager.all_tasks, n=4)
-        raise NestQuantError(
-            f"there is no task '{name}'",
-            NOT_EVALUATED,
-            f"did you mean {', '.join(near)}?" if near else "see 'lm_eval ls tasks', or give --include-path",
-        )
-    return found
-
-
-def _load(manager: Any, name: str) -> dict[str, Any]:
-    try:
-        with cache_only_when_unreachable():
-            loaded = manager.load([name])
-    except Exception as error:  # definitions may hold code, and readers of data sets raise errors of their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise NestQuantError(
-            f"task {name} cannot be loaded ({reason})",
-            NOT_EVALUATED,
-            "check the connection and the task's YAML, or use local tasks with --include-path",
-        ) from error
-    inside = {task for group in loaded["groups"].values() for task in (t.task_name for t in group.get_all_tasks())}
-    groups = {name: loaded["groups"][name]} if name in loaded["groups"] else {}
-    return groups | {task: value for task, value in loaded["tasks"].items() if task not in inside}
 
 
 def _finite(value: Any) -> Any:

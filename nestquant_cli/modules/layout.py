@@ -3,9 +3,8 @@
 The JSON is that of `docs/format.md`; `Layout.from_dict` checks every field, because a config.json may come from anyone.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from ..codecs.centered import CenteredCode, centered_from
 from ..codecs.fit import ScaledCode
@@ -15,6 +14,7 @@ from ..codecs.protocol import Shape, VectorCode, WeightCode
 from ..codecs.registry import shape_from, vector_from, weight_code
 from ..errors import NestQuantError
 from ..lattice.shape import CodeShape
+from .fields import Fields, checked, unusable
 from .inputs import padded_size
 
 QUANT_METHOD = "nestquant"
@@ -24,8 +24,6 @@ FORMAT_VERSION = 4
 ROTATIONS = ("none", "hadamard", "learned")
 _LARGEST = 1 << 24  # entries in one dimension of a matrix; beyond it a config is taken for damaged or hostile
 _LARGEST_UNIT = 1 << 16  # of an entry in units of its row's root mean square; real ones are below 1
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ class Layout:
         Raises:
             NestQuantError: a field is missing, of the wrong type or out of range, or the version is unknown.
         """
-        reader = _Reader(value, "quantization_config")
+        reader = Fields(value, "quantization_config")
         version = reader.integer("format_version", 0, 1 << 31)
         if not 1 <= version <= FORMAT_VERSION:
             raise NestQuantError(
@@ -145,9 +143,9 @@ class Layout:
         widths: dict[str, int] = {}
         for name, linear in linears.items():
             if linear.input not in inputs:
-                raise _refuse(f"linears.{name}.input names '{linear.input}', which inputs does not have")
+                raise unusable(f"linears.{name}.input names '{linear.input}', which inputs does not have")
             if widths.setdefault(linear.input, linear.in_features) != linear.in_features:
-                raise _refuse(f"linears.{name} has another in_features than others with its input")
+                raise unusable(f"linears.{name} has another in_features than others with its input")
             _refuse_other_center(inputs[linear.input], linear)
         cache = [] if kv is None else [_cache_from(item, kv) for item in reader.sequence("cache")]
         turned = _rotation_from(reader, inputs) if version > 1 else ("hadamard", {})
@@ -164,59 +162,59 @@ def _own_to(shape: CodeShape | LatticeCode | None) -> dict[str, Any]:
     return {} if shape is None else {"code": shape.to_dict()}
 
 
-def _rotation_from(reader: "_Reader", inputs: dict[str, VectorCode | None]) -> tuple[str, dict[str, int]]:
+def _rotation_from(reader: "Fields", inputs: dict[str, VectorCode | None]) -> tuple[str, dict[str, int]]:
     rotation, reflections = reader.value.get("rotation"), reader.mapping("reflections")
     if rotation not in ROTATIONS:
-        raise _refuse(f"rotation must be one of {', '.join(ROTATIONS)}")
-    counts = _Reader(reflections, "reflections")
+        raise unusable(f"rotation must be one of {', '.join(ROTATIONS)}")
+    counts = Fields(reflections, "reflections")
     learned = {name: counts.integer(name, 1, _LARGEST) for name in reflections}
     if set(learned) - set(inputs) or (learned and rotation != "learned"):
-        raise _refuse("reflections names what is no input with a learned rotation")
+        raise unusable("reflections names what is no input with a learned rotation")
     return rotation, learned
 
 
 def _shape_from(value: Any) -> Shape:
-    reader = _Reader(value, "code")
+    reader = Fields(value, "code")
     if "codec" in reader.value:
-        return _checked(lambda: shape_from(reader.value))
+        return checked(lambda: shape_from(reader.value))
     numbers = (reader.integer("q", 2, 256), reader.integer("k", 1, 255), reader.integer("word_bits", 8, 64))
-    return _checked(lambda: CodeShape(*numbers, reader.integer("limit", 1, 32767)))
+    return checked(lambda: CodeShape(*numbers, reader.integer("limit", 1, 32767)))
 
 
-def _multipliers_from(reader: "_Reader", shape: CodeShape) -> tuple[int, ...]:
+def _multipliers_from(reader: "Fields", shape: CodeShape) -> tuple[int, ...]:
     items = reader.sequence("multipliers")
     if not 1 <= len(items) <= shape.k or any(type(m) is not int or not 1 <= m <= 32767 for m in items):
-        raise _refuse(f"{reader.place}.multipliers must be 1 to {shape.k} positive integers")
-    _checked(lambda: shape.with_multipliers(tuple(items)))
+        raise unusable(f"{reader.place}.multipliers must be 1 to {shape.k} positive integers")
+    checked(lambda: shape.with_multipliers(tuple(items)))
     return tuple(items)
 
 
 def _code_from(value: Any, shape: Shape, place: str) -> VectorCode:
-    reader = _Reader(value, place)
+    reader = Fields(value, place)
     if not isinstance(shape, CodeShape):
-        return _checked(lambda: vector_from(reader.value, shape))
+        return checked(lambda: vector_from(reader.value, shape))
     unit: Any = reader.value.get("unit")
     if type(unit) not in (float, int) or not 0 < unit <= _LARGEST_UNIT:  # comparing never overflows, and NaN fails it
-        raise _refuse(f"{place}.unit must be a number above 0 and at most {_LARGEST_UNIT}")
+        raise unusable(f"{place}.unit must be a number above 0 and at most {_LARGEST_UNIT}")
     scaled = ScaledCode(shape.with_multipliers(_multipliers_from(reader, shape)), float(unit))
     if "centers" not in reader.value:
         return scaled
-    return _checked(lambda: centered_from(scaled, reader.value["centers"]))
+    return checked(lambda: centered_from(scaled, reader.value["centers"]))
 
 
 def _linear_from(value: Any, shape: Shape | None) -> LinearLayout:
-    reader = _Reader(value, "linears")
+    reader = Fields(value, "linears")
     nested: Shape | None = reader.optional("code", _shape_from) if isinstance(shape, CodeShape) else None
     if nested is not None and not isinstance(nested, CodeShape):
-        raise _refuse("linears: code is none of the nested ones")
+        raise unusable("linears: code is none of the nested ones")
     multipliers = _multipliers_from(reader, nested or shape) if isinstance(shape, CodeShape) else None
     sizes = reader.integer("in_features", 1, _LARGEST), reader.integer("out_features", 1, _LARGEST)
     own: CodeShape | LatticeCode | None = nested
     if isinstance(shape, LatticeCode):
-        own = _checked(lambda: shape.with_groups(reader.value.get("groups"), padded_size(sizes[0])))
+        own = checked(lambda: shape.with_groups(reader.value.get("groups"), padded_size(sizes[0])))
     bias, source = reader.value.get("bias"), reader.value.get("input")
     if type(bias) is not bool or type(source) is not str:
-        raise _refuse("linears: bias must be true or false and input a name")
+        raise unusable("linears: bias must be true or false and input a name")
     return LinearLayout(*sizes, bias, source, multipliers, own)
 
 
@@ -228,55 +226,12 @@ def _refuse_other_center(code: VectorCode | None, linear: LinearLayout) -> None:
     if isinstance(code, CenteredCode):
         size = code.vector_bytes(padded_size(linear.in_features))
         if [len(center) for center in code.packed] != [size]:
-            raise _refuse(f"inputs.{linear.input} has no center of its size")
+            raise unusable(f"inputs.{linear.input} has no center of its size")
 
 
 def _cache_from(value: Any, shape: Shape) -> CacheCodes:
-    reader = _Reader(value, "cache")
+    reader = Fields(value, "cache")
     return CacheCodes(
         _code_from(reader.value.get("keys"), shape, "cache.keys"),
         _code_from(reader.value.get("values"), shape, "cache.values"),
-    )
-
-
-class _Reader:
-    """Typed access to one JSON object; `place` names it in errors."""
-
-    def __init__(self, value: Any, place: str) -> None:
-        if not isinstance(value, dict):
-            raise _refuse(f"{place} is not an object")
-        self.value, self.place = value, place
-
-    def integer(self, key: str, low: int, high: int) -> int:
-        item = self.value.get(key)
-        if type(item) is not int or not low <= item <= high:
-            raise _refuse(f"{self.place}.{key} must be an integer from {low} to {high}")
-        return item
-
-    def mapping(self, key: str) -> dict[str, Any]:
-        item = self.value.get(key)
-        if not isinstance(item, dict):
-            raise _refuse(f"{self.place}.{key} is not an object")
-        return item
-
-    def sequence(self, key: str) -> list[Any]:
-        item = self.value.get(key)
-        if not isinstance(item, list):
-            raise _refuse(f"{self.place}.{key} is not a list")
-        return item
-
-    def optional(self, key: str, read: Callable[[Any], T]) -> T | None:
-        return None if self.value.get(key) is None else read(self.value[key])
-
-
-def _checked(make: Callable[[], T]) -> T:
-    try:
-        return make()
-    except ValueError as error:
-        raise _refuse(str(error)) from error
-
-
-def _refuse(cause: str) -> NestQuantError:
-    return NestQuantError(
-        f"config.json is not usable: {cause}", "the checkpoint was not loaded", "fetch or quantize the checkpoint again"
     )

@@ -9,7 +9,7 @@ from ..calibration.hidden import HiddenStates
 from ..calibration.sequential import STATES_SHARE, Sequel
 from ..calibration.statistics import LayerStatistics
 from ..calibration.store import Calibration, to_device
-from ..calibration.text import Windows
+from ..calibration.windows import Windows
 from ..errors import NestQuantError
 from ..runs import WORK
 from .recipe import Recipe

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..calibration.hidden import DEFAULT_BUDGET
 from ..calibration.statistics import LayerStatistics
 from ..calibration.store import FILE, Calibration, CalibrationWriter
-from ..calibration.text import Windows
+from ..calibration.windows import Windows
 from ..checkpoint.manifest import CONFIG
 from ..checkpoint.output import Output
 from ..errors import NestQuantError

@@ -7,7 +7,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import __version__
 from ..calibration.coding import Coding
-from ..calibration.text import Windows, load_text, sample_windows
+from ..calibration.text import load_text
+from ..calibration.windows import Windows, sample_windows
 from ..codecs.protocol import Shape
 from ..errors import NestQuantError
 from ..lattice.shape import CodeShape

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..calibration.text import load_text, token_windows
+from ..calibration.text import load_text
+from ..calibration.windows import token_windows
 from ..errors import NestQuantError
 from .settings import TuneSettings
 

@@ -1,26 +1,13 @@
-"""Texts are read as they are, windows follow the protocol, and what cannot be read is refused."""
+"""Texts are read as they are, and what cannot be read is refused."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nestquant_cli.calibration.demo_text import demo_documents
-from nestquant_cli.calibration.text import Text, hash_tokens, load_text, sample_windows, token_windows, tokenize
+from nestquant_cli.calibration.text import load_text
 from nestquant_cli.errors import NestQuantError
-
-
-@pytest.fixture
-def tokenizer(tiny_tokenizer_folder: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(tiny_tokenizer_folder)
-
-
-@pytest.fixture
-def text(tiny_text_file: Path) -> Text:
-    return load_text(str(tiny_text_file), "test")
 
 
 def test_a_text_file_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -90,77 +77,3 @@ def test_a_data_set_without_a_connection_names_the_alternative(
     monkeypatch.setattr("nestquant_cli.models.hub.reachable", lambda: False)
     with pytest.raises(NestQuantError, match=r"local \.txt or \.jsonl"):
         load_text(name, "test")
-
-
-def test_windows_do_not_overlap_and_the_tail_is_dropped(text: Text, tokenizer: PreTrainedTokenizerBase) -> None:
-    stream = tokenize(text, tokenizer)
-    windows = token_windows(text, tokenizer, 64, "default")
-    assert windows.dtype == torch.int64 and windows.shape == (len(stream) // 64, 64)
-    assert torch.equal(windows.flatten(), stream[: windows.numel()])
-
-
-def test_bos_goes_where_it_is_asked_for(text: Text, tiny_tokenizer_folder: Path) -> None:
-    path = tiny_tokenizer_folder / "tokenizer.json"
-    state = json.loads(path.read_text())
-    template = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
-    state["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": list(template),
-        "pair": [*template, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
-    }
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    adding = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token="<s>")
-    stream = tokenize(text, adding, "none")
-    once = token_windows(text, adding, 64, "default")
-    each = token_windows(text, adding, 64, "each")
-    none = token_windows(text, adding, 64, "none")
-    assert once[0, 0] == 0 and torch.equal(once.flatten()[1:], stream[: once.numel() - 1])
-    assert (each[:, 0] == 0).all() and torch.equal(each[:, 1:].flatten(), stream[: len(each) * 63])
-    assert torch.equal(none.flatten(), stream[: none.numel()])
-
-
-def test_each_needs_a_bos_token(text: Text, tokenizer: PreTrainedTokenizerBase) -> None:
-    tokenizer.bos_token = None
-    with pytest.raises(NestQuantError, match="no BOS token"):
-        token_windows(text, tokenizer, 64, "each")
-
-
-def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    (tmp_path / "a.txt").write_text("a short text")
-    text = load_text(str(tmp_path / "a.txt"), "test")
-    for windows in (
-        lambda: token_windows(text, tokenizer, 64, "default"),
-        lambda: sample_windows(text, tokenizer, 64, 1, 0),
-    ):
-        with pytest.raises(NestQuantError, match=r"has \d+ tokens, fewer than one window of 64"):
-            windows()
-
-
-def test_long_texts_are_tokenized_without_a_warning(
-    text: Text, tokenizer: PreTrainedTokenizerBase, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert len(tokenize(text, tokenizer)) > tokenizer.model_max_length
-    assert "longer than" not in capfd.readouterr().err
-
-
-def test_samples_are_windows_of_the_stream_chosen_by_the_seed(text: Text, tokenizer: PreTrainedTokenizerBase) -> None:
-    first = sample_windows(text, tokenizer, 32, 5, seed=0)
-    again = sample_windows(text, tokenizer, 32, 5, seed=0)
-    other = sample_windows(text, tokenizer, 32, 5, seed=1)
-    assert first.ids.shape == (5, 32) and first.ids.dtype == torch.int64 and first.samples == 5
-    assert torch.equal(first.ids, again.ids) and first.sha256 == again.sha256 == hash_tokens(first.ids)
-    assert first.sha256 != other.sha256
-    every_window = tokenize(text, tokenizer).unfold(0, 32, 1)
-    assert all((every_window == window).all(dim=1).any() for window in first.ids)
-
-
-def test_samples_are_capped_at_the_places_there_are(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    (tmp_path / "a.txt").write_text("The lattice holds every point")
-    text = load_text(str(tmp_path / "a.txt"), "train")
-    tokens = len(tokenize(text, tokenizer))
-    windows = sample_windows(text, tokenizer, tokens - 2, 100, seed=0)
-    assert windows.samples == len(windows.ids) == 3
-    assert len({tuple(window.tolist()) for window in windows.ids}) == 3

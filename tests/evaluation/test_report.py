@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from nestquant_cli.calibration.text import load_text, token_windows
+from nestquant_cli.calibration.text import load_text
+from nestquant_cli.calibration.windows import token_windows
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.evaluation.perplexity import score
 from nestquant_cli.evaluation.report import PerplexityOptions, measure_perplexity

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from nestquant_cli.errors import NestQuantError
-from nestquant_cli.evaluation.tasks import TaskOptions, load_tasks, measure_tasks, run_tasks
+from nestquant_cli.evaluation.task_definitions import load_tasks
+from nestquant_cli.evaluation.tasks import TaskOptions, measure_tasks, run_tasks
 from nestquant_cli.models.source import load_model, load_tokenizer, resolve
 from tests.families import in_process
 
@@ -68,30 +69,6 @@ def test_one_item_has_no_standard_error_and_stays_valid_json(options: TaskOption
     json.dumps(report.as_json(), allow_nan=False)
 
 
-def test_prompts_and_answers_are_those_of_the_built_in_tasks() -> None:
-    tasks = load_tasks(SAMPLES, TASKS)
-    piqa, arc, winogrande = (tasks[name] for name in SAMPLES)
-    item = next(iter(piqa.validation_docs()))
-    assert piqa.doc_to_text(item) == "Question: Keep a cut apple from turning brown.\nAnswer:"
-    assert piqa.doc_to_choice(item)[piqa.doc_to_target(item)] == "Brush the cut side with lemon juice."
-    item = next(iter(arc.validation_docs()))
-    assert arc.doc_to_choice(item)[arc.doc_to_target(item)] == "an ice cube"
-    item = next(iter(winogrande.validation_docs()))
-    assert winogrande.doc_to_choice(item)[winogrande.doc_to_text(item)].endswith("because the box")
-    assert winogrande.doc_to_target(item) == "was too wide."
-
-
-@pytest.mark.parametrize(
-    ("name", "items", "choices"),
-    [("local_piqa", 1838, {2}), ("local_arc_easy", 2376, {3, 4, 5}), ("local_winogrande", 1267, {2})],
-)
-def test_the_shared_data_is_read_whole(shared_data: Path, name: str, items: int, choices: set[int]) -> None:
-    task = load_tasks([name], TASKS)[name]
-    documents = list(task.validation_docs())
-    assert len(documents) == items
-    assert {len(task.doc_to_choice(document)) for document in documents} <= choices
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -108,20 +85,6 @@ def test_the_shared_data_is_read_whole(shared_data: Path, name: str, items: int,
 def test_bad_input_is_refused(options: TaskOptions, change: dict[str, object], message: str) -> None:
     with pytest.raises(NestQuantError, match=message):
         measure_tasks(dataclasses.replace(options, **change))  # type: ignore[arg-type]
-
-
-def test_missing_data_of_a_task_is_told_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(
-        f"include: {TASKS / 'local_piqa.yaml'}\ntask: mine\ndataset_kwargs:\n  file: no.jsonl\n  folder: {tmp_path}\n"
-    )
-    with pytest.raises(NestQuantError, match=r"task mine cannot be loaded .*no\.jsonl does not exist"):
-        load_tasks(["mine"], tmp_path)
-
-
-@pytest.mark.slow
-def test_an_unknown_task_names_its_neighbours() -> None:
-    with pytest.raises(NestQuantError, match=r"there is no task 'local_piqua'; .*did you mean local_piqa"):
-        load_tasks(["local_piqua"], TASKS)
 
 
 def test_logits_that_are_not_finite_are_no_wrong_answers(options: TaskOptions) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from nestquant_cli.calibration.text import load_text, sample_windows
+from nestquant_cli.calibration.text import load_text
+from nestquant_cli.calibration.windows import sample_windows
 from nestquant_cli.checkpoint.output import Output
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.models.source import load_model, load_tokenizer, resolve

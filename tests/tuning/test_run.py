@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from nestquant_cli.calibration.text import load_text, token_windows
+from nestquant_cli.calibration.text import load_text
+from nestquant_cli.calibration.windows import token_windows
 from nestquant_cli.checkpoint.read import read_layout
 from nestquant_cli.checkpoint.verify import verify
 from nestquant_cli.errors import NestQuantError
