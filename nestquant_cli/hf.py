@@ -118,6 +118,7 @@ class NestQuantHfQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
         from .checkpoint.saving import saving_class
+        from .kernels.dense import hasten
 
         if not self.pre_quantized:
             from .quantization.data_free import quantize_loaded
@@ -126,6 +127,7 @@ class NestQuantHfQuantizer(HfQuantizer):
             assert config.wanted is not None
             layout, self.report = quantize_loaded(model, config.wanted)
             config.layout, config.recipe, config.bits = layout.to_dict(), self.report["recipe"], self.report["bits"]
+        hasten(model)
         kind: Any = type(model)
         model.__class__ = saving_class(kind)
         return model

@@ -141,6 +141,8 @@ def load_model(source: Source, dtype: "str | torch.dtype" = "auto", device: str 
     import torch
     from transformers import AutoModelForCausalLM
 
+    from ..kernels.dense import hasten
+
     if source.kind == "packed" or (source.kind == "hub" and resolve(str(local_folder(source))).kind == "packed"):
         return _load_packed(source, dtype, device)
     config = load_config(source)
@@ -167,6 +169,7 @@ def load_model(source: Source, dtype: "str | torch.dtype" = "auto", device: str 
         )
     if source.gguf_file:
         _forget_gguf(model)
+    hasten(model)
     return model.to(device).eval()
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from ..errors import NestQuantError
+from ..kernels.dense import hasten
 from .limits import describing, refuse_misfit
 from .shards import Entry, read_shard, read_tensor
 from .source import Source, load_config, load_model, local_folder, weight_files
@@ -166,6 +167,7 @@ def _empty_model(config: Any, dtype: torch.dtype | None) -> PreTrainedModel:
 
     with describing(), init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    hasten(model)
     return model
 
 

@@ -1,10 +1,10 @@
 """A Linear with a weight of grouped lattices (`codecs.glvq`): packed in memory, multiplied out some rows at a time."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..codecs.glvq import LatticeCode
+from ..kernels.dense import linear
 from .linear import QuantizedLinear, row_scale_of
 from .product import PANEL
 
@@ -30,7 +30,7 @@ class LatticeLinear(QuantizedLinear):
         values, step = self.source(x).dequantized(), max(1, PANEL // self.source.padded)
         dtype = torch.float32 if values.dtype == torch.float16 else values.dtype
         starts = range(0, self.out_features, step)
-        parts = [F.linear(values.to(dtype), self._values(start, start + step).to(dtype)) for start in starts]
+        parts = [linear(values.to(dtype), self._values(start, start + step).to(dtype)) for start in starts]
         y = torch.cat(parts, dim=1)
         return y if self.bias is None else y + self.bias
 

@@ -7,11 +7,10 @@ each block's multiplier, which is all that v does not say of its word. Either wa
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..codecs.centered import CenteredCode
-from ..kernels import for_device
+from ..kernels import dense, for_device
 from ..kernels.int8 import integer_product
 from ..lattice.code import BLOCK, NestedCode
 from .inputs import InputQuantizer
@@ -152,7 +151,7 @@ class QuantizedLinear(nn.Linear):
         """The product, as `forward` gives it, without a gradient."""
         if self.code is None:
             values = self.source.unrotate(self.source(x).dequantized())
-            y = F.linear(values.to(self.weight.dtype), self.weight, self.bias)
+            y = dense.linear(values.to(self.weight.dtype), self.weight, self.bias)
         else:
             y = self._product(x)
         return (y if y.dtype == x.dtype else y.to(x.dtype)).reshape(*x.shape[:-1], self.out_features)

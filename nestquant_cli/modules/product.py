@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import products_for
+from ..kernels.dense import linear
 from ..kernels.int8 import integer_product
 from ..lattice.code import NestedCode
 from .inputs import LinearInput
@@ -101,7 +102,7 @@ def _shifted(y: Tensor, coded: LinearInput, shift: Tensor | None) -> Tensor:
 
 def _weights_only(coded: LinearInput, v: Tensor, row_scale: Tensor, bias: Tensor | None) -> Tensor:
     """For bfloat16 tokens, in bfloat16, which holds int8 exactly; sums are kept in float32 inside."""
-    y = F.linear(coded.values, v.to(torch.bfloat16)).mul_(row_scale)
+    y = linear(coded.values, v.to(torch.bfloat16)).mul_(row_scale)
     return y if bias is None else y + bias
 
 
@@ -156,7 +157,7 @@ def float_product(coded: LinearInput, v: Tensor, dtype: torch.dtype) -> Tensor:
     dtype = dtype if v.dtype == torch.int8 else torch.float32
     x = coded.dequantized()
     if dtype != torch.float16:
-        return F.linear(x.to(dtype), v.to(dtype)).float()
+        return linear(x.to(dtype), v.to(dtype)).float()
     # sums of x·v itself may exceed the range of float16
     size = x.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)  # (tokens, 1)
     return F.linear((x / size).to(dtype), v.to(dtype)).float() * size
