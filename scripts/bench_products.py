@@ -1,4 +1,4 @@
-"""Times dense products on this CPU: through float32 against torch's own, in one run, on matrices of the sizes that models have.
+"""Times dense products on this CPU: through float32 against torch's own, in one run, on matrices as models have them.
 
     python scripts/bench_products.py [--tokens 1,8,64,2048] [--seconds 0.4] [--threads N]
 
