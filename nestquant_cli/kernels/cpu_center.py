@@ -28,19 +28,20 @@ def subtract_from_tile(tile, center, marks):  # type: ignore[no-untyped-def]
     square = ZERO
     for lane in range(TOKENS):
         marks[lane] = ZERO
-    for i in range(center.shape[0]):
-        part = tile[i * TOKENS : (i + 1) * TOKENS]
-        size = center[i]
-        square += size * size
+    for i in range(0, center.shape[0], 8):  # one at a time the loop over lanes would be unrolled and not vectorized
+        part, sizes = tile[i * TOKENS : (i + 8) * TOKENS], center[i : i + 8]
+        for j in range(8):
+            square += sizes[j] * sizes[j]
         for lane in range(TOKENS):
-            marks[lane] += part[lane] * size
+            for j in range(8):
+                marks[lane] += part[j * TOKENS + lane] * sizes[j]
     for lane in range(TOKENS):
         marks[lane] = ONE if marks[lane] + marks[lane] > square else ZERO
-    for i in range(center.shape[0]):
-        part = tile[i * TOKENS : (i + 1) * TOKENS]
-        size = center[i]
+    for i in range(0, center.shape[0], 8):
+        part, sizes = tile[i * TOKENS : (i + 8) * TOKENS], center[i : i + 8]
         for lane in range(TOKENS):
-            part[lane] -= marks[lane] * size
+            for j in range(8):
+                part[j * TOKENS + lane] -= marks[lane] * sizes[j]
 
 
 @njit(**OPTIONS)

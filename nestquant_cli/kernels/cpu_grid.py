@@ -36,10 +36,11 @@ def round_tokens(wide, narrow, plan, v, exponent, start, stop):  # type: ignore[
         load_rotated(wide, narrow, first, count, plan, tile, bits, work)
         _largest(tile, largest)
         _steps(largest, factor, exponent[first : first + count])
-        for i in range(order):
-            part = tile[i * TOKENS : (i + 1) * TOKENS]
+        for i in range(0, order, 8):  # one at a time the loop over lanes would be unrolled and not vectorized
+            part = tile[i * TOKENS : (i + 8) * TOKENS]
             for lane in range(TOKENS):
-                part[lane] = part[lane] * factor[lane] + _MAGIC
+                for j in range(8):
+                    part[j * TOKENS + lane] = part[j * TOKENS + lane] * factor[lane] + _MAGIC
         for lane in range(count):
             row = v[first + lane]
             for i in range(order):
@@ -56,11 +57,12 @@ def round_tokens_on_team(fixed, first, items, step, threads, team):  # type: ign
 def _largest(tile, largest):  # type: ignore[no-untyped-def]
     """The largest magnitude of each token of a tile; not a number where the token has one that is none."""
     largest[:] = ZERO
-    for i in range(tile.shape[0] // TOKENS):
-        part = tile[i * TOKENS : (i + 1) * TOKENS]
+    for i in range(0, tile.shape[0] // TOKENS, 8):
+        part = tile[i * TOKENS : (i + 8) * TOKENS]
         for lane in range(TOKENS):
-            size = abs(part[lane])
-            largest[lane] = largest[lane] if size <= largest[lane] else size
+            for j in range(8):
+                size = abs(part[j * TOKENS + lane])
+                largest[lane] = largest[lane] if size <= largest[lane] else size
 
 
 @njit(**OPTIONS)

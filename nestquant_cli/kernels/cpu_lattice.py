@@ -74,13 +74,7 @@ def nearest(work, lane, step, q, bound, other=False):  # type: ignore[no-untyped
     """
     inverse = HALF / step
     half, jump, at = _coset(work, lane, inverse, other)
-    first = ZERO
-    second = ZERO
-    spread = ZERO
-    least = INFINITY
-    negatives = ZERO
     error = ZERO
-    offset = QUARTER
     for i in range(8):
         y = work[i * LANES + lane]
         t = y * inverse
@@ -90,10 +84,18 @@ def nearest(work, lane, step, q, bound, other=False):  # type: ignore[no-untyped
         jump -= hit  # of several equal residuals the first is flipped
         side = half + hit
         u = TWO * n + (-side if r < ZERO else side)
-        v = step * u
-        work[POINT + i * LANES + lane] = v
-        d = y - v
+        work[POINT + i * LANES + lane] = u
+        d = y - step * u
         error += d * d
+    first = ZERO
+    second = ZERO
+    spread = ZERO
+    least = INFINITY
+    negatives = ZERO
+    offset = QUARTER
+    for i in range(8):
+        u = work[POINT + i * LANES + lane]
+        work[POINT + i * LANES + lane] = step * u
         w = u + offset
         offset *= HALF
         a = abs(w)

@@ -15,8 +15,7 @@ LARGEST_FACTOR = 64  # of the dense factors; larger ones are left to matrix prod
 RUN = 128  # floats that are transformed together
 FEW = 4  # tokens up to which they are transformed one by one
 
-_SIGNS = LARGEST_FACTOR * RUN  # rows of the work array after the inputs: four rows of the factor, and the results
-_OUT = _SIGNS + 4 * LARGEST_FACTOR
+_OUT = LARGEST_FACTOR * RUN  # where the results are in the work array, after the inputs
 WORK = _OUT + 4 * RUN
 
 
@@ -98,59 +97,75 @@ def _factor(tile, first, stride, count, p, signs, at, work):  # type: ignore[no-
 
 @njit(**LANE)
 def _four_rows(work, signs, at, p):  # type: ignore[no-untyped-def]
-    for k in range(4 * p):
-        work[_SIGNS + k] = signs[at + k]
     if p == 12:
-        _rows_of_12(work)
+        _rows_of_12(work, signs[at : at + 48])
     else:
-        _rows(work, p)
+        _rows(work, signs[at : at + 4 * p], p)
 
 
-def _pairs(step: int) -> Any:
-    """A factor of 2 on the rows of `step` floats at 0 and step; a constant compiles to vector instructions."""
+def _pairs(step: int, groups: int = 1) -> Any:
+    """A factor of 2 on the rows of `step` floats at 0 and step, in groups of rows one after another.
+
+    A constant compiles to vector instructions, unless a loop is so short that it is unrolled instead: hence groups.
+    """
 
     @njit(**LANE)
     def pairs(rows):  # type: ignore[no-untyped-def]
         for lane in range(step):
-            a, b = rows[lane], rows[step + lane]
-            rows[lane] = a + b
-            rows[step + lane] = a - b
+            for group in range(groups):
+                at = 2 * group * step + lane
+                a, b = rows[at], rows[step + at]
+                rows[at] = a + b
+                rows[step + at] = a - b
 
     return pairs
 
 
-def _fours(step: int) -> Any:
-    """Two factors of 2 at once on the rows of `step` floats at 0, step, 2·step and 3·step."""
+def _fours(step: int, groups: int = 1) -> Any:
+    """Two factors of 2 at once on the rows of `step` floats at 0, step, 2·step and 3·step, likewise in groups."""
 
     @njit(**LANE)
     def fours(rows):  # type: ignore[no-untyped-def]
         for lane in range(step):
-            a, b, c, d = rows[lane], rows[step + lane], rows[2 * step + lane], rows[3 * step + lane]
-            rows[lane] = (a + b) + (c + d)
-            rows[step + lane] = (a - b) + (c - d)
-            rows[2 * step + lane] = (a + b) - (c + d)
-            rows[3 * step + lane] = (a - b) - (c - d)
+            for group in range(groups):
+                at = 4 * group * step + lane
+                a, b, c, d = rows[at], rows[step + at], rows[2 * step + at], rows[3 * step + at]
+                rows[at] = (a + b) + (c + d)
+                rows[step + at] = (a - b) + (c - d)
+                rows[2 * step + at] = (a + b) - (c + d)
+                rows[3 * step + at] = (a - b) - (c - d)
 
     return fours
 
 
-_pairs_last, _pairs_run, _pairs_far = _pairs(TOKENS), _pairs(RUN), _pairs(4 * RUN)
-_fours_last, _fours_last_far, _fours_run, _fours_far = (_fours(n) for n in (TOKENS, 4 * TOKENS, RUN, 4 * RUN))
+_pairs_last, _pairs_last_grouped, _pairs_run, _pairs_far = (
+    _pairs(TOKENS),
+    _pairs(TOKENS, 8),
+    _pairs(RUN),
+    _pairs(4 * RUN),
+)
+_fours_last, _fours_last_grouped, _fours_last_far = _fours(TOKENS), _fours(TOKENS, 4), _fours(4 * TOKENS)
+_fours_run, _fours_far = _fours(RUN), _fours(4 * RUN)
 
 
 @njit(**OPTIONS)
 def _last(tile, p):  # type: ignore[no-untyped-def]
     """The factor of p = 2, 4 or 16 on the fastest axis."""
-    for start in range(0, tile.shape[0], p * TOKENS):
-        part = tile[start : start + p * TOKENS]
-        if p == 16:
-            _fours_last_far(part)
-            for i in range(4):
-                _fours_last(part[4 * i * TOKENS :])
-        elif p == 4:
-            _fours_last(part)
+    together = 16 * TOKENS
+    grouped = tile.shape[0] // together * together
+    for start in range(0, grouped, together):
+        part = tile[start : start + together]
+        if p == 2:
+            _pairs_last_grouped(part)
         else:
-            _pairs_last(part)
+            if p == 16:
+                _fours_last_far(part)
+            _fours_last_grouped(part)
+    for start in range(grouped, tile.shape[0], p * TOKENS):
+        if p == 2:
+            _pairs_last(tile[start:])
+        else:
+            _fours_last(tile[start:])
 
 
 @njit(**OPTIONS)
@@ -183,16 +198,16 @@ def _copy(source, start, target, place, count):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _rows_of_12(work):  # type: ignore[no-untyped-def]
-    """Four rows; a constant number of terms compiles to sums in registers."""
+def _rows_of_12(work, m):  # type: ignore[no-untyped-def]
+    """Four rows m (48,); a constant number of terms compiles to sums in registers."""
     for lane in range(RUN):
         a = b = c = d = ZERO
         for k in range(12):
             x = work[k * RUN + lane]
-            a += work[_SIGNS + k] * x
-            b += work[_SIGNS + 12 + k] * x
-            c += work[_SIGNS + 24 + k] * x
-            d += work[_SIGNS + 36 + k] * x
+            a += m[k] * x
+            b += m[12 + k] * x
+            c += m[24 + k] * x
+            d += m[36 + k] * x
         work[_OUT + lane] = a
         work[_OUT + RUN + lane] = b
         work[_OUT + 2 * RUN + lane] = c
@@ -200,11 +215,11 @@ def _rows_of_12(work):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _rows(work, p):  # type: ignore[no-untyped-def]
-    """Four rows of p, four terms at a time."""
+def _rows(work, signs, p):  # type: ignore[no-untyped-def]
+    """Four rows of p, signs (4·p,), four terms at a time."""
     work[_OUT : _OUT + 4 * RUN] = ZERO
     for k in range(0, p, 4):
-        m = work[_SIGNS + k : _SIGNS + k + 3 * p + 4].copy()
+        m = signs[k : k + 3 * p + 4].copy()
         x = work[k * RUN : (k + 4) * RUN]
         y = work[_OUT : _OUT + 4 * RUN]
         for lane in range(RUN):
