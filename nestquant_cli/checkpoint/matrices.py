@@ -17,7 +17,7 @@ from ..modules.layout import Layout, LinearLayout
 from ..progress import track
 from ..rotation.reflections import turn
 from .contents import check_lattices, check_record, check_row_scales, check_words, check_zeros
-from .manifest import REPORT
+from .manifest import MANIFEST, REPORT
 from .original import kept_problem, matrix_problem, relative_error
 from .tensors import TensorChecks
 from .verification import VerifyReport
@@ -111,8 +111,16 @@ class MatrixChecks:
         return torch.from_numpy(np.array(data)).view(torch.bfloat16).view(shape)
 
     def compare_kept(self, original: PreTrainedModel, tuned: dict[str, Any]) -> None:
-        """Tensors that are not quantized against the original's, byte by byte; the recorded change of `tuned` ones."""
+        """Tensors that are not quantized against the original's, byte by byte; the recorded change of `tuned` ones.
+
+        Those that the original has of its own, and the checkpoint not at all, are problems, too.
+        """
         originals = original.state_dict()
+        coded = {f"{name}.weight" for name, linear in self.layout.linears.items() if self.layout.code_of(linear)}
+        for name in sorted(
+            originals.keys() - original.all_tied_weights_keys.keys() - coded - self.tensors.described.keys()
+        ):
+            self.report.add(MANIFEST, name, "the original model has this tensor, the checkpoint does not")
         for name in sorted(self.tensors.sound):
             if name.endswith(".turn.reflectors"):
                 continue

@@ -16,6 +16,7 @@ from ..errors import NestQuantError
 from ..files import HASH_CHUNK
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 # safetensors' name of a dtype: torch's name and the bytes of one entry
@@ -34,6 +35,7 @@ DTYPES = {
     "I64": ("int64", 8),
     "U64": ("uint64", 8),
 }
+PIECE = 1 << 22  # entries that are compared at a time
 LENGTH_BYTES = 8  # the header's length, little-endian, is what a file begins with
 _LARGEST_HEADER = 100_000_000  # as in the safetensors library
 _NOT_READ = "the checkpoint was not read"
@@ -113,18 +115,39 @@ def read_tensor(path: Path, entry: Entry) -> "Tensor":
     Raises:
         NestQuantError: the file ends before the tensor does, or cannot be read.
     """
+    return _read(path, entry, 0, math.prod(entry.shape)).view(entry.shape)
+
+
+def same_values(one: tuple[Path, Entry], other: tuple[Path, Entry], dtype: "torch.dtype") -> bool:
+    """Whether two tensors of files are equal in shape and, as `dtype`, in every entry. Reads them in pieces.
+
+    Raises:
+        NestQuantError: a file ends before its tensor does, or cannot be read.
+    """
     import torch
 
-    data = torch.empty(entry.bytes, dtype=torch.uint8)
+    entries = math.prod(one[1].shape)
+    return one[1].shape == other[1].shape and all(
+        torch.equal(*(_read(*place, first, min(PIECE, entries - first)).to(dtype) for place in (one, other)))
+        for first in range(0, entries, PIECE)
+    )
+
+
+def _read(path: Path, entry: Entry, first: int, count: int) -> "Tensor":
+    """Entries `first` to `first + count` of a tensor in a file, (count,) on the CPU."""
+    import torch
+
+    dtype = getattr(torch, entry.dtype)
+    data = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
     try:
         with open(path, "rb") as file:
-            file.seek(entry.start)
+            file.seek(entry.start + first * dtype.itemsize)
             read = file.readinto(bytes_of(data))
     except OSError as error:
         raise NestQuantError(f"{path} cannot be read ({error.strerror or error})", _NOT_READ, _AGAIN) from error
-    if read != entry.bytes:
+    if read != len(data):
         raise NestQuantError(f"{path} was cut short while it was read", _NOT_READ, _AGAIN)
-    return data.view(getattr(torch, entry.dtype)).view(entry.shape)
+    return data.view(dtype)
 
 
 def hash_tensor(path: Path, entry: Entry) -> str:

@@ -1,6 +1,8 @@
 """Models by the name a user gives: found (`resolve`), identified (`fingerprint`) and loaded, whatever their kind."""
 
 import logging
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ __all__ = [
     "load_tokenizer",
     "local_folder",
     "resolve",
+    "warn_unused",
     "weight_files",
 ]
 
@@ -167,10 +170,20 @@ def load_model(source: Source, dtype: "str | torch.dtype" = "auto", device: str 
             "it would run with random numbers in their place and was not loaded",
             "download or copy the model again",
         )
+    warn_unused(source, model, info["unexpected_keys"])
     if source.gguf_file:
         _forget_gguf(model)
     hasten(model)
     return model.to(device).eval()
+
+
+def warn_unused(source: Source, model: "PreTrainedModel", names: Iterable[str]) -> None:
+    """Names tensors of a model's files that the model has no place for, but for those that its class says to ignore."""
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    unused = sorted(name for name in names if not any(re.search(pattern, name) for pattern in ignored))
+    if unused:
+        more = f" and {len(unused) - 1} more tensors" if len(unused) > 1 else ""
+        logger.warning("%s%s in the files of %s are not used by the model", unused[0], more, source.name)
 
 
 def _load_packed(source: Source, dtype: "str | torch.dtype", device: str) -> "PreTrainedModel":

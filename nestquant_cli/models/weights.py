@@ -24,11 +24,12 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from ..errors import NestQuantError
 from ..kernels.dense import hasten
 from .limits import describing, refuse_misfit
-from .shards import Entry, read_shard, read_tensor
-from .source import Source, load_config, load_model, local_folder, weight_files
+from .shards import Entry, read_shard, read_tensor, same_values
+from .source import Source, load_config, load_model, local_folder, warn_unused, weight_files
 from .structure import Decoder, find_decoder
 
 PIECE = 1 << 24  # entries looked at a time
+ADAPTER = "adapter_config.json"
 
 logger = logging.getLogger("nestquant")
 
@@ -132,6 +133,7 @@ def open_weights(source: Source, device: str) -> Weights:
     Raises:
         NestQuantError: files are missing, truncated or damaged, or the model is of a kind that is not supported.
     """
+    _refuse_adapters(source)
     reason, opened = _open_lazily(source, device)
     if opened is None:
         logger.info("%s is loaded whole: %s", source.name, reason)
@@ -157,6 +159,8 @@ def _open_lazily(source: Source, device: str) -> tuple[str, LazyWeights | None]:
         return "transformers converts its tensors while it loads them", None
     if difference := _misfit(model, places):
         return difference, None
+    _keep_untied(model, places)
+    warn_unused(source, model, places.keys() - model.state_dict().keys())
     _read_generation_config(model, local_folder(source))
     return "", LazyWeights(model.eval(), places, device)
 
@@ -202,6 +206,33 @@ def _misfit(model: PreTrainedModel, places: dict[str, tuple[Path, Entry]]) -> st
         if name not in places and name not in model.all_tied_weights_keys:
             return f"its files have no {name}"
     return None
+
+
+def _keep_untied(model: PreTrainedModel, places: dict[str, tuple[Path, Entry]]) -> None:
+    """Gives a parameter that the configuration ties its own place again where its files hold other values for it.
+
+    transformers does the same while it loads a whole model.
+    """
+    for name, shared in list(model.all_tied_weights_keys.items()):
+        if name not in places or shared not in places:
+            continue
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        if not same_values(places[name], places[shared], getattr(module, leaf).dtype):
+            logger.warning("%s differs from %s, which config.json ties it to; it is kept as it is", name, shared)
+            own = nn.Parameter(torch.empty_like(getattr(module, leaf)), requires_grad=False)
+            setattr(module, leaf, own)
+            del model.all_tied_weights_keys[name]
+
+
+def _refuse_adapters(source: Source) -> None:
+    """Raises NestQuantError for a folder with an adapter, which transformers would add to the weights beside it."""
+    if not source.gguf_file and (local_folder(source) / ADAPTER).is_file():
+        raise NestQuantError(
+            f"{source.name} has an adapter beside its weights ({ADAPTER})",
+            "it was not opened, since the adapter would be left out",
+            "merge it with merge_and_unload() of peft and save the model, or move the adapter's files away",
+        )
 
 
 def _read_generation_config(model: PreTrainedModel, folder: Path) -> None:

@@ -85,6 +85,8 @@ def model_config(model: PreTrainedModel) -> dict[str, Any]:
     config = model.config.to_diff_dict()
     for key in ("auto_map", "quantization_config", "_name_or_path", "_attn_implementation_autoset"):
         config.pop(key, None)
+    if model.get_expanded_tied_weights_keys() and not model.all_tied_weights_keys:
+        config["tie_word_embeddings"] = False  # its files had another head than its embeddings
     return config | {
         "architectures": [type(model).__name__],
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -124,3 +124,46 @@ def test_a_hostile_configuration_is_refused(
     write_json(folder / "config.json", read_json(folder / "config.json") | {name: value})
     with pytest.raises(NestQuantError, match=f"{told}|cannot be loaded"):
         open_weights(resolve(str(folder)), "cpu")
+
+
+def test_a_head_that_differs_from_the_embeddings_it_is_tied_to_is_kept(
+    tmp_path: Path, tiny_tokenizer_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As transformers keeps it; equal values stay tied, whatever their dtype."""
+    folder = save_model(make_model("qwen2").bfloat16(), tiny_tokenizer_folder, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].float()
+    for change, kept in ((0.0, False), (1.0, True)):
+        head[3, 5] += change
+        save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors", metadata={"format": "pt"})
+        with caplog.at_level("WARNING", "nestquant"):
+            weights = open_weights(resolve(str(folder)), "cpu")
+        whole = load_model(resolve(str(folder)))
+        assert weights.lazy and ("lm_head.weight" in other_tensors(weights.model)) == kept
+        assert weights.model.all_tied_weights_keys == whole.all_tied_weights_keys
+        assert any("lm_head.weight differs from" in line for line in caplog.messages) == kept
+    assert torch.equal(weights.fetch("lm_head.weight"), whole.state_dict()["lm_head.weight"])
+    assert weights.fetch("lm_head.weight")[3, 5] != weights.fetch("model.embed_tokens.weight")[3, 5]
+
+
+def test_tensors_that_the_model_has_no_place_for_are_named(
+    tmp_path: Path, make_model_folder: Callable[[Path, int], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_model_folder(tmp_path / "model", 0)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.self_attn.q_norm.weight"
+    save_file(tensors | {name: torch.ones(16)}, folder / "model.safetensors", metadata={"format": "pt"})
+    for opened in (lambda: open_weights(resolve(str(folder)), "cpu"), lambda: load_model(resolve(str(folder)))):
+        caplog.clear()
+        with caplog.at_level("WARNING", "nestquant"):
+            opened()
+        assert [line for line in caplog.messages if name in line]
+
+
+def test_an_adapter_beside_the_weights_is_refused(
+    tmp_path: Path, make_model_folder: Callable[[Path, int], Path]
+) -> None:
+    folder = make_model_folder(tmp_path / "model", 0)
+    write_json(folder / "adapter_config.json", {"peft_type": "LORA"})
+    with pytest.raises(NestQuantError, match="has an adapter beside its weights"):
+        open_weights(resolve(str(folder)), "cpu")

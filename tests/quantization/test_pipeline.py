@@ -15,14 +15,15 @@ from torch import Tensor
 from nestquant_cli.calibration.store import CalibrationWriter
 from nestquant_cli.checkpoint.output import Output
 from nestquant_cli.checkpoint.read import read_layout
+from nestquant_cli.checkpoint.verify import verify
 from nestquant_cli.errors import NestQuantError
-from nestquant_cli.files import sha256_file
+from nestquant_cli.files import read_json, sha256_file
 from nestquant_cli.models.shards import write_shard
 from nestquant_cli.models.source import load_model, resolve
 from nestquant_cli.modules.attach import attach
 from nestquant_cli.quantization.pipeline import calibrate
 from nestquant_cli.quantization.recipe import Recipe
-from tests.families import logits, pack, random_ids
+from tests.families import load, logits, make_model, pack, random_ids, relative_error, save_model
 
 IDS = random_ids(2, 24)
 
@@ -275,3 +276,22 @@ def test_a_weight_that_is_not_a_number_is_named(
 def test_a_packed_checkpoint_is_refused(packed: Path, tmp_path: Path, tiny_text_file: Path) -> None:
     with pytest.raises(NestQuantError, match="is a packed checkpoint already"):
         pack(packed, tiny_text_file, tmp_path / "twice")
+
+
+def test_a_head_of_its_own_behind_a_tied_configuration_is_written_and_verified(
+    tmp_path: Path, tiny_tokenizer_folder: Path, tiny_text_file: Path
+) -> None:
+    original = save_model(make_model("qwen2"), tiny_tokenizer_folder, tmp_path / "model")
+    stored = load_file(original / "model.safetensors")
+    head = torch.randn_like(stored["model.embed_tokens.weight"])
+    save_file(stored | {"lm_head.weight": head}, original / "model.safetensors", metadata={"format": "pt"})
+    found = pack(original, tiny_text_file, tmp_path / "packed", weight_bits=8, act_bits=16, kv_bits=16)
+    assert read_json(found / "config.json")["tie_word_embeddings"] is False
+    assert torch.equal(tensors(found)["lm_head.weight"], head)
+    assert relative_error(logits(load(found), IDS), logits(load(original), IDS)) < 0.05
+    assert verify(found, str(original)).problems == []
+
+    tied = save_model(make_model("qwen2"), tiny_tokenizer_folder, tmp_path / "tied")
+    without = pack(tied, tiny_text_file, tmp_path / "without", weight_bits=8, act_bits=16, kv_bits=16)
+    told = [str(problem) for problem in verify(without, str(original)).problems]
+    assert any("lm_head.weight: the original model has this tensor" in line for line in told)
