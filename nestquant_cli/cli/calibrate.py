@@ -1,12 +1,12 @@
 """`nestquant calibrate`: Hessians, activation noise and codes of a model, saved for `quantize --calibration`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from . import console
-from .config import RecipeOption, taken, tell_recipe
+from .config import RecipeOption, given, taken, tell_recipe
 from .options import (
     DEFAULT_BUDGET,
     DatasetOption,
@@ -53,7 +53,7 @@ def calibrate(
     from ..team import joined
     from ..units import parse_bytes
 
-    recipe = read_recipe(config, given(context, act_bits=act_bits, kv_bits=kv_bits), taken(context))
+    recipe = read_recipe(config, given(context), taken(context))
     source = resolve(model)
     place = pick_device(device)
     folder = output if output is not None else Path(f"{source.name.rpartition('/')[2]}-calibration")
@@ -74,25 +74,3 @@ def calibrate(
         f"{duration(time.monotonic() - start)}"
     )
     console.ending(folder, "quantize", model, "--calibration", folder)
-
-
-def given(context: typer.Context, **bits: float | None) -> dict[str, Any]:
-    """Settings that the user gave by options, or by a file in their place; the rest is the recipe's business."""
-    settings: dict[str, Any] = dict(bits)
-    for name in (
-        "method",
-        "rotation",
-        "feedback",
-        "qa",
-        "centering",
-        "sequential",
-        "dataset",
-        "samples",
-        "seqlen",
-        "seed",
-        "damping",
-        "allocation",
-    ):
-        if name in context.params and str(context.get_parameter_source(name)).endswith(("COMMANDLINE", "DEFAULT_MAP")):
-            settings[name] = context.params[name]
-    return {name: value for name, value in settings.items() if value is not None}

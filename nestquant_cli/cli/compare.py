@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
-from .calibrate import given
-from .config import ConfigOption, tell_settings
+from .config import ConfigOption, given, tell_settings
 from .eval_ppl import Dtype, DtypeOption
 from .eval_tasks import IncludeOption, LimitOption
 from .options import (

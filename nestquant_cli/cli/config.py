@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 NOTHING = "nothing was done"
 _PARTS = ("weight_bits", "act_bits", "kv_bits")
 _NOT_SETTINGS = ("config", "help")  # of the options
+_SWITCHES = ("tune",)  # yes or no as an option, settings in a recipe: the command joins the two
+_BY_USER = ("COMMANDLINE", "DEFAULT_MAP", "ENVIRONMENT")  # where a value comes from that is not a default
 
 
 def _take(context: typer.Context, path: Path | None) -> Path | None:
@@ -59,6 +61,18 @@ RecipeOption = Annotated[
 def settings(context: typer.Context) -> dict[str, Any]:
     """All settings of this run, JSON-ready: given, from a file, or defaults."""
     return {name: _plain(value) for name, value in context.params.items() if name not in _NOT_SETTINGS}
+
+
+def given(context: typer.Context) -> dict[str, Any]:
+    """The settings of a recipe that the user gave as options, or a file in their place: whichever a command has."""
+    from ..quantization.recipe import names
+
+    found = {}
+    for name in names():
+        source = context.get_parameter_source(name)
+        if name in context.params and name not in _SWITCHES and source is not None and source.name in _BY_USER:
+            found[name] = _plain(context.params[name])
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def taken(context: typer.Context) -> set[str]:

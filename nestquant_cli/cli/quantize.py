@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import console
-from .calibrate import BITS_HELP, ActBitsOption, KvBitsOption, given
-from .config import RecipeOption, taken, tell_recipe
+from .calibrate import BITS_HELP, ActBitsOption, KvBitsOption
+from .config import RecipeOption, given, taken, tell_recipe
 from .options import (
     DEFAULT_BUDGET,
     DatasetOption,
@@ -63,7 +63,7 @@ PathsOption = Annotated[
     int | None,
     typer.Option(
         "--paths",
-        help="K of the K-best search over rows of a weight; 1 is plain LDLQ, time grows with K.",
+        help="K of the K-best search over rows of a weight, 1 to 64; 1 is plain LDLQ, time grows with K.",
         show_default="8 for weights alone, glvq 16, else 1",
     ),
 ]
@@ -139,7 +139,7 @@ def quantize(
         wanted = {"weight_bits": bits if weight_bits is None else weight_bits, "act_bits": act_bits, "kv_bits": kv_bits}
     else:
         wanted = _bits(bits, weight_bits, act_bits, kv_bits, has_config=config is not None)
-    settings = given(context, **wanted)
+    settings |= {name: value for name, value in wanted.items() if value is not None}
     recipe = with_tuning(read_recipe(config, settings, taken(context)), tune)
     source = resolve(model)
     place = pick_device(device)

@@ -62,6 +62,25 @@ def test_a_recipe_file_with_options_over_it(
     assert "q_proj" in output and f"nestquant eval-ppl {folder}" in output
 
 
+@pytest.mark.parametrize("file", ["", "paths: 2\n"])
+def test_paths_reach_the_recipe_over_a_file(
+    nestquant: Callable[..., Outcome],
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    file: str,
+) -> None:
+    caplog.set_level("INFO", "nestquant")
+    config = tmp_path / "recipe.yaml"
+    config.write_text(f"seed: 1\n{file}", encoding="utf-8")
+    words = ["quantize", tiny_model_folder, "--config", config, "--plan"]
+    assert nestquant(*words, "--paths", 5)[0] == 0
+    assert "paths 5" in caplog.messages[1]
+    for paths in (0, -3, 65, 1_000_000):
+        code, _, error = nestquant(*words, "--paths", paths)
+        assert code == 2 and f"paths {paths} is not an integer from 1 to 64" in tell(error)
+
+
 def test_the_folder_is_named_after_model_and_bits(
     nestquant: Callable[..., Outcome],
     text: list[object],
