@@ -29,7 +29,7 @@ from .settings import TuneSettings
 from .state import TuneState
 from .windows import TuneWindows, read_tune_windows
 
-STATE = "tuning.safetensors"
+STATE = "tuning.pt"
 SAVE_SECONDS = 60.0  # between two savings of the state
 
 logger = logging.getLogger("nestquant")
@@ -99,7 +99,8 @@ def descend(
         settings: how long and how fast.
         path: of the saved state.
     """
-    state = TuneState.load(path, len(tunables.theta)) or TuneState.start(len(tunables.theta))
+    state = TuneState(len(tunables.theta), settings)
+    state.load(path)
     tunables.set(state.theta)
     saved = time.monotonic()
     with steps("tuning", settings.steps) as advance:
@@ -113,7 +114,7 @@ def descend(
                 (loss / settings.batch).backward()
                 losses.append(float(loss.detach()))
             _refuse_infinite(losses)
-            state.step(tunables.take_gradient(), sum(losses) / settings.batch, settings.rate_at(state.done))
+            state.step(tunables.take_gradient(), sum(losses) / settings.batch)
             tunables.set(state.theta)
             advance(1)
             if settings.is_check(state.done):

@@ -69,12 +69,12 @@ class TuneSettings:
         """JSON-ready; the inverse of `from_dict`."""
         return dataclasses.asdict(self)
 
-    def rate_at(self, step: int) -> float:
-        """The rate of step `step`, from 0."""
+    def rate_factor(self, step: int) -> float:
+        """What the rate of step `step`, from 0, is of that at its height."""
         warm = max(1, self.steps // 10)
         if step < warm:
-            return self.rate * (step + 1) / warm
-        return self.rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
 
     def is_check(self, done: int) -> bool:
         """Whether the held-out windows are looked at after `done` steps."""

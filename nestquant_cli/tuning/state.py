@@ -1,54 +1,54 @@
-"""The state of a tuning: the optimizer's numbers and the best parameters so far, saved whole or not at all."""
+"""The state of a tuning: the optimizer and the best parameters so far, saved whole or not at all."""
 
-import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import replacing
+from .settings import TuneSettings
 
-_MOMENTUM, _SPREAD, _SMALLEST = 0.9, 0.99, 1e-12
+_BETAS, _EPSILON = (0.9, 0.99), 1e-12  # gradients of a mean KL divergence are small
 
 
-@dataclass
 class TuneState:
-    """Adam (arXiv 1412.6980) on one vector.
+    """Adam on one vector θ, at the rate that the settings give each step.
+
+    Args:
+        count: of parameters.
+        settings: how long and how fast.
 
     Attributes:
-        theta, mean, square: (count,) float32, the parameters and running means of their gradients and of its squares.
-        best: θ with the least held-out loss.
-        done: steps taken.
+        best: (count,) float32, θ with the least held-out loss.
         losses: of the steps since the last check.
         checks: steps done and held-out loss of each check.
     """
 
-    theta: Tensor
-    mean: Tensor
-    square: Tensor
-    best: Tensor
-    done: int = 0
-    losses: list[float] = field(default_factory=list)
-    checks: list[tuple[int, float]] = field(default_factory=list)
+    def __init__(self, count: int, settings: TuneSettings) -> None:
+        self._parameter = torch.zeros(count, requires_grad=True)
+        self._optimizer = torch.optim.Adam([self._parameter], lr=settings.rate, betas=_BETAS, eps=_EPSILON)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, settings.rate_factor)
+        self.best = torch.zeros(count)
+        self.losses: list[float] = []
+        self.checks: list[tuple[int, float]] = []
 
-    @staticmethod
-    def start(count: int) -> "TuneState":
-        """Before the first step."""
-        return TuneState(torch.zeros(count), torch.zeros(count), torch.zeros(count), torch.zeros(count))
+    @property
+    def theta(self) -> Tensor:
+        """The parameters (count,) float32; a view, which the next step changes."""
+        return self._parameter.detach()
 
-    def step(self, gradient: Tensor, loss: float, rate: float) -> None:
-        """One step of Adam, with the gradient (count,) of `loss`."""
-        self.done += 1
+    @property
+    def done(self) -> int:
+        """Steps taken."""
+        return self._schedule.last_epoch
+
+    def step(self, gradient: Tensor, loss: float) -> None:
+        """Takes one step, with the gradient (count,) of `loss`."""
+        self._parameter.grad = gradient
+        self._optimizer.step()
+        self._schedule.step()
         self.losses.append(loss)
-        self.mean.lerp_(gradient, 1 - _MOMENTUM)
-        self.square.lerp_(gradient.square(), 1 - _SPREAD)
-        mean = self.mean / (1 - _MOMENTUM**self.done)
-        square = self.square / (1 - _SPREAD**self.done)
-        self.theta = self.theta - rate * mean / (square.sqrt() + _SMALLEST)
 
     def check(self, loss: float) -> None:
         """Notes a held-out loss of θ as it is, and keeps θ if there was no better one."""
@@ -69,25 +69,33 @@ class TuneState:
 
     def save(self, path: Path) -> None:
         """Writes the state, atomically."""
-        tensors = {name: getattr(self, name) for name in ("theta", "mean", "square", "best")}
-        numbers = {"done": self.done, "losses": self.losses, "checks": self.checks}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"numbers": json.dumps(numbers)})
+        state = {
+            "theta": self.theta,
+            "best": self.best,
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "losses": self.losses,
+            "checks": self.checks,
+        }
+        with replacing(path) as temporary, temporary.open("wb") as file:  # of which a full disk is an OSError
+            torch.save(state, file)
 
-    @staticmethod
-    def load(path: Path, count: int) -> "TuneState | None":
-        """The saved state of `count` parameters; None where there is none that can be used."""
-        if not path.is_file():
-            return None
+    def load(self, path: Path) -> bool:
+        """Goes on with a saved state; False, with nothing changed, where there is none of as many parameters.
+
+        Only tensors and plain values are read: a file that holds anything else is no state.
+        """
         try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-                numbers = json.loads(file.metadata()["numbers"])
-        except (SafetensorError, OSError, KeyError, ValueError):
-            return None
-        numbers["checks"] = [(done, loss) for done, loss in numbers["checks"]]
-        state = TuneState(**tensors, **numbers)
-        return state if state.theta.shape == (count,) else None
+            saved = torch.load(path, weights_only=True)
+            if saved["theta"].shape != self.theta.shape:
+                return False
+        except Exception:  # torch has no one error for a file that is absent, damaged or of another kind
+            return False
+        self.theta.copy_(saved["theta"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        self._schedule.load_state_dict(saved["schedule"])
+        self.best, self.losses, self.checks = saved["best"], saved["losses"], saved["checks"]
+        return True
 
     def record(self) -> dict[str, Any]:
         """JSON-ready, for the report."""

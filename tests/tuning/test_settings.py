@@ -28,11 +28,11 @@ def test_settings_survive_json() -> None:
 
 
 def test_the_rate_rises_and_falls() -> None:
-    settings = TuneSettings(steps=50, rate=0.1)
-    rates = [settings.rate_at(step) for step in range(50)]
-    assert max(rates) == rates[4] == rates[5] == 0.1
+    settings = TuneSettings(steps=50)
+    rates = [settings.rate_factor(step) for step in range(50)]
+    assert max(rates) == rates[4] == rates[5] == 1
     assert rates[:5] == sorted(rates[:5]) and rates[5:] == sorted(rates[5:], reverse=True)
-    assert 0 < rates[-1] < 0.001
+    assert 0 < rates[-1] < 0.01
 
 
 @pytest.mark.parametrize("steps", [1, 5, 8, 37])

@@ -1,50 +1,122 @@
-"""The state of a tuning: Adam as torch has it, the best parameters, and a file that is whole or absent."""
+"""The state of a tuning: the rate of each step, the best parameters, and a file that is whole, safe or unused."""
 
+import os
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
+from nestquant_cli.errors import NestQuantError
+from nestquant_cli.tuning import state as module
+from nestquant_cli.tuning.settings import TuneSettings
 from nestquant_cli.tuning.state import TuneState
 from tests.families import gaussian
 
+SETTINGS = TuneSettings(steps=6, rate=0.01)
 
-def test_steps_are_those_of_adam() -> None:
-    state, theta = TuneState.start(8), torch.zeros(8, requires_grad=True)
-    adam = torch.optim.Adam([theta], lr=0.01, betas=(0.9, 0.99), eps=1e-12)
-    for number in range(4):
-        gradient = gaussian(8, seed=number)
-        state.step(gradient, 1.0, 0.01)
-        theta.grad = gradient
-        adam.step()
-    assert torch.allclose(state.theta, theta, atol=1e-6)
+
+def test_a_constant_gradient_moves_each_parameter_by_the_rate_of_its_step() -> None:
+    settings = TuneSettings(steps=40, rate=0.01)
+    state, gradient = TuneState(8, settings), gaussian(8)
+    for step in range(settings.steps):
+        before = state.theta.clone()
+        state.step(gradient.clone(), 1.0)
+        moved = settings.rate * settings.rate_factor(step) * gradient.sign()
+        assert torch.allclose(before - state.theta, moved, rtol=1e-4, atol=1e-9)
+    assert state.done == 40
+
+
+def test_old_gradients_are_forgotten_at_their_rates() -> None:
+    """Adam (arXiv 1412.6980) in float64, as its paper writes it, with the moments' rates 0.9 and 0.99."""
+    settings = TuneSettings(steps=30, rate=0.05)
+    state, theta, mean, square = TuneState(8, settings), *torch.zeros(3, 8, dtype=torch.float64)
+    for step in range(settings.steps):
+        gradient = gaussian(8, seed=step) * 10.0 ** (step % 3 - 6)  # as small as those of a mean over many tokens
+        state.step(gradient, 1.0)
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.99 * square + 0.01 * gradient.double().square()
+        unbiased = mean / (1 - 0.9 ** (step + 1)), square / (1 - 0.99 ** (step + 1))
+        theta = theta - settings.rate * settings.rate_factor(step) * unbiased[0] / (unbiased[1].sqrt() + 1e-12)
+        assert torch.allclose(state.theta.double(), theta, rtol=1e-5, atol=1e-7)
 
 
 def test_the_best_parameters_are_kept() -> None:
-    state = TuneState.start(2)
-    for value, loss in ((1.0, 3.0), (2.0, 1.0), (3.0, 2.0)):
-        state.theta = torch.full((2,), value)
+    state = TuneState(2, SETTINGS)
+    seen = []
+    for loss in (3.0, 1.0, 2.0):
+        state.step(torch.ones(2), loss)
         state.check(loss)
-    assert torch.equal(state.best, torch.full((2,), 2.0)) and state.best_loss == 1.0
-    assert state.record() == {"loss_before": 3.0, "loss_after": 1.0, "checks": [(0, 3.0), (0, 1.0), (0, 2.0)]}
+        seen.append(state.theta.clone())
+    assert torch.equal(state.best, seen[1]) and state.best_loss == 1.0
+    assert state.record() == {"loss_before": 3.0, "loss_after": 1.0, "checks": [(1, 3.0), (2, 1.0), (3, 2.0)]}
 
 
-def test_a_saved_state_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    state = TuneState.start(8)
-    state.check(0.5)
-    state.step(gaussian(8), 0.25, 0.01)
-    state.save(tmp_path / "state")
-    again = TuneState.load(tmp_path / "state", 8)
-    assert again is not None
-    assert (again.done, again.losses, again.checks) == (1, [0.25], [(0, 0.5)])
-    for each in (state, again):
-        each.step(gaussian(8, seed=1), 0.2, 0.01)
-    assert torch.equal(state.theta, again.theta) and torch.equal(state.best, again.best)
+@pytest.mark.parametrize("cut", range(SETTINGS.steps + 1))
+def test_a_saved_state_goes_on_to_the_same_bits(cut: int, tmp_path: Path) -> None:
+    def advance(state: TuneState, first: int, last: int) -> None:
+        for number in range(first, last):
+            state.step(gaussian(8, seed=number), 0.25 * number)
+            if number % 2:
+                state.check(1 / (number + 1))
+
+    whole, before, after = (TuneState(8, SETTINGS) for _ in range(3))
+    advance(whole, 0, SETTINGS.steps)
+    advance(before, 0, cut)
+    before.save(tmp_path / "state")
+    assert after.load(tmp_path / "state") and after.done == cut
+    advance(after, cut, SETTINGS.steps)
+    assert torch.equal(after.theta, whole.theta) and torch.equal(after.best, whole.best)
+    assert (after.done, after.losses, after.checks) == (whole.done, whole.losses, whole.checks)
+    after.save(tmp_path / "after")
+    whole.save(tmp_path / "whole")
+    assert (tmp_path / "after").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-def test_what_is_no_state_of_these_parameters_is_not_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-1], lambda _: b"", lambda _: b"a state", lambda _: None])
+def test_what_is_no_state_of_these_parameters_is_not_used(damage: Any, tmp_path: Path) -> None:
+    path, state = tmp_path / "state", TuneState(8, SETTINGS)
+    state.step(gaussian(8), 1.0)
+    state.save(path)
+    assert not TuneState(9, SETTINGS).load(path)
+    content = damage(path.read_bytes())
+    path.unlink() if content is None else path.write_bytes(content)
+    fresh = TuneState(8, SETTINGS)
+    assert not fresh.load(path)
+    assert fresh.done == 0 and torch.equal(fresh.theta, torch.zeros(8)) and fresh.checks == []
+
+
+class _Program:
+    def __init__(self, touched: Path) -> None:
+        self.touched = touched
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.touched),)
+
+
+def test_a_state_that_holds_a_program_is_not_run(tmp_path: Path) -> None:
+    torch.save({"theta": torch.zeros(8), "best": _Program(tmp_path / "ran")}, tmp_path / "state")
+    assert not TuneState(8, SETTINGS).load(tmp_path / "state")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state"
-    assert TuneState.load(path, 8) is None
-    TuneState.start(8).save(path)
-    assert TuneState.load(path, 9) is None
-    path.write_bytes(path.read_bytes()[:-1])
-    assert TuneState.load(path, 8) is None
+    TuneState(8, SETTINGS).save(path)
+    before, replacing = path.read_bytes(), module.replacing
+
+    class Full:
+        def __init__(self, path: Path) -> None:
+            self.inner = replacing(path)
+
+        def __enter__(self) -> Path:
+            self.inner.__enter__()
+            return Path("/dev/full")
+
+        def __exit__(self, *error: Any) -> Any:
+            return self.inner.__exit__(*error)
+
+    monkeypatch.setattr(module, "replacing", Full)
+    with pytest.raises(NestQuantError, match="No space left"):
+        TuneState(100_000, SETTINGS).save(path)
+    assert path.read_bytes() == before
