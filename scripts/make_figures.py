@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DPI = 110
 BLOCKS = 1 << 15  # Gaussian blocks of eight
 TOKENS = 256  # of the text whose inputs are drawn
+REFERENCE = "reference: Q4_1 file, de-quantized to bfloat16"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -189,7 +190,7 @@ def measured() -> list[tuple[str, float, float]]:
     """Recipe, real bits and perplexity of each row of the first table that docs/quality.md has of measurements."""
     page = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
     text = page.partition("## Measured")[2].partition("\n    nestquant compare")[0]
-    rows = re.findall(r"^\| (?:`([\w-]+)\.yaml`|(unquantized)) \| ([\d.]+) \| ([\d.]+) ±", text, re.M)
+    rows = re.findall(r"^\| (?:`([\w-]+)\.yaml`|(reference)[^|]*) \| ([\d.]+) \| ([\d.]+) ±", text, re.M)
     return [(name or plain, float(bits), float(perplexity)) for name, plain, bits, perplexity in rows]
 
 
@@ -197,9 +198,9 @@ def perplexities(figure: Any) -> None:
     """Perplexity against real bits a weight; what rounds activations and cache, too, has another mark."""
     axes = figure.add_subplot()
     for name, bits, perplexity in measured():
-        if name == "unquantized":
+        if name == "reference":
             axes.axhline(perplexity, color="grey", linestyle="--", linewidth=1)
-            axes.annotate("unquantized", (4.45, perplexity), va="top", ha="right", fontsize="small", color="grey")
+            axes.annotate(REFERENCE, (4.7, perplexity), va="top", ha="right", fontsize="small", color="grey")
             continue
         ours, all_parts = name.startswith("w"), name.endswith("a4kv4")
         axes.scatter(bits, perplexity, marker="D" if all_parts else "o", color="C0" if ours else "C3")
@@ -212,7 +213,7 @@ def perplexities(figure: Any) -> None:
     axes.set_xlim(2.9, 4.75)
     axes.set_xlabel("real bits a weight, from the bytes on disk")
     axes.set_ylabel("perplexity")
-    axes.set_title("SmolLM2-135M-Instruct, wikitext-2, 10 windows (quality.md)")
+    axes.set_title("SmolLM2-135M-Instruct (Q4_1 file), wikitext-2, 10 windows")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
 

@@ -46,6 +46,22 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_a_heading_name_one(page: Path) -> None:
+    for link, anchor in re.findall(r"\]\(([^)#:]*)#([^)]*)\)", page.read_text(encoding="utf-8")):
+        target = (page.parent / link if link else page).read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.*)$", target, re.M)
+        assert anchor in {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}, (link, anchor)
+
+
+def test_every_table_of_perplexities_names_the_reference() -> None:
+    """Gaps are measured from a file that was quantized before; a table that does not say so claims too much."""
+    for page in PAGES:
+        for table in re.findall(r"(?:^\|.*\n)+", page.read_text(encoding="utf-8"), re.M):
+            for row in re.findall(r"^\| *(?:unquantized|original|reference)[^|]*\|", table, re.M):
+                assert "Q4_1 file, de-quantized" in row, (page.name, row)
+
+
 def parse(words: Sequence[str]) -> None:
     """By the program's own parser, which raises for what it does not know; nothing is run."""
     program: Any = typer.main.get_command(app)
