@@ -1,5 +1,6 @@
 """The documentation agrees with the program: its commands run, its options exist, its links lead somewhere."""
 
+import importlib
 import importlib.util
 import io
 import re
@@ -102,6 +103,28 @@ def test_the_scripts_of_a_page_take_their_options(page: Path) -> None:
         source = (ROOT / script).read_text(encoding="utf-8")
         for option in re.findall(r"(?<!\S)--[\w-]+", rest.split("#")[0]):
             assert f'"{option}"' in source, (script, option)
+
+
+def test_the_public_names_exist() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    names = re.findall(r"^\| `(nestquant_cli[\w.]*)` \|", page, re.M)
+    assert len(names) > 10
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        thing = getattr(importlib.import_module(module), attribute) if module else importlib.import_module(name)
+        assert name.endswith("__version__") or thing.__doc__, name
+
+
+def test_the_example_of_the_public_names_runs(
+    places: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```", page, re.S)
+    assert example is not None
+    code = example[1].replace('resolve("demo")', f"resolve({places['MODEL']!r})")
+    code = code.replace('"demo", samples=8, seqlen=2048', f"{places['TEXT']!r}, samples=2, seqlen=64")
+    exec(compile(code, "api.md", "exec"), {})
+    assert capsys.readouterr().out.rstrip().endswith("[]") and Path("w4/config.json").is_file()
 
 
 def test_the_comparison_has_the_figures_of_the_page_that_measured_them() -> None:
