@@ -88,11 +88,48 @@ def diagonal_blocks(matrix: "Tensor", size: int) -> "Tensor":
 
 @functools.lru_cache(maxsize=8)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "nestquant", initializer=_enter)
+    """Threads that are all there when it returns: while one begins, no other thread should set torch's threads."""
+    pool = ThreadPoolExecutor(threads, "nestquant")
+    together = threading.Barrier(threads)  # a thread that waits here takes no second beginning
+    try:
+        for begun in [pool.submit(_begin, together) for _ in range(threads)]:
+            begun.result()
+    except BaseException:
+        together.abort()
+        pool.shutdown(wait=False)
+        raise
+    return pool
 
 
-def _enter() -> None:
+def _begin(together: threading.Barrier) -> None:
+    set_own_threads(1)
+    _place.inside = True
+    together.wait()
+
+
+def set_own_threads(count: int) -> None:
+    """Sets with how many threads torch computes in this Python thread, and in no other.
+
+    `torch.set_num_threads` also sets the number that later threads start with. A thread takes that one over at its
+    first operation, even when it has been given another before. So this thread takes it over first, and a thread that
+    does nothing else sets it again.
+    """
     import torch
 
-    torch.set_num_threads(1)
-    _place.inside = True
+    torch.get_num_threads()
+    with _changing:
+        default: list[int] = []
+        _in_new_thread(lambda: default.append(torch.get_num_threads()))
+        torch.set_num_threads(count)
+        _in_new_thread(lambda: torch.set_num_threads(default[0]))
+
+
+def _in_new_thread(work: Callable[[], object]) -> None:
+    thread = threading.Thread(target=work, name="nestquant")
+    thread.start()
+    thread.join()
+
+
+_changing = threading.Lock()
+if hasattr(os, "register_at_fork"):  # no child starts with a number that is about to be set again, or with a lock held
+    os.register_at_fork(before=_changing.acquire, after_in_parent=_changing.release, after_in_child=_changing.release)

@@ -6,9 +6,29 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from tests.families import load, logits, random_ids
+from nestquant_cli import NestQuantConfig
+from tests.families import gaussian, load, logits, make_model, random_ids, save_model
 
 IDS = random_ids(2, 24)
+
+
+def test_lora_learns_biases_with_a_compiler_as_without(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
+    folder = save_model(make_model("llama"), tiny_tokenizer_folder, tmp_path / "model")
+    quantized = load(folder, quantization_config=NestQuantConfig(bits=4, act_bits=4, kv_bits=4))
+    model: Any = get_peft_model(quantized, LoraConfig(r=4, target_modules="all-linear", bias="all"))
+    biases = {name for name, each in model.named_parameters() if name.endswith("bias") and each.requires_grad}
+    assert len(biases) == 2 * 7
+    adapted = model.base_model.model.model.layers[1].mlp.down_proj
+    x = gaussian(2, 5, adapted.in_features)
+
+    def gradient(run: Any) -> torch.Tensor:
+        (found,) = torch.autograd.grad(run(x).square().sum(), [adapted.base_layer.bias])
+        return found
+
+    torch._dynamo.reset()
+    expected = gradient(adapted)
+    assert float(expected.norm()) > 0
+    assert torch.equal(gradient(torch.compile(adapted, backend="eager")), expected)
 
 
 def test_lora_on_all_linears_learns_and_is_loaded_again(talking_packed: Path, tmp_path: Path) -> None:

@@ -6,7 +6,18 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from nestquant_cli.tiles import SMALL, TILE, diagonal_blocks, over_rows, product, run_pieces, run_tasks, slices
+from nestquant_cli.quantization.ldlq import ldlq
+from nestquant_cli.tiles import (
+    SMALL,
+    TILE,
+    diagonal_blocks,
+    over_rows,
+    product,
+    run_pieces,
+    run_tasks,
+    set_own_threads,
+    slices,
+)
 from tests.families import gaussian
 
 CPU = torch.device("cpu")
@@ -74,3 +85,47 @@ def test_diagonal_blocks_are_those_on_the_diagonal(n: int, size: int) -> None:
     for number, block in enumerate(blocks):
         at = slice(number * size, (number + 1) * size)
         assert torch.equal(block, matrix.t()[at, at])
+
+
+def in_new_thread(work: Callable[[], int]) -> int:
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.parametrize("count", [5, 11])
+def test_later_threads_have_as_many_torch_threads_as_before(count: int, threads: Callable[[int], None]) -> None:
+    """Whether or not this thread has another number than the one that new threads start with."""
+    threads(5)
+    set_own_threads(count)
+    assert in_new_thread(torch.get_num_threads) == 5
+    seen: list[int] = []
+    run_pieces(lambda _: seen.append(torch.get_num_threads()), range(40))
+    assert seen == [1] * 40
+    assert torch.get_num_threads() == count
+    assert in_new_thread(torch.get_num_threads) == 5
+
+
+def test_pieces_stay_on_one_thread_whatever_is_set_outside(threads: Callable[[int], None]) -> None:
+    """A worker that has computed nothing yet must not take over a number that is set later."""
+    threads(6)
+    run_pieces(lambda _: None, range(6))
+    threads(4)
+    threads(6)
+    seen: list[int] = []
+    run_pieces(lambda _: seen.append(torch.ones(2).add(1).numel() - 2 + torch.get_num_threads()), range(24))
+    assert seen == [1] * 24
+
+
+def test_a_thread_that_starts_during_ldlq_has_all_torch_threads(threads: Callable[[int], None]) -> None:
+    threads(3)
+    seen: list[tuple[int, int]] = []
+
+    def look(target: torch.Tensor, block: int) -> torch.Tensor:
+        seen.append((torch.get_num_threads(), in_new_thread(torch.get_num_threads)))
+        return target
+
+    ldlq(gaussian(4, 16), None, look)
+    assert seen == [(1, 3)] * 2 and torch.get_num_threads() == 3

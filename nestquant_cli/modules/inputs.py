@@ -1,8 +1,9 @@
 """The input of quantized Linears: rotated and, when activations are coded, rounded per token."""
 
+import threading
 import weakref
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,8 @@ class InputQuantizer:
     """Rotates and codes an input once for all the Linears that share it.
 
     What was made of the last input is kept for as long as that tensor is alive and unchanged, so that q, k and v (or
-    gate and up), which are called one after the other with the same tensor, pay for one rotation.
+    gate and up), which are called one after the other with the same tensor, pay for one rotation. Each thread keeps its
+    own, so that threads may call one model at the same time.
 
     Args:
         features: size of the input; padded with zeros to a multiple of 8.
@@ -35,9 +37,7 @@ class InputQuantizer:
         self, features: int, seed: int | None, code: VectorCode | None, reflections: Reflections | None = None
     ) -> None:
         self.features, self.seed, self.code, self.reflections = features, seed, code, reflections
-        self._source: weakref.ref[Tensor] | None = None
-        self._state: Tensor | int = -1  # of the source when it was coded
-        self._results: dict[Hashable, Any] = {}
+        self._mine = threading.local()  # `last`: what this thread made of its last input
 
     @property
     def padded(self) -> int:
@@ -55,18 +55,16 @@ class InputQuantizer:
         return coded
 
     def once(self, x: Tensor, key: Hashable, make: Callable[[Tensor], Any]) -> Any:
-        """make(x as (tokens, features)), called once for each key while x stays as it is."""
-        if self._source is None or self._source() is not x or self._changed(x):
-            self._source = weakref.ref(x, self._forget)
-            self._state, self._results = _state_of(x), {}
-        if key not in self._results:
-            self._results[key] = make(x.reshape(-1, self.features))
-        return self._results[key]
+        """make(x as (tokens, features)), called once for each key while x stays as it is.
 
-    def _changed(self, x: Tensor) -> bool:
-        """Whether x was changed in place since it was coded."""
-        state = self._state
-        return not torch.equal(state, x) if isinstance(state, Tensor) else state != _state_of(x)
+        The result is shared with whoever asks next: it must not be changed in place.
+        """
+        last: _Made | None = getattr(self._mine, "last", None)
+        if last is None or last.source() is not x or _changed(x, last.results[_STATE]):
+            last = self._mine.last = _remember(x)
+        if key not in last.results:
+            last.results[key] = make(x.reshape(-1, self.features))
+        return last.results[key]
 
     def code_tokens(self, x: Tensor) -> LinearInput:
         """Rotates and codes tokens (tokens, features); on the CPU in one pass over memory."""
@@ -113,14 +111,37 @@ class InputQuantizer:
             return LinearInput(rotated, None)
         return self.code.round(rotated.detach())  # rounding has no gradient
 
-    def _forget(self, _: Any) -> None:
-        self._source, self._state, self._results = None, -1, {}
-
     def __getstate__(self) -> dict[str, Any]:
         return {"features": self.features, "seed": self.seed, "code": self.code, "reflections": self.reflections}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+class _Made(NamedTuple):
+    """What one thread made of one tensor.
+
+    Attributes:
+        source: the tensor.
+        results: what was made by key, and under _STATE the tensor's state; emptied when the tensor goes. Whoever reads
+            it holds the tensor, so that it is never emptied under a reader.
+    """
+
+    source: "weakref.ref[Tensor]"
+    results: dict[Hashable, Any]
+
+
+_STATE = object()
+
+
+def _remember(x: Tensor) -> _Made:
+    results: dict[Hashable, Any] = {_STATE: _state_of(x)}
+    return _Made(weakref.ref(x, lambda _: results.clear()), results)
+
+
+def _changed(x: Tensor, state: Tensor | int) -> bool:
+    """Whether x was changed in place since it had this state."""
+    return not torch.equal(state, x) if isinstance(state, Tensor) else state != _state_of(x)
 
 
 def padded_size(features: int) -> int:

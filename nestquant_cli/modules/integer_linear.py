@@ -35,7 +35,7 @@ class IntegerLinear(QuantizedLinear):
         if self.resident == "int8":
             words = self._repacked()
             del self.v
-            self._joined = None
+            self._joined = self._shifted = None  # they hold v
             self.register_buffer("words", words)
 
     def hold_int8(self) -> bool:
@@ -43,6 +43,7 @@ class IntegerLinear(QuantizedLinear):
         if self.resident == "packed" and self.code.int8:
             v = self.decoded()
             del self.words
+            self._shifted = None  # it holds the words
             self.register_buffer("v", v, persistent=False)
         return self.resident == "int8"
 
@@ -54,17 +55,17 @@ class IntegerLinear(QuantizedLinear):
             zero = self.code.spread(zeros, self.source.padded)
         return pack_digits((self.v.to(torch.int16) + zero).to(torch.uint8), self.code.bits)
 
-    def _product(self, x: Tensor) -> Tensor:
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if self.code.group is None and self.resident == "int8":
-            return super()._product(x)
+            return super()._product(x, bias)
         coded, step = self.source(x), max(1, PANEL // self.source.padded)
         if self.code.group is None:
             scale = self.row_scale.view(torch.bfloat16)
-            return product(coded, self._rows, step, scale, self.bias, x.dtype, self.shift())
+            return product(coded, self._rows, step, scale, bias, x.dtype, self.shift())
         values = coded.dequantized()
         starts = range(0, self.out_features, step)
         y = torch.cat([F.linear(values, self._values(start, start + step)) for start in starts], dim=1)
-        return y if self.bias is None else y + self.bias
+        return y if bias is None else y + bias
 
     def _rows(self, start: int, stop: int) -> Tensor:
         v: Any = self._buffers.get("v")

@@ -19,8 +19,10 @@ class Joined:
     def __init__(self, v: Tensor, row_scale: Tensor) -> None:
         self.arrays = v.numpy(), row_scale.view(torch.uint16).numpy()
 
-    def product(self, source: InputQuantizer, x: Tensor) -> Tensor | None:
-        """Products (tokens, rows) in x's dtype, of x (..., features), taken once while x stays as it is.
+    def product(self, source: InputQuantizer, x: Tensor, rows: slice) -> Tensor | None:
+        """Products (tokens, some of the rows) in x's dtype, of x (..., features), taken for all rows at once.
+
+        Each of them is handed out once, for the caller to do with as it likes; who asks again gets a new one.
 
         Returns:
             None where a factor of the rotation's order is too large.
@@ -29,8 +31,15 @@ class Joined:
 
         seed = source.seed
         assert seed is not None
-        y: Tensor | None = source.once(x, self, lambda flat: rotated_product(flat, seed, *self.arrays))
-        return y
+
+        def make(flat: Tensor) -> Tensor | None:
+            return rotated_product(flat, seed, *self.arrays)
+
+        taken, y = source.once(x, self, lambda flat: (set(), make(flat)))
+        if rows.start in taken:
+            y = make(x.reshape(-1, source.features))
+        taken.add(rows.start)
+        return None if y is None else y[:, rows]
 
 
 def takes(source: InputQuantizer, x: Tensor) -> bool:

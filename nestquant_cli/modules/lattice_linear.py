@@ -26,13 +26,13 @@ class LatticeLinear(QuantizedLinear):
         """False: the weight stays packed."""
         return False
 
-    def _product(self, x: Tensor) -> Tensor:
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         values, step = self.source(x).dequantized(), max(1, PANEL // self.source.padded)
         dtype = torch.float32 if values.dtype == torch.float16 else values.dtype
         starts = range(0, self.out_features, step)
         parts = [linear(values.to(dtype), self._values(start, start + step).to(dtype)) for start in starts]
         y = torch.cat(parts, dim=1)
-        return y if self.bias is None else y + self.bias
+        return y if bias is None else y + bias
 
     def _values(self, start: int, stop: int) -> Tensor:
         """Rows of the rotated weight (rows, padded) float32."""

@@ -13,6 +13,7 @@ from ..codecs.centered import CenteredCode
 from ..kernels import dense, for_device
 from ..kernels.int8 import integer_product
 from ..lattice.code import BLOCK, NestedCode
+from .gradient import StraightThrough
 from .inputs import InputQuantizer
 from .joined import Joined, takes
 from .operators import enlist, linear
@@ -55,8 +56,8 @@ class QuantizedLinear(nn.Linear):
         self.in_features, self.out_features, self.source, self.code = in_features, out_features, source, code
         self.dtype = dtype
         self._number = enlist(self)
-        self._joined: tuple[Tensor, Joined, int] | None = None
-        self._shifted: tuple[Tensor, Tensor] | None = None
+        self._joined: tuple[Tensor, Tensor, Joined, int] | None = None  # of this v and row scale
+        self._shifted: tuple[Tensor, CenteredCode, Tensor] | None = None  # of this weight and center
         if code is None:
             weight = torch.empty(out_features, in_features, dtype=dtype, device=device)
             self.weight = nn.Parameter(weight, requires_grad=False)
@@ -97,7 +98,7 @@ class QuantizedLinear(nn.Linear):
         if self.resident == "int8":
             words = self._repacked()
             del self.v, self.indices
-            self._joined = None
+            self._joined = self._shifted = None  # they hold v
             self.register_buffer("words", words)
 
     def hold_int8(self) -> bool:
@@ -113,6 +114,7 @@ class QuantizedLinear(nn.Linear):
         if not torch.equal(for_device(v.device).pack(v, index, self.code), self.words):
             return False
         del self.words
+        self._shifted = None  # it holds the words
         self.register_buffer("v", v, persistent=False)
         self.register_buffer("indices", join_indices(index, self.code.k), persistent=False)
         return True
@@ -137,28 +139,27 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) to (..., out_features), in x's dtype."""
+        bias = self._parameters["bias"]
         if torch.compiler.is_compiling():
-            compiled: Tensor = linear(x, self._number)
+            compiled: Tensor = linear(x, bias, self._number)
             return compiled
-        if torch.is_grad_enabled():
-            bias = self._parameters["bias"]
-            if x.requires_grad or (bias is not None and bias.requires_grad):
-                y: Tensor = _StraightThrough.apply(x, bias, self)
-                return y
-        return self.compute(x)
+        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+            y: Tensor = StraightThrough.apply(x, bias, self)
+            return y
+        return self.compute(x, bias)
 
-    def compute(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The product, as `forward` gives it, without a gradient."""
         if self.code is None:
             values = self.source.unrotate(self.source(x).dequantized())
-            y = dense.linear(values.to(self.weight.dtype), self.weight, self.bias)
+            y = dense.linear(values.to(self.weight.dtype), self.weight, bias)
         else:
-            y = self._product(x)
+            y = self._product(x, bias)
         return (y if y.dtype == x.dtype else y.to(x.dtype)).reshape(*x.shape[:-1], self.out_features)
 
-    def _product(self, x: Tensor) -> Tensor:
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         assert self.code is not None
-        buffers, bias = self._buffers, self._parameters["bias"]  # read directly: __getattr__ costs as much as a product
+        buffers = self._buffers  # read directly: __getattr__ costs as much as a product
         if "v" in buffers and takes(self.source, x):
             y = self._of_joined(x)
             if y is not None:
@@ -178,27 +179,29 @@ class QuantizedLinear(nn.Linear):
         code = self.source.code
         if not isinstance(code, CenteredCode) or self.code is None or not (self.code.int8 and code.scaled.code.int8):
             return None
-        held = self._buffers["v" if "v" in self._buffers else "words"]
-        if self._shifted is None or self._shifted[0] is not held:
+        held: Any = self._buffers["v" if "v" in self._buffers else "words"]
+        kept = self._shifted  # read once: another thread may set it meanwhile
+        if kept is None or kept[0] is not held or kept[1] is not code:
             with torch.inference_mode(False), torch.no_grad():
                 V = self.decoded()
                 center = code.centers(self.source.padded, V.device)
                 sums = integer_product(center.values, V)[0].float()
                 assert center.scale is not None
-                self._shifted = held, sums * center.scale  # type: ignore[assignment]
-        return self._shifted[1]  # type: ignore[index]
+                kept = self._shifted = held, code, sums * center.scale
+        return kept[2]
 
     def _of_joined(self, x: Tensor) -> Tensor | None:
-        v = self._buffers["v"]
-        if self._joined is None or self._joined[0] is not v:  # never joined, or moved since
+        v, scale = self._buffers["v"], self._buffers["row_scale"]
+        held = self._joined  # read once: another thread may set it meanwhile
+        if held is None or held[0] is not v or held[1] is not scale:  # never joined, or exchanged since
             self.set_joined(Joined(self.v, self.row_scale), 0)
-        _, joined, start = self._joined  # type: ignore[misc]
-        y = joined.product(self.source, x)
-        return y if y is None or y.shape[1] == self.out_features else y[:, start : start + self.out_features]
+            held = self._joined
+            assert held is not None
+        return held[2].product(self.source, x, slice(held[3], held[3] + self.out_features))
 
     def set_joined(self, joined: Joined, start: int) -> None:
-        """Lets products with a few tokens be rows start … of `joined`, for as long as v stays the tensor it is."""
-        self._joined = self.v, joined, start
+        """Lets products with a few tokens be rows start … of `joined`, while v and row_scale are these tensors."""
+        self._joined = self.v, self.row_scale, joined, start
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_joined": None, "_shifted": None}
@@ -235,25 +238,6 @@ class QuantizedLinear(nn.Linear):
         code = "16 bit" if self.code is None else f"q={self.code.q}, multipliers={self.code.multipliers}"
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         return f"{sizes}, {code}" + (", int8" if self.resident == "int8" else "")
-
-
-class _StraightThrough(torch.autograd.Function):
-    """The product forward, backward as if its input had not been rounded."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, linear: QuantizedLinear) -> Tensor:
-        ctx.linear = linear
-        return linear.compute(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        linear, of_x, of_bias = ctx.linear, None, None
-        tokens = gradients[0].reshape(-1, linear.out_features)
-        if ctx.needs_input_grad[0]:
-            of_x = linear.input_gradient(tokens).view(*gradients[0].shape[:-1], linear.in_features)
-        if ctx.needs_input_grad[1]:
-            of_bias = tokens.sum(0, dtype=torch.float32).to(linear.dtype)
-        return of_x, of_bias, None
 
 
 def row_scale_of(bits: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..codecs.heads import CacheCodes, pack_heads, round_heads, unpack_heads
+from .gradient import bias_gradient, input_gradient
 
 _numbers = itertools.count()
 _layers: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
@@ -25,23 +26,21 @@ def enlist(layer: Any) -> int:
 
 
 @torch.library.custom_op("nestquant::linear", mutates_args=())
-def linear(x: Tensor, layer: int) -> Tensor:
-    """x (..., in_features) to (..., out_features), by the layer's own forward."""
-    y: Tensor = _layers[layer].compute(x)
+def linear(x: Tensor, bias: Tensor | None, layer: int) -> Tensor:
+    """x (..., in_features) to (..., out_features), by the layer's own forward with this bias."""
+    y: Tensor = _layers[layer].compute(x, bias)
     return y.contiguous()  # of one product for several layers each has some columns
 
 
 @linear.register_fake
-def _(x: Tensor, layer: int) -> Tensor:
+def _(x: Tensor, bias: Tensor | None, layer: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], _layers[layer].out_features)
 
 
 @torch.library.custom_op("nestquant::linear_backward", mutates_args=())
 def linear_backward(gradient: Tensor, layer: int) -> Tensor:
     """The straight-through gradient of the input."""
-    held = _layers[layer]
-    of_x: Tensor = held.input_gradient(gradient.reshape(-1, held.out_features))
-    return of_x.reshape(*gradient.shape[:-1], held.in_features)
+    return input_gradient(_layers[layer], gradient)
 
 
 @linear_backward.register_fake
@@ -49,15 +48,17 @@ def _(gradient: Tensor, layer: int) -> Tensor:
     return gradient.new_empty(*gradient.shape[:-1], _layers[layer].in_features)
 
 
-def _remember(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-    ctx.layer = inputs[1]
+def _remember(ctx: Any, inputs: tuple[Tensor, Tensor | None, int], output: Tensor) -> None:
+    bias, ctx.layer = inputs[1:]
+    ctx.bias_type = None if bias is None else bias.dtype
 
 
-def _of_input(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-    return linear_backward(gradient, ctx.layer), None
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    of_x = linear_backward(gradient, ctx.layer) if ctx.needs_input_grad[0] else None
+    return of_x, bias_gradient(gradient, ctx.bias_type) if ctx.needs_input_grad[1] else None, None
 
 
-linear.register_autograd(_of_input, setup_context=_remember)
+linear.register_autograd(_gradients, setup_context=_remember)
 
 
 @torch.library.custom_op("nestquant::round_heads", mutates_args=())

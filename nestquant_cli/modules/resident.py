@@ -19,6 +19,8 @@ logger = logging.getLogger("nestquant")
 def set_resident(model: nn.Module, form: str) -> str:
     """Brings the quantized Linears of a loaded model into a form; saving the model gives the same words from either.
 
+    As with `Module.to`, no other thread may be in a forward of the model meanwhile.
+
     Args:
         model: with `QuantizedLinear` modules; any other model is left as it is.
         form: "packed" keeps the words, 4 bits a weight at 4 bits, and decodes them inside each product; "int8" decodes

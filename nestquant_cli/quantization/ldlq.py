@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..lattice.code import BLOCK
-from ..tiles import product
+from ..tiles import product, set_own_threads
 
 PANEL = 128  # columns whose feedback is applied at once, as one matrix product
 MANY_ROWS = 4096  # below it, a block's work is too small to be worth waiting for a second thread
@@ -74,8 +74,8 @@ def _threads_for(W: Tensor) -> Iterator[None]:
     if W.device.type != "cpu" or W.shape[0] >= MANY_ROWS or threads == 1:
         yield
         return
-    torch.set_num_threads(1)
+    set_own_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        set_own_threads(threads)

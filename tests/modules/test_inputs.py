@@ -1,7 +1,10 @@
 import copy
 import gc
+import sys
+import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 import pytest
@@ -104,3 +107,37 @@ def test_copies_share_settings_and_not_results() -> None:
     assert (twin.features, twin.seed, twin.code) == (16, 0, CODE)
     twin(x)
     assert twin.rotations == 1
+
+
+def test_threads_get_what_was_made_of_their_own_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """48,000 calls by four threads that interrupt each other every ten microseconds."""
+    source = InputQuantizer(8, None, None)
+    together = threading.Barrier(4)
+
+    def work(number: int) -> int:
+        together.wait()
+        wrong = 0
+        for call in range(6000):
+            value = float(6000 * number + call)
+            x = torch.full((1, 8), value)
+            results = [source.once(x, key, lambda tokens: tokens + 1) for key in ("one", "other")]
+            wrong += sum(float(result[0, 0]) != value + 1 for result in results)
+        return wrong
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(work, range(4))) == [0, 0, 0, 0]
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_what_a_thread_made_goes_with_the_input_wherever_that_is_dropped() -> None:
+    source, inputs = InputQuantizer(16, 0, CODE), [gaussian(3, 16) + 0]
+    with ThreadPoolExecutor(1) as pool:
+        values = pool.submit(lambda: weakref.ref(source(inputs[0]).values)).result()
+        assert values() is not None
+        inputs.clear()
+        gc.collect()
+        assert values() is None

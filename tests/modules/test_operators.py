@@ -9,12 +9,19 @@ import torch
 from torch import Tensor
 
 from nestquant_cli import NestQuantConfig
+from nestquant_cli.codecs.fit import ScaledCode
+from nestquant_cli.codecs.integer import IntegerCode
+from nestquant_cli.lattice.shape import shape_for_bits
 from nestquant_cli.modules import operators
 from nestquant_cli.modules.attach import quantized_linears
+from nestquant_cli.modules.inputs import InputQuantizer
+from nestquant_cli.modules.integer_linear import IntegerLinear
+from nestquant_cli.modules.linear import QuantizedLinear, row_scale_bits
 from nestquant_cli.modules.resident import set_resident
 from tests.families import gaussian, load, make_model, random_ids, relative_error, save_model
 
 IDS = random_ids(2, 16)
+NESTED = ScaledCode(shape_for_bits(4).with_multipliers((3, 4, 5, 6, 9)), 0.9 / 13 / 2)
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +72,46 @@ def test_gradients_are_those_without_a_compiler(model: Any) -> None:
     weight.requires_grad_(False)
 
 
+@pytest.mark.parametrize("weight", ["nested", "integers", "16 bit"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_biases_learn_with_a_compiler_as_without(weight: str, dtype: torch.dtype) -> None:
+    """The input needs a gradient or not: that of the bias is the same, in the bias's dtype."""
+    code: Any = {"nested": NESTED.code, "integers": IntegerCode(bits=4, symmetric=True, group=None), "16 bit": None}
+    kind = IntegerLinear if weight == "integers" else QuantizedLinear
+    layer = kind(16, 12, True, InputQuantizer(16, 1, NESTED), code[weight], dtype)
+    assert layer.bias is not None
+    layer.bias.data.normal_(generator=torch.Generator().manual_seed(0))
+    if weight == "16 bit":
+        layer.weight.data = gaussian(12, 16).to(dtype)
+    else:
+        layer.words.random_(generator=torch.Generator().manual_seed(0))
+        layer.row_scale = row_scale_bits(torch.ones(12))
+    layer.bias.requires_grad_()
+
+    def gradients(run: Any, x: Tensor) -> tuple[Tensor, ...]:
+        wanted = [layer.bias, x] if x.requires_grad else [layer.bias]
+        return torch.autograd.grad((run(x) * gaussian(2, 5, 12, seed=2)).sum(), wanted)  # type: ignore[arg-type]
+
+    for x in (gaussian(2, 5, 16).to(dtype), gaussian(2, 5, 16).to(dtype).requires_grad_()):
+        pairs = zip(gradients(whole(layer), x), gradients(layer, x), strict=True)
+        for found, expected in pairs:
+            assert found.dtype == expected.dtype == dtype and torch.equal(found, expected)
+
+
+def test_a_bias_that_is_given_in_place_of_the_layers_is_the_one_that_counts() -> None:
+    layer = QuantizedLinear(16, 12, True, InputQuantizer(16, 1, NESTED), NESTED.code, torch.float32)
+    x, other = gaussian(3, 16), {"bias": gaussian(12, seed=1)}
+    expected = torch.func.functional_call(layer, other, (x,))
+    assert torch.equal(expected, layer(x) + other["bias"])
+    found = whole(lambda x, other: torch.func.functional_call(layer, other, (x,)))(x, other)
+    assert torch.equal(found, expected)
+
+
 def test_operators_keep_their_contract(model: Any) -> None:
     layer = next(iter(quantized_linears(model).values()))
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     x = gaussian(2, 3, layer.in_features).requires_grad_()
-    torch.library.opcheck(operators.linear, (x, layer._number), test_utils=checks)
+    torch.library.opcheck(operators.linear, (x, layer.bias, layer._number), test_utils=checks)
     states = gaussian(2, 2, 5, 16)
     cache = model(IDS, use_cache=True).past_key_values.layers[0]
     which = (cache.codes.number, True, cache.seed)
@@ -86,4 +128,6 @@ def test_a_copied_layer_is_one_of_its_own(model: Any) -> None:
     set_resident(twin, "packed")
     twin.row_scale.zero_()
     x = gaussian(3, layer.in_features)
-    assert operators.linear(x, twin._number).abs().max() == 0 < operators.linear(x, layer._number).abs().max()
+    assert (
+        operators.linear(x, None, twin._number).abs().max() == 0 < operators.linear(x, None, layer._number).abs().max()
+    )

@@ -1,6 +1,8 @@
 """The two forms of weights in memory: same products, same words."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from nestquant_cli.codecs.centered import CenteredCode
 from nestquant_cli.codecs.fit import ScaledCode
+from nestquant_cli.codecs.integer import IntegerCode
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.files import read_json, sha256_file
 from nestquant_cli.kernels import cpu_product
@@ -16,7 +20,8 @@ from nestquant_cli.lattice.shape import shape_for_bits
 from nestquant_cli.modules import joined, linear, resident
 from nestquant_cli.modules.attach import quantized_linears
 from nestquant_cli.modules.inputs import InputQuantizer
-from nestquant_cli.modules.linear import QuantizedLinear, row_scale_bits
+from nestquant_cli.modules.integer_linear import IntegerLinear
+from nestquant_cli.modules.linear import QuantizedLinear, row_scale_bits, row_scale_of
 from nestquant_cli.modules.resident import resident_bytes, set_resident
 from tests.families import (
     Outcome,
@@ -36,6 +41,7 @@ THREE = ScaledCode(shape_for_bits(3).with_multipliers((3, 4, 5, 7, 9)), 0.8 / 6 
 SIX = ScaledCode(shape_for_bits(6).with_multipliers((3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 17)), 0.4 / 46 / 2)
 MANY = ScaledCode(shape_for_bits(4).with_multipliers((3,)), 0.04)
 IDS = random_ids(2, 20)
+ROTATED = 192, 37  # sizes of a matrix whose input the kernels can rotate: 192 is a product of small orders
 
 
 def random_layer(
@@ -197,18 +203,18 @@ def test_the_option_changes_no_perplexity(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
 def test_few_tokens_and_many_agree(dtype: torch.dtype) -> None:
-    layer = random_layer(FOUR, None, dtype)
+    layer = random_layer(FOUR, None, dtype, ROTATED)
     layer.hold_int8()
-    x = gaussian(joined.FEW_TOKENS + 1, 200).to(dtype)
+    x = gaussian(joined.FEW_TOKENS + 1, ROTATED[0]).to(dtype)
     with torch.no_grad():
         assert relative_error(layer(x)[:-1], layer(x[:-1].clone())) < 5e-3
 
 
 def test_linears_with_one_input_share_its_product(monkeypatch: pytest.MonkeyPatch) -> None:
     parent = torch.nn.Module()
-    parent.q, parent.k = random_layer(FOUR, None, torch.bfloat16), random_layer(FOUR, None, torch.bfloat16)
+    parent.q, parent.k = (random_layer(FOUR, None, torch.bfloat16, ROTATED) for _ in range(2))
     parent.k.source = parent.q.source
-    x, other = gaussian(1, 200).bfloat16(), gaussian(1, 200, seed=5).bfloat16()
+    x, other = (gaussian(1, ROTATED[0], seed=seed).bfloat16() for seed in (0, 5))
     with torch.no_grad():
         expected = [layer(each) for each in (x, other) for layer in (parent.q, parent.k)]
         assert set_resident(parent, "int8") == "int8"
@@ -221,3 +227,40 @@ def test_linears_with_one_input_share_its_product(monkeypatch: pytest.MonkeyPatc
             assert len(calls) == (2 if moved is parent else 4)  # a copy is not joined, and right all the same
             for a, b in zip(expected, found, strict=True):
                 assert relative_error(b, a) < 5e-3
+
+
+@pytest.mark.parametrize("act", [None, FOUR], ids=["a16", "a4"])
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+def test_what_a_caller_does_with_a_product_changes_no_later_one(act: ScaledCode | None, tokens: int) -> None:
+    layer, x = random_layer(FOUR, act, torch.float32, ROTATED), gaussian(tokens, ROTATED[0])
+    layer.bias = None
+    for form in ("packed", "int8"):
+        set_resident(layer, form)
+        with torch.no_grad():
+            y = layer(x)
+            expected = y.clone()
+            y.zero_()
+            assert torch.equal(layer(x), expected)
+
+
+def test_a_product_with_a_few_tokens_follows_the_row_scales() -> None:
+    layer, x = random_layer(FOUR, None, torch.float32, ROTATED), gaussian(1, ROTATED[0])
+    layer.bias = None
+    set_resident(layer, "int8")
+    before = layer(x)
+    layer.row_scale = row_scale_bits(2 * row_scale_of(layer.row_scale))
+    assert torch.equal(layer(x), 2 * before)
+
+
+@pytest.mark.parametrize("kind", [QuantizedLinear, IntegerLinear])
+def test_a_form_frees_the_tensors_of_the_other(kind: type[QuantizedLinear]) -> None:
+    """Also where the product of the weight with the input's center is kept."""
+    act = CenteredCode(FOUR, (bytes(FOUR.pack(gaussian(1, 64))[0].tolist()),))
+    code: Any = FOUR.code if kind is QuantizedLinear else IntegerCode(bits=4)
+    layer, x = kind(64, 8, False, InputQuantizer(64, 1, act), code, torch.float32), gaussian(40, 64)
+    for form, name in (("int8", "words"), ("packed", "v"), ("int8", "words")):
+        layer(x)
+        held = weakref.ref(getattr(layer, name))
+        assert set_resident(layer, form) == layer.resident == form
+        gc.collect()
+        assert held() is None
