@@ -17,12 +17,15 @@ from .options import (
     SamplesOption,
     SeedOption,
     SeqlenOption,
+    finite,
 )
 
 BITS_HELP = "2 to 8 in eighths, 16 to leave alone"
-ActBitsOption = Annotated[float | None, typer.Option("--act-bits", help=f"Activations: {BITS_HELP}.", show_default="4")]
+ActBitsOption = Annotated[
+    float | None, typer.Option("--act-bits", parser=finite, help=f"Activations: {BITS_HELP}.", show_default="4")
+]
 KvBitsOption = Annotated[
-    float | None, typer.Option("--kv-bits", help=f"Keys and values: {BITS_HELP}.", show_default="4")
+    float | None, typer.Option("--kv-bits", parser=finite, help=f"Keys and values: {BITS_HELP}.", show_default="4")
 ]
 
 

@@ -22,6 +22,7 @@ from .options import (
     SeedOption,
     SeqlenOption,
     SplitOption,
+    by_comma,
 )
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def compare(
     from ..comparison.run import compare as run
     from ..models.source import resolve
 
-    entries = read_entries([Path(name.strip()) for name in recipes.split(",") if name.strip()], given(context))
+    entries = read_entries([Path(name) for name in by_comma(recipes, "--recipes")], given(context))
     name = resolve(model).name.rpartition("/")[2]
     options = CompareOptions(
         model=model,
@@ -97,7 +98,7 @@ def compare(
         seqlen=seqlen,
         max_windows=max_windows,
         bos=bos.value,
-        tasks=tuple(task.strip() for task in (tasks or "").split(",") if task.strip()),
+        tasks=() if tasks is None else by_comma(tasks, "--tasks"),
         limit=limit,
         include_path=include_path,
         seed=seed,

@@ -23,6 +23,7 @@ from .options import (
     SeedOption,
     SeqlenOption,
     SplitOption,
+    finite,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class Dtype(str, Enum):
 
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="auto is the checkpoint's own, bfloat16 for GGUF.")]
 FailAboveOption = Annotated[
-    float | None, typer.Option("--fail-above", metavar="X", help="Exit with 1 when the perplexity is above X.")
+    float | None,
+    typer.Option("--fail-above", parser=finite, metavar="X", help="Exit with 1 when the perplexity is above X."),
 ]
 
 

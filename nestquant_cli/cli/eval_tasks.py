@@ -10,7 +10,7 @@ from . import console
 from .config import ConfigOption, settings, tell_settings
 from .eval_ppl import Dtype, DtypeOption
 from .gates import JunitOption, report_gates
-from .options import DeviceOption, ModelArgument, ReportOption, Resident, ResidentOption, SeedOption
+from .options import DeviceOption, ModelArgument, ReportOption, Resident, ResidentOption, SeedOption, by_comma, finite
 
 TasksOption = Annotated[
     str, typer.Option("--tasks", metavar="A,B", help="lm-eval tasks, groups or tags, by comma.", show_default=False)
@@ -19,7 +19,8 @@ FewshotOption = Annotated[
     int | None, typer.Option("--num-fewshot", min=0, help="Examples in the prompt.", show_default="the task's own")
 ]
 LimitOption = Annotated[
-    float | None, typer.Option("--limit", help="Items per task; below 1 a fraction of them.", show_default="all")
+    float | None,
+    typer.Option("--limit", parser=finite, help="Items per task; below 1 a fraction of them.", show_default="all"),
 ]
 IncludeOption = Annotated[
     Path | None, typer.Option("--include-path", metavar="DIR", help="Folder with task YAMLs of your own.")
@@ -66,7 +67,7 @@ def eval_tasks(
     refuse_no_gates(junit, fail_below, "--fail-below")
     options = TaskOptions(
         model=model,
-        tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
+        tasks=by_comma(tasks, "--tasks"),
         num_fewshot=num_fewshot,
         limit=limit,
         include_path=include_path,

@@ -9,7 +9,7 @@ import typer
 from . import console
 from .config import ConfigOption, settings, tell_settings
 from .eval_ppl import Dtype, DtypeOption
-from .options import DeviceOption, ModelArgument, ReportOption, Resident, ResidentOption, SeedOption
+from .options import DeviceOption, ModelArgument, ReportOption, Resident, ResidentOption, SeedOption, finite
 
 PromptArgument = Annotated[
     str | None,
@@ -20,6 +20,7 @@ TemperatureOption = Annotated[
     float | None,
     typer.Option(
         "--temperature",
+        parser=finite,
         help="0 takes the most likely token each time, above 0 draws: the higher, the bolder.",
         show_default="the model's own",
     ),
@@ -27,7 +28,10 @@ TemperatureOption = Annotated[
 TopPOption = Annotated[
     float | None,
     typer.Option(
-        "--top-p", help="Draw from the likeliest tokens with this probability in all.", show_default="the model's own"
+        "--top-p",
+        parser=finite,
+        help="Draw from the likeliest tokens with this probability in all.",
+        show_default="the model's own",
     ),
 ]
 TopKOption = Annotated[

@@ -1,5 +1,6 @@
 """Option types that commands share, so that a name means the same everywhere; their defaults are each command's own."""
 
+import math
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -16,6 +17,33 @@ DATASET_HELP = "wikitext2, c4, a .txt or .jsonl file (field 'text'), or 'demo'."
 def offer(*values: str) -> Callable[[str], list[str]]:
     """What a shell completes an option to; other values are taken, too. Where none fits, it offers files."""
     return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
+def finite(text: str | float) -> float:
+    """Parses the value of an option that takes a number; neither NaN nor infinity is one.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise typer.BadParameter(f"{str(text)!r} is not a finite number.")
+    return number
+
+
+def by_comma(text: str, option: str) -> tuple[str, ...]:
+    """The names in the value of an option that takes several.
+
+    Raises:
+        typer.BadParameter: there is none.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise typer.BadParameter(f"{text!r} has no name in it.", param_hint=option)
+    return names
 
 
 class Bos(str, Enum):

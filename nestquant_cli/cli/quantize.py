@@ -18,6 +18,7 @@ from .options import (
     SamplesOption,
     SeedOption,
     SeqlenOption,
+    finite,
     offer,
 )
 from .tune import print_tuning
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 
 BitsOption = Annotated[
     float | None,
-    typer.Option("--bits", help=f"All parts, with glvq weights alone: {BITS_HELP}.", show_default="4"),
+    typer.Option("--bits", parser=finite, help=f"All parts, with glvq weights alone: {BITS_HELP}.", show_default="4"),
 ]
 WeightBitsOption = Annotated[
-    float | None, typer.Option("--weight-bits", help=f"Weights: {BITS_HELP}. Alone, it leaves the others at 16.")
+    float | None,
+    typer.Option("--weight-bits", parser=finite, help=f"Weights: {BITS_HELP}. Alone, it leaves the others at 16."),
 ]
 CalibrationOption = Annotated[
     Path | None, typer.Option("--calibration", metavar="DIR", help="A folder written by 'nestquant calibrate'.")
@@ -108,7 +110,9 @@ def quantize(
     samples: SamplesOption = 128,
     seqlen: SeqlenOption = 2048,
     seed: SeedOption = 0,
-    damping: Annotated[float, typer.Option("--damping", help="Added to H, as a fraction of its mean diagonal.")] = 0.01,
+    damping: Annotated[
+        float, typer.Option("--damping", parser=finite, help="Added to H, as a fraction of its mean diagonal.")
+    ] = 0.01,
     allocation: AllocationOption = "uniform",
     tune: Annotated[
         bool | None,

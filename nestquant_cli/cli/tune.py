@@ -7,7 +7,7 @@ import typer
 
 from . import console
 from .config import ConfigOption, tell_settings
-from .options import MODEL_HELP, CheckpointArgument, DatasetOption, DeviceOption, FolderOption, SeedOption
+from .options import MODEL_HELP, CheckpointArgument, DatasetOption, DeviceOption, FolderOption, SeedOption, finite
 
 OriginalOption = Annotated[
     str, typer.Option("--model", metavar="MODEL", help=f"The model it was made from. {MODEL_HELP}", show_default=False)
@@ -15,7 +15,7 @@ OriginalOption = Annotated[
 StepsOption = Annotated[int, typer.Option("--steps", min=1, help="Steps of the optimizer.")]
 SeqlenOption = Annotated[int, typer.Option("--seqlen", min=2, help="Tokens in a window.")]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Windows a step.")]
-RateOption = Annotated[float, typer.Option("--rate", help="Learning rate at its height.")]
+RateOption = Annotated[float, typer.Option("--rate", parser=finite, help="Learning rate at its height.")]
 HeldOutOption = Annotated[int, typer.Option("--held-out", min=1, help="Windows to choose the best state by.")]
 ChecksOption = Annotated[int, typer.Option("--checks", min=1, help="How often those are looked at.")]
 ResumeOption = Annotated[

@@ -89,7 +89,15 @@ def judge(gate: Gate, results: Mapping[str, Mapping[str, Any]]) -> Verdict:
 
 
 def judge_perplexity(perplexity: float, most: float) -> Verdict:
-    """The gate of `--fail-above`; NaN fails."""
+    """The gate of `--fail-above`; a perplexity of NaN fails.
+
+    Raises:
+        NestQuantError: `most` is not a finite number.
+    """
+    if not math.isfinite(most):
+        raise NestQuantError(
+            f"--fail-above {most} is not a finite number", NOT_EVALUATED, "give a perplexity, such as 7"
+        )
     passed = perplexity <= most
     figures = f"perplexity {perplexity:.4f} {'<=' if passed else '>'} {most:g}"
     return Verdict(f"perplexity <= {most:g}", figures, passed)

@@ -201,6 +201,8 @@ def read_recipe(path: Path | None, overrides: dict[str, Any], others: Collection
             code = settings.get(name.replace("_bits", "_code"))
             if name.endswith("_bits") and isinstance(code, dict) and "q" in code:
                 settings.pop(name.replace("_bits", "_code"), None)
+    if isinstance(settings.get("tune"), bool):  # as the option of that name
+        settings["tune"] = {} if settings["tune"] else None
     if settings.get("method") in WEIGHTS_ONLY:
         settings = {"act_bits": SIXTEEN, "kv_bits": SIXTEEN} | settings
     return Recipe(**settings)
