@@ -11,10 +11,10 @@ class Coding:
 
     Attributes:
         act_shape, kv_shape: codes to fit, None for 16 bits.
-        seed: of the rotation signs and of every random choice.
+        seed: seed of the rotation signs and of every random choice.
         rotation: one of `modules.layout.ROTATIONS`.
         weight_shape: that a learned rotation is made for; None for 16 bits.
-        reflections: of a learned rotation.
+        reflections: number of reflections of a learned rotation.
         centering: whether nested codes of inputs and keys may have centers.
     """
 

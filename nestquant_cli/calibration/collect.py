@@ -29,7 +29,7 @@ def collect(
     The processes of a team each run their share of the windows and all get the statistics of all windows.
 
     Args:
-        weights: of a model in evaluation mode; its layers are left as they are.
+        weights: weights of a model in evaluation mode; its layers are left unchanged.
         windows: (windows, tokens) int64, all of them on every process.
         coding: what to fit.
         skip: layers whose statistics are not needed; None is yielded for them.

@@ -47,8 +47,8 @@ class InputCollector:
     Args:
         features: size of the input.
         tokens_per_window: how many tokens of each window are kept.
-        seed: of the choice, and of the rotation.
-        device: of the sum.
+        seed: seed of the choice and of the rotation.
+        device: device of the sum.
         first: number of the window that comes first; the choice in a window depends on its number.
         sequential: whether each window has two inputs: in the original model, and behind quantized layers.
     """
@@ -147,7 +147,7 @@ class InputCollector:
 
         Args:
             members: names of the Linears that take the input.
-            shape: of the activation code.
+            shape: shape of the activation code.
             place: name of the input.
             rotated: whether the statistics are wanted in the rotated basis.
             learned: from rotated tokens (tokens, n) to the reflectors of a learned rotation.

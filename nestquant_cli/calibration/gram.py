@@ -1,9 +1,9 @@
-"""Sums of x xᵀ over rotated tokens, and of x yᵀ over pairs of such, from exact products of integers.
+"""Sums of x xᵀ over rotated tokens, and of x yᵀ over pairs of them, from exact integer products.
 
-A rotated token has no large entries, so int8 multiples of a step of its own describe it well: the rounding error is
-white and below a thousandth of its power, a tenth of what damping adds. Steps are powers of four, tokens of one step
-are multiplied together on integer hardware, and the sums of such products are exact in float64. So they do not depend
-on the order in which tokens come, nor on how many threads or processes share them.
+A rotated token has no large entries, so int8 multiples of one step per token describe it well: the rounding error is
+white and below a thousandth of the token's power, a tenth of what damping adds. Steps are powers of four. Tokens with
+the same step are multiplied together on integer hardware, and sums of such products are exact in float64. So they do
+not depend on the order of the tokens, nor on the number of threads or processes.
 """
 
 from collections.abc import Iterator
@@ -20,17 +20,17 @@ from ..tiles import slices
 
 _MOST_TOKENS = 1 << 16  # in one product: 2¹⁶·127² is below 2³¹
 _STRIP = 256  # columns of the sums that are taken in one product: half of a symmetric matrix is enough
-TOGETHER = 8192  # tokens that wait for a product together: adding its result up costs as much as many tokens
+TOGETHER = 8192  # tokens in one product: adding its result to the sum costs as much as multiplying many tokens
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Rotated tokens, each rounded to multiples of a step of its own.
+    """Rotated tokens, each rounded to integer multiples of its own step.
 
     Attributes:
         v: (tokens, n) int8.
-        exponent: (tokens,) int8, the steps are 2^exponent.
-        finite: whether all tokens are; nothing else is of use where they are not.
+        exponent: (tokens,) int8; a token's step is 2^exponent.
+        finite: whether all tokens are finite; if not, v and exponent mean nothing.
     """
 
     v: Tensor
@@ -39,20 +39,28 @@ class Grid:
 
 
 def on_grid(x: Tensor, order: int, seed: int) -> Grid:
-    """Rotates tokens x (tokens, features ≤ order), any floating dtype, and rounds them; few of them coarsely."""
+    """Rotates tokens x (tokens, features ≤ order) of any floating dtype and rounds each to its grid.
+
+    A token whose step is below the most common one takes the common step, which is coarser.
+    """
     v, exponent = to_grid(x, order, seed)
     return Grid(v, exponent, _round_small(v, exponent))
 
 
 class _Waiting:
-    """Rows of int8 that wait until there are enough of them for a product, by the power of their step."""
+    """Int8 rows that wait until there are enough for one product, sorted by the exponent of their step."""
 
     def __init__(self) -> None:
         self.tokens = 0
         self._rows: dict[int, list[tuple[Tensor, ...]]] = {}
 
     def put(self, power: Tensor, *factors: Tensor) -> None:
-        """Rows (tokens, n) of one factor of a product or of both, with a power (tokens,) each; the first is used up."""
+        """Adds rows.
+
+        Args:
+            power: (tokens,) the exponent of each row's step.
+            factors: (tokens, n) int8, one tensor for x xᵀ, two for x yᵀ. The first one is overwritten.
+        """
         counts = _counts(power)
         common = max(counts, key=counts.__getitem__)
         for other in counts.keys() - {common}:
@@ -66,7 +74,7 @@ class _Waiting:
         self.tokens += len(factors[0])
 
     def take(self) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        """The powers with all their rows, at most as many at a time as a product takes; nothing waits after it."""
+        """Empties the queue: yields each exponent with its rows, at most `_MOST_TOKENS` at a time."""
         waiting, self._rows, self.tokens = self._rows, {}, 0
         for power, parts in waiting.items():
             factors = (torch.cat(factor).split(_MOST_TOKENS) for factor in zip(*parts, strict=True))
@@ -79,8 +87,8 @@ class GramSum:
 
     Args:
         features: entries of a token; it is padded with zeros to a multiple of 8.
-        seed: of the rotation's signs.
-        device: of the sum.
+        seed: seed of the rotation signs.
+        device: device of the sum.
 
     Attributes:
         tokens: how many were added.
@@ -106,7 +114,7 @@ class GramSum:
         return on_grid(x, self.order, self._seed)
 
     def add(self, x: Grid) -> None:
-        """Tokens, which are used up by it."""
+        """Adds tokens; their grid is overwritten."""
         self.tokens += len(x.v)
         self.finite = self.finite and x.finite
         if not self.finite:
@@ -123,7 +131,7 @@ class GramSum:
                 self._upper[part, part.start :].add_(product, alpha=4.0**power)
 
     def mean(self) -> Tensor:
-        """(n, n) float32, E[(R x)(R x)ᵀ] per token; the sum is used up by it."""
+        """(n, n) float32, E[(R x)(R x)ᵀ] per token; the sum is gone afterwards."""
         upper = self.upper
         del self._upper  # as large as anything that a run holds
         upper.div_(self.tokens)
@@ -138,8 +146,8 @@ class CrossSum:
     """Σ (R x)(R y)ᵀ over pairs of tokens x, y.
 
     Args:
-        order: of the rotation.
-        device: of the sum.
+        order: order of the rotation.
+        device: device of the sum.
 
     Attributes:
         pairs: how many were added.
@@ -160,7 +168,7 @@ class CrossSum:
         return self._total
 
     def add(self, x: Grid, y: Grid) -> None:
-        """As many tokens of both; those of x are used up by it."""
+        """Adds pairs, as many tokens of x as of y; the grid of x is overwritten."""
         self.pairs += len(x.v)
         self.finite = self.finite and x.finite and y.finite
         if not self.finite:
@@ -176,7 +184,7 @@ class CrossSum:
                 self._total[part].add_(integer_product(a[part], b), alpha=2.0**power)
 
     def mean(self) -> Tensor:
-        """(n, n) float32, E[(R x)(R y)ᵀ] per pair; the sum is used up by it."""
+        """(n, n) float32, E[(R x)(R y)ᵀ] per pair; the sum is gone afterwards."""
         total = self.total
         del self._total
         return total.div_(self.pairs).float()

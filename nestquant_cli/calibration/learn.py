@@ -30,8 +30,8 @@ def learn(kinds: Sequence[tuple[Tensor, Shape]], count: int, seed: int) -> Tenso
 
     Args:
         kinds: vectors (rows, n) in the basis that is to be reflected, each with what they are rounded to.
-        count: of reflectors.
-        seed: of their start.
+        count: number of reflectors.
+        seed: seed of their start.
     """
     found: list[Tensor] = []
     run_pieces(lambda _: found.append(_descend(kinds, count, seed)), [None])  # on one thread: the same on any machine

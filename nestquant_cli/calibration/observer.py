@@ -17,7 +17,7 @@ class KVObserver(DynamicCache):
     """A cache that attention layers can update and that keeps a sample of keys and values, never the past.
 
     Args:
-        config: of the model.
+        config: the model's configuration.
         share: fraction of each update's tokens that are kept.
     """
 

@@ -1,9 +1,9 @@
-"""Measures a layer behind the quantized layers before it, and its inputs behind its own quantized matrices.
+"""Calibrates a layer on what the quantized layers before it pass on, and each input after the matrices before it.
 
-The windows pass through the layer twice: as the original has it, for x₀, and quantized, for x. The inputs are taken in
-the order in which the layer calls its Linears, and those that take an input are quantized before the next input is
-measured. A correction is thus never made twice: were all inputs of a layer measured before any of its matrices is
-quantized, each matrix would correct what the one before it has corrected already.
+The windows pass through the layer twice: through the original for x₀, and through the quantized one for x. Inputs are
+measured in the order in which the layer calls its Linears. The Linears that take an input are quantized before the next
+input is measured. If all inputs of a layer were measured first, each matrix would correct what the one before it has
+corrected already.
 """
 
 from collections import deque
@@ -28,13 +28,13 @@ STATES_SHARE, INPUTS_SHARE = 4, 2  # a quarter of the memory for each kind of hi
 
 @dataclass(frozen=True)
 class Sequel:
-    """What follows on a measurement, and has to be there before the next one.
+    """What a sequential calibration needs from the quantizer between two measurements.
 
     Attributes:
-        quantize: quantizes the Linears that take an input of layer `index`; returns their weights (out, in) as they are
-            after it, by name in the layer.
-        quantized: the same of a whole layer that is not measured any more.
-        hidden: makes an empty store of one tensor a window, with one n-th of the memory that stores may take.
+        quantize: quantizes the Linears of layer `index` that share an input; returns their quantized weights (out, in)
+            by name in the layer.
+        quantized: the quantized weights of a whole layer that is finished already, by name in the layer.
+        hidden: makes an empty store of one tensor a window, given n, with one n-th of the memory for stores.
     """
 
     quantize: Callable[[int, InputStatistics], dict[str, Tensor]]
@@ -46,9 +46,9 @@ def sequential_statistics(layer: MeasuredLayer, behind: LayerStack, sequel: Sequ
     """Measures and quantizes the inputs of a layer one after the other.
 
     Args:
-        layer: with the hidden states of the original model, which go on behind it.
-        behind: with those behind quantized layers, which do so too.
-        sequel: quantizes.
+        layer: the layer, with the hidden states of the original model in front of it, which move behind it.
+        behind: the same layers with hidden states that passed the quantized layers; they move behind the layer, too.
+        sequel: what quantizes between two measurements.
     """
     group, groups = team(), InputGroups()
     originals: dict[str, HiddenStates] = {}
@@ -66,7 +66,7 @@ def sequential_statistics(layer: MeasuredLayer, behind: LayerStack, sequel: Sequ
 
 
 def run_quantized(stack: LayerStack, index: int, weights: dict[str, Tensor]) -> None:
-    """Takes the windows of a stack through layer `index` with other weights in its Linears."""
+    """Runs the windows of a stack through layer `index` with `weights` in its Linears."""
     with _exchanged(linears(stack.decoder.layers[index]), weights):
         team().together(lambda: deque(stack.run(index), maxlen=0))
 
@@ -74,7 +74,7 @@ def run_quantized(stack: LayerStack, index: int, weights: dict[str, Tensor]) -> 
 def _original_inputs(
     layer: MeasuredLayer, groups: InputGroups, store: Callable[[int], HiddenStates]
 ) -> dict[str, HiddenStates]:
-    """Takes the windows through the original layer; what each group of Linears was called with, by its first."""
+    """Runs the windows through the original layer; returns each input of its Linears, by the first Linear with it."""
     steps = layer.stack.run(layer.index)
     with groups.watch(layer.modules):
         layer.refuse_unusable(next(steps))
@@ -107,7 +107,7 @@ def _run_until(
     original: HiddenStates,
     collector: InputCollector,
 ) -> None:
-    """Sums up one input behind what is quantized already, together with the original one."""
+    """Collects one input after the matrices that are quantized already, together with the original input."""
     with _exchanged(layer.modules, weights), collector.watch(layer.modules[leader]):
         for numbers in behind.run(layer.index, until=layer.modules[leader]):
             collector.set_original({number: original[number] for number in numbers})
@@ -116,7 +116,7 @@ def _run_until(
 
 @contextmanager
 def _exchanged(modules: dict[str, nn.Linear], weights: dict[str, Tensor]) -> Iterator[None]:
-    """Puts weights into Linears for the time of the block."""
+    """Replaces weights of Linears inside a `with` block."""
     originals = {name: modules[name].weight for name in weights}
     for name, weight in weights.items():
         modules[name].weight = nn.Parameter(weight.to(originals[name]), requires_grad=False)

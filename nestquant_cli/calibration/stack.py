@@ -36,7 +36,7 @@ class LayerStack:
     """The decoder layers of a model with the hidden states of all windows in front of the next layer.
 
     Args:
-        weights: of the model; a layer has to be held by whoever runs it.
+        weights: weights of the model; whoever runs a layer has to hold it.
         windows: (windows, tokens) int64 token ids, all windows of one length and without padding.
         observer: cache that the attention layers are given; it sees all keys and values.
         hidden: where hidden states are kept, empty.
@@ -78,7 +78,7 @@ class LayerStack:
         """Takes all windows through layer `index`, a few at a time, each on a thread of its own; yields which.
 
         Args:
-            index: of the layer.
+            index: number of the layer.
             until: part of the layer whose call ends it: then the hidden states stay those in front of the layer.
         """
         layer = self.decoder.layers[index]

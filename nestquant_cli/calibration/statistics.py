@@ -32,7 +32,7 @@ class InputStatistics:
         hessian: (n, n) float32, E[x xᵀ] per token; n is padded to a multiple of 8. (n,) is a diagonal, which serves
             where nothing is fed back.
         noise: (n,) float32, E[z²] per token; zero where activations stay in 16 bits.
-        code: of the activations, or None.
+        code: code of the activations, or None.
         dead: channels of the input, before the rotation, that were zero on all calibration text.
         reflectors: (r, n) of a learned rotation, which the basis is behind; None without one.
         cross: (n, n) float32, E[x₀ xᵀ] per token with x₀ the input in the original model; None where that is x.
@@ -52,7 +52,7 @@ class LayerStatistics:
     """Statistics of one decoder layer.
 
     Attributes:
-        inputs: by the name of the first Linear that takes the input, in the layer.
+        inputs: statistics of each input, by the name of the first Linear of the layer that takes it.
         cache: codes of keys and values, or None.
     """
 

@@ -28,8 +28,8 @@ def check_words(packed: Bytes, linear: LinearLayout, code: NestedCode) -> tuple[
 
     Args:
         packed: (out_features, row bytes), the tensor `words`.
-        linear: of the matrix.
-        code: of its weights.
+        linear: layout of the matrix.
+        code: code of its weights.
 
     Returns:
         how many words have each multiplier index 0 … k−1, and the first thing wrong, None if nothing.

@@ -1,4 +1,4 @@
-"""The tensors that a packed checkpoint must hold, by name, shape and dtype: those of the model of its config.json."""
+"""The tensors that a packed checkpoint must have: those of the model that its config.json describes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Expected:
-    """One tensor.
+    """What one tensor of a checkpoint must be.
 
     Attributes:
-        shape: of it.
-        dtype: as torch names it; None for any floating point type.
-        required: False where the model takes it from another tensor that it is tied to.
+        shape: the tensor's shape.
+        dtype: the tensor's dtype as torch names it; None for any floating point type.
+        required: False for a tensor that is tied to another one, and so need not be stored.
     """
 
     shape: tuple[int, ...]
@@ -29,11 +29,11 @@ class Expected:
 
 
 def packed_model(config: "PretrainedConfig", layout: Layout) -> "PreTrainedModel":
-    """A packed model without memory for its tensors.
+    """Builds a packed model on the meta device, without memory for its tensors.
 
     Args:
-        config: with more decoder layers than `layout` has parts it is refused before any is built.
-        layout: of the packed modules.
+        config: the model's configuration; more decoder layers than `layout` has parts are refused before any is built.
+        layout: layout of the packed modules.
 
     Raises:
         NestQuantError: `config` describes no model, or one that the layout does not fit.
@@ -51,8 +51,8 @@ def expected_tensors(folder: Path, layout: Layout) -> dict[str, Expected]:
     """Builds the model without memory for its weights and reads off its tensors.
 
     Args:
-        folder: of the checkpoint; only config.json is read.
-        layout: of its packed modules.
+        folder: folder of the checkpoint; only its config.json is read.
+        layout: layout of its packed modules.
 
     Raises:
         NestQuantError: config.json describes no model, or one that the layout does not fit.

@@ -23,11 +23,11 @@ class Matrix:
     """One quantized matrix.
 
     Attributes:
-        name: of the Linear.
+        name: name of the Linear.
         shape: (out_features, in_features).
         code: as config.json has it, with the multipliers of a nested one and the groups of one of lattices.
-        word_bits: of eight entries.
-        word_bytes, scale_bytes: of the words, and of scales, zeros and lattices.
+        word_bits: bits of a word, which is eight entries.
+        word_bytes, scale_bytes: bytes of the words, and bytes of scales, zeros and lattices.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Inspection:
     """The bytes of a checkpoint.
 
     Attributes:
-        folder: of the checkpoint.
+        folder: folder of the checkpoint.
         parts: whose bytes sum up to those of the files.
         matrices: the quantized ones.
         recipe, bits: as config.json has them.

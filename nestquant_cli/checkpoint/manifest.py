@@ -107,7 +107,7 @@ def check_files(folder: Path, tensors: bool = True) -> dict[str, Any]:
     """Compares size and hash of every file with the manifest, and returns the manifest.
 
     Args:
-        folder: of the checkpoint.
+        folder: folder of the checkpoint.
         tensors: whether files with tensors are hashed as well.
 
     Raises:

@@ -17,7 +17,7 @@ def check_checkpoint(folder: Path | str, tensors: bool = True) -> None:
     """Refuses a checkpoint that is incomplete, truncated or altered, or whose config.json is not usable.
 
     Args:
-        folder: of the checkpoint.
+        folder: folder of the checkpoint.
         tensors: hash the files with tensors too; their sizes are compared in any case.
 
     Raises:

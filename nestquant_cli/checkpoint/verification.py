@@ -24,8 +24,8 @@ class VerifyReport:
     """What was checked and what is wrong.
 
     Attributes:
-        folder: of the checkpoint.
-        files, bytes: of the manifest that were hashed.
+        folder: folder of the checkpoint.
+        files, bytes: files and bytes of the manifest that were hashed.
         tensors, matrices, words: that were checked.
         recorded: relative error of each matrix by name, as the report records it.
         recomputed: the same against the original weights, empty without an original.

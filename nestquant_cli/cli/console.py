@@ -42,7 +42,7 @@ def configure(debug: bool, quiet: bool, form: LogFormat = LogFormat.text) -> Non
     Call it before transformers and datasets are imported.
 
     Args:
-        form: of the log, to which errors and tracebacks belong; results are for people in either.
+        form: format of the log, with errors and tracebacks in it; results are for people in either format.
     """
     quiet = quiet or not launched().leads  # of several processes the first one talks
     logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)

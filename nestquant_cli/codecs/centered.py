@@ -29,7 +29,7 @@ class CenteredCode:
     """A nested code behind the subtraction of a center.
 
     Attributes:
-        scaled: of what is left.
+        scaled: code of what is left when the center is subtracted.
         packed: the centers as `scaled` packs them, in the rotated basis: one for each head, or one for an input.
     """
 
@@ -141,8 +141,8 @@ def fit_centered(vectors: Tensor, shape: CodeShape, seed: int) -> VectorCode:
 
     Args:
         vectors: (heads, n, entries) float32 in the rotated basis; an input is one head.
-        shape: of the code.
-        seed: of the choice of blocks.
+        shape: shape of the code.
+        seed: seed of the choice of blocks.
     """
     square = vectors.square().sum(-1)  # (heads, n)
     weight = torch.where(square > 0, 1 / square, torch.zeros_like(square))  # errors count relative to their vector

@@ -30,7 +30,7 @@ class LatticeCode:
     """Shape and code of weights in one.
 
     Attributes:
-        bits: of an entry on average, 2 to 8 in eighths.
+        bits: average bits of an entry, 2 to 8 in steps of 1/8.
         dimension: d, 8, 16 or 32; less where d does not divide the row.
         group: columns that share b, curve and G, a multiple of 32; the last group may be shorter.
         shared: whether one G serves all groups.

@@ -26,8 +26,8 @@ def learn(X: Tensor, C: Tensor, shape: LatticeCode, seed: int, paths: int) -> tu
         X: (m, n) float32, rows of unit mean square.
         C: (n, n) float32, lower triangular, C·Cᵀ the metric of a row's error.
         shape: what the recipe asks for.
-        seed: of the rows that are taken.
-        paths: of the search.
+        seed: seed of the choice of rows.
+        paths: number of paths of the search.
 
     Returns:
         the code with bits and curves of all groups, and (count, d, d) float16.

@@ -27,7 +27,7 @@ class IntegerCode:
     """A uniform grid: shape, code of vectors and code of weights in one, since nothing but the clip is fitted.
 
     Attributes:
-        bits: of an entry, 2 to 8.
+        bits: bits of an entry, 2 to 8.
         symmetric: zero is 2^(bits−1); otherwise each group has its own.
         group: entries that share a scale, a multiple of 8; None for the whole row.
         clip: the grid's reach as a fraction of the largest entry; None takes the one of least squared error: each

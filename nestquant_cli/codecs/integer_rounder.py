@@ -13,8 +13,8 @@ class IntegerRounder:
 
     Args:
         target: (m, n) float32.
-        rows: of each of the matrices that are stacked in it.
-        code: of the weights.
+        rows: number of rows of each matrix that is stacked in it.
+        code: code of the weights.
     """
 
     columns = 1

@@ -132,8 +132,8 @@ class Codec(Protocol):
     """One codec: from settings to shapes, from shapes and data to codes.
 
     Attributes:
-        name: in recipes, and `codec` of its shapes and codes.
-        columns: of a matrix that are rounded at once; None where `search` chooses all columns of a row together.
+        name: its name in recipes, and `codec` of its shapes and codes.
+        columns: columns that are rounded at once; None where `search` chooses all columns of a row together.
     """
 
     name: ClassVar[str]
@@ -143,7 +143,7 @@ class Codec(Protocol):
         """The shape that a recipe asks for.
 
         Args:
-            bits: of an entry.
+            bits: bits of an entry.
             settings: the codec's own, a mapping, or None for its defaults.
             place: names the settings in errors.
 
@@ -180,5 +180,5 @@ class Codec(Protocol):
         Args:
             target, rows, shape, seed: as in `rounder`.
             factor: (entries, entries) float32, the Cholesky factor C of H + J = C·Cᵀ; None rounds without feedback.
-            paths: of the search, 1 or more.
+            paths: number of paths of the search, 1 or more.
         """

@@ -25,10 +25,10 @@ def write_junit(path: Path, command: str, model: str, verdicts: Sequence[Verdict
     """Writes one suite with a test case for every gate; the text of a failure has its figures.
 
     Args:
-        path: of the file, which is replaced.
+        path: the file to write; an existing one is replaced.
         command: that evaluated, "eval-ppl".
         model: its name.
-        verdicts: on the gates, in order.
+        verdicts: verdict of each gate, in order.
         seconds: that the whole evaluation took; gates share it, so it stands at the suite.
     """
     failed = sum(not verdict.passed for verdict in verdicts)

@@ -63,7 +63,7 @@ def code(base: str, groups: dict[str, Any]) -> str:
 
     Args:
         base: name of the model's class in transformers.
-        groups: of the transform config.
+        groups: the groups of the transform config.
     """
     kept = sorted(f"{name}_input" for name in groups)
     return _CODE.format(base=base, name=CLASS, groups=json.dumps(groups, indent=4), kept=json.dumps(kept))

@@ -35,7 +35,7 @@ class Scheme:
     """The integers of all matrices.
 
     Attributes:
-        bits: of one.
+        bits: bits of one entry.
         group: entries of a row with a scale of their own; None for a scale a row.
     """
 

@@ -18,10 +18,10 @@ class Figures:
         prompt_tokens: that were read; `reused_tokens` more were in the cache from before.
         prompt_seconds: until the first new token.
         new_tokens: generated.
-        seconds: from the first new token to the last.
-        weight_bytes: of all parameters in memory; `resident` is the form of quantized ones, None without any.
-        cache_bytes: of keys and values, None where they were not handed back.
-        peak_bytes: of memory of the process, on a GPU of its memory.
+        seconds: time from the first new token to the last.
+        weight_bytes: bytes of all parameters in memory; `resident` is the form of the quantized ones, if any.
+        cache_bytes: bytes of keys and values, None if the model did not return them.
+        peak_bytes: peak memory of the process, or of the GPU that it runs on.
     """
 
     prompt_tokens: int

@@ -22,7 +22,7 @@ class Sampling:
         temperature: 0 always takes the most likely token; above 0 the logits are divided by it and a token is drawn.
         top_p: draw from the most likely tokens that have this probability together.
         top_k: draw from so many of the most likely tokens.
-        seed: of the draws.
+        seed: seed of the drawing.
 
     Raises:
         NestQuantError: a setting is out of range, or the most likely token is asked for together with a way of drawing.
@@ -51,7 +51,7 @@ class Sampling:
 
         Args:
             model: whose settings are not changed.
-            end_token: of the tokenizer; ends the text beside those that the model names.
+            end_token: the tokenizer's end token; it ends the text, as do the tokens that the model names.
         """
         config: Any = copy.deepcopy(model.generation_config)
         drawing = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}

@@ -1,7 +1,7 @@
 """The K-best search for points z of a box with the least ‖y − l(z)·T‖², T lower triangular. Compiled by Numba.
 
-The last coordinate is chosen first, as in Babai's nearest plane, which is what one path amounts to. With more, the
-best choices of all coordinates so far are gone on with, as many as there are paths.
+The last coordinate is chosen first, as in Babai's nearest plane, which is the search with one path. With K paths, the
+K cheapest sets of choices for all coordinates so far survive each step.
 """
 
 import numpy as np
@@ -17,20 +17,20 @@ def search_panel(residual, cost, alive, T, kind, levels, counts, digits, parent,
     """Chooses the columns of one panel for every row.
 
     Args:
-        residual: (rows, paths, width) float32, y less what the columns after the panel took of it; the levels that
-            are chosen when it returns.
-        cost: (rows, paths) float32, of the columns after the panel; with those of the panel when it returns.
-        alive: paths that are in use.
+        residual: (rows, paths, width) float32, y minus the contribution of the columns after the panel; overwritten
+            with the chosen levels.
+        cost: (rows, paths) float32, cost of the columns after the panel; the cost of the panel is added.
+        alive: number of paths in use.
         T: (width, width) float32, the panel's part of the triangle.
         kind: (width,) int64, which row of `levels` a column has.
         levels: (kinds, most) float32, increasing up to the count of each.
         counts: (kinds,) int64.
-        digits: (rows, paths, width) uint8, filled: numbers of levels.
-        parent: (rows, paths) int64, filled: the path from before the panel that each path goes on.
-        paths: most that are kept.
+        digits: (rows, paths, width) uint8, output: the number of each chosen level.
+        parent: (rows, paths) int64, output: the path from before the panel that each path continues.
+        paths: most paths to keep.
 
     Returns:
-        paths that are in use now, the same for every row.
+        number of paths in use now, the same for every row.
     """
     width, start = T.shape[0], alive
     found = np.empty(paths * NEAREST, np.float32)
@@ -79,17 +79,18 @@ def _less(out, u, level, row, count):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def choose(found, total, room, chosen):  # type: ignore[no-untyped-def]
-    """The places of the least of `found`, in order, as many as there is room for; returns how many.
+    """Writes the positions of the `room` smallest of `found[:total]`, ascending, to `chosen`; returns how many.
 
-    Numbers that are not negative compare as their bits do. Halving between bits has no branches that follow the data,
-    which selecting by pivots has.
+    Floats that are not negative compare like their bits. Bisection over the bits has no branches that depend on the
+    data; selection by pivots has.
     """
     if total <= room:
         for place in range(total):
             chosen[place] = place
         return total
     bits = found[:total].view(np.int32)
-    low, high = np.int64(bits.min()) - 1, np.int64(bits.max())  # so many up to low are fewer than room, up to high not
+    low, high = np.int64(bits.min()) - 1, np.int64(bits.max())
+    # the invariant: fewer than `room` values are at most `low`, and at least `room` values are at most `high`
     while high - low > 1:
         middle = (low + high) >> 1
         count = _up_to(bits, np.int32(middle))
@@ -118,10 +119,7 @@ def _up_to(bits, limit):  # type: ignore[no-untyped-def]
 
 @njit(**LANE)
 def _below(x, table, count):  # type: ignore[no-untyped-def]
-    """The lower of the two levels around x, of the first two or the last two where it is outside.
-
-    `count` is a power of 2.
-    """
+    """The number of the level below x, clamped so that the next one exists too; `count` is a power of 2."""
     low, step = 0, count >> 1
     while step > 0:
         low += step if table[low + step - 1] < x else 0

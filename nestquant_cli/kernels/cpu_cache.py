@@ -85,10 +85,10 @@ def attend(
         query: (batch, key heads, queries, n) floating point, at most MOST_QUERIES queries.
         keys: packed (batch, key heads, tokens, bytes), any strides but the last, and their code.
         values: the same, and their head size m.
-        seed: of the rotation signs of both.
+        seed: seed of the rotation signs of both.
         mask: floating point, broadcastable to (batch, key heads, queries, tokens), or None.
         scale: factor of the scores.
-        centers: of the keys, (key heads, n) float32.
+        centers: centers of the keys, (key heads, n) float32.
 
     Returns:
         (batch, key heads, queries, m) float32; zeros where the mask leaves nothing.

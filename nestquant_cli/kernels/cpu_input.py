@@ -25,8 +25,8 @@ def rotate(x: Tensor, order: int, seed: int) -> Tensor | None:
 
     Args:
         x: (tokens, features ≤ order) float32, bfloat16 or float16.
-        order: of the rotation.
-        seed: of its signs.
+        order: order of the rotation.
+        seed: seed of the rotation signs.
 
     Returns:
         (tokens, order) bfloat16 for bfloat16, else float32; None where a factor of the order is too large.
@@ -103,7 +103,7 @@ def scaled(
         sums: (tokens, rows) int32.
         token_scale: (tokens,) float32.
         row_scale, bias, shift: (rows,) float32, the last two may be None.
-        dtype: of the result (tokens, rows).
+        dtype: dtype of the result (tokens, rows).
         centered: (tokens,) bool; needed with a shift.
     """
     narrow = dtype == torch.bfloat16

@@ -31,7 +31,7 @@ def quantize_kernel(
         multipliers, bounds: (K,) float32: m, and the largest |u| under it plus a half.
         v, index: (size,) int8 or int16 and (size/8,) uint8, written.
         overloads: int32 counter of the blocks that no multiplier holds.
-        blocks: of a row.
+        blocks: number of blocks in a row.
         LIMIT: largest |v|.
         STEPS: of a clipped block towards zero.
     """

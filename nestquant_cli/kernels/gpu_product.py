@@ -29,7 +29,7 @@ def product(words: Tensor, row_scale: Tensor, v_a: Tensor, scale_a: Tensor, code
         row_scale: (rows,) floating point, the size of v = 1 in each row of the weight.
         v_a: (tokens, entries) int8.
         scale_a: (tokens,) float32.
-        code: of the weight.
+        code: code of the weight.
 
     Returns:
         (tokens, rows) float32: sums·scale_a·row_scale.

@@ -15,7 +15,7 @@ def read_words(words, row, column, width, mask, BITS: tl.constexpr):
         row: int64.
         column: int32.
         width: elements of a row behind the pointer.
-        mask: of the words that exist; the others are zero.
+        mask: which words exist; the others are zero.
         BITS: of a word.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Following the paths of a K-best search from one panel to the next, and back."""
+"""Bookkeeping of a K-best search: which path continues which, from one panel of columns to the next, and back."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,9 +12,10 @@ _CHUNK_GPU = 1 << 28  # the same on a GPU
 
 
 def search_pieces(search: Callable[[slice], object], like: Tensor, paths: int, multiple: int = 1) -> None:
-    """Calls `search` on pieces of the rows of `like` (m, n), as many rows as their paths leave memory for.
+    """Calls `search` on pieces of the rows of `like` (m, n), each small enough for its paths to fit into memory.
 
-    Threads share pieces on the CPU, where all but the last have a multiple of `multiple` rows; a GPU does them in turn.
+    On the CPU threads share the pieces, and all but the last have a multiple of `multiple` rows. On a GPU they run in
+    turn.
     """
     m, n = like.shape
     if like.device.type == "cpu":
@@ -27,24 +28,32 @@ def search_pieces(search: Callable[[slice], object], like: Tensor, paths: int, m
 
 
 def numbered(parent: Tensor, before: int) -> Tensor:
-    """Paths that others come from, (rows, kept) int64, each below `before`: numbered through all rows."""
+    """Parents (rows, kept) int64, each a path 0 … before − 1 of its row, as indices into the paths of all rows."""
     return parent + torch.arange(len(parent), device=parent.device)[:, None] * before
 
 
 def follow(of: Tensor, came: Tensor) -> Tensor:
-    """What the paths that are kept take over of (rows, before, …) from those that they come from, `numbered`."""
+    """Gathers, for each path that was kept, the state of the path that it continues.
+
+    Args:
+        of: (rows, before, width), the state of all paths before this panel.
+        came: (rows, kept) int64, the parents as `numbered` gives them.
+
+    Returns:
+        (rows, kept, width).
+    """
     return of.flatten(0, 1)[came.flatten()].view(*came.shape, -1)
 
 
 def best(panels: Sequence[tuple[Tensor, Tensor]], cost: Tensor) -> Tensor:
-    """What the path of least cost (rows, kept) chose, from the panel that was searched last back to the first.
+    """Reads back the choices of each row's cheapest path.
 
     Args:
-        panels: in the order of the search, choices (rows, paths, width) and the paths they come from (rows, paths).
-        cost: after the last panel.
+        panels: in the order of the search, each panel's choices (rows, paths, width) and its parents (rows, paths).
+        cost: (rows, kept), the cost of each path after the last panel.
 
     Returns:
-        (rows, width of all), the last panel first.
+        (rows, total width); the panel that was searched last comes first.
     """
     row, path = torch.arange(len(cost), device=cost.device), cost.argmin(1)
     parts = []

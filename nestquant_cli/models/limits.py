@@ -74,8 +74,8 @@ def refuse_size(model: "PreTrainedModel", shapes: Shapes) -> None:
     """Raises NestQuantError where loading would take memory out of proportion to the files.
 
     Args:
-        model: on the meta device.
-        shapes: of the tensors in its files.
+        model: the model on the meta device.
+        shapes: shapes of the tensors in its files.
     """
     tied = getattr(model, "all_tied_weights_keys", {})
     wanted = sum(tensor.numel() for name, tensor in model.named_parameters() if name not in tied)

@@ -31,10 +31,10 @@ class LinearLayout:
     """One quantized nn.Linear.
 
     Attributes:
-        in_features, out_features: of the original matrix.
+        in_features, out_features: size of the original matrix.
         bias: whether it has one.
         input: name of the shared input, a key of Layout.inputs.
-        multipliers: of the weight's nested code; None for any other code, and where weights stay in 16 bits.
+        multipliers: multipliers of the weight's nested code; None for any other code, or for a weight in 16 bits.
         shape: of its nested code, where it is not that of the layout; a lattice code with its groups.
     """
 
@@ -52,12 +52,12 @@ class Layout:
 
     Attributes:
         weight_shape, act_shape, kv_shape: the code's fixed part; None where that part stays in 16 bits.
-        seed: of the rotation signs.
-        linears: by full module name.
+        seed: seed of the rotation signs.
+        linears: each rotated Linear by its full module name.
         inputs: by name; the activation code of each distinct input, None when activations stay in 16 bits.
-        cache: by layer index; empty when keys and values stay in 16 bits.
+        cache: codes of keys and values by layer index; empty when they stay in 16 bits.
         rotation: one of ROTATIONS; a learned one follows the Hadamard rotation. Heads have no learned one.
-        reflections: by name of the input, how many a learned rotation has.
+        reflections: number of reflections of a learned rotation, by the name of its input.
     """
 
     weight_shape: Shape | None

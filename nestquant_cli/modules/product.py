@@ -39,7 +39,7 @@ def product(
         step: rows to take at a time.
         row_scale: (rows,) bfloat16.
         bias: (rows,) or None.
-        dtype: of the result.
+        dtype: dtype of the result.
         shift: (rows,) float32, needed where integers of both sides are multiplied and the input's code has a center.
 
     Returns:

@@ -22,7 +22,7 @@ def set_resident(model: nn.Module, form: str) -> str:
     As with `Module.to`, no other thread may be in a forward of the model meanwhile.
 
     Args:
-        model: with `QuantizedLinear` modules; any other model is left as it is.
+        model: a model with `QuantizedLinear` modules; any other model is left unchanged.
         form: "packed" keeps the words, 4 bits a weight at 4 bits, and decodes them inside each product; "int8" decodes
             once and keeps int8, 8.5 bits a weight, which is faster; "auto" is int8 where all the weights in int8 take
             at most a quarter of the memory that is free now, else packed. A weight whose code needs more than int8, one

@@ -16,7 +16,7 @@ def multiplier_indices(words: Tensor, entries: int, code: NestedCode) -> Tensor:
 
     Args:
         words: (rows, row_bytes) uint8.
-        entries: of a row, a multiple of 8.
+        entries: entries in a row, a multiple of 8.
         code: the nested code.
 
     Returns:

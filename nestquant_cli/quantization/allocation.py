@@ -37,7 +37,7 @@ def allocate(sensitivities: Mapping[str, Sensitivity], word_bits: int) -> dict[s
     """Bits of a word for each matrix.
 
     Args:
-        sensitivities: by name.
+        sensitivities: cost of each matrix by its name.
         word_bits: the average over all entries, which the result does not exceed.
 
     Returns:

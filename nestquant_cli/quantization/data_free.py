@@ -45,8 +45,8 @@ def quantize_loaded(model: PreTrainedModel, recipe: Recipe) -> tuple[Layout, dic
     """Replaces the Linears of a loaded model's decoder layers by packed ones, and packs its cache.
 
     Args:
-        model: in 16 or 32 bits, on any devices.
-        recipe: of `data_free_recipe`.
+        model: a model in 16 or 32 bits, on any devices.
+        recipe: what `data_free_recipe` returned.
 
     Returns:
         the layout for config.json, and the report of the quantization.

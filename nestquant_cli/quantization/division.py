@@ -30,8 +30,8 @@ def quantize_matrices(
     """Quantizes the Linears of a layer, this process its own, and gathers all of them.
 
     Args:
-        linears: by name in the layer.
-        statistics: of their inputs.
+        linears: the layer's Linears by name.
+        statistics: statistics of their inputs.
         recipe: what to quantize and how.
         place: name of the layer, for errors.
         team: who shares the work.

@@ -32,9 +32,9 @@ class QuantizedMatrix:
     """One packed weight.
 
     Attributes:
-        tensors: as `code.tensors` describes them.
-        code: of the weights.
-        shape: that it was fitted for.
+        tensors: the stored tensors, as `code.tensors` describes them.
+        code: code of the weights.
+        shape: shape of the code that was asked for.
         record: errors and counts, for the report.
     """
 
@@ -61,15 +61,15 @@ def quantize_group(
 
     Args:
         linears: the layer's Linears by name; those in statistics.members are quantized.
-        statistics: of their input.
-        shape: of the weight code.
-        seed: of the rotation and of the fits.
+        statistics: statistics of their input.
+        shape: shape of the weight code.
+        seed: seed of the rotation and of the fits.
         damping: first step of the ladder.
         place: name of the layer, for errors.
         rotated: whether the basis of the statistics is a rotated one.
         feeding: whether errors are fed back to the columns that are not rounded yet (LDLQ).
         aware: whether target and metric take the noise of the input into account (QA-LDLQ).
-        paths: of the search over rows; 1 is LDLQ.
+        paths: number of paths of the search over rows; 1 is LDLQ.
 
     Returns:
         by name, in the order of statistics.members.

@@ -40,7 +40,7 @@ class Measuring:
         """Statistics of each layer in order; None for a layer that is done already.
 
         Args:
-            done: of every layer.
+            done: whether each layer is finished.
             sequel: for a sequential calibration.
         """
         if self.stored is None:

@@ -22,8 +22,8 @@ class LayerPart:
     """Share of one layer in config.json and the report.
 
     Attributes:
-        layout: with this layer's linears, inputs and cache codes only.
-        report: by full name of the matrix.
+        layout: a layout of this layer alone: its linears, inputs and cache codes.
+        report: record of each matrix by its full name.
     """
 
     layout: Layout
@@ -46,10 +46,10 @@ def part_of(
 
     Args:
         prefix: name of the layer.
-        layer: with its original weights.
-        statistics: of its inputs.
+        layer: the layer with its original weights.
+        statistics: statistics of its inputs.
         packed: its quantized matrices by name in the layer; empty where weights stay in 16 bits.
-        recipe: for the codes.
+        recipe: settings that choose the codes.
     """
     layout, tensors = empty_layout(recipe), dict[str, Tensor]()
     coded = bool(packed) or recipe.shape("act") is not None

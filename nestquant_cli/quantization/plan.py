@@ -17,10 +17,14 @@ from ..tuning.settings import TuneSettings
 from .recipe import Recipe
 
 LIBRARIES = 850 << 20  # bytes resident once torch, transformers and Numba are loaded and have run a layer
-FACTORS = 20  # bytes for each entry of a matrix (n, n) at the height of its factorization
-ROW_COPIES = 4  # matrices (rows, n) in float32 while the rows of one input are rounded
-SEARCH = 36  # in place of FACTORS where a codec searches whole rows: the triangle, what learning needs, and paths
-SEARCH_COPIES = 6  # in place of ROW_COPIES
+# Bytes for each entry of H + J (n, n): its Cholesky factor and its inverse in float64, and the inverse in float32.
+FACTORS = 8 + 8 + 4
+# Float32 matrices (rows, n) while rows are rounded: the weight, its target, the rounded matrix and the error.
+ROW_COPIES = 4
+# The same two where a codec searches whole rows (GLVQ). The factor, its rotated form, the triangle and the feedback of
+# the learning take 4 bytes an entry each; the rest is an allowance for paths and temporaries, not a count.
+SEARCH = 36
+SEARCH_COPIES = 6
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,10 @@ class Plan:
         layers: decoder layers.
         weights: entries of the matrices.
         parameters: entries of all parameters, tied ones once.
-        file_bytes: of all tensors of the checkpoint.
-        hidden_bytes: of the hidden states of all calibration windows.
+        file_bytes: bytes of all tensors of the checkpoint.
+        hidden_bytes: bytes of the hidden states of all calibration windows.
         streamed: whether the model is read layer by layer.
-        memory_bytes: the peak of the run.
+        memory_bytes: predicted peak memory of the run.
     """
 
     rows: list[PlanRow]
@@ -61,7 +65,7 @@ class Plan:
 
     @property
     def bits_per_weight(self) -> float:
-        """Of the quantized matrices."""
+        """Average bits of an entry of the quantized matrices."""
         return sum(row.bytes for row in self.rows) * 8 / self.weights
 
 

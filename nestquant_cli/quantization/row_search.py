@@ -1,10 +1,11 @@
-"""Nested codes searched over whole rows: LDLQ is the nearest point of one block after the other, and goes on with that
-alone; here the best few choices of all blocks so far are gone on with (K-best), and each is judged in the metric of the
-output's error,
+"""K-best search over whole rows for nested codes.
+
+LDLQ rounds one block after the other to the nearest point and keeps that single choice. This search keeps the K
+cheapest sets of choices for all blocks so far. Their cost is the error of the output,
 
     ‖(W̃ − Ŵ)·C‖² = Σ_b ‖(t_b − ŵ_b)·C_b‖²,   H + J = C·Cᵀ = L·D·Lᵀ,   D_b = C_b·C_bᵀ
 
-with t_b the target of block b with the feedback of all later ones.
+with t_b the target of block b, which includes the feedback of all later blocks.
 """
 
 from dataclasses import dataclass
@@ -41,9 +42,10 @@ def search_rows(
     """Rounds matrices stacked into one target (m, n), with rows[i] rows each.
 
     Args:
-        target, rows: the matrices.
-        step: with L and the blocks C_b.
-        scaled: their code.
+        target: (m, n) float32, the matrices one below the other.
+        rows: number of rows of each matrix.
+        step: the factorization, with L and the diagonal blocks C_b.
+        scaled: code of the matrices.
         paths: K, 1 to 64.
 
     Returns:
@@ -60,14 +62,14 @@ def search_rows(
     def search(part: slice) -> None:
         v[part], index[part] = _search(target[part] / scale[part, None], problem)
 
-    search_pieces(search, target, paths, multiple=LANES // paths)  # so many rows fill a tile
+    search_pieces(search, target, paths, multiple=LANES // paths)  # this many rows fill the lanes of a tile
     overloaded = index == OVERLOADED
     index[overloaded] = code.k - 1
     return v, index, scale, [int(part.sum()) for part in overloaded.split(rows)]
 
 
 def _search(W: Tensor, problem: _Problem) -> tuple[Tensor, Tensor]:
-    """v (rows, n) float32 and multiplier index (rows, n/8) of rows in units of v."""
+    """Searches rows W (rows, n), each divided by its scale: v (rows, n) float32 and multiplier index (rows, n/8)."""
     rows, n = W.shape
     panel = _compiled if W.device.type == "cpu" else _plain
     t, cost = W[:, None], W.new_zeros(rows, 1)
@@ -86,7 +88,7 @@ def _search(W: Tensor, problem: _Problem) -> tuple[Tensor, Tensor]:
 
 
 def _plain(t: Tensor, W: Tensor, cost: Tensor, problem: _Problem, own: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `reference_nested_beam.search_panel`."""
+    """One panel in plain torch, on any device: `reference_nested_beam.search_panel`."""
     L, blocks = problem.L[own, own], problem.blocks[own.start // BLOCK : own.stop // BLOCK]
     return reference_nested_beam.search_panel(t, W, cost, L, blocks, problem.code, problem.paths)
 
@@ -94,7 +96,7 @@ def _plain(t: Tensor, W: Tensor, cost: Tensor, problem: _Problem, own: slice) ->
 def _compiled(
     t: Tensor, W: Tensor, cost: Tensor, problem: _Problem, own: slice
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same as `_plain` but for rounding, by the compiled kernel."""
+    """One panel by the compiled kernel; equal to `_plain` up to float rounding."""
     code, (rows, alive, width) = problem.code, t.shape
     values, costs = t.new_zeros(rows, problem.paths, width), t.new_zeros(rows, problem.paths)
     values[:, :alive], costs[:, :alive] = t, cost

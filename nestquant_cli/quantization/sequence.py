@@ -31,8 +31,8 @@ class Sequence:
         subject: the model.
         recipe: what to quantize and how.
         output: where finished layers are.
-        parts: of the finished layers.
-        group: of processes, all of which measure.
+        parts: results of the finished layers.
+        group: the processes, all of which measure.
         words: see `quantize_matrices`.
         hidden: see `Sequel`.
     """

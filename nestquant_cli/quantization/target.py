@@ -19,7 +19,7 @@ def noisy_target(W: Tensor, noise: Tensor, C: Tensor, cross: Tensor | None, adde
         noise: (n,) diagonal of J.
         C: (n, n) float64, the Cholesky factor of the damped H + J.
         cross: (n, n) X = E[x₀ xᵀ], which takes the place of H where the original model has another input x₀.
-        added: to the diagonal of H, and so to that of X.
+        added: what damping added to the diagonal of H; it is added to that of X as well.
     """
     if cross is not None:
         return product(W, _behind(cross, added, C))

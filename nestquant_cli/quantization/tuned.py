@@ -1,4 +1,4 @@
-"""Quantizing and tuning as one run: the untuned checkpoint is part of its state, and goes when it is complete."""
+"""Quantizing and tuning as one run. The untuned checkpoint is part of its state and is removed at the end."""
 
 import dataclasses
 import time
@@ -31,10 +31,12 @@ def quantize_and_tune(
     explicit: Collection[str] = (),
     **limits: int,
 ) -> dict[str, Any]:
-    """As `pipeline.quantize`, which it is for a recipe without `tune`; otherwise the result is tuned.
+    """Quantizes a model, then tunes the result if the recipe has `tune`.
+
+    Arguments and result are those of `pipeline.quantize`.
 
     Raises:
-        NestQuantError: see there and `tuning.run.tune`; or several processes are to tune.
+        NestQuantError: as `pipeline.quantize` and `tuning.run.tune` do; or several processes were asked to tune.
     """
     if recipe.tune is None:
         return quantize(source, recipe, folder, device, calibration, resume, explicit, **limits)

@@ -24,7 +24,7 @@ def html(name: str, found: Contents, pictures: dict[str, bytes]) -> str:
     """The page.
 
     Args:
-        name: of the checkpoint.
+        name: name of the checkpoint.
         found: what it shows.
         pictures: PNGs by file name.
     """

@@ -18,7 +18,7 @@ class Reflections(nn.Module):
     Args:
         count: r, how many reflections.
         order: n.
-        device: of the buffer.
+        device: device of the buffer.
     """
 
     reflectors: Tensor  # (r, n) int16, the bits of bfloat16: no cast of the model may round them
@@ -83,7 +83,7 @@ def turn(order: int, seed: int | None, reflectors: Tensor | None = None) -> Rota
 
     Args:
         order: n.
-        seed: of the Hadamard rotation; None for none.
+        seed: seed of the Hadamard rotation; None for no rotation.
         reflectors: (r, n) of the learned rotation behind it; None for none.
     """
     first = rotation(order, seed)

@@ -25,7 +25,7 @@ def model_card(
 
     Args:
         repo: Hub id of the checkpoint.
-        origin: of the checkpoint.
+        origin: what the checkpoint was made from.
         found: its bits.
         measured: rows of the table; it is left out where there are none.
         commands: that measured them.

@@ -19,7 +19,7 @@ class Distillation:
     Args:
         teacher: the original.
         student: packed and made differentiable.
-        layout: of the student, for its cache.
+        layout: layout of the student, which its cache needs.
     """
 
     def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, layout: Layout) -> None:

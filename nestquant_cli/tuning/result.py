@@ -39,7 +39,7 @@ def write_tuned(
         tuned: tensors that changed, by name; all others are copied.
         original: the model that the checkpoint was made from.
         settings: of the tuning, for config.json and the report.
-        record: of its course, for the report.
+        record: how the tuning went, for the report.
     """
     manifest, layout = read_manifest(checkpoint), read_layout(checkpoint)
     report: dict[str, Any] = read_json(checkpoint / REPORT)
