@@ -124,7 +124,7 @@ def _jsonl_documents(path: str, content: str) -> list[str]:
 
 
 def _download(name: str, repository: tuple[str, ...], split: str) -> list[str]:
-    from ..models.hub import cache_only_when_unreachable
+    from ..models.hub import cache_only_when_unreachable, reason_of, unreachable
 
     arguments: dict[str, Any] = {"split": split}
     if name == "c4":
@@ -137,9 +137,8 @@ def _download(name: str, repository: tuple[str, ...], split: str) -> list[str]:
             rows = rows.take(C4_DOCUMENTS[split]) if name == "c4" else rows
             return [row["text"] for row in rows]
     except Exception as error:  # the Hub's client, its transport and the data reader each have errors of their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise NestQuantError(
-            f"{name} cannot be read from the Hugging Face Hub ({reason})",
+            f"{name} cannot be read from the Hugging Face Hub ({unreachable() or reason_of(error)})",
             NOT_READ,
             "check the connection, or give a local .txt or .jsonl file with --dataset",
         ) from error

@@ -1,5 +1,6 @@
 """`nestquant calibrate`: Hessians, activation noise and codes of a model, saved for `quantize --calibration`."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from .options import (
     FolderOption,
     MemoryOption,
     ModelArgument,
+    RevisionOption,
     SamplesOption,
     SeedOption,
     SeqlenOption,
@@ -42,6 +44,7 @@ def calibrate(
     seed: SeedOption = 0,
     memory_budget: MemoryOption = DEFAULT_BUDGET,
     device: DeviceOption = "auto",
+    revision: RevisionOption = None,
 ) -> None:
     """Measure what a quantization needs to know of a model's activations, once for several quantizations.
 
@@ -57,20 +60,16 @@ def calibrate(
     from ..units import parse_bytes
 
     recipe = read_recipe(config, given(context), taken(context))
-    source = resolve(model)
-    place = pick_device(device)
-    folder = output if output is not None else Path(f"{source.name.rpartition('/')[2]}-calibration")
-
-    console.note(f"calibrating {model} on {recipe.samples} windows of {recipe.dataset} into {folder}")
-    tell_recipe(recipe)
-
-    import time
-
-    from ..quantization.pipeline import calibrate as run
-
-    start = time.monotonic()
     budget = parse_bytes(memory_budget, "--memory-budget")
-    with joined(place) as own:
+    start = time.monotonic()
+    with joined(pick_device(device)) as own:
+        source = resolve(model, revision)
+        folder = output if output is not None else Path(f"{source.name.rpartition('/')[2]}-calibration")
+        console.note(f"calibrating {model} on {recipe.samples} windows of {recipe.dataset} into {folder}")
+        tell_recipe(recipe)
+
+        from ..quantization.pipeline import calibrate as run
+
         about = run(source, recipe, folder, own, budget)
     console.line(
         f"{about['samples']} windows of {about['seqlen']} tokens from {about['dataset']}, "

@@ -10,7 +10,7 @@ from . import console
 from .config import ConfigOption, tell_settings
 from .eval_ppl import Dtype, DtypeOption
 from .generate import NewTokensOption, TemperatureOption, TopKOption, TopPOption
-from .options import DeviceOption, ModelArgument, Resident, ResidentOption, SeedOption
+from .options import DeviceOption, ModelArgument, Resident, ResidentOption, RevisionOption, SeedOption
 
 if TYPE_CHECKING:
     from ..generation.conversation import Conversation
@@ -34,6 +34,7 @@ def chat(
     resident: ResidentOption = Resident.auto,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
+    revision: RevisionOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Talk with a model by its chat template; it remembers what was said. /reset forgets it, /exit leaves.
@@ -48,7 +49,7 @@ def chat(
     from ..models.source import resolve
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed)
-    source = resolve(model)
+    source = resolve(model, revision)
     writer = open_writer(source, sampling, resident.value, dtype.value, pick_device(device))
     conversation = Conversation(writer, system)
     tell_settings(context)

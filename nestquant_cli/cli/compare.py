@@ -18,6 +18,7 @@ from .options import (
     ModelArgument,
     Resident,
     ResidentOption,
+    RevisionOption,
     SamplesOption,
     SeedOption,
     SeqlenOption,
@@ -73,6 +74,7 @@ def compare(
     dtype: DtypeOption = Dtype.auto,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    revision: RevisionOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Quantize a model by several recipes and score all of them beside it, in one run.
@@ -87,11 +89,11 @@ def compare(
     from ..models.source import resolve
 
     entries = read_entries([Path(name) for name in by_comma(recipes, "--recipes")], given(context))
-    name = resolve(model).name.rpartition("/")[2]
+    source = resolve(model, revision)
     options = CompareOptions(
-        model=model,
+        model=source,
         entries=tuple(entries),
-        folder=output if output is not None else Path(f"{name}-comparison"),
+        folder=output if output is not None else Path(f"{source.name.rpartition('/')[2]}-comparison"),
         against=against,
         dataset=_scored(dataset, eval_dataset),
         split=split,

@@ -20,6 +20,7 @@ from .options import (
     ReportOption,
     Resident,
     ResidentOption,
+    RevisionOption,
     SeedOption,
     SeqlenOption,
     SplitOption,
@@ -62,6 +63,7 @@ def eval_ppl(
     dtype: DtypeOption = Dtype.auto,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    revision: RevisionOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Perplexity by the standard protocol: text tokenized once, windows without overlap, all of them.
@@ -89,6 +91,7 @@ def eval_ppl(
         dtype=dtype.value,
         resident=resident.value,
         device=device,
+        revision=revision,
     )
     windows = f"the first {max_windows}" if max_windows else "all"
     beside = f" beside {baseline}" if baseline else ""

@@ -10,7 +10,17 @@ from . import console
 from .config import ConfigOption, settings, tell_settings
 from .eval_ppl import Dtype, DtypeOption
 from .gates import JunitOption, report_gates
-from .options import DeviceOption, ModelArgument, ReportOption, Resident, ResidentOption, SeedOption, by_comma, finite
+from .options import (
+    DeviceOption,
+    ModelArgument,
+    ReportOption,
+    Resident,
+    ResidentOption,
+    RevisionOption,
+    SeedOption,
+    by_comma,
+    finite,
+)
 
 TasksOption = Annotated[
     str, typer.Option("--tasks", metavar="A,B", help="lm-eval tasks, groups or tags, by comma.", show_default=False)
@@ -52,6 +62,7 @@ def eval_tasks(
     dtype: DtypeOption = Dtype.auto,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    revision: RevisionOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Runs tasks of the lm-evaluation-harness on the loaded model and prints its table.
@@ -77,6 +88,7 @@ def eval_tasks(
         dtype=dtype.value,
         resident=resident.value,
         device=device,
+        revision=revision,
     )
     console.note(f"running {', '.join(options.tasks)} on {model}, {f'{limit:g} of the' if limit else 'all'} items")
     tell_settings(context)

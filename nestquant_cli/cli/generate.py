@@ -9,7 +9,16 @@ import typer
 from . import console
 from .config import ConfigOption, settings, tell_settings
 from .eval_ppl import Dtype, DtypeOption
-from .options import DeviceOption, ModelArgument, ReportOption, Resident, ResidentOption, SeedOption, finite
+from .options import (
+    DeviceOption,
+    ModelArgument,
+    ReportOption,
+    Resident,
+    ResidentOption,
+    RevisionOption,
+    SeedOption,
+    finite,
+)
 
 PromptArgument = Annotated[
     str | None,
@@ -53,6 +62,7 @@ def generate(
     resident: ResidentOption = Resident.auto,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
+    revision: RevisionOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Continue a text; the words appear as they are generated, then tokens per second and memory.
@@ -68,7 +78,7 @@ def generate(
     from ..models.source import resolve
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed)
-    source = resolve(model)
+    source = resolve(model, revision)
     place = pick_device(device)
     if prompt is None:
         if sys.stdin.isatty():

@@ -10,7 +10,7 @@ import typer
 
 DEFAULT_BUDGET = "2GiB"
 
-MODEL_HELP = "A Hugging Face id, a model folder, a .gguf file, a packed checkpoint of ours, or 'demo'."
+MODEL_HELP = "A Hugging Face id (or ID@REV), a model folder, a .gguf file, a packed checkpoint of ours, or 'demo'."
 DATASET_HELP = "wikitext2, c4, a .txt or .jsonl file (field 'text'), or 'demo'."
 
 
@@ -64,6 +64,12 @@ class Resident(str, Enum):
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False, autocompletion=offer("demo"))
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--revision", metavar="REV", help="Branch, tag or commit of a MODEL on the Hub; ID@REV says the same anywhere."
+    ),
 ]
 CheckpointArgument = Annotated[
     Path,

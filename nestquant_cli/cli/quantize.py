@@ -15,6 +15,7 @@ from .options import (
     FolderOption,
     MemoryOption,
     ModelArgument,
+    RevisionOption,
     SamplesOption,
     SeedOption,
     SeqlenOption,
@@ -125,6 +126,7 @@ def quantize(
     ] = True,
     memory_budget: MemoryOption = DEFAULT_BUDGET,
     device: DeviceOption = "auto",
+    revision: RevisionOption = None,
 ) -> None:
     """Quantize a model to a packed checkpoint: rotate, calibrate, round with QA-LDLQ, pack, write.
 
@@ -145,23 +147,22 @@ def quantize(
         wanted = _bits(bits, weight_bits, act_bits, kv_bits, has_config=config is not None)
     settings |= {name: value for name, value in wanted.items() if value is not None}
     recipe = with_tuning(read_recipe(config, settings, taken(context)), tune)
-    source = resolve(model)
-    place = pick_device(device)
-    folder = output if output is not None else Path(f"{source.name.rpartition('/')[2]}-nestquant-{recipe.tag()}")
     budget = parse_bytes(memory_budget, "--memory-budget")
-    console.note(f"{'planning to quantize' if plan else 'quantizing'} {model} to {recipe.tag()} in {folder}")
-    tell_recipe(recipe)
-    if plan:
-        from ..quantization.estimate import estimate_seconds
-        from ..quantization.plan import make_plan
+    with joined(pick_device(device)) as own:
+        source = resolve(model, revision)
+        folder = output if output is not None else Path(f"{source.name.rpartition('/')[2]}-nestquant-{recipe.tag()}")
+        console.note(f"{'planning to quantize' if plan else 'quantizing'} {model} to {recipe.tag()} in {folder}")
+        tell_recipe(recipe)
+        if plan:
+            from ..quantization.estimate import estimate_seconds
+            from ..quantization.plan import make_plan
 
-        made = make_plan(source, recipe, budget=budget)
-        _print_plan(made, estimate_seconds(made, recipe, place), folder, recipe.tune is not None)
-        return
+            made = make_plan(source, recipe, budget=budget)
+            _print_plan(made, estimate_seconds(made, recipe, own), folder, recipe.tune is not None)
+            return
 
-    from ..quantization.tuned import quantize_and_tune as run
+        from ..quantization.tuned import quantize_and_tune as run
 
-    with joined(place) as own:
         report = run(source, recipe, folder, own, calibration, resume, explicit=settings, budget=budget)
     _print_report(report, folder)
 

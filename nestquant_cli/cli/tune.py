@@ -7,7 +7,16 @@ import typer
 
 from . import console
 from .config import ConfigOption, tell_settings
-from .options import MODEL_HELP, CheckpointArgument, DatasetOption, DeviceOption, FolderOption, SeedOption, finite
+from .options import (
+    MODEL_HELP,
+    CheckpointArgument,
+    DatasetOption,
+    DeviceOption,
+    FolderOption,
+    RevisionOption,
+    SeedOption,
+    finite,
+)
 
 OriginalOption = Annotated[
     str, typer.Option("--model", metavar="MODEL", help=f"The model it was made from. {MODEL_HELP}", show_default=False)
@@ -38,6 +47,7 @@ def tune_checkpoint(
     seed: SeedOption = 0,
     resume: ResumeOption = True,
     device: DeviceOption = "auto",
+    revision: RevisionOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Tune row scales, gains of norms and biases of a packed checkpoint towards the original; its words stay.
@@ -56,7 +66,7 @@ def tune_checkpoint(
     folder = output if output is not None else Path(f"{checkpoint.absolute().name}-tuned")
     console.note(f"tuning {checkpoint} towards {model} for {steps} steps into {folder}")
     tell_settings(context)
-    report = tune(checkpoint, resolve(model), settings, folder, pick_device(device), dataset, seed, resume)
+    report = tune(checkpoint, resolve(model, revision), settings, folder, pick_device(device), dataset, seed, resume)
     print_tuning(report)
     console.line(f"time: {duration(report['seconds'])}")
     console.ending(folder, "eval-ppl", folder, "--baseline", model)

@@ -68,10 +68,11 @@ def _finished(folder: Path, key: Any) -> bool:
     if not (folder / CONFIG).is_file():
         return False
     found = read_quantization_config(folder).get("recipe")
-    if found != key:
-        differing = [name for name in key if not isinstance(found, dict) or found.get(name) != key[name]]
+    found = found if isinstance(found, dict) else {}
+    differing = [name for name in {**key, **found} if name != "base_commit" and found.get(name) != key.get(name)]
+    if differing:  # of two commits with the same weights the checkpoint is the same
         raise NestQuantError(
-            f"{folder} is a finished quantization with another {differing[0] if differing else 'setting'}",
+            f"{folder} is a finished quantization with another {differing[0]}",
             NOT_COMPARED,
             "remove it, or choose another --output",
         )

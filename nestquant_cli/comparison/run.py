@@ -43,7 +43,7 @@ class CompareOptions:
         dtype, device, resident: as in `evaluation.report.PerplexityOptions`.
     """
 
-    model: str
+    model: Source
     entries: tuple[Entry, ...]
     folder: Path
     against: str | None = None
@@ -72,9 +72,9 @@ def compare(options: CompareOptions) -> Comparison:
         raise NestQuantError(f"there is no recipe '{options.against}'", NOT_COMPARED, f"use one of {', '.join(names)}")
     if launched().size > 1:
         raise NestQuantError(f"{launched().size} processes were started", NOT_COMPARED, "compare with a single one")
-    source, device = resolve(options.model), pick_device(options.device)
+    source, device = options.model, pick_device(options.device)
     if source.kind == "packed":
-        raise NestQuantError(f"{source.path} is a packed checkpoint", NOT_COMPARED, "give the original model")
+        raise NestQuantError(f"{source.name} is a packed checkpoint", NOT_COMPARED, "give the original model")
     windows, about = _windows(options, source)
     if options.tasks:
         load_tasks(options.tasks, options.include_path)
@@ -143,14 +143,14 @@ def _with_tasks(
     if not options.tasks:
         return rows
     asked = {"tasks": list(options.tasks), "limit": options.limit, "seed": options.seed}
-    whole = {name: {**asked, "of": keys.get(name, models[name].path)} for name in models}
+    whole = {name: {**asked, "of": keys[name] if name in keys else fingerprint(models[name])} for name in models}
     done = []
     for row in rows:
         found = state.get("tasks", row.name, whole[row.name])
         if found is None:
             report = measure_tasks(
                 TaskOptions(
-                    models[row.name].path if row.name != UNQUANTIZED else options.model,
+                    models[row.name],
                     options.tasks,
                     limit=options.limit,
                     include_path=options.include_path,

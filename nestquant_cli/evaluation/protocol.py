@@ -21,10 +21,12 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def model_protocol(source: Source, model: "PreTrainedModel") -> dict[str, Any]:
-    """Name, kind, hash, dtype, attention implementation and device of a loaded model."""
+    """Name, kind, hash, dtype, attention implementation and device of a loaded model, and its commit on the Hub."""
     return {
         "name": source.name,
         "kind": source.kind,
+        "revision": source.hub and source.hub.revision,
+        "commit": source.hub and source.hub.sha,
         "sha256": fingerprint(source),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": str(model.config._attn_implementation),

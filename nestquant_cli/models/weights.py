@@ -25,7 +25,7 @@ from ..errors import NestQuantError
 from ..kernels.dense import hasten
 from .limits import describing, refuse_misfit
 from .shards import Entry, read_shard, read_tensor, same_values
-from .source import Source, load_config, load_model, local_folder, warn_unused, weight_files
+from .source import Source, load_config, load_model, warn_unused, weight_files
 from .structure import Decoder, find_decoder
 
 PIECE = 1 << 24  # entries looked at a time
@@ -161,7 +161,7 @@ def _open_lazily(source: Source, device: str) -> tuple[str, LazyWeights | None]:
         return difference, None
     _keep_untied(model, places)
     warn_unused(source, model, places.keys() - model.state_dict().keys())
-    _read_generation_config(model, local_folder(source))
+    _read_generation_config(model, Path(source.path))
     return "", LazyWeights(model.eval(), places, device)
 
 
@@ -227,7 +227,7 @@ def _keep_untied(model: PreTrainedModel, places: dict[str, tuple[Path, Entry]]) 
 
 def _refuse_adapters(source: Source) -> None:
     """Raises NestQuantError for a folder with an adapter, which transformers would add to the weights beside it."""
-    if not source.gguf_file and (local_folder(source) / ADAPTER).is_file():
+    if not source.gguf_file and (Path(source.path) / ADAPTER).is_file():
         raise NestQuantError(
             f"{source.name} has an adapter beside its weights ({ADAPTER})",
             "it was not opened, since the adapter would be left out",

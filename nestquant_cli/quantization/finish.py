@@ -16,6 +16,7 @@ from ..checkpoint.output import Output
 from ..checkpoint.section import config_section
 from ..files import write_json
 from ..models.structure import find_decoder
+from ..models.weight_set import CHOICE
 from ..models.weights import Weights
 from .parts import LayerPart, join_layouts
 from .recipe import Recipe
@@ -83,7 +84,7 @@ def other_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
 def model_config(model: PreTrainedModel) -> dict[str, Any]:
     """config.json of the model as transformers would write it, without the traces of how it was loaded."""
     config = model.config.to_diff_dict()
-    for key in ("auto_map", "quantization_config", "_name_or_path", "_attn_implementation_autoset"):
+    for key in ("auto_map", "quantization_config", "_name_or_path", "_attn_implementation_autoset", CHOICE):
         config.pop(key, None)
     if model.get_expanded_tied_weights_keys() and not model.all_tied_weights_keys:
         config["tie_word_embeddings"] = False  # its files had another head than its embeddings

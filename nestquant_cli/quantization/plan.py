@@ -99,7 +99,7 @@ def make_plan(
     parameters = _parameters(model)
     total = sum(row.bytes for row in rows) + item * (parameters - weights)
     hidden = recipe.samples * recipe.seqlen * _kept_width(model, decoder, recipe.sequential) * item
-    streamed = source.kind in ("folder", "hub")
+    streamed = source.kind == "folder"
     memory = _memory(model, decoder, streamed, recipe) + min(hidden, budget)
     if recipe.tune is not None:
         memory = max(memory, _tuning_memory(model, rows, total, TuneSettings.from_dict(recipe.tune)))

@@ -43,7 +43,7 @@ def open_subject(source: Source, device: str) -> Subject:
     """
     if source.kind == "packed":
         raise NestQuantError(
-            f"{source.path} is a packed checkpoint already", "nothing was quantized", "give the original model"
+            f"{source.name} is a packed checkpoint already", "nothing was quantized", "give the original model"
         )
     weights = open_weights(source, device)
     if getattr(weights.model.config, "quantization_config", None) is not None:
@@ -92,8 +92,9 @@ def about_model(subject: Subject, recipe: Recipe, group: Team) -> dict[str, Any]
 
 
 def origin_of(source: Source, about: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
-    """What config.json says that a checkpoint was made from: `about_model`, `text_of`, the Hub id if there is one."""
-    return {**about, **text, "base_model": source.path if source.kind == "hub" else None}
+    """What config.json says that a checkpoint was made from: `about_model`, `text_of`, id and commit on the Hub."""
+    place = {"base_model": source.hub and source.hub.repo, "base_commit": source.hub and source.hub.sha}
+    return {**about, **text, **place}
 
 
 def _code_key(shape: Shape) -> Any:

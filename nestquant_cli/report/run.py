@@ -1,6 +1,6 @@
 """A whole report, from names to files: what `nestquant report` runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..evaluation.report import PerplexityOptions, measure_perplexity
@@ -8,7 +8,7 @@ from ..files import replacing, write_text
 from ..generation.settings import Sampling
 from ..generation.writer import open_writer
 from ..models.device import pick_device
-from ..models.source import resolve
+from ..models.source import Source, resolve
 from ..runs import refuse_foreign
 from .contents import Contents, Sample, read_contents
 from .page import html
@@ -44,11 +44,9 @@ def make_report(options: ReportOptions) -> Contents:
     """
     refuse_foreign(options.output, PAGE)
     read_contents(options.folder)  # before any work
-    scores = measure_perplexity(options.scoring) if options.scoring.baseline else None
-    samples = []
-    if options.prompt:
-        models = [options.scoring.model, *filter(None, [options.scoring.baseline])]
-        samples = [_sample(model, options) for model in models]
+    own, baseline = resolve(options.scoring.model), options.scoring.baseline and resolve(options.scoring.baseline)
+    scores = measure_perplexity(replace(options.scoring, model=own, baseline=baseline)) if baseline else None
+    samples = [_sample(source, options) for source in (own, baseline) if source and options.prompt]
     found = read_contents(options.folder, scores, options.prompt, samples)
     pictures = draw(found)
     for name, png in pictures.items():
@@ -58,8 +56,8 @@ def make_report(options: ReportOptions) -> Contents:
     return found
 
 
-def _sample(model: str, options: ReportOptions) -> Sample:
-    source, how = resolve(model), options.scoring
+def _sample(source: Source, options: ReportOptions) -> Sample:
+    how = options.scoring
     sampling = Sampling(options.max_new_tokens, temperature=0)
     writer = open_writer(source, sampling, how.resident, how.dtype, pick_device(how.device))
     return Sample(source.name, writer.write(writer.tokenizer(options.prompt)["input_ids"]).text)

@@ -48,7 +48,7 @@ def read_results(paths: Sequence[Path], sha256: str) -> tuple[list[Measured], li
         if "perplexity" in found:
             rows += _perplexity(found, protocol)
             baseline = protocol.get("baseline") or {}
-            base = baseline["name"] if baseline.get("kind") == "hub" else base
+            base = baseline["name"] if baseline.get("commit") else base
         else:
             rows += _tasks(found["results"], protocol)
         commands.append(_command(found.get("settings", {}), "perplexity" in found))

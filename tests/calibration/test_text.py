@@ -74,6 +74,6 @@ def test_a_data_set_without_a_connection_names_the_alternative(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr("nestquant_cli.models.hub.reachable", lambda: False)
-    with pytest.raises(NestQuantError, match=r"local \.txt or \.jsonl"):
+    monkeypatch.setattr("nestquant_cli.models.hub.unreachable", lambda: "no network")
+    with pytest.raises(NestQuantError, match=r"(no network).*local \.txt or \.jsonl"):
         load_text(name, "test")

@@ -39,7 +39,6 @@ def test_kinds_are_told_apart_without_loading(copy: Path, tmp_path: Path, monkey
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(20))
     gguf = resolve(str(tmp_path / "m.gguf"))
     assert (gguf.kind, gguf.path, gguf.gguf_file, gguf.name) == ("gguf", str(tmp_path), "m.gguf", "m")
-    assert resolve("some-org/some-model").kind == "hub"
     monkeypatch.chdir(tmp_path)
     assert resolve("copy").kind == "packed"
 
