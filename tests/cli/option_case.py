@@ -84,5 +84,6 @@ SAMPLING = {
 TEXT_OF_RECIPE = at("recipe", dataset=DATASET, samples=SAMPLES, seqlen=SEQLEN, seed=SEED)
 BITS_OF_INPUTS = at("recipe", act_bits=Case(3, "", 4.3), kv_bits=Case(5, "", "inf"))
 MODEL = Case("{model}", "source.path", "no/such/model")
+REVISION = Case("v1", "revision", "v1", acts="models.source:resolve")  # a model that lies here has none
 CHECKPOINT = Case("{packed}", "folder", "{full}")
 JUNIT = Case("{new}.xml", "path", "{full}", acts="evaluation.junit:write_junit")

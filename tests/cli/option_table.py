@@ -26,6 +26,7 @@ from tests.cli.option_case import (
     MODEL,
     RESIDENT,
     RESULT,
+    REVISION,
     SAMPLES,
     SAMPLING,
     SEED,
@@ -55,6 +56,7 @@ COMMANDS: dict[str, Command] = {
             **TEXT_OF_RECIPE,
             "memory_budget": BUDGET,
             "device": DEVICE,
+            "revision": REVISION,
         },
     ),
     "quantize": Command(
@@ -85,6 +87,7 @@ COMMANDS: dict[str, Command] = {
             "resume": Case(False, "resume"),
             "memory_budget": replace(BUDGET, at="limits.budget"),
             "device": DEVICE,
+            "revision": REVISION,
         },
     ),
     "tune": Command(
@@ -107,6 +110,7 @@ COMMANDS: dict[str, Command] = {
             "seed": replace(SEED, at="seed"),
             "resume": Case(False, "resume"),
             "device": DEVICE,
+            "revision": REVISION,
         },
     ),
     "eval-ppl": Command(
@@ -128,6 +132,7 @@ COMMANDS: dict[str, Command] = {
             dtype=DTYPE,
             seed=SEED,
             device=DEVICE,
+            revision=replace(REVISION, at="", acts=None),
         ),
     ),
     "eval-tasks": Command(
@@ -148,6 +153,7 @@ COMMANDS: dict[str, Command] = {
             dtype=DTYPE,
             seed=SEED,
             device=DEVICE,
+            revision=replace(REVISION, at="", acts=None),
         ),
         TaskReport({}, "", {"seconds": 1.0}, [Verdict("sample_piqa acc >= 0.5", "", True)]),
     ),
@@ -156,7 +162,7 @@ COMMANDS: dict[str, Command] = {
         {"model": "{model}", "recipes": "{recipe}", "dataset": "demo", "output": "{new}"},
         at(
             "options",
-            model=Case("{model}", "", "no/such/model"),
+            model=Case("{model}", "options.model.path", "no/such/model"),
             recipes=Case("{recipe},{recipe2}", "options.entries.1.name", "{new}", "recipe2"),
             against=Case("recipe", "", "magic"),
             output=replace(FOLDER, at="options.folder"),
@@ -176,6 +182,7 @@ COMMANDS: dict[str, Command] = {
             dtype=DTYPE,
             seed=replace(SEED, at="options.entries.0.recipe.seed"),
             device=replace(DEVICE, at="options.device", acts=None),
+            revision=REVISION,
         ),
     ),
     "generate": Command(
@@ -186,6 +193,7 @@ COMMANDS: dict[str, Command] = {
             "prompt": Case("holds every point", _prompt, ANYTHING, acts="generation.writer:Writer.write"),
             "output": RESULT,
             **SAMPLING,
+            "revision": REVISION,
         },
     ),
     "chat": Command(
@@ -195,6 +203,7 @@ COMMANDS: dict[str, Command] = {
             "model": replace(MODEL, value="{talking}"),
             "system": Case("be brief", "system", ANYTHING, acts="generation.conversation:Conversation"),
             **SAMPLING,
+            "revision": REVISION,
         },
     ),
     "inspect": Command(
