@@ -49,7 +49,7 @@ def run_tasks(work: Callable[[T], object], tasks: Iterable[T], bytes_needed: int
         return
     for task in tasks:
         work(task)
-        return_blocks()  # what one large task leaves free has not the sizes that the next one wants
+        return_blocks()  # blocks that one large task frees rarely fit the next one
 
 
 def slices(count: int, where: "device", size: int = TILE) -> list[slice]:

@@ -15,9 +15,7 @@ from .options import DeviceOption, ModelArgument, Resident, ResidentOption, Revi
 if TYPE_CHECKING:
     from ..generation.conversation import Conversation
 
-SystemOption = Annotated[
-    str | None, typer.Option("--system", metavar="TEXT", help="A message to stand before all others.")
-]
+SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message before all others.")]
 COMMANDS = "/reset forgets the conversation, /exit leaves"
 PROMPT = "> "
 

@@ -34,7 +34,7 @@ RecipesOption = Annotated[
 ]
 AgainstOption = Annotated[
     str | None,
-    typer.Option("--against", metavar="NAME", help="Say how much of this recipe's gap the others close."),
+    typer.Option("--against", metavar="NAME", help="Print how much of this recipe's gap the others close."),
 ]
 EvalDatasetOption = Annotated[
     str | None,
@@ -47,7 +47,7 @@ EvalDatasetOption = Annotated[
 ]
 OutputOption = Annotated[
     Path | None,
-    typer.Option("--output", metavar="DIR", help="Folder for checkpoints and result; one that was begun goes on."),
+    typer.Option("--output", metavar="DIR", help="Folder for checkpoints and result; resumes a comparison in it."),
 ]
 SomeTasksOption = Annotated[
     str | None, typer.Option("--tasks", metavar="A,B", help="Also run these lm-eval tasks on every model.")

@@ -30,7 +30,7 @@ TemperatureOption = Annotated[
     typer.Option(
         "--temperature",
         parser=finite,
-        help="0 takes the most likely token each time, above 0 draws: the higher, the bolder.",
+        help="0 takes the most likely token each time; above 0 tokens are drawn, more freely the higher it is.",
         show_default="the model's own",
     ),
 ]
@@ -39,7 +39,7 @@ TopPOption = Annotated[
     typer.Option(
         "--top-p",
         parser=finite,
-        help="Draw from the likeliest tokens with this probability in all.",
+        help="Draw from the likeliest tokens that together have this probability.",
         show_default="the model's own",
     ),
 ]

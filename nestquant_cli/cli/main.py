@@ -83,7 +83,7 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all log lines.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show results, warnings and errors only.")] = False,
     log_format: Annotated[
-        LogFormat, typer.Option("--log-format", help="Of the log: text, or json for one JSON object a line.")
+        LogFormat, typer.Option("--log-format", help="Format of the log: text, or json with one object a line.")
     ] = LogFormat.text,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)

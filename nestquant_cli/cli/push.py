@@ -18,7 +18,7 @@ BaseOption = Annotated[
 ]
 LicenseOption = Annotated[
     str | None,
-    typer.Option("--license", help="Of the base model, as the Hub names it.", show_default="that of its card"),
+    typer.Option("--license", help="Licence of the base model, as on the Hub.", show_default="that of its card"),
 ]
 ResultsOption = Annotated[
     list[Path] | None,

@@ -42,7 +42,7 @@ MethodOption = Annotated[
     str,
     typer.Option(
         "--method",
-        help="The codec: nestquant, integer, or glvq, which is for weights alone.",
+        help="Codec: nestquant, integer, or glvq (weights alone).",
         autocompletion=offer("nestquant", "integer", "glvq"),
     ),
 ]
@@ -50,7 +50,7 @@ RotationOption = Annotated[
     str,
     typer.Option(
         "--rotation",
-        help="Of inputs, keys and values: none, hadamard or learned.",
+        help="Rotation of inputs, keys and values: none, hadamard or learned.",
         autocompletion=offer("none", "hadamard", "learned"),
     ),
 ]
@@ -74,7 +74,7 @@ AllocationOption = Annotated[
     str,
     typer.Option(
         "--allocation",
-        help="uniform, or mixed: matrices get bits by what they cost the loss.",
+        help="uniform: all matrices have the same bits; mixed: more bits where errors cost more.",
         autocompletion=offer("uniform", "mixed"),
     ),
 ]
@@ -102,7 +102,7 @@ def quantize(
         bool,
         typer.Option(
             "--sequential/--no-sequential",
-            help="Calibrate each matrix behind the quantized ones before it; weights alone, four times the passes.",
+            help="Calibrate each matrix after those before it are quantized; weights alone, four times the passes.",
         ),
     ] = False,
     config: RecipeOption = None,
@@ -112,7 +112,7 @@ def quantize(
     seqlen: SeqlenOption = 2048,
     seed: SeedOption = 0,
     damping: Annotated[
-        float, typer.Option("--damping", parser=finite, help="Added to H, as a fraction of its mean diagonal.")
+        float, typer.Option("--damping", parser=finite, help="Damping of H, as a fraction of its mean diagonal.")
     ] = 0.01,
     allocation: AllocationOption = "uniform",
     tune: Annotated[
@@ -122,7 +122,7 @@ def quantize(
     output: FolderOption = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print layers, bytes, memory and time, and stop.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on with an interrupted run of the same command.")
+        bool, typer.Option("--resume/--no-resume", help="Resume an interrupted run of the same command.")
     ] = True,
     memory_budget: MemoryOption = DEFAULT_BUDGET,
     device: DeviceOption = "auto",

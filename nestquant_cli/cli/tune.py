@@ -23,12 +23,12 @@ OriginalOption = Annotated[
 ]
 StepsOption = Annotated[int, typer.Option("--steps", min=1, help="Steps of the optimizer.")]
 SeqlenOption = Annotated[int, typer.Option("--seqlen", min=2, help="Tokens in a window.")]
-BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Windows a step.")]
-RateOption = Annotated[float, typer.Option("--rate", parser=finite, help="Learning rate at its height.")]
-HeldOutOption = Annotated[int, typer.Option("--held-out", min=1, help="Windows to choose the best state by.")]
-ChecksOption = Annotated[int, typer.Option("--checks", min=1, help="How often those are looked at.")]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Windows in a step.")]
+RateOption = Annotated[float, typer.Option("--rate", parser=finite, help="Highest learning rate.")]
+HeldOutOption = Annotated[int, typer.Option("--held-out", min=1, help="Held-out windows, which choose the best state.")]
+ChecksOption = Annotated[int, typer.Option("--checks", min=1, help="Evaluations on the held-out windows.")]
 ResumeOption = Annotated[
-    bool, typer.Option("--resume/--no-resume", help="Go on with an interrupted run of the same command.")
+    bool, typer.Option("--resume/--no-resume", help="Resume an interrupted run of the same command.")
 ]
 
 

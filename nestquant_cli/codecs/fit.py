@@ -23,9 +23,8 @@ _UNITS_INT8 = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _UNITS_WIDE = (0.3, 0.4, 0.5)
 _EXCHANGED = 3  # of the candidates for β₀, how many are worth improving
 SECOND_MOMENT = 929 / 12960  # of E8, normalized: mean squared rounding error an entry at unit cell volume
-CLIP_MARGIN = (
-    0.7  # how far inside the boundary a clipped block lands, in lattice units; fits measured errors within 10 %
-)
+# How far inside the boundary a clipped block lands, in lattice units; fits measured errors within 10 %.
+CLIP_MARGIN = 0.7
 SCALE_BYTES = 2  # of a packed vector, a bfloat16
 _LARGEST_BETA = 16.0  # largest β·q tried, in units of the row's root mean square
 
@@ -70,11 +69,10 @@ class ScaledCode:
         return row_bytes(entries, self.code.word_bits) + SCALE_BYTES
 
     def pack(self, x: Tensor) -> Tensor:
-        """See `VectorCode`."""
+        """Packed vectors (rows, bytes) uint8 of x (rows, entries) float32: words, then the scale."""
         stored = self.row_scale(x).to(torch.bfloat16)
-        stored = torch.where(
-            stored > 0, stored, torch.ones_like(stored)
-        )  # what rounds to zero is coded as zeros times 1
+        # a scale that rounds to zero becomes 1, and the vector is coded as zeros
+        stored = torch.where(stored > 0, stored, torch.ones_like(stored))
         kernels = for_device(x.device)
         v, index, _ = kernels.quantize(x, stored.float(), self.code)
         return torch.cat([kernels.pack(v, index, self.code), stored[:, None].view(torch.uint8)], dim=1)

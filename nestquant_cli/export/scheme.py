@@ -25,9 +25,8 @@ from ..rotation.transform import rotation
 HADAMARD, DENSE = "rotation", "rotation_dense"  # names of the transforms; modules get one as `NAME_input`
 INT8_BITS = 8
 _WORD = 32  # bits of the integers that digits are packed into; so many digits fill whole ones at any width
-_LARGEST_KNOWN = (
-    256  # the format knows Hadamard matrices of 1, 2 and the multiples of 4 up to this, times powers of two
-)
+# The format knows Hadamard matrices of 1, 2 and the multiples of 4 up to this, times powers of two.
+_LARGEST_KNOWN = 256
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The K-best search of nested codes over blocks of a row, last block first. Compiled by Numba.
 
 A path is a choice for all blocks so far. Under each multiplier it branches to the nearest lattice point of its target
-(with few multipliers to that of the other coset of D8 too), and the paths of least Σ‖(t − v)·C_b‖² are gone on with. A
+(with few multipliers also to that of the other coset of D8). The paths with the smallest Σ‖(t − v)·C_b‖² survive. A
 tile has all paths of some rows in its lanes (see cpu_lattice).
 """
 

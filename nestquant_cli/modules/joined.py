@@ -49,7 +49,15 @@ def takes(source: InputQuantizer, x: Tensor) -> bool:
 
 
 def join(v: list[Tensor], row_scale: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Joined]:
-    """The same tensors as consecutive rows of one, and that one."""
+    """Concatenates int8 matrices and their scales along the rows.
+
+    Args:
+        v: (rows_i, padded features) int8 each.
+        row_scale: (rows_i,) int16 each.
+
+    Returns:
+        the matrices and the scales again, as views of the concatenated ones, and the whole as `Joined`.
+    """
     rows = [part.shape[0] for part in v]
     whole, scales = torch.cat(v), torch.cat(row_scale)
     return list(whole.split(rows)), list(scales.split(rows)), Joined(whole, scales)
