@@ -1,10 +1,10 @@
 """What follows a product, and what tells whether its input was changed: single passes. Compiled by Numba."""
 
 import numpy as np
-from numba import njit
 
 from .cpu_lattice import LANE, OPTIONS
 from .cpu_team import spread
+from .jit import njit
 
 
 @njit(**LANE)

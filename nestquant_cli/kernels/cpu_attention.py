@@ -5,12 +5,12 @@ past is cut into chunks whose softmax statistics are merged at the end, the same
 """
 
 import numpy as np
-from numba import njit
 
 from .cpu_heads import WORK, _load, _unload, decode_column, read_scales
 from .cpu_lattice import INFINITY, LANES, ONE, OPTIONS, ZERO
 from .cpu_team import spread
 from .cpu_turn import turn
+from .jit import njit
 
 CHUNK = 8 * LANES  # tokens of a part of the past
 

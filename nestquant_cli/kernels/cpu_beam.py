@@ -5,9 +5,9 @@ K cheapest sets of choices for all coordinates so far survive each step.
 """
 
 import numpy as np
-from numba import njit
 
 from .cpu_lattice import LANE, OPTIONS
+from .jit import njit
 
 NEAREST = 2  # levels that a path branches to
 

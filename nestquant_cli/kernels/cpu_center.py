@@ -1,10 +1,10 @@
 """Subtracting a center from vectors that it makes smaller, and adding it again. Compiled by Numba."""
 
 import numpy as np
-from numba import njit
 
 from .cpu_lattice import ONE, OPTIONS, ZERO
 from .cpu_rotate import TOKENS
+from .jit import njit
 
 
 @njit(**OPTIONS)

@@ -1,10 +1,10 @@
 """Rounding blocks to codewords: loops over tiles of blocks, lanes of a tile in vector units. Compiled by Numba."""
 
 import numpy as np
-from numba import njit
 
 from .cpu_lattice import HALF, INFINITY, LANES, ONE, OPTIONS, POINT, TWO, ZERO, nearest, odd
 from .cpu_team import spread
+from .jit import njit
 from .reference import CLIP_STEPS
 
 OVERLOADED = 255  # index of a block that no multiplier holds

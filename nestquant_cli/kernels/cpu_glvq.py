@@ -3,10 +3,9 @@
 Sums are taken in another order than a matrix product of torch takes them, so the last bits differ from it.
 """
 
-from numba import njit
-
 from .cpu_lattice import LANE, OPTIONS, ZERO
 from .cpu_team import spread
+from .jit import njit
 
 
 @njit(**OPTIONS)

@@ -1,13 +1,13 @@
 """Tokens rotated and rounded to plain int8 in one pass over memory, each on a grid of its own. Compiled by Numba."""
 
 import numpy as np
-from numba import njit
 
 from .cpu_lattice import OPTIONS, ZERO
 from .cpu_rotate import TOKENS, WORK
 from .cpu_team import spread
 from .cpu_tokens import load_rotated
 from .grid_limits import EMPTY, INFINITE, LARGEST, LEAST_POWER, MOST_POWER
+from .jit import njit
 
 _LEVELS = np.float32(LARGEST)
 _INFINITY = np.float32(np.inf)

@@ -1,13 +1,13 @@
 """Head vectors on the CPU: rotated, coded and decoded a tile at a time. Compiled by Numba."""
 
 import numpy as np
-from numba import njit
 
 from . import cpu_encode, cpu_words
 from .cpu_center import add_own, subtract_own
 from .cpu_lattice import LANES, ONE, OPTIONS, ZERO
 from .cpu_team import spread
 from .cpu_turn import turn
+from .jit import njit
 
 WORK = cpu_words._ROWS
 _FACTOR = cpu_words._FACTOR

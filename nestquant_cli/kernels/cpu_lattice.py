@@ -7,7 +7,8 @@ Comparing and counting parities in float32 is exact: every number involved is a 
 """
 
 import numpy as np
-from numba import njit
+
+from .jit import njit
 
 LANES = 64
 POINT = 8 * LANES  # first row of what `nearest` writes; the block itself is in the rows from 0
@@ -17,7 +18,7 @@ ZERO, QUARTER, HALF, ONE, TWO, FOUR = (np.float32(value) for value in (0, 0.25, 
 INFINITY = np.float32(np.inf)
 
 # The fused multiply-adds of "contract" change no result that must be exact.
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 LANE = {**OPTIONS, "forceinline": True}
 
 

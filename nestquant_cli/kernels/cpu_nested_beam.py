@@ -6,11 +6,11 @@ tile has all paths of some rows in its lanes (see cpu_lattice).
 """
 
 import numpy as np
-from numba import njit
 
 from .cpu_beam import choose
 from .cpu_encode import CHOSEN, OVERLOADED, clip
 from .cpu_lattice import HALF, INFINITY, LANE, LANES, OPTIONS, POINT, ZERO, nearest
+from .jit import njit
 
 PANEL = 64  # columns that are searched at once
 FEW = 3  # multipliers, up to which the other coset is tried

@@ -6,7 +6,6 @@ coordinate of the token is a scalar. For int8 rows the tokens are rotated first,
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from ..lattice.code import BLOCK, NestedCode
@@ -17,6 +16,7 @@ from .cpu_input import plan_of, sides
 from .cpu_lattice import LANES, OPTIONS, ZERO
 from .cpu_team import share, spread
 from .cpu_words import _FACTOR, _ROWS, _decode, _read, _split
+from .jit import njit
 
 _TOKEN = _ROWS  # after the rows of the decoder: the eight coordinates that meet the block, then the sums
 _SUMS = _ROWS + LANES

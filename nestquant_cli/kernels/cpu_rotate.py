@@ -6,9 +6,8 @@ that every factor of the Kronecker product is sums of whole rows.
 
 from typing import Any
 
-from numba import njit
-
 from .cpu_lattice import LANE, OPTIONS, ZERO
+from .jit import njit
 
 TOKENS = 16
 LARGEST_FACTOR = 64  # of the dense factors; larger ones are left to matrix products

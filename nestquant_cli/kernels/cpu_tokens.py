@@ -1,7 +1,6 @@
 """Tokens rotated and coded in one pass over memory: a tile of them stays in the cache. Compiled by Numba."""
 
 import numpy as np
-from numba import njit
 
 from .cpu_after import rounded
 from .cpu_center import subtract_from_tile, subtract_nearer
@@ -9,6 +8,7 @@ from .cpu_encode import _ROWS, CHOSEN, choose, quantize, store
 from .cpu_lattice import LANES, ONE, OPTIONS, ZERO
 from .cpu_rotate import FEW, TOKENS, WORK, transform, transform_one
 from .cpu_team import spread
+from .jit import njit
 
 _TOGETHER = LANES // TOKENS  # blocks of a token that are encoded together
 

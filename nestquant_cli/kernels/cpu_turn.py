@@ -9,12 +9,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from ..rotation.orders import atoms
 from ..rotation.paley import paley_matrix
 from ..rotation.transform import rotation
 from .cpu_lattice import LANES, OPTIONS, ZERO
+from .jit import njit
 
 
 class Turn(NamedTuple):

@@ -1,11 +1,11 @@
 """Packing and unpacking words: loops over tiles of blocks, lanes of a tile in vector units. Compiled by Numba."""
 
 import numpy as np
-from numba import njit
 
 from .cpu_encode import store
 from .cpu_lattice import HALF, LANE, LANES, ONE, OPTIONS, TWO, representative
 from .cpu_team import spread
+from .jit import njit
 
 _QUARTER = np.float32(0.25)
 _FACTOR = 8 * LANES  # rows of a tile after the eight entries: the multiplier
