@@ -1,14 +1,25 @@
 """Files that are either whole or absent: written to a temporary name, synced and renamed."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .errors import NestQuantError
+
+_LONGEST = 200  # bytes of a name that a temporary one repeats: most file systems take 255 in all
+_SPACE = "free space and repeat the command, or choose another --output"
+_RIGHTS = "mend its permissions and repeat the command, or choose another --output"
+_OTHERWISE = "choose another --output, or mend that and repeat the command"
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _SPACE),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS),
+}
 
 HASH_CHUNK = 1 << 22  # bytes read at a time; keeps hashing of any file at constant memory
 
@@ -21,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
         NestQuantError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -35,19 +46,19 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what `replacing` could not remove from a folder, because it was killed or lost the right to."""
-    for path in folder.glob(".*.part"):
-        path.unlink()
+def leftovers(path: Path) -> list[Path]:
+    """Temporary files of `path` that `replacing` could not remove, because it was killed or lost the right to."""
+    form = re.compile(re.escape(_stem(path)) + r"\.\d+\.part")
+    return [each for each in path.parent.iterdir() if form.fullmatch(each.name)]
 
 
 def not_written(path: Path, error: Exception) -> NestQuantError:
-    """The error for a file that a full disk or a lost permission keeps from being written."""
+    """The error for a file that a full disk, a lost permission or its own name keeps from being written."""
     reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     return NestQuantError(
         f"{path} cannot be written ({reason})",
         "the command stopped; what is finished is kept",
-        "free space or mend its permissions and repeat the command, or choose another --output",
+        _REMEDIES.get(getattr(error, "errno", 0), _OTHERWISE),
     )
 
 
@@ -109,6 +120,18 @@ def sha256_file(path: Path) -> str:
         while chunk := file.read(HASH_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{_stem(path)}.{os.getpid()}.part")
+
+
+def _stem(path: Path) -> str:
+    """What the temporary names of a file begin with; a long name is cut and told apart by its hash."""
+    name = os.fsencode(path.name)
+    if len(name) > _LONGEST:
+        return f".{os.fsdecode(name[:_LONGEST])}-{hashlib.sha256(name).hexdigest()[:8]}"
+    return f".{path.name}"
 
 
 def _sync(path: Path) -> None:

@@ -1,5 +1,6 @@
 """A calibration on disk: one safetensors file a layer and `calibration.json`, written last, that says what it is of."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ..codecs.heads import CacheCodes
 from ..codecs.protocol import Shape, VectorCode
 from ..codecs.registry import vector_from
 from ..errors import NestQuantError
-from ..files import read_json, replacing, sha256_file, write_json
+from ..files import read_json, sha256_file, write_json
 from ..models.shards import write_shard
 from ..runs import RunState
 from .statistics import InputStatistics, LayerStatistics
@@ -26,6 +27,8 @@ _AGAIN = "run nestquant calibrate again"
 class CalibrationWriter:
     """Writes layers in any order; those that are there already need not come again.
 
+    The folder is locked; `with` unlocks it where it ends before the folder is complete.
+
     Args:
         folder: must not exist, be empty, or hold an unfinished calibration of the same.
         about: JSON-ready; what the calibration is of, compared again when it is used.
@@ -37,7 +40,13 @@ class CalibrationWriter:
 
     def __init__(self, folder: Path, about: dict[str, Any], key: dict[str, Any] | None = None) -> None:
         self.folder, self.about = folder, about
-        self.state = RunState(folder, {**about, **(key or {})}, FILE)
+        self.state = RunState(folder, {**about, **(key or {})}, FILE, start_over="remove the folder")
+
+    def __enter__(self) -> "CalibrationWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.state.release()
 
     def done(self, index: int) -> bool:
         """Whether layer `index` is written."""
@@ -52,19 +61,24 @@ class CalibrationWriter:
             tensors[f"{leader}.noise"] = item.noise
             if item.reflectors is not None:
                 tensors[f"{leader}.reflectors"] = item.reflectors
-        with replacing(self.folder / name) as temporary:
+        with self.state.writing(name) as temporary:
             write_shard(temporary, tensors)
         inputs = {
             leader: {"members": list(item.members), "code": item.code and item.code.fitted(), "dead": item.dead}
             for leader, item in layer.inputs.items()
         }
         cache = layer.cache and {"keys": layer.cache.keys.fitted(), "values": layer.cache.values.fitted()}
-        self.state.record(index, {"sha256": sha256_file(self.folder / name), "inputs": inputs, "cache": cache})
+        self.state.record(index, name, {"inputs": inputs, "cache": cache})
 
     def finish(self, depth: int) -> None:
         """Writes calibration.json of `depth` layers, after which the folder is complete."""
         if not self.state.complete:
-            layers = [self.state.done(index, _file_name(index)) for index in range(depth)]
+            layers = []
+            for index in range(depth):
+                record = self.state.recorded(index)
+                assert record is not None
+                layers.append({"sha256": record["sha256"], **record["info"]})
+            self.state.claim(FILE)
             write_json(self.folder / FILE, {"format_version": FORMAT_VERSION, **self.about, "layers": layers})
         self.state.close()
 
@@ -135,6 +149,15 @@ class Calibration:
         except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
             raise NestQuantError(f"{path} or {FILE} is damaged ({error!r})", _NOT_USED, _AGAIN) from error
         return LayerStatistics(inputs, cache)
+
+
+def remove_calibration(folder: Path) -> None:
+    """Removes the files of a finished calibration, and its folder where nothing else is in it."""
+    calibration = Calibration(folder)
+    for name in (FILE, *map(_file_name, range(len(calibration.layers)))):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def to_device(layer: LayerStatistics, device: torch.device) -> LayerStatistics:

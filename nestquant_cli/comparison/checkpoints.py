@@ -1,12 +1,12 @@
 """The packed checkpoints of a comparison: made one after the other, and reused where they are finished already."""
 
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..calibration.store import remove_calibration
 from ..checkpoint.manifest import CONFIG
 from ..checkpoint.read import check_checkpoint, read_quantization_config
 from ..errors import NestQuantError
@@ -49,7 +49,7 @@ def make_checkpoints(
             taken = {"seconds": round(report["seconds"] + spent, 1), "peak_memory_bytes": report["peak_memory_bytes"]}
             state.put("runs", entry.name, keys[entry.name], taken)
         if stored is not None:
-            shutil.rmtree(stored)
+            remove_calibration(stored)
 
 
 def run_keys(source: Source, entries: Sequence[Entry], device: str) -> dict[str, Any]:

@@ -78,7 +78,15 @@ def compare(options: CompareOptions) -> Comparison:
     windows, about = _windows(options, source)
     if options.tasks:
         load_tasks(options.tasks, options.include_path)
-    state = State(options.folder)
+    with State(options.folder) as state:
+        return _compare(options, source, device, windows, about, state)
+
+
+def _compare(
+    options: CompareOptions, source: Source, device: str, windows: Any, about: dict[str, Any], state: State
+) -> Comparison:
+    """Makes what is not there yet, and writes table, plots and report."""
+    names = [entry.name for entry in options.entries]
     settings = run_keys(source, options.entries, device)
     make_checkpoints(source, options.entries, settings, options.folder, device, state)
     models = {name: resolve(str(options.folder / name)) for name in names}

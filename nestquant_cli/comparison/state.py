@@ -1,17 +1,20 @@
 """How far a comparison has come: one JSON file in its folder, written after every step, by which it goes on."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
+from ..disk import refuse_no_folder
 from ..errors import NestQuantError
-from ..files import read_json, write_json
+from ..files import not_written, read_json, write_json
+from ..locks import Lock
 
-FILE = "progress.json"
+FILE, LOCK = "progress.json", "progress.lock"
 SECTIONS = ("runs", "scores", "tasks")
 
 
 class State:
-    """What is known by section and name; each record says by its key what it is of.
+    """What is known by section and name; each record says by its key what it is of. `with` locks the folder.
 
     Args:
         folder: of the comparison: new, empty, or one that a comparison was begun in.
@@ -21,8 +24,10 @@ class State:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / FILE
-        if folder.is_dir() and any(folder.iterdir()) and not self.path.is_file():
+        self.folder, self.path = folder, folder / FILE
+        refuse_no_folder(folder)
+        foreign = folder.is_dir() and any(each.name != LOCK for each in folder.iterdir())
+        if foreign and not self.path.is_file():
             raise NestQuantError(
                 f"the output folder {folder} is not empty", "nothing was written", "choose another --output"
             )
@@ -32,6 +37,19 @@ class State:
             for section in SECTIONS:
                 if isinstance(found, dict) and isinstance(found.get(section), dict):
                     self._known[section] = found[section]
+
+    def __enter__(self) -> "State":
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise not_written(self.folder, error) from error
+        self._lock = Lock(self.folder / LOCK, self.folder)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release(remove=True)
+        with contextlib.suppress(OSError):  # it holds what was compared, unless the command stopped before that
+            self.folder.rmdir()
 
     def get(self, section: str, name: str, key: Any) -> Any:
         """What was put last under this name, where its key was the same; else None."""

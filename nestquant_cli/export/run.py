@@ -14,6 +14,7 @@ from .. import __version__
 from ..checkpoint.manifest import CONFIG, INDEX, MANIFEST, REPORT
 from ..checkpoint.output import Output
 from ..checkpoint.read import check_checkpoint, open_checkpoint, read_layout
+from ..disk import refuse_full_disk
 from ..files import read_json, write_text
 from ..models.fingerprint import UNRELATED_KEYS
 from ..models.limits import describing, meta_model
@@ -21,7 +22,7 @@ from ..models.shards import Entry, read_shard, read_tensor
 from ..models.source import fingerprint, resolve
 from ..modules.layout import Layout
 from ..progress import track
-from ..runs import refuse_full_disk
+from ..runs import refuse_foreign
 from .loading import CLASS, MODULE, NOTE, code, note
 from .scheme import Scheme, cannot, matrix_tensors, scheme_of, transform_name, transform_weight, transforms
 
@@ -55,6 +56,7 @@ def export(folder: Path, output: Path) -> Exported:
         NestQuantError: no sound packed checkpoint, one that the format cannot hold, or an output folder with other
             files.
     """
+    refuse_foreign(output, CONFIG)
     open_checkpoint(folder)
     layout = read_layout(folder)
     scheme = scheme_of(layout)
@@ -68,13 +70,13 @@ def export(folder: Path, output: Path) -> Exported:
     _refuse_full_disk(output, layout, scheme, places)
     parts = list(_parts(layout, places))
     key = {"format": FORMAT, "model_sha256": fingerprint(resolve(str(folder)))}
-    target = Output(output, key, len(parts), resume=True)
-    if target.finished() is None:
-        for number in track(range(len(parts)), "writing shards"):
-            if target.done(number) is None:
-                target.write(number, _tensors(parts[number], layout, scheme, places), {})
-        target.add_files(lambda place: _add_files(place, folder, type(model).__name__, scheme, groups))
-        target.finish(_config(config, scheme, groups, others), {"format": FORMAT, "nestquant": __version__, **key})
+    with Output(output, key, len(parts), resume=True, start_over="remove the folder") as target:
+        if target.finished() is None:
+            for number in track(range(len(parts)), "writing shards"):
+                if target.done(number) is None:
+                    target.write(number, _tensors(parts[number], layout, scheme, places), {})
+            target.add_files(lambda place: _add_files(place, folder, type(model).__name__, scheme, groups))
+            target.finish(_config(config, scheme, groups, others), {"format": FORMAT, "nestquant": __version__, **key})
     return Exported(len(layout.linears), scheme.bits, tuple(sorted(groups)), _left_out(layout))
 
 

@@ -3,6 +3,7 @@
 import platform
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,15 +44,19 @@ def write_rest(
     model = weights.model
     if output.done(output.parts - 1) is None:
         output.write(output.parts - 1, other_tensors(model), {}, weights.fetch)
-    output.add_files(tokenizer.save_pretrained)
-    write_loader(output.folder)
-    if model.generation_config is not None:
-        # its own save_pretrained refuses settings that published models do have, after hours of work
-        write_json(output.folder / "generation_config.json", model.generation_config.to_diff_dict())
+    output.add_files(lambda folder: _add_files(folder, tokenizer, model))
     report = quantization_report(recipe.to_dict() | origin, recipe, parts)
     section = config_section(join_layouts(recipe, parts).to_dict(), report["recipe"], report["bits"])
     output.finish(model_config(model) | {"auto_map": AUTO_MAP, "quantization_config": section}, report)
     return report
+
+
+def _add_files(folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    tokenizer.save_pretrained(folder)
+    write_loader(folder)
+    if model.generation_config is not None:
+        # its own save_pretrained refuses settings that published models do have, after hours of work
+        write_json(folder / "generation_config.json", model.generation_config.to_diff_dict())
 
 
 def quantization_report(settings: dict[str, Any], recipe: Recipe, parts: list[LayerPart]) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 import dataclasses
 import logging
-from pathlib import Path
 from typing import Any
 
-from ..files import read_json, replacing, write_json
+from ..checkpoint.output import Output
+from ..files import read_json, write_json
 from ..lattice.code import BLOCK
 from ..team import Team
 from .allocation import Sensitivity, allocate
@@ -20,31 +20,31 @@ _SIZE, _DPI = (10.0, 7.0), 150  # inches, dots an inch
 logger = logging.getLogger("nestquant")
 
 
-def mixed_words(subject: Subject, recipe: Recipe, dataset: str, folder: Path, group: Team) -> dict[str, int] | None:
+def mixed_words(subject: Subject, recipe: Recipe, dataset: str, output: Output, group: Team) -> dict[str, int] | None:
     """Bits of a word of each matrix by full name; None where the recipe gives all of them the same.
 
     Args:
         subject: the model.
         recipe: with the average in `weight_bits`.
         dataset: calibration text.
-        folder: of the output, where sensitivities.json and sensitivities.png go; of a run that is resumed it has them.
+        output: where sensitivities.json and sensitivities.png go; of a run that is resumed it has them.
         group: of processes, all of which call this.
     """
     shape = recipe.shape("weight")
     if shape is None or recipe.allocation == "uniform":
         return None
-    if not group.lead((folder / SENSITIVITIES).is_file):
+    if not group.lead(lambda: SENSITIVITIES in output.state.files):
         samples, seqlen = min(SAMPLES, recipe.samples), min(SEQLEN, recipe.seqlen)
         few = dataclasses.replace(recipe, dataset=dataset, samples=samples, seqlen=seqlen)
         windows = read_windows(subject, few)
         found = measure(subject, recipe, windows.ids, group)
         words = allocate(found, shape.word_bits)
-        group.lead(lambda: _save(found, words, shape.word_bits, windows.sha256, folder))
-    matrices: dict[str, dict[str, Any]] = group.lead(lambda: read_json(folder / SENSITIVITIES))["matrices"]
+        group.lead(lambda: _save(found, words, shape.word_bits, windows.sha256, output))
+    matrices: dict[str, dict[str, Any]] = group.lead(lambda: read_json(output.folder / SENSITIVITIES))["matrices"]
     return {name: round(BLOCK * item["bits"]) for name, item in matrices.items()}
 
 
-def _save(found: dict[str, Sensitivity], words: dict[str, int], average: int, tokens: str, folder: Path) -> None:
+def _save(found: dict[str, Sensitivity], words: dict[str, int], average: int, tokens: str, output: Output) -> None:
     weights = sum(item.weights for item in found.values())
     uniform, mixed = (
         sum(item.loss(bits) for item, bits in zip(found.values(), each, strict=True))
@@ -56,9 +56,10 @@ def _save(found: dict[str, Sensitivity], words: dict[str, int], average: int, to
         name: {"weights": item.weights, "sensitivity": item.cost, "bits": words[name] / BLOCK}
         for name, item in found.items()
     }
-    _draw(matrices, folder)
+    _draw(matrices, output)
+    output.state.claim(SENSITIVITIES)
     write_json(
-        folder / SENSITIVITIES,
+        output.folder / SENSITIVITIES,
         {
             "average_bits": spent,
             "expected_kl": mixed,
@@ -69,7 +70,7 @@ def _save(found: dict[str, Sensitivity], words: dict[str, int], average: int, to
     )
 
 
-def _draw(matrices: dict[str, dict[str, Any]], folder: Path) -> None:
+def _draw(matrices: dict[str, dict[str, Any]], output: Output) -> None:
     """Sensitivity and bits of each matrix over the depth of the model, a line for each kind of matrix."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -92,5 +93,5 @@ def _draw(matrices: dict[str, dict[str, Any]], folder: Path) -> None:
     above.legend(fontsize="small", ncols=2)
     for axes in (above, below):
         axes.grid(alpha=0.3)
-    with replacing(folder / PICTURE) as temporary:
+    with output.state.writing(PICTURE) as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None})

@@ -18,13 +18,14 @@ from ..calibration.store import FILE, Calibration, CalibrationWriter
 from ..calibration.windows import Windows
 from ..checkpoint.manifest import CONFIG
 from ..checkpoint.output import Output
+from ..disk import refuse_full_disk
 from ..errors import NestQuantError
 from ..files import sha256_file
 from ..memory import return_blocks, reuse_blocks
 from ..models.source import Source
 from ..models.structure import linears
 from ..progress import track
-from ..runs import refuse_foreign, refuse_full_disk
+from ..runs import refuse_foreign
 from ..team import Team, team
 from .division import quantize_matrices
 from .finish import run_figures, write_rest
@@ -72,18 +73,19 @@ def calibrate(
     windows = read_windows(subject, recipe)
     about = about_model(subject, recipe, group) | text_of(windows)
     writer = group.lead(lambda: CalibrationWriter(folder, about, circumstances(subject)))
-    done = group.lead(lambda: [writer.done(index) for index in range(subject.depth)])
-    stream = Measuring(subject, recipe, None, windows, folder, budget).layers(done)
-    try:
-        for index, layer in enumerate(track(stream, "calibrating layers", total=subject.depth)):
-            if layer is not None:
-                group.lead(partial(writer.write, index, layer))
-                done[index] = True
-        group.lead(lambda: writer.finish(subject.depth))
-    except NestQuantError:
-        if group.leads and not any(done):
-            writer.state.give_up()
-        raise
+    with writer:
+        done = group.lead(lambda: [writer.done(index) for index in range(subject.depth)])
+        stream = Measuring(subject, recipe, None, windows, folder, budget).layers(done)
+        try:
+            for index, layer in enumerate(track(stream, "calibrating layers", total=subject.depth)):
+                if layer is not None:
+                    group.lead(partial(writer.write, index, layer))
+                    done[index] = True
+            group.lead(lambda: writer.finish(subject.depth))
+        except NestQuantError:
+            if group.leads and not any(done):
+                writer.state.give_up()
+            raise
     return about
 
 
@@ -127,19 +129,20 @@ def quantize(
     group.lead(lambda: _refuse_full_disk(subject, recipe, folder, windows, budget))
     key = {"recipe": recipe.to_dict(), **about, **text, **calibrated, **circumstances(subject)}
     output = group.lead(lambda: Output(folder, key, subject.depth + 1, resume))
-    finished = group.lead(output.finished)
-    if finished is not None:
-        return finished | run_figures(start)
-    try:
-        words = mixed_words(subject, recipe, text["dataset"], folder, group)
-        measuring = Measuring(subject, recipe, stored, windows, folder, budget)
-        parts = _quantize_layers(measuring, output, group, words)
-        origin = origin_of(source, about, text)
-        report = group.lead(lambda: write_rest(output, subject.weights, subject.tokenizer, recipe, parts, origin))
-    except NestQuantError:
-        if group.leads:
-            output.give_up()
-        raise
+    with output:
+        finished = group.lead(output.finished)
+        if finished is not None:
+            return finished | run_figures(start)
+        try:
+            words = mixed_words(subject, recipe, text["dataset"], output, group)
+            measuring = Measuring(subject, recipe, stored, windows, folder, budget)
+            parts = _quantize_layers(measuring, output, group, words)
+            origin = origin_of(source, about, text)
+            report = group.lead(lambda: write_rest(output, subject.weights, subject.tokenizer, recipe, parts, origin))
+        except NestQuantError:
+            if group.leads:
+                output.give_up()
+            raise
     return report | run_figures(start)
 
 

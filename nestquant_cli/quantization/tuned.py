@@ -46,19 +46,20 @@ def quantize_and_tune(
             f"{team().size} processes cannot tune together", "nothing was quantized", "tune the result with one process"
         )
     key = {"recipe": recipe.to_dict(), "model": source.name, "calibration": calibration and str(calibration)}
-    output = Output(folder, key, 1, resume)
-    finished = output.finished()
-    if finished is not None:
-        return finished | run_figures(start)
-    untuned = output.state.work / _UNTUNED
-    plain = dataclasses.replace(recipe, tune=None)
-    if not (untuned / CONFIG).is_file():
-        try:
-            quantize(source, plain, untuned, device, calibration, True, explicit, **limits)
-        except NestQuantError:
-            if not untuned.exists():
-                output.state.give_up()
-            raise
-    settings = TuneSettings.from_dict(recipe.tune)
-    dataset = read_quantization_config(untuned)["recipe"]["dataset"]
-    return tune(untuned, source, settings, folder, device, dataset, recipe.seed, key=key) | run_figures(start)
+    with Output(folder, key, 1, resume) as output:
+        finished = output.finished()
+        if finished is not None:
+            return finished | run_figures(start)
+        untuned = output.state.work / _UNTUNED
+        plain = dataclasses.replace(recipe, tune=None)
+        if not (untuned / CONFIG).is_file():
+            try:
+                quantize(source, plain, untuned, device, calibration, True, explicit, **limits)
+            except NestQuantError:
+                if not untuned.exists():
+                    output.state.give_up()
+                raise
+        settings = TuneSettings.from_dict(recipe.tune)
+        dataset = read_quantization_config(untuned)["recipe"]["dataset"]
+        report = tune(untuned, source, settings, folder, device, dataset, recipe.seed, output=output)
+        return report | run_figures(start)

@@ -44,7 +44,7 @@ def tune(
     dataset: str,
     seed: int = 0,
     resume: bool = True,
-    key: dict[str, Any] | None = None,
+    output: Output | None = None,
 ) -> dict[str, Any]:
     """Tunes a packed checkpoint into a new one.
 
@@ -57,7 +57,7 @@ def tune(
         dataset: text to tune on; its "train" split where it has splits.
         seed: of the order of windows and the choice of those held out.
         resume: go on with an unfinished run of the same key.
-        key: of a run that this is the end of; None where it is a run of its own.
+        output: of a run that this is the end of, in the same folder; None where it is a run of its own.
 
     Returns:
         the report, as in quantization_report.json, with the seconds that this process took added.
@@ -67,23 +67,26 @@ def tune(
             loss is not finite.
     """
     start = time.monotonic()
-    refuse_foreign(folder, CONFIG)
+    if output is None:
+        refuse_foreign(folder, CONFIG)
     shards = shards_of(open_checkpoint(checkpoint))
     _refuse_others(checkpoint, original)
     source = resolve(str(checkpoint))
     windows = read_tune_windows(dataset, load_tokenizer(source), settings, seed)
     about = {**settings.to_dict(), "dataset": dataset, "text_sha256": windows.text_sha256, "seed": seed}
     own = {"checkpoint_sha256": sha256_file(checkpoint / MANIFEST), "tune": about, "device": device}
-    output = Output(folder, key or own | {"torch": torch.__version__}, len(shards), resume)
-    report = output.finished()
-    if report is None:
-        student, teacher = load_model(source, "auto", device), load_model(original, "auto", device)
-        set_resident(student, "int8")
-        tunables = Tunables(student)
-        distillation = Distillation(teacher, student, read_layout(checkpoint))
-        state = descend(tunables, distillation, windows, settings, output.state.work / STATE)
-        tunables.set(state.best)
-        report = write_tuned(output, checkpoint, tunables.tensors(), teacher, about, state.record())
+    if output is None:
+        output = Output(folder, own | {"torch": torch.__version__}, len(shards), resume)
+    with output.divided(len(shards)) as output:
+        report = output.finished()
+        if report is None:
+            student, teacher = load_model(source, "auto", device), load_model(original, "auto", device)
+            set_resident(student, "int8")
+            tunables = Tunables(student)
+            distillation = Distillation(teacher, student, read_layout(checkpoint))
+            state = descend(tunables, distillation, windows, settings, output.state.work / STATE)
+            tunables.set(state.best)
+            report = write_tuned(output, checkpoint, tunables.tensors(), teacher, about, state.record())
     return report | {"seconds": round(time.monotonic() - start, 1)}
 
 

@@ -121,6 +121,7 @@ def test_only_an_empty_or_unfinished_folder_is_written_to(folder: Path, tmp_path
 def test_an_unfinished_calibration_goes_on_and_is_none(folder: Path, tmp_path: Path) -> None:
     first = CalibrationWriter(tmp_path / "d", ABOUT)
     first.write(0, layer(0))
+    first.state.release()
     with pytest.raises(NestQuantError, match="is not a finished calibration"):
         Calibration(tmp_path / "d")
     with pytest.raises(NestQuantError, match="unfinished run with seed 0 instead of 1"):

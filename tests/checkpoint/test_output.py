@@ -56,6 +56,7 @@ def test_config_json_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         patch.setattr("shutil.copyfile", killed)
         with pytest.raises(KeyboardInterrupt):
             output.finish({"model_type": "x"}, {})
+    output.state.release()
     with pytest.raises(NestQuantError, match="did not finish"):
         read_manifest(output.folder)
     again = Output(output.folder, KEY, 2, resume=True)
@@ -66,6 +67,7 @@ def test_config_json_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_an_interrupted_run_goes_on_after_its_finished_parts(tmp_path: Path) -> None:
     first = Output(tmp_path / "out", KEY, 2, resume=True)
     first.write(0, PARTS[0], {"part": 0})
+    first.state.release()
     (first.folder / first.shard(1)).write_bytes(b"half")  # no record of it: it does not count
     again = Output(tmp_path / "out", KEY, 2, resume=True)
     assert again.done(0) == {"part": 0}
@@ -115,7 +117,7 @@ def test_a_complete_checkpoint_is_not_overwritten(copy: Path) -> None:
 
 
 def test_a_damaged_state_is_one_clear_error(tmp_path: Path) -> None:
-    output = Output(tmp_path / "out", KEY, 2, resume=True)
-    (output.state.work / "run.json").write_text("{")
+    with Output(tmp_path / "out", KEY, 2, resume=True) as output:
+        (output.state.work / "run.json").write_text("{")
     with pytest.raises(NestQuantError, match="not valid JSON"):
         Output(tmp_path / "out", KEY, 2, resume=True)

@@ -1,0 +1,49 @@
+"""A place on a disk, looked at before hours of work: whether it can be a folder, and whether there is room."""
+
+import os
+import shutil
+from pathlib import Path
+
+from .errors import NestQuantError
+
+
+def refuse_full_disk(folder: Path, needed: int, what: str) -> None:
+    """Raises NestQuantError when a folder's disk has less room than will be needed.
+
+    Args:
+        folder: need not exist.
+        needed: bytes.
+        what: they are for, in the message.
+    """
+    place = folder.absolute()
+    while not os.path.exists(place):  # False for a name that is too long as well
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise NestQuantError(
+            f"{what} takes {needed:,} bytes and {place} has {free:,} free",
+            "nothing was written",
+            "free space, or choose another --output",
+        )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise NestQuantError(
+            f"{place} cannot be written to", "nothing was written", "change its permissions, or choose another --output"
+        )
+
+
+def refuse_no_folder(folder: Path) -> None:
+    """Raises NestQuantError where a path cannot be a folder: its name, a file or a link to nothing forbids it."""
+    try:
+        for place in (folder, *folder.parents):
+            if place.is_symlink() and not place.exists():
+                raise _not_used(f"{place} is a link to {os.readlink(place)}, which is not there")
+            if place.exists():
+                if not place.is_dir():
+                    raise _not_used(f"{place} is a file")
+                break
+    except OSError as error:
+        raise _not_used(f"{folder} cannot be used ({error.strerror or error})") from error
+
+
+def _not_used(cause: str) -> NestQuantError:
+    return NestQuantError(cause, "nothing was written", "choose another --output")
