@@ -6,6 +6,7 @@ float32, and each is multiplied by one factor. Codes with centers (`centered`) t
 size), or a head's alone.
 """
 
+import itertools
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -32,8 +33,12 @@ class CacheCodes:
     number: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "number", _numbers.setdefault(self, len(_numbers)))
-        _numbered.setdefault(self.number, self)
+        number = _numbers.setdefault(self, next(_free))
+        _numbered[number] = self
+        object.__setattr__(self, "number", number)
+
+    def __reduce__(self) -> tuple[object, tuple[VectorCode, VectorCode]]:
+        return CacheCodes, (self.keys, self.values)  # a number is one of its process
 
     @staticmethod
     def numbered(number: int, keys: bool) -> VectorCode:
@@ -42,6 +47,7 @@ class CacheCodes:
         return codes.keys if keys else codes.values
 
 
+_free = itertools.count()
 _numbers: dict[CacheCodes, int] = {}
 _numbered: dict[int, CacheCodes] = {}
 

@@ -66,6 +66,7 @@ class Sampling:
             for name in drawing:
                 setattr(config, name, None)
         config.max_new_tokens, config.max_length, config.num_beams = self.max_new_tokens, None, 1
+        config.use_cache = True  # fine-tuned models often say False, which only makes each token dearer
         ends = config.eos_token_id
         ends = list(ends) if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]
         config.eos_token_id = list(dict.fromkeys([*ends, *([] if end_token is None else [end_token])])) or None

@@ -1,6 +1,7 @@
 """Puts the quantized modules of a layout into a model, and the packed cache into its forward."""
 
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +14,14 @@ from ..codecs.integer import IntegerCode
 from ..errors import NestQuantError
 from ..models.structure import Decoder, find_decoder
 from ..rotation.reflections import Reflections
-from .cache import PackedCache, is_packed, pack_layers
+from .cache import PackedCache, RoundingCache, is_packed, pack_layers
 from .inputs import InputQuantizer, padded_size
 from .integer_linear import IntegerLinear
 from .lattice_linear import LatticeLinear
 from .layout import Layout, LinearLayout
 from .linear import QuantizedLinear
 
+_CACHE_ARGUMENTS = ("past_key_values", "layer_past")  # names in transformers of what an attention module updates
 _KINDS: dict[type, type[QuantizedLinear]] = {IntegerCode: IntegerLinear, LatticeCode: LatticeLinear}
 
 
@@ -62,7 +64,10 @@ def _input_quantizer(layout: Layout, linear: LinearLayout, device: torch.device)
 
 
 def attach_cache(model: PreTrainedModel, decoder: Decoder, layout: Layout) -> None:
-    """Makes every forward of the model's decoder keep keys and values packed, whoever calls it."""
+    """Makes every forward of the model's decoder round keys and values, and keep them packed if it is to keep them.
+
+    Whoever calls it, with a cache or without one: the same keys and values are seen.
+    """
     if len(layout.cache) != len(decoder.layers):
         raise NestQuantError(
             f"config.json has cache codes for {len(layout.cache)} layers, the model has {len(decoder.layers)}",
@@ -70,23 +75,52 @@ def attach_cache(model: PreTrainedModel, decoder: Decoder, layout: Layout) -> No
             "fetch or quantize the checkpoint again",
         )
     config = model.config.get_text_config(decoder=True)
-
     names = list(inspect.signature(decoder.owner.forward).parameters)
-    place = names.index("past_key_values") if "past_key_values" in names else None
+    first = min([names.index(name) for name in ("past_key_values", "use_cache") if name in names], default=len(names))
 
-    def with_packed_cache(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if place is not None and place < len(args):
-            kwargs["past_key_values"] = args[place]
-            args, rest = args[:place], args[place + 1 :]
-            kwargs |= dict(zip(names[place + 1 :], rest, strict=False))
+    def with_packed_cache(owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        kwargs |= dict(zip(names[first:], args[first:], strict=False))
         cache = kwargs.get("past_key_values")
-        if cache is None:
-            kwargs["past_key_values"] = PackedCache(config, layout.cache, layout.rotation_seed)
-        elif not is_packed(cache):
+        if cache is not None and not is_packed(cache):
             _pack_in_place(cache, config, layout)
-        return args, kwargs
+        elif cache is None and _keeps(owner, kwargs.get("use_cache")):
+            kwargs["past_key_values"] = PackedCache(config, layout.cache, layout.rotation_seed)
+        return args[:first], kwargs
 
     decoder.owner.register_forward_pre_hook(with_packed_cache, with_kwargs=True)
+    rounding = RoundingCache(config, layout.cache, layout.rotation_seed)
+    for layer in decoder.layers:
+        for module, place, name in _attentions(layer):
+            module.register_forward_pre_hook(partial(_with_rounding, rounding, place, name), with_kwargs=True)
+
+
+def _keeps(owner: Any, use_cache: bool | None) -> bool:
+    """Whether a forward is to return keys and values: as transformers decides it."""
+    if getattr(owner, "gradient_checkpointing", False) and owner.training:
+        return False
+    return bool(getattr(owner.config, "use_cache", True) if use_cache is None else use_cache)
+
+
+def _attentions(layer: nn.Module) -> list[tuple[nn.Module, int, str]]:
+    """The modules of a layer that are given its cache and hand it to no other: where and under which name."""
+    found = []
+    for module in layer.modules():
+        names = list(inspect.signature(module.forward).parameters)
+        found += [(module, names.index(name), name) for name in _CACHE_ARGUMENTS if name in names]
+    outer = {id(outer) for outer, *_ in found for inner, *_ in found if inner is not outer and inner in outer.modules()}
+    return [each for each in found if id(each[0]) not in outer]
+
+
+def _with_rounding(
+    rounding: RoundingCache, place: int, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Where attention is given no cache, it is given one that rounds. Gradient checkpointing takes caches away from
+    layers, so it cannot be given to those."""
+    if len(args) > place:
+        args = args if args[place] is not None else (*args[:place], rounding, *args[place + 1 :])
+    elif kwargs.get(name) is None:
+        kwargs[name] = rounding
+    return args, kwargs
 
 
 def _pack_in_place(cache: Cache, config: Any, layout: Layout) -> None:

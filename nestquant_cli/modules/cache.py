@@ -51,11 +51,24 @@ class _Packed(DynamicLayer):
         self._count(key_states.shape[-2])
         return _straight_through(keys[1], key_states), _straight_through(values[1], value_states)
 
+    def rounded(self, states: Tensor, keys: bool) -> Tensor:
+        """What is seen of states (batch, heads, tokens, head size) that come first."""
+        first = self._first_compiled if torch.compiler.is_compiling() else self._first
+        return _straight_through(first(states, keys)[1], states)
+
+    def _first(self, states: Tensor, keys: bool) -> tuple[Tensor, Tensor]:
+        """The first tokens packed, and what that stands for."""
+        return round_heads(states, self.codes.keys if keys else self.codes.values, self.seed)
+
+    def _first_compiled(self, states: Tensor, keys: bool) -> tuple[Tensor, Tensor]:
+        packed, rounded = operators.round_states(states.detach(), self.codes.number, keys, self.seed)
+        return packed, rounded
+
     def _grow(self, stored: Tensor, states: Tensor, keys: bool) -> tuple[Tensor, Tensor]:
         """The packed tokens with new ones, and those of them to be looked at, decoded or to be decoded when needed."""
         scaled = self.codes.keys if keys else self.codes.values
         if stored.shape[2] == 0:
-            return round_heads(states, scaled, self.seed)
+            return self._first(states, keys)
         grown = append(stored, pack_heads(states, scaled, self.seed))
         seen = self._seen(grown, states.shape[-2])
         single = states.shape[-2] == 1 and states.device.type == "cpu"
@@ -65,10 +78,9 @@ class _Packed(DynamicLayer):
 
     def _grow_compiled(self, stored: Tensor, states: Tensor, keys: bool) -> tuple[Tensor, Tensor]:
         """The same by operators, always decoded."""
-        which, states = (self.codes.number, keys, self.seed), states.detach()
         if stored.shape[2] == 0:
-            packed, rounded = operators.round_states(states, *which)
-            return packed, rounded
+            return self._first_compiled(states, keys)
+        which, states = (self.codes.number, keys, self.seed), states.detach()
         grown = torch.cat([stored, operators.pack_states(states, *which)], dim=2)
         return grown, operators.unpack_states(self._seen(grown, states.shape[-2]), states, *which)
 
@@ -140,6 +152,21 @@ class PackedCache(DynamicCache):
                 stored = getattr(layer, part)
                 total += 0 if stored is None else stored.untyped_storage().nbytes()
         return total
+
+
+class RoundingCache(PackedCache):
+    """Hands out keys and values as a packed cache that was empty would, and keeps none of them.
+
+    So a layer may run again, as gradient checkpointing has it, and any number of threads may share one.
+    """
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """States (batch, heads, tokens, head size), rounded, with straight-through gradients."""
+        layer: Any = self.layers[layer_idx]
+        refuse_other_heads(layer.codes.keys, key_states)
+        return layer.rounded(key_states, True), layer.rounded(value_states, False)
 
 
 def pack_layers(cache: Cache, config: PretrainedConfig, per_layer: list[CacheCodes], seed: int | None) -> None:

@@ -12,10 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..codecs.fit import ScaledCode
-from ..codecs.heads import round_heads
 from .attach import quantized_linears
-from .cache import PackedCache
 from .linear import QuantizedLinear, row_scale_bits, row_scale_of
 
 
@@ -78,28 +75,6 @@ class _Product(torch.autograd.Function):
         scaled = flat if scale is None else flat * scale.to(flat.dtype)
         of_x = scaled.to(integers.dtype) @ integers
         return of_x.to(grad.dtype).reshape(*grad.shape[:-1], -1), of_scale, of_bias, None
-
-
-class DifferentiableCache(PackedCache):
-    """Hands out keys and values as a packed cache would, with straight-through gradients; keeps none of them."""
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        layer: Any = self.layers[layer_idx]
-        keys: Tensor = _Rounding.apply(key_states, layer.codes.keys, layer.seed)
-        values: Tensor = _Rounding.apply(value_states, layer.codes.values, layer.seed)
-        return keys, values
-
-
-class _Rounding(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, scaled: ScaledCode, seed: int) -> Tensor:
-        return round_heads(states, scaled, seed)[1]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return gradients[0], None, None
 
 
 def make_differentiable(model: PreTrainedModel) -> dict[str, DifferentiableLinear]:

@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..evaluation.divergence import divergence
+from ..modules.cache import RoundingCache
 from ..modules.layout import Layout
-from ..modules.straight_through import DifferentiableCache
 
 _CHUNK_BYTES = 64 << 20  # of float32 logits at a time
 
@@ -45,7 +45,7 @@ class Distillation:
         config = self.student.config.get_text_config(decoder=True)
         cache: dict[str, Any] = {"use_cache": False}
         if self.layout.cache:
-            cache = {"past_key_values": DifferentiableCache(config, self.layout.cache, self.layout.rotation_seed)}
+            cache = {"past_key_values": RoundingCache(config, self.layout.cache, self.layout.rotation_seed)}
         logits: Tensor = self.student(input_ids=ids[None].to(self.student.device), **cache).logits[0]
         return logits
 

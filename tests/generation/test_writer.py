@@ -68,6 +68,21 @@ def test_what_texts_have_in_common_is_not_computed_again(name: str, request: pyt
     assert writer.write([200, *PROMPT]).figures.reused_tokens == 0
 
 
+@pytest.mark.parametrize("name", ["talking", "talking_packed"])
+def test_a_model_that_would_keep_no_cache_answers_as_one_that_would(name: str, request: pytest.FixtureRequest) -> None:
+    """Training often leaves use_cache false in a model's configuration."""
+    folder = request.getfixturevalue(name)
+    writer = opened(folder)
+    model = load(folder, dtype=torch.float32)
+    model.config.use_cache = model.generation_config.use_cache = False
+    other = Writer(model, writer.tokenizer, Sampling(max_new_tokens=12), "packed")
+    first, second = PROMPT, [*PROMPT, *writer.write(PROMPT).tokens, 5, 6]
+    for text in (first, second):
+        found, expected = other.write(text), writer.write(text)
+        assert found.tokens == expected.tokens and found.figures.cache_bytes == expected.figures.cache_bytes
+    assert found.figures.reused_tokens == len(PROMPT) + 11
+
+
 def test_a_sliding_window_starts_anew(tiny_tokenizer_folder: Path) -> None:
     from nestquant_cli.models.source import Source, load_tokenizer
 

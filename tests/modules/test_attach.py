@@ -10,11 +10,17 @@ import torch
 from transformers.cache_utils import DynamicCache, StaticCache
 
 from nestquant_cli.checkpoint.read import read_layout
+from nestquant_cli.codecs.fit import ScaledCode
+from nestquant_cli.codecs.heads import CacheCodes
 from nestquant_cli.errors import NestQuantError
+from nestquant_cli.lattice.shape import shape_for_bits
 from nestquant_cli.modules.attach import attach, quantized_linears
 from nestquant_cli.modules.cache import PackedCache, is_packed
 from nestquant_cli.modules.layout import Layout
-from tests.families import load, logits, make_model, pack, random_ids, relative_error, save_model
+from tests.families import CONFIGS, load, logits, make_model, pack, random_ids, relative_error, save_model
+
+FOUR_BITS = shape_for_bits(4)
+FOUR = ScaledCode(FOUR_BITS.with_multipliers((3, 4, 5, 6, 9)), 0.9 / 13 / 2)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +78,66 @@ def test_a_forward_returns_the_packed_cache(packed: Any) -> None:
     cache = packed(random_ids(1, 10), use_cache=True).past_key_values
     assert isinstance(cache, PackedCache) and is_packed(cache)
     assert cache.packed_bytes() == 2 * 2 * 2 * 10 * (16 // 8 * 4 + 2)  # layers, keys and values, heads, tokens, bytes
+
+
+def coded(family: str) -> Any:
+    """A model whose keys and values are at 4 bits, and nothing else."""
+    model: Any = make_model(family)
+    config = model.config.get_text_config(decoder=True)
+    layout = Layout(None, None, FOUR_BITS, 3, cache=[CacheCodes(FOUR, FOUR)] * config.num_hidden_layers)
+    attach(model, layout)
+    return model
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_without_a_cache_keys_and_values_are_rounded_and_none_is_returned(family: str) -> None:
+    model, ids = coded(family), random_ids(2, 20)
+    with torch.inference_mode():
+        expected = model(ids, use_cache=True)
+        assert isinstance(expected.past_key_values, PackedCache)
+        assert relative_error(expected.logits, make_model(family)(ids).logits) > 1e-3
+        by_argument = model(ids, use_cache=False)
+        model.config.use_cache = False
+        by_config = model(ids)
+        again = model(ids, use_cache=True)
+    for found in (by_argument, by_config):
+        assert found.past_key_values is None and torch.equal(found.logits, expected.logits)
+    assert isinstance(again.past_key_values, PackedCache) and again.past_key_values.get_seq_length() == 20
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_generation_without_a_cache_is_that_of_whole_forwards(family: str) -> None:
+    model, ids = coded(family), random_ids(1, 20)
+    whole = ids
+    with torch.inference_mode():
+        for _ in range(6):
+            whole = torch.cat([whole, model(whole, use_cache=True).logits[:, -1:].argmax(-1)], dim=1)
+    fixed = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
+    assert torch.equal(model.generate(ids, use_cache=False, **fixed), whole)
+    model.config.use_cache = model.generation_config.use_cache = False
+    assert torch.equal(model.generate(ids, **fixed), whole)
+    assert torch.equal(model.generate(ids, use_cache=True, **fixed), whole)
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(family: str, reentrant: bool) -> None:
+    """It takes caches away from layers and runs each a second time."""
+    model, ids = coded(family), random_ids(2, 20)
+    weight = model.get_input_embeddings().weight
+    expected = model(ids, labels=ids, use_cache=False)
+    (gradient,) = torch.autograd.grad(expected.loss, weight)
+    for module in model.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    for use_cache in (None, False):
+        found = model(ids, labels=ids, use_cache=use_cache)
+        assert found.past_key_values is None and torch.equal(found.logits, expected.logits)
+        weight.grad = None
+        found.loss.backward()
+        assert relative_error(weight.grad, gradient) < 1e-5
 
 
 def test_caches_in_sixteen_bits_are_refused(packed: Any, folder: Path) -> None:

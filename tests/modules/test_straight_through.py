@@ -10,8 +10,9 @@ from torch.nn.functional import linear
 
 from nestquant_cli.checkpoint.read import read_layout
 from nestquant_cli.modules.attach import quantized_linears
+from nestquant_cli.modules.cache import RoundingCache
 from nestquant_cli.modules.linear import QuantizedLinear
-from nestquant_cli.modules.straight_through import DifferentiableCache, DifferentiableLinear, make_differentiable
+from nestquant_cli.modules.straight_through import DifferentiableLinear, make_differentiable
 from tests.families import gaussian, load, logits, make_model, pack, random_ids, relative_error, save_model
 
 
@@ -29,7 +30,7 @@ def test_the_forward_is_that_of_the_packed_model(
     model, layout = load(folder), read_layout(folder)
     expected = logits(model, ids)
     assert len(make_differentiable(model)) == len(layout.linears)
-    cache = DifferentiableCache(model.config, layout.cache, layout.seed)
+    cache = RoundingCache(model.config, layout.cache, layout.seed)
     model.get_input_embeddings().weight.requires_grad_(True)
     found = model(input_ids=ids, past_key_values=cache).logits
     assert torch.equal(found, expected)
