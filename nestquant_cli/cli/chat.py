@@ -9,7 +9,7 @@ import typer
 from . import console
 from .config import ConfigOption, tell_settings
 from .eval_ppl import Dtype, DtypeOption
-from .generate import NewTokensOption, TemperatureOption, TopKOption, TopPOption
+from .generate import NewTokensOption, TemperatureOption, TopKOption, TopPOption, tell_answer
 from .options import DeviceOption, ModelArgument, Resident, ResidentOption, RevisionOption, SeedOption
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def chat(
     """Talk with a model by its chat template; it remembers what was said. /reset forgets it, /exit leaves.
 
     Ctrl-C ends an answer, Ctrl-D the conversation. Through a pipe every line is a message, and standard output has the
-    answers alone. Tokens per second and memory follow each answer.
+    answers alone; a message that the model cannot take is left out, and the exit code at the end is 2. Tokens per
+    second and memory follow each answer.
     """
     from ..generation.conversation import Conversation
     from ..generation.settings import Sampling, described
@@ -52,7 +53,9 @@ def chat(
     conversation = Conversation(writer, system)
     tell_settings(context)
     console.note(f"talking with {source.name}, {described(writer.config)}; {COMMANDS}")
-    for message in _messages(sys.stdin.isatty()):
+    typed = sys.stdin.isatty()
+    refused = 0
+    for number, message in _messages(typed):
         if message == "/exit":
             break
         if message == "/reset":
@@ -61,29 +64,35 @@ def chat(
         elif message.startswith("/") and " " not in message:
             console.note(f"there is no {message}; {COMMANDS}")
         else:
-            _answer(conversation, message, sys.stdin.isatty())
+            refused += not _answer(conversation, message, number)
+    if refused and not typed:
+        raise typer.Exit(console.BAD_INPUT)
 
 
-def _answer(conversation: "Conversation", message: str, typed: bool) -> None:
+def _answer(conversation: "Conversation", message: str, number: int | None) -> bool:
+    """Whether the message was answered; the conversation goes on without one that the model cannot take.
+
+    Args:
+        number: of the line in a pipe; None for a message that was typed.
+    """
     from ..errors import NestQuantError
 
     try:
         answer = conversation.say(message, console.stream)
     except NestQuantError as error:
-        if not typed:
-            raise
-        console.print_error(str(error))
-        return
+        console.print_error(str(error) if number is None else f"line {number}: {error}")
+        return False
     console.stream("\n")
-    console.note(answer.figures.line(), **answer.figures.as_json())
-    if answer.interrupted and not typed:
+    tell_answer(answer, conversation.writer.context)
+    if answer.interrupted and number is not None:
         raise KeyboardInterrupt
+    return True
 
 
-def _messages(typed: bool) -> Iterator[str]:
-    """Messages as they come: lines of a pipe, or typed ones; empty ones are passed over."""
+def _messages(typed: bool) -> Iterator[tuple[int | None, str]]:
+    """Messages as they come, empty ones passed over: lines of a pipe with their numbers, or typed ones without."""
     if not typed:
-        yield from filter(None, (line.strip() for line in sys.stdin))
+        yield from ((number, text) for number, line in enumerate(sys.stdin, 1) if (text := line.strip()))
         return
     import readline  # noqa: F401  gives input() its line editing
 
@@ -94,4 +103,4 @@ def _messages(typed: bool) -> Iterator[str]:
             console.stream("\n")
             return
         if message:
-            yield message
+            yield None, message

@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from .options import (
     SeedOption,
     finite,
 )
+
+if TYPE_CHECKING:
+    from ..generation.writer import Answer
 
 PromptArgument = Annotated[
     str | None,
@@ -91,11 +94,19 @@ def generate(
         console.stream(prompt)
     answer = writer.write(writer.tokenizer(prompt)["input_ids"], console.stream)
     console.stream("\n")
-    console.note(answer.figures.line(), **answer.figures.as_json())
+    tell_answer(answer, writer.context)
     if output is not None:
         protocol = {"model": model_protocol(source, writer.model), "sampling": asdict(sampling), "versions": versions()}
-        found = {"prompt": prompt, "text": answer.text, "tokens": answer.tokens, "figures": answer.figures.as_json()}
+        found = {"prompt": prompt, "text": answer.text, "tokens": answer.tokens, "ending": answer.ending}
+        found["figures"] = answer.figures.as_json()
         write_json(output, found | {"protocol": protocol, "settings": settings(context)})
         console.note(f"result: {output}")
     if answer.interrupted:
         raise KeyboardInterrupt
+
+
+def tell_answer(answer: "Answer", context: int | None) -> None:
+    """Says what an answer took, and that the context is full where that ended it."""
+    if answer.ending == "context":
+        console.note(f"the context of {context} tokens is full")
+    console.note(answer.figures.line(), ending=answer.ending, **answer.figures.as_json())

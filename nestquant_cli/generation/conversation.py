@@ -52,6 +52,7 @@ class Conversation:
         while self.writer.room is not None and len(ids) > self.writer.room and len(messages) > first + 2:
             del messages[first : first + 2]
             ids = self._ids(messages)
+        self.writer.refuse_unfit(ids)
         forgotten = len(self.history) + 1 - len(messages)
         if forgotten:
             logger.info(

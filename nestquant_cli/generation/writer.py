@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import TextStreamer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Show = Callable[[str], None]
+Ending = Literal["end of text", "max_new_tokens", "context", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,19 @@ class Answer:
         text: without the prompt and without special tokens.
         tokens: the new ones.
         figures: what it took.
-        interrupted: the user stopped it.
+        ending: why it ends: at a token that ends a text, after as many tokens as were asked for, before that because
+            the model's context is full, or because the user stopped it.
     """
 
     text: str
     tokens: list[int]
     figures: Figures
-    interrupted: bool = False
+    ending: Ending
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user stopped it."""
+        return self.ending == "interrupted"
 
 
 class Writer:
@@ -70,9 +77,18 @@ class Writer:
 
     @property
     def room(self) -> int | None:
-        """Tokens that a prompt may have so that all new ones fit behind it; None for a model without a longest text."""
+        """Tokens that a prompt may have so that all new ones fit behind it, and never less than half of the context;
+        None for a model without a longest text."""
         new = int(self.config.max_new_tokens or 0)
-        return None if self.context is None else max(1, self.context - new)
+        return None if self.context is None else max(self.context - new, self.context // 2)
+
+    def refuse_unfit(self, ids: Sequence[int]) -> None:
+        """Raises NestQuantError for a prompt of no tokens, or of so many that none fits behind them."""
+        if not ids:
+            raise NestQuantError("the prompt is empty", NOT_GENERATED, "give some text")
+        if self.context is not None and len(ids) >= self.context:
+            cause = f"the prompt has {len(ids)} tokens and the model takes {self.context}"
+            raise NestQuantError(cause, NOT_GENERATED, "shorten it")
 
     def write(self, ids: Sequence[int], show: Show = lambda text: None) -> Answer:
         """Continues a text up to an end token, `max_new_tokens` or the model's longest text.
@@ -89,11 +105,7 @@ class Writer:
         import torch
 
         ids = list(ids)
-        if not ids:
-            raise NestQuantError("the prompt is empty", NOT_GENERATED, "give some text")
-        if self.context is not None and len(ids) >= self.context:
-            cause = f"the prompt has {len(ids)} tokens and the model takes {self.context}"
-            raise NestQuantError(cause, NOT_GENERATED, "shorten it")
+        self.refuse_unfit(ids)
         config = copy.deepcopy(self.config)
         if self.context is not None:
             config.max_new_tokens = min(int(config.max_new_tokens or 0), self.context - len(ids))
@@ -111,7 +123,14 @@ class Writer:
         figures = self._figures(stream, len(ids) - kept, kept, found and cache_bytes(found.past_key_values))
         if found is not None:
             self._remember(found.past_key_values, found.sequences[0].tolist())
-        return Answer(stream.text, stream.tokens, figures, interrupted=found is None)
+        ending = "interrupted" if found is None else self._ending(stream.tokens, int(config.max_new_tokens or 0))
+        return Answer(stream.text, stream.tokens, figures, ending)
+
+    def _ending(self, tokens: list[int], most: int) -> Ending:
+        ends: Any = self.config.eos_token_id or ()
+        if len(tokens) < most or (tokens and tokens[-1] in ends):
+            return "end of text"
+        return "context" if most < int(self.config.max_new_tokens or 0) else "max_new_tokens"
 
     def _kept(self, ids: list[int]) -> tuple[Any, int]:
         """The cache cut to the tokens that `ids` begins with, and their number; at least one is left to be read."""

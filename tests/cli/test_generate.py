@@ -110,6 +110,36 @@ def test_a_conversation_through_a_pipe(
     assert output.endswith(first)
 
 
+def test_a_full_context_is_told(
+    nestquant: Callable[..., Outcome], notes: Callable[[], str], talking: Path, tmp_path: Path
+) -> None:
+    words = [
+        "generate",
+        talking,
+        "word " * 45,
+        "--temperature",
+        0,
+        "--device",
+        "cpu",
+        "--output",
+        tmp_path / "out.json",
+    ]
+    assert nestquant(*words, "--max-new-tokens", 400)[0] == 0
+    assert "the context of 256 tokens is full" in notes()
+    assert read_json(tmp_path / "out.json")["ending"] == "context"
+
+
+def test_a_message_that_is_refused_does_not_end_a_conversation_through_a_pipe(
+    nestquant: Callable[..., Outcome], piped: Callable[[str], None], notes: Callable[[], str], talking: Path
+) -> None:
+    piped("one\n\n" + "word " * 300 + "\ntwo\n")
+    code, output, error = nestquant("chat", talking, *GREEDY)
+    assert code == 2 and "line 3: the prompt has" in tell(error)
+    assert notes().count("tokens/s") == 2 and "left out" not in notes()
+    piped("one\ntwo\n")
+    assert nestquant("chat", talking, *GREEDY)[:2] == (0, output)
+
+
 def test_a_model_without_a_template_cannot_chat(
     nestquant: Callable[..., Outcome], piped: Callable[[str], None], tiny_model_folder: Path
 ) -> None:

@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,8 @@ def test_history_goes_through_the_template(talking_packed: Path) -> None:
     assert prompts[2] == prompts[0]
 
 
-def test_the_oldest_messages_go_when_it_grows_too_long(talking: Path) -> None:
+def test_the_oldest_messages_go_when_it_grows_too_long(talking: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "nestquant")
     talk = Conversation(writer(talking), "first")
     for number in range(12):
         talk.say(f"question {number} about the lattice")
@@ -41,9 +43,18 @@ def test_the_oldest_messages_go_when_it_grows_too_long(talking: Path) -> None:
     assert roles[:2] == ["system", "user"] and len(roles) < 25
     assert talk.history[-2]["content"] == "question 11 about the lattice"
     before = list(talk.history)
+    assert "oldest messages are left out" in caplog.text
+    caplog.clear()
     with pytest.raises(NestQuantError, match="the model takes 256"):
         talk.say("word " * 300)
-    assert talk.history == before
+    assert talk.history == before and not caplog.text
+
+
+def test_answers_longer_than_the_context_leave_the_conversation_its_half(talking: Path) -> None:
+    talk = Conversation(writer(talking, new=1000))
+    talk.history = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    talk.say("hello")
+    assert [each["content"] for each in talk.history][:3] == ["x", "y", "hello"]
 
 
 def test_without_a_template_or_with_one_that_refuses(tiny_model_folder: Path, talking: Path) -> None:

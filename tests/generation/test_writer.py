@@ -104,7 +104,9 @@ def test_the_text_ends_where_the_model_does(talking: Path) -> None:
     writer = opened(talking)
     assert writer.room == CONTEXT - 12
     answer = writer.write([5] * (CONTEXT - 3))
-    assert len(answer.tokens) <= 3
+    assert len(answer.tokens) == 3 and answer.ending == "context"
+    assert writer.write(PROMPT).ending == "max_new_tokens"
+    assert opened(talking, new=2 * CONTEXT).room == CONTEXT // 2
     for ids, told in (([5] * CONTEXT, "256 tokens"), ([], "empty")):
         with pytest.raises(NestQuantError, match=told):
             writer.write(ids)
@@ -122,3 +124,11 @@ def test_an_interrupted_text_is_kept_and_its_cache_is_not(talking: Path) -> None
     assert answer.text.startswith("".join(pieces)) and answer.figures.cache_bytes is None
     again = writer.write(PROMPT)
     assert again.figures.reused_tokens == 0 and again.tokens[: len(answer.tokens)] == answer.tokens
+
+
+def test_an_end_token_ends_a_text_even_at_the_last_place(talking: Path) -> None:
+    free = opened(talking).write(PROMPT).tokens
+    writer = opened(talking, new=3)
+    writer.config.eos_token_id = [free[2]]
+    answer = writer.write(PROMPT)
+    assert answer.tokens == free[:3] and answer.ending == "end of text"
