@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("nestquant")
 
+_CALL = re.compile(r"^[^#\n]*!function\b", re.MULTILINE)
+
 
 def load_tasks(names: Sequence[str], include_path: "Path | None" = None) -> dict[str, Any]:
     """lm-eval's task and group objects by name, with their data.
@@ -24,11 +27,22 @@ def load_tasks(names: Sequence[str], include_path: "Path | None" = None) -> dict
     if include_path is not None and not include_path.is_dir():
         raise NestQuantError(f"--include-path {include_path} is not a folder", NOT_EVALUATED, "check the path")
     manager = _manager(names, include_path)
+    if include_path is not None and (files := files_with_code(include_path)):
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        logger.info(
+            "the tasks of %s can run Python code of their own (!function in %s%s)", include_path, files[0], more
+        )
     loaded: dict[str, Any] = {}
     for name in names:
         for match in _matches(manager, name):
             loaded |= _load(manager, match)
     return loaded
+
+
+def files_with_code(folder: "Path") -> list[str]:
+    """Names of the task definitions of a folder, subfolders included, that call Python functions beside them."""
+    paths = (path for path in sorted(folder.rglob("*.yaml")) if path.is_file())
+    return [path.name for path in paths if _CALL.search(path.read_text(encoding="utf-8", errors="replace"))]
 
 
 def _manager(names: Sequence[str], include_path: "Path | None") -> Any:
@@ -65,6 +79,19 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
             NOT_EVALUATED,
             "check the connection and the task's YAML, or use local tasks with --include-path",
         ) from error
+    for task in loaded["tasks"].values():
+        _refuse_unable(task)
     inside = {task for group in loaded["groups"].values() for task in (t.task_name for t in group.get_all_tasks())}
     groups = {name: loaded["groups"][name]} if name in loaded["groups"] else {}
     return groups | {task: value for task, value in loaded["tasks"].items() if task not in inside}
+
+
+def _refuse_unable(task: Any) -> None:
+    """lm-eval would refuse these once the model is loaded."""
+    if getattr(task, "UNSAFE_CODE", False):
+        cause, remedy = "runs code that the model writes", "run it with lm-eval's own command, in a sandbox"
+    elif getattr(task, "MULTIMODAL", False):
+        cause, remedy = "asks about images or sound", "leave it out: the model reads text"
+    else:
+        return
+    raise NestQuantError(f"task {task.task_name} {cause}", NOT_EVALUATED, remedy)

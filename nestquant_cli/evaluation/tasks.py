@@ -1,5 +1,6 @@
 """Tasks: the loaded model handed to lm-eval's own API, so that tasks, metrics and the table are the usual ones."""
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -7,18 +8,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NestQuantError
-from ..finite import all_finite
 from ..models.device import pick_device
 from ..models.source import Source, load_model, load_tokenizer, resolve
 from ..team import team
 from .gates import NOT_EVALUATED, Gate, Verdict, judge, parse_gate
+from .prompts import Prompting, complete_special_tokens, prompting, read_gen_kwargs
 from .protocol import hold_weights, model_protocol, versions
 from .task_definitions import load_tasks
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger("nestquant")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,12 @@ class TaskOptions:
         num_fewshot: examples in the prompt; None is each task's own number.
         limit: items per task; below 1 a fraction of them; None is all.
         include_path: a folder with further task YAML files.
+        batch_size: sequences at a time, or "auto" or "auto:N" for the largest that fit, found once or N times.
+        chat_template: whether prompts go through the tokenizer's chat template, or the name of one of several.
+        system_instruction: stands before all prompts, as the template's system message where there is one.
+        fewshot_as_multiturn: few-shot examples as turns of a conversation; None is yes with a template, else no.
+        gen_kwargs: settings of generation, "name=value,name=value" or a JSON object, which win over the tasks' own.
+        log_samples: whether the report has the items with prompts and answers.
         fail_below: gates, "task=X" or "task.metric=X".
         resident: form of quantized weights in memory, see `modules.resident.set_resident`.
         revision: branch, tag or commit of a model on the Hub.
@@ -41,7 +49,12 @@ class TaskOptions:
     num_fewshot: int | None = None
     limit: float | None = None
     include_path: "Path | None" = None
-    batch_size: int = 1
+    batch_size: int | str = 1
+    chat_template: bool | str = False
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool | None = None
+    gen_kwargs: str | None = None
+    log_samples: bool = False
     fail_below: tuple[str, ...] = ()
     seed: int = 0
     dtype: str = "auto"
@@ -52,12 +65,19 @@ class TaskOptions:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """lm-eval's results and table, the protocol, and a verdict on every gate."""
+    """lm-eval's results and table, the protocol, a verdict on every gate, and the items where they were asked for.
+
+    Attributes:
+        how: the circumstances that scores depend on, in a line.
+        samples: one JSON-ready dictionary an item, as lm-eval logs them, with the name of the task as "task".
+    """
 
     results: dict[str, Any]
     table: str
+    how: str
     protocol: dict[str, Any]
     verdicts: list[Verdict]
+    samples: list[dict[str, Any]]
 
     def as_json(self) -> dict[str, Any]:
         """`results` as lm-eval gives them (NaN as null), the protocol, and the figures of the failed gates."""
@@ -66,35 +86,49 @@ class TaskReport:
 
 
 def measure_tasks(options: TaskOptions) -> TaskReport:
-    """Checks names, gates and data sets, then loads the model and runs the tasks.
+    """Checks names, gates, data sets and prompts, then loads the model and runs the tasks.
 
     Raises:
         NestQuantError: bad input, data of a task that cannot be read, or logits that are NaN or infinite.
     """
+    from .task_run import Settings, run_tasks
+
     start = time.monotonic()
     _check_numbers(options)
     for text in options.fail_below:
         parse_gate(text)
+    gen_kwargs = read_gen_kwargs(options.gen_kwargs)
     source = resolve(options.model, options.revision)
     device = pick_device(options.device)
+    tokenizer = load_tokenizer(source)
+    how = prompting(tokenizer, options.chat_template, options.system_instruction, options.fewshot_as_multiturn)
+    special_tokens = complete_special_tokens(tokenizer, source)
     tasks = load_tasks(options.tasks, options.include_path)
+    if gen_kwargs and not any(kind == "generate_until" for task in tasks.values() for kind in output_types(task)):
+        raise NestQuantError("--gen-kwargs, but no task generates text", NOT_EVALUATED, "leave it out")
     metrics = {name: list(task.aggregation()) if hasattr(task, "aggregation") else [] for name, task in tasks.items()}
     gates = [parse_gate(text, metrics) for text in options.fail_below]
-    tokenizer = load_tokenizer(source)
+    if how.template is None and tokenizer.chat_template:
+        logger.info("the tokenizer has a chat template; scores are without it (with it: --apply-chat-template)")
     model = load_model(source, options.dtype, device)
     held = hold_weights(model, options.resident)
-    found = run_tasks(model, tokenizer, list(tasks.values()), options)
+    settings = Settings(
+        options.num_fewshot, options.limit, options.batch_size, how, gen_kwargs, options.log_samples, options.seed
+    )
+    found = run_tasks(model, tokenizer, list(tasks.values()), settings)
     circumstances = {
+        "gen_kwargs": gen_kwargs,
+        "special_tokens": special_tokens,
         "seconds": time.monotonic() - start,
         "resident": held,
         "processes": team().size,
         "model": model_protocol(source, model),
     }
-    return team().lead(lambda: _report(found, options, gates, circumstances))
+    return team().lead(lambda: _report(found, options, how, gates, circumstances))
 
 
 def _report(
-    found: dict[str, Any], options: TaskOptions, gates: Sequence[Gate], circumstances: dict[str, Any]
+    found: dict[str, Any], options: TaskOptions, how: Prompting, gates: Sequence[Gate], circumstances: dict[str, Any]
 ) -> TaskReport:
     results = _finite(found["results"])
     protocol = {
@@ -104,72 +138,35 @@ def _report(
         "samples": found.get("n-samples", {}),
         "limit": options.limit,
         "batch_size": options.batch_size,
+        "batch_sizes": found["batch_sizes"],
         "include_path": str(options.include_path) if options.include_path else None,
+        **how.as_json(),
         "seed": dict.fromkeys(("random", "numpy", "torch", "fewshot"), options.seed),
         **circumstances,
         "versions": versions("lm_eval", "datasets"),
     }
     scores = {**results, **_finite(found.get("groups", {}))}
-    return TaskReport(results, _table(found), protocol, [judge(gate, scores) for gate in gates])
+    samples = [
+        {"task": task, **_finite(item)} for task, items in (found.get("samples") or {}).items() for item in items
+    ]
+    verdicts = [judge(gate, scores) for gate in gates]
+    return TaskReport(results, _table(found), _in_words(protocol, how), protocol, verdicts, samples)
 
 
-def run_tasks(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", tasks: list[Any], options: TaskOptions
-) -> dict[str, Any]:
-    """lm-eval's `simple_evaluate` on a loaded model; its dictionary without the samples.
+def _in_words(protocol: Mapping[str, Any], how: Prompting) -> str:
+    detected = ", ".join(str(size) for size in dict.fromkeys(protocol["batch_sizes"]))
+    parts = [how.described(), f"batch size {protocol['batch_size']}{f' ({detected})' if detected else ''}"]
+    if protocol["gen_kwargs"]:
+        parts.append(
+            "generation with " + ", ".join(f"{name}={value}" for name, value in protocol["gen_kwargs"].items())
+        )
+    return ", ".join(parts)
 
-    lm-eval itself divides the requests over the processes of a team and gathers the results on rank 0; the dictionary
-    of the others is empty.
 
-    Raises:
-        NestQuantError: logits that are NaN or infinite, which lm-eval would count as an ordinary wrong answer.
-    """
-    import lm_eval
-    import torch
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    group = team()
-
-    class CheckedModel(HFLM):
-        rank = property(lambda self: group.rank)  # what lm-eval asks of a model to share requests
-        world_size = property(lambda self: group.size)
-
-        def all_gather(self, tensor: Any) -> Any:
-            return torch.stack(group.gather(tensor.cpu()))
-
-        def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-            gathered = group.gather(obj)
-            return gathered if group.rank == dst else None
-
-        def barrier(self) -> None:
-            group.gather(None)
-
-        def _model_call(self, *arguments: Any, **named: Any) -> Any:
-            logits = super()._model_call(*arguments, **named)
-            if not all_finite(logits):
-                raise NestQuantError(
-                    "the logits of the model are NaN or infinite",
-                    "the tasks have no result",
-                    "the model is damaged, or its dtype is too narrow: try 'nestquant verify', or another --dtype",
-                )
-            return logits
-
-    limit = options.limit
-    found = lm_eval.simple_evaluate(
-        CheckedModel(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size),
-        tasks=tasks,
-        num_fewshot=options.num_fewshot,
-        batch_size=options.batch_size,
-        task_manager=TaskManager(include_defaults=False),  # the tasks are loaded; without it all definitions are read
-        limit=int(limit) if limit is not None and limit >= 1 else limit,
-        log_samples=False,
-        random_seed=options.seed,
-        numpy_random_seed=options.seed,
-        torch_random_seed=options.seed,
-        fewshot_random_seed=options.seed,
-    )
-    return dict(found or {})
+def output_types(task: Any) -> set[str]:
+    """What a task of lm-eval, or any task of a group, asks of the model: "multiple_choice", "generate_until" …"""
+    inside = task.get_all_tasks() if hasattr(task, "get_all_tasks") else [task]
+    return {str(each.get_config("output_type")) for each in inside}
 
 
 def _check_numbers(options: TaskOptions) -> None:
@@ -178,8 +175,20 @@ def _check_numbers(options: TaskOptions) -> None:
         raise NestQuantError("--tasks is empty", NOT_EVALUATED, "name tasks, such as --tasks piqa,arc_easy")
     if limit is not None and not (limit > 0 and (limit < 1 or limit == int(limit))):
         raise NestQuantError(f"--limit {limit:g}", NOT_EVALUATED, "use a number of items, or a fraction below 1")
-    if options.batch_size < 1 or (fewshot is not None and fewshot < 0):
-        raise NestQuantError("a negative number or a batch of none", NOT_EVALUATED, "check the options")
+    if fewshot is not None and fewshot < 0:
+        raise NestQuantError(f"--num-fewshot {fewshot}", NOT_EVALUATED, "use 0 or more")
+    _check_batch(options.batch_size)
+
+
+def _check_batch(size: int | str) -> None:
+    automatic, _, times = str(size).partition(":")
+    good = size >= 1 if isinstance(size, int) else automatic == "auto" and (":" not in size or _at_least_one(times))
+    if not good:
+        raise NestQuantError(f"--batch-size {size}", NOT_EVALUATED, "use a number, auto, or auto:4 to adapt it 4 times")
+
+
+def _at_least_one(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) >= 1
 
 
 def _finite(value: Any) -> Any:

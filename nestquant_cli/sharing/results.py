@@ -1,5 +1,6 @@
 """Results of `eval-ppl` and `eval-tasks` as a model card tells them, once they are known to be of the checkpoint."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,13 @@ from ..evaluation.gates import main_metric
 from ..files import read_json
 
 NOT_PUSHED = "nothing was pushed"
+
+# options of the two commands that a figure depends on
+_SCORING = ("dataset", "split", "seqlen", "max_windows", "bos", "baseline")
+_TASKS = (
+    *("tasks", "num_fewshot", "limit", "apply_chat_template", "chat_template", "system_instruction"),
+    *("fewshot_as_multiturn", "gen_kwargs", "seed"),
+)
 
 
 @dataclass(frozen=True)
@@ -77,18 +85,26 @@ def _perplexity(found: dict[str, Any], protocol: dict[str, Any]) -> list[Measure
 def _tasks(results: dict[str, Any], protocol: dict[str, Any]) -> list[Measured]:
     version = protocol["versions"].get("lm_eval", "")
     limit = "all items" if protocol["limit"] is None else f"limit {protocol['limit']:g}"
+    template = ", with chat template" if protocol.get("chat_template") else ", without chat template"
     rows = []
     for task, values in results.items():
         value, error = main_metric(values)
         if value is not None:
             shown = f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
-            how = f"lm-eval {version}, {limit}, {protocol['num_fewshot'].get(task)} shots, {protocol['model']['dtype']}"
+            how = f"lm-eval {version}, {limit}, {protocol['num_fewshot'].get(task)} shots{template}, "
+            how += protocol["model"]["dtype"]
             rows.append(Measured(task, how, shown))
     return rows
 
 
 def _command(settings: dict[str, Any], perplexity: bool) -> str:
-    names = ("dataset", "split", "seqlen", "max_windows", "bos", "baseline") if perplexity else ("tasks", "limit")
-    given = {name: without_folder(str(settings[name])) for name in names if settings.get(name) is not None}
-    options = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
+    options: list[str] = []
+    for name in _SCORING if perplexity else _TASKS:
+        value, option = settings.get(name), f"--{name.replace('_', '-')}"
+        if value is True:
+            options.append(option)
+        elif value is False:
+            options += [f"--no-{option[2:]}"] if name == "fewshot_as_multiturn" else []
+        elif value is not None:
+            options += [option, shlex.quote(without_folder(str(value)))]
     return " ".join(["nestquant", "eval-ppl" if perplexity else "eval-tasks", "CKPT", *options])

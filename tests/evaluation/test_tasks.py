@@ -10,7 +10,8 @@ import torch
 
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.evaluation.task_definitions import load_tasks
-from nestquant_cli.evaluation.tasks import TaskOptions, measure_tasks, run_tasks
+from nestquant_cli.evaluation.task_run import Settings, run_tasks
+from nestquant_cli.evaluation.tasks import TaskOptions, measure_tasks
 from nestquant_cli.models.source import load_model, load_tokenizer, resolve
 from tests.families import in_process
 
@@ -21,12 +22,6 @@ SAMPLES = ("sample_piqa", "sample_arc_easy", "sample_winogrande")
 @pytest.fixture
 def options(tiny_model_folder: Path) -> TaskOptions:
     return TaskOptions(str(tiny_model_folder), SAMPLES, include_path=TASKS, batch_size=3, device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def no_survey_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """lm-eval's own note on the environment, which is not used here, takes six seconds a run."""
-    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
 
 
 def test_local_tasks_run_from_any_folder(options: TaskOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +71,13 @@ def test_one_item_has_no_standard_error_and_stays_valid_json(options: TaskOption
         ({"tasks": ()}, "--tasks is empty"),
         ({"limit": 1.5}, "--limit 1.5"),
         ({"limit": 0.0}, "--limit 0"),
+        ({"num_fewshot": -1}, "--num-fewshot -1"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"batch_size": "auto:0"}, "--batch-size auto:0"),
+        ({"batch_size": "all"}, "--batch-size all"),
+        ({"chat_template": True}, "no chat template; .*leave out --apply-chat-template"),
+        ({"fewshot_as_multiturn": True}, "add --apply-chat-template"),
+        ({"gen_kwargs": "temperature=1"}, "no task generates text"),
         ({"include_path": Path("nowhere")}, "--include-path nowhere is not a folder"),
         ({"fail_below": ("sample_piqa=x",)}, "cannot be read"),
         ({"fail_below": ("piqa=0.5",)}, "not in --tasks"),
@@ -93,7 +95,7 @@ def test_logits_that_are_not_finite_are_no_wrong_answers(options: TaskOptions) -
     model.get_input_embeddings().weight.data[:] = math.nan
     tasks = list(load_tasks(["sample_piqa"], TASKS).values())
     with pytest.raises(NestQuantError, match="NaN or infinite"):
-        run_tasks(model, load_tokenizer(source), tasks, options)
+        run_tasks(model, load_tokenizer(source), tasks, Settings())
 
 
 def test_the_gate_fails_after_the_report_is_written(

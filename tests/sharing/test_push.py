@@ -121,6 +121,7 @@ def test_the_card_says_what_is_known(
     assert nestquant("eval-ppl", packed, *text, "--baseline", talking, "--output", ppl)[0] == 0
     own = Path(__file__).parents[1] / "tasks"
     words = ["--tasks", "sample_piqa", "--limit", 2, "--include-path", own, "--output", tasks]
+    words += ["--num-fewshot", 1, "--apply-chat-template", "--system-instruction", "be brief"]
     assert nestquant("eval-tasks", packed, *words)[0] == 0
     found = json.loads(ppl.read_text())
     words = ["--base-model", "org/tiny", "--results", ppl, "--results", tasks, "--dry-run"]
@@ -134,7 +135,9 @@ def test_the_card_says_what_is_known(
         assert f"{found[key]:.4f}" in body
     assert f"{count_bits(packed).bits_per_weight:.4f} bits per weight" in body
     assert "2 of " in body and "windows of 64 tokens" in body and "sample_piqa" in body and "lm-eval" in body
-    assert "nestquant eval-ppl CKPT --dataset tiny.txt" in body and "nestquant eval-tasks CKPT" in body
+    assert "nestquant eval-ppl CKPT --dataset tiny.txt" in body
+    assert "nestquant eval-tasks CKPT --tasks sample_piqa --num-fewshot 1 --limit 2.0 --apply-chat-template " in body
+    assert "--system-instruction 'be brief'" in body and "1 shots, with chat template" in body
     assert "| damping | 0.01 |" in body and "[tiny-licence](LICENSE)" in body
     assert str(tmp_path) not in body and str(tiny_text_file.parent) not in body
 
