@@ -13,7 +13,6 @@ import pytest
 
 from nestquant_cli.cli.console import shown
 from nestquant_cli.files import read_json
-from nestquant_cli.models import source
 from tests.families import Outcome, in_process, tell
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,9 +65,13 @@ def test_a_hub_id_is_the_folder_that_was_downloaded(
     tmp_path: Path,
 ) -> None:
     folder = request.getfixturevalue(name)
+    repository, commit = tmp_path / "models--some-org--some-model", "0" * 40
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
     for path in folder.iterdir():
-        (tmp_path / path.name).symlink_to(path)  # as the Hub's cache has them
-    monkeypatch.setattr(source, "snapshot", lambda name: tmp_path)
+        (repository / "snapshots" / commit / path.name).symlink_to(path)  # as the Hub's cache has them
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     code, output, error = nestquant("generate", "some-org/some-model", "The lattice", *GREEDY)
     assert code == 0, error
     assert output == nestquant("generate", folder, "The lattice", *GREEDY)[1]
