@@ -93,26 +93,6 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Parses a YAML file that holds a mapping.
-
-    Raises:
-        NestQuantError: the file is missing, unreadable, not YAML, or something else than a mapping.
-    """
-    import yaml
-
-    try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise NestQuantError(
-            f"{path} cannot be read as YAML ({reason})", "nothing was done", "check the file"
-        ) from error
-    if not isinstance(value, dict):
-        raise NestQuantError(f"{path} is not a YAML mapping", "nothing was done", "write lines such as 'samples: 16'")
-    return value
-
-
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     digest = hashlib.sha256()

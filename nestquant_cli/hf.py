@@ -14,11 +14,15 @@ from .checkpoint.section import config_section
 from .errors import NestQuantError
 from .files import read_json
 from .modules.layout import QUANT_METHOD, Layout
+from .names import refuse_unknown
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from .quantization.recipe import Recipe
+
+
+_SETTINGS = ("bits", "act_bits", "kv_bits", "seed", "layout", "recipe")
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -32,9 +36,10 @@ class NestQuantConfig(QuantizationConfigMixin):
             of a model that is to be quantized without calibration.
         act_bits, kv_bits: of activations and of keys and values of such a model.
         seed: of its rotation signs and fits.
+        unknown: what transformers adds, `quant_method`; any other name is refused.
 
     Raises:
-        NestQuantError: there is no code with so many bits.
+        NestQuantError: there is no code with so many bits, or a name that is not known.
 
     Example:
         >>> AutoModelForCausalLM.from_pretrained("org/model", quantization_config=NestQuantConfig(bits=4))
@@ -48,8 +53,9 @@ class NestQuantConfig(QuantizationConfigMixin):
         act_bits: float = 16,
         kv_bits: float = 16,
         seed: int = 0,
-        **_: Any,
+        **unknown: Any,
     ) -> None:
+        refuse_unknown(set(unknown) - {"quant_method"}, _SETTINGS, "NestQuantConfig", "nothing was loaded")
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]
         self.recipe = recipe or {}
         self.layout = layout or {}

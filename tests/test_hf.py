@@ -34,6 +34,14 @@ def test_the_configuration_round_trips(folder: Path) -> None:
     assert config.recipe["samples"] == 4
 
 
+@pytest.mark.parametrize("name", ["kv_bit", "act_bit", "activation_bits", "sed", "colour"])
+def test_a_misspelled_setting_is_refused_with_the_nearest_name(name: str) -> None:
+    near = {"kv_bit": "kv_bits", "sed": "seed", "colour": "use one of"}.get(name, "act_bits")
+    with pytest.raises(NestQuantError, match=rf"NestQuantConfig has an unknown setting '{name}'.*{near}"):
+        NestQuantConfig(bits=4, **{name: 4})
+    assert NestQuantConfig(bits=4, quant_method="nestquant").wanted == NestQuantConfig(bits=4).wanted
+
+
 def test_the_model_stays_packed_in_memory(folder: Path) -> None:
     model = load(folder)
     for name, module in quantized_linears(model).items():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NestQuantError
+from ..names import nearest
 from .demo_text import demo_documents
 
 CRLF = "\r\n"
@@ -56,7 +57,7 @@ def load_text(dataset: str, split: str) -> Text:
         NestQuantError: an unknown name, a missing or undecodable file, an empty text, or no connection.
     """
     if split not in SPLITS:
-        raise NestQuantError(f"there is no split '{split}'", NOT_READ, f"use one of {', '.join(SPLITS)}")
+        raise NestQuantError(f"there is no split '{split}'", NOT_READ, nearest(split, SPLITS))
     suffix = Path(dataset).suffix.lower()
     if dataset == "demo":
         part = "train" if split == "train" else "test"

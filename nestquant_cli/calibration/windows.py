@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import NestQuantError
+from ..names import nearest
 from .text import Text
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def tokenize(text: Text, tokenizer: "PreTrainedTokenizerBase", bos: str = "defau
     import torch
 
     if bos not in BOS_MODES:
-        raise NestQuantError(f"--bos {bos} is not known", "nothing was tokenized", f"use {', '.join(BOS_MODES)}")
+        raise NestQuantError(f"--bos {bos} is not known", "nothing was tokenized", nearest(bos, BOS_MODES))
     # verbose=False: a stream longer than the model's context is meant, it is cut into windows
     ids = tokenizer(text.text, add_special_tokens=bos == "default", verbose=False, return_attention_mask=False)
     return torch.tensor(ids["input_ids"], dtype=torch.int64)

@@ -55,11 +55,12 @@ def calibrate(
     from ..models.device import pick_device
     from ..models.source import resolve
     from ..progress import duration
-    from ..quantization.recipe import read_recipe
+    from ..quantization.recipe import Recipe
+    from ..quantization.recipe_file import read_recipe
     from ..team import joined
     from ..units import parse_bytes
 
-    recipe = read_recipe(config, given(context), taken(context))
+    recipe = read_recipe(config, given(context), taken(context), weight_bits=Recipe.weight_bits)
     budget = parse_bytes(memory_budget, "--memory-budget")
     start = time.monotonic()
     with joined(pick_device(device)) as own:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from ..quantization.recipe import Recipe
 
 NOTHING = "nothing was done"
-_PARTS = ("weight_bits", "act_bits", "kv_bits")
 _NOT_SETTINGS = ("config", "help")  # of the options
 _SWITCHES = ("tune",)  # yes or no as an option, settings in a recipe: the command joins the two
 _BY_USER = ("COMMANDLINE", "DEFAULT_MAP", "ENVIRONMENT")  # where a value comes from that is not a default
@@ -30,9 +29,9 @@ def _take(context: typer.Context, path: Path | None) -> Path | None:
 def _take_beside_recipe(context: typer.Context, path: Path | None) -> Path | None:
     """As `_take`, for commands that read the settings of a recipe from the same file by themselves."""
     if path is not None and not context.resilient_parsing:
-        from ..quantization.recipe import names
+        from ..quantization.recipe_file import SETTINGS
 
-        _apply(context, path, elsewhere=names())
+        _apply(context, path, elsewhere=SETTINGS)
     return path
 
 
@@ -65,10 +64,10 @@ def settings(context: typer.Context) -> dict[str, Any]:
 
 def given(context: typer.Context) -> dict[str, Any]:
     """The settings of a recipe that the user gave as options, or a file in their place: whichever a command has."""
-    from ..quantization.recipe import names
+    from ..quantization.recipe_file import SETTINGS
 
     found = {}
-    for name in names():
+    for name in SETTINGS:
         source = context.get_parameter_source(name)
         if name in context.params and name not in _SWITCHES and source is not None and source.name in _BY_USER:
             found[name] = _plain(context.params[name])
@@ -94,36 +93,27 @@ def tell_recipe(recipe: "Recipe") -> None:
 
 
 def _apply(context: typer.Context, path: Path, elsewhere: Iterable[str]) -> None:
-    from ..errors import NestQuantError
-    from ..files import read_yaml
+    from ..names import refuse_unknown
+    from ..settings_file import read_settings
 
-    options = {each.name: each for each in context.command.params if each.name not in _NOT_SETTINGS}
-    values: dict[str, Any] = {}
-    found = read_yaml(path)
-    for key, value in found.items():
-        name = str(key).replace("-", "_")
-        if key in elsewhere:
-            continue
-        if name not in options:
-            known = ", ".join(sorted({*filter(None, options), *elsewhere}))
-            raise NestQuantError(f"{path} has an unknown setting '{key}'", NOTHING, f"use {known}")
-        if value is not None:
-            values[name] = _value(path, str(key), value, many=getattr(options[name], "multiple", False))
-    if "bits" in found and (parts := [part for part in _PARTS if part in found]):
-        raise NestQuantError(f"{path} has both bits and {parts[0]}", NOTHING, "name the three parts, or bits alone")
-    context.default_map = values
+    options = {str(each.name): each for each in context.command.params if each.name not in _NOT_SETTINGS}
+    found = {name: value for name, value in read_settings(path, words=True).items() if name not in elsewhere}
+    refuse_unknown(found, [*options, *elsewhere], str(path), NOTHING)
+    context.default_map = {
+        name: _value(path, name, value, many=getattr(options[name], "multiple", False))
+        for name, value in found.items()
+        if value is not None
+    }
 
 
-def _value(path: Path, key: str, value: Any, many: bool) -> Any:
+def _value(path: Path, name: str, value: Any, many: bool) -> Any:
     """As the command line would have it: words. A list is one for a repeatable option, else its items by comma."""
     from ..errors import NestQuantError
 
     items = value if isinstance(value, list) else [value]
-    if not all(isinstance(each, (str, int, float)) for each in items):
-        raise NestQuantError(f"{path} has a {key} that is no number, text or list", NOTHING, "see --help for its form")
-    if many:
-        return [str(each) for each in items]
-    return value if isinstance(value, bool) else ",".join(str(each) for each in items)
+    if not all(isinstance(each, str) for each in items):
+        raise NestQuantError(f"{path} has a {name} that is no number, text or list", NOTHING, "see --help for its form")
+    return items if many else ",".join(items)
 
 
 def _plain(value: Any) -> Any:

@@ -136,16 +136,11 @@ def quantize(
     """
     from ..models.device import pick_device
     from ..models.source import resolve
-    from ..quantization.recipe import read_recipe, weights_only, with_tuning
+    from ..quantization.recipe_file import read_recipe, with_tuning
     from ..team import joined
     from ..units import parse_bytes
 
     settings = given(context)
-    if weights_only(config, settings.get("method")):
-        wanted = {"weight_bits": bits if weight_bits is None else weight_bits, "act_bits": act_bits, "kv_bits": kv_bits}
-    else:
-        wanted = _bits(bits, weight_bits, act_bits, kv_bits, has_config=config is not None)
-    settings |= {name: value for name, value in wanted.items() if value is not None}
     recipe = with_tuning(read_recipe(config, settings, taken(context)), tune)
     budget = parse_bytes(memory_budget, "--memory-budget")
     with joined(pick_device(device)) as own:
@@ -165,17 +160,6 @@ def quantize(
 
         report = run(source, recipe, folder, own, calibration, resume, explicit=settings, budget=budget)
     _print_report(report, folder)
-
-
-def _bits(
-    bits: float | None, weight: float | None, act: float | None, kv: float | None, has_config: bool
-) -> dict[str, float | None]:
-    """Bits of each part. --bits sets all three; a part named on its own leaves the unnamed at 16."""
-    parts = {"weight_bits": weight, "act_bits": act, "kv_bits": kv}
-    if bits is None and (has_config or all(value is None for value in parts.values())):
-        return parts
-    rest = 16.0 if bits is None else bits
-    return {name: rest if value is None else value for name, value in parts.items()}
 
 
 def _print_plan(plan: "Plan", seconds: float, folder: Path, tuned: bool) -> None:

@@ -12,7 +12,6 @@ from .glvq_learn import learn
 from .glvq_search import search, triangle
 from .protocol import RoundedRows, Rounder, Shape, VectorCode, WeightCode
 
-_SETTINGS = {"dimension", "group", "shared", "companding"}
 _SMALLEST = 2.0**-120  # scale of a row of zeros
 
 
@@ -21,13 +20,14 @@ class Glvq:
 
     name: ClassVar[str] = LatticeCode.codec
     columns: ClassVar[int | None] = None
+    settings: ClassVar[tuple[str, ...]] = ("dimension", "group", "shared", "companding")
 
     def shape(self, bits: float, settings: Any, place: str) -> Shape:
         if not place.startswith("weight"):
             raise ValueError("glvq codes weights only, activations, keys and values stay in 16 bits")
         if settings is None:
             settings = {}
-        if not isinstance(settings, dict) or not set(settings) <= _SETTINGS:
+        if not isinstance(settings, dict) or not set(settings) <= set(self.settings):
             raise ValueError(f"{place} {settings} is not of the form {{dimension: 8, group: 128}}")
         return LatticeCode(bits, **settings)
 

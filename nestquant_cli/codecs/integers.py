@@ -16,13 +16,14 @@ class Integers:
 
     name: ClassVar[str] = IntegerCode.codec
     columns: ClassVar[int | None] = IntegerRounder.columns
+    settings: ClassVar[tuple[str, ...]] = ("symmetric", "group", "clip")
 
     def shape(self, bits: float, settings: Any, place: str) -> Shape:
         if bits != int(bits):
             raise ValueError(f"bits {bits:g} of an integer code are not a whole number")
         if settings is None:
             return IntegerCode(int(bits))
-        if not isinstance(settings, dict) or not set(settings) <= {"symmetric", "group", "clip"}:
+        if not isinstance(settings, dict) or not set(settings) <= set(self.settings):
             raise ValueError(f"{place} {settings} is not of the form {{symmetric: true, group: 64, clip: 0.9}}")
         clip = None if settings.get("clip") == "mse" else settings.get("clip")
         return IntegerCode(int(bits), settings.get("symmetric", True), settings.get("group"), clip)

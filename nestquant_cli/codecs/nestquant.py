@@ -19,13 +19,14 @@ class NestQuant:
 
     name: ClassVar[str] = CodeShape.codec
     columns: ClassVar[int | None] = BLOCK
+    settings: ClassVar[tuple[str, ...]] = ("q", "k")
 
     def shape(self, bits: float, settings: Any, place: str) -> Shape:
         if settings is None:
             return shape_for_bits(bits)
         if (
             not isinstance(settings, dict)
-            or set(settings) != {"q", "k"}
+            or set(settings) != set(self.settings)
             or any(type(value) is not int for value in settings.values())
         ):
             raise ValueError(f"{place} {settings} is not of the form {{q: 14, k: 4}}")

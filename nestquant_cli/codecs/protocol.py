@@ -134,10 +134,12 @@ class Codec(Protocol):
     Attributes:
         name: its name in recipes, and `codec` of its shapes and codes.
         columns: columns that are rounded at once; None where `search` chooses all columns of a row together.
+        settings: names of what a recipe may set of a code.
     """
 
     name: ClassVar[str]
     columns: ClassVar[int | None]
+    settings: ClassVar[tuple[str, ...]]
 
     def shape(self, bits: float, settings: Any, place: str) -> Shape:
         """The shape that a recipe asks for.

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NestQuantError
-from ..quantization.recipe import Recipe, read_recipe
+from ..quantization.recipe import Recipe
+from ..quantization.recipe_file import read_recipe
 
 NOT_COMPARED = "nothing was compared"
 UNQUANTIZED = "unquantized"

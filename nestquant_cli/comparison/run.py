@@ -16,6 +16,7 @@ from ..evaluation.tasks import TaskOptions, measure_tasks
 from ..files import sha256_file, write_json, write_text
 from ..models.device import pick_device
 from ..models.source import Source, fingerprint, load_tokenizer, resolve
+from ..names import nearest
 from ..team import launched
 from .checkpoints import make_checkpoints, run_keys
 from .entries import NOT_COMPARED, UNQUANTIZED, Entry
@@ -69,7 +70,7 @@ def compare(options: CompareOptions) -> Comparison:
     """
     names = [entry.name for entry in options.entries]
     if options.against is not None and options.against not in names:
-        raise NestQuantError(f"there is no recipe '{options.against}'", NOT_COMPARED, f"use one of {', '.join(names)}")
+        raise NestQuantError(f"there is no recipe '{options.against}'", NOT_COMPARED, nearest(options.against, names))
     if launched().size > 1:
         raise NestQuantError(f"{launched().size} processes were started", NOT_COMPARED, "compare with a single one")
     source, device = options.model, pick_device(options.device)

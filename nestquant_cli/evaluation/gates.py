@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import NestQuantError
+from ..names import nearest
 
 NOT_EVALUATED = "nothing was evaluated"
 MAIN_METRICS = ("acc", "acc_norm")  # the first one that a task has; else its first metric
@@ -64,10 +65,10 @@ def parse_gate(text: str, tasks: Mapping[str, Sequence[str]] | None = None) -> G
     task, _, metric = left.rpartition(".")
     if task not in tasks:
         raise NestQuantError(
-            f"--fail-below {text} is about a task that is not in --tasks", NOT_EVALUATED, f"use {', '.join(tasks)}"
+            f"--fail-below {text} is about a task that is not in --tasks", NOT_EVALUATED, nearest(left, tasks)
         )
     if tasks[task] and metric not in tasks[task]:
-        raise NestQuantError(f"task {task} has no metric '{metric}'", NOT_EVALUATED, f"use {', '.join(tasks[task])}")
+        raise NestQuantError(f"task {task} has no metric '{metric}'", NOT_EVALUATED, nearest(metric, tasks[task]))
     return Gate(text, task, metric, threshold)
 
 

@@ -1,6 +1,5 @@
 """Tasks of lm-eval by name or from local files, with their data."""
 
-import difflib
 import logging
 import re
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import NestQuantError
 from ..models.hub import cache_only_when_unreachable, reason_of
+from ..names import nearest
 from .gates import NOT_EVALUATED
 
 if TYPE_CHECKING:
@@ -60,12 +60,8 @@ def _manager(names: Sequence[str], include_path: "Path | None") -> Any:
 def _matches(manager: Any, name: str) -> list[str]:
     found = sorted(manager.match_tasks([name]))
     if not found:
-        near = difflib.get_close_matches(name, manager.all_tasks, n=4)
-        raise NestQuantError(
-            f"there is no task '{name}'",
-            NOT_EVALUATED,
-            f"did you mean {', '.join(near)}?" if near else "see 'lm_eval ls tasks', or give --include-path",
-        )
+        remedy = nearest(name, manager.all_tasks, otherwise="see 'lm_eval ls tasks', or give --include-path")
+        raise NestQuantError(f"there is no task '{name}'", NOT_EVALUATED, remedy)
     return found
 
 

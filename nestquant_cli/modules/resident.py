@@ -7,6 +7,7 @@ from torch import nn
 
 from ..errors import NestQuantError
 from ..lattice.code import BLOCK
+from ..names import nearest
 from .joined import join
 from .linear import QuantizedLinear
 
@@ -40,8 +41,7 @@ def set_resident(model: nn.Module, form: str) -> str:
         'int8'
     """
     if form not in FORMS:
-        known = ", ".join(FORMS)
-        raise NestQuantError(f"there is no resident form '{form}'", "weights stay as they are", f"use one of {known}")
+        raise NestQuantError(f"there is no resident form '{form}'", "weights stay as they are", nearest(form, FORMS))
     layers = [module for module in model.modules() if isinstance(module, QuantizedLinear) and module.code is not None]
     if form == "auto":
         form = _choose([layer for layer in layers if layer.code is not None and layer.code.int8])

@@ -2,16 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..codecs.protocol import Shape
 from ..codecs.registry import CODECS, shape_of
 from ..errors import NestQuantError
-from ..files import read_yaml
 from ..modules.layout import ROTATIONS
+from ..names import nearest, refuse_unknown
 from ..tuning.settings import TuneSettings
 from .row_search import MOST_PATHS
 
@@ -87,7 +85,7 @@ class Recipe:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 cause = f"there is no {name} '{getattr(self, name)}'"
-                raise NestQuantError(cause, _NOTHING, f"use one of {', '.join(known)}")
+                raise NestQuantError(cause, _NOTHING, nearest(getattr(self, name), known))
         for name in ("qa", "centering", "sequential"):
             if type(getattr(self, name)) is not bool:
                 raise NestQuantError(f"{name} {getattr(self, name)} is not true or false", _NOTHING, f"correct {name}")
@@ -150,6 +148,8 @@ class Recipe:
             raise NestQuantError(f"{part}_bits {bits!r} is not a number", _NOTHING, "use 2 to 8 in eighths, or 16")
         if bits == SIXTEEN:
             return None
+        if isinstance(code, dict):
+            refuse_unknown(code, CODECS[self.method].settings, f"{part}_code", _NOTHING)
         try:
             return shape_of(self.method, float(bits), code, f"{part}_code")
         except ValueError as error:
@@ -176,49 +176,6 @@ class Recipe:
 def names() -> tuple[str, ...]:
     """The settings of a recipe."""
     return tuple(field.name for field in dataclasses.fields(Recipe))
-
-
-def read_recipe(path: Path | None, overrides: dict[str, Any], others: Collection[str] = ()) -> Recipe:
-    """A recipe from a YAML file, with settings that win over it.
-
-    Args:
-        path: YAML mapping of Recipe's fields; None for the defaults.
-        overrides: settings by name; None values are ignored. Bits given here also drop the file's {q, k} for that part.
-        others: names in the file that are not of the recipe.
-
-    Raises:
-        NestQuantError: the file is unreadable, has an unknown setting, or a setting is invalid.
-    """
-    found = {} if path is None else read_yaml(path)
-    settings = {name: value for name, value in found.items() if str(name).replace("-", "_") not in others}
-    for name in settings:
-        if name not in names():
-            known = ", ".join(sorted(names()))
-            raise NestQuantError(f"{path} has an unknown setting '{name}'", _NOTHING, f"use {known}")
-    for name, value in overrides.items():
-        if value is not None:
-            settings[name] = value
-            code = settings.get(name.replace("_bits", "_code"))
-            if name.endswith("_bits") and isinstance(code, dict) and "q" in code:
-                settings.pop(name.replace("_bits", "_code"), None)
-    if isinstance(settings.get("tune"), bool):  # as the option of that name
-        settings["tune"] = {} if settings["tune"] else None
-    if settings.get("method") in WEIGHTS_ONLY:
-        settings = {"act_bits": SIXTEEN, "kv_bits": SIXTEEN} | settings
-    return Recipe(**settings)
-
-
-def weights_only(path: Path | None, method: str | None) -> bool:
-    """Whether a recipe's method, given by name or else that of a YAML file, codes weights alone."""
-    found = method or (None if path is None else read_yaml(path).get("method"))
-    return found in WEIGHTS_ONLY
-
-
-def with_tuning(recipe: Recipe, wanted: bool | None) -> Recipe:
-    """The recipe with tuning or without; None leaves that to the recipe."""
-    if wanted is None or wanted == (recipe.tune is not None):
-        return recipe
-    return dataclasses.replace(recipe, tune={} if wanted else None)
 
 
 def _is_number(value: Any) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import NestQuantError
+from ..names import refuse_unknown
 
 _NOTHING = "nothing was tuned"
 _INTEGERS = {
@@ -58,11 +59,10 @@ class TuneSettings:
         Raises:
             NestQuantError: not a mapping, or an unknown or unusable setting.
         """
-        known = {field.name for field in dataclasses.fields(TuneSettings)}
-        if not isinstance(value, Mapping) or not set(value) <= known:
-            raise NestQuantError(
-                f"the tuning settings {value} are not usable", _NOTHING, f"use some of {', '.join(sorted(known))}"
-            )
+        known = [field.name for field in dataclasses.fields(TuneSettings)]
+        if not isinstance(value, Mapping):
+            raise NestQuantError(f"tune {value!r} is no mapping", _NOTHING, f"use some of {', '.join(known)}")
+        refuse_unknown(value, known, "tune", _NOTHING)
         return TuneSettings(**value)
 
     def to_dict(self) -> dict[str, Any]:

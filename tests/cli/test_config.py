@@ -109,5 +109,5 @@ def test_a_recipe_may_hold_options_of_quantize(
     assert code == 0 and "quantized weights" in printed, error
     assert f"quantize {tiny_model_folder} to w3a3kv3 in {tmp_path / 'out'}" in caplog.messages[0]
     assert "weight_bits 3" in caplog.messages[1] and "samples 3" in caplog.messages[1]
-    code, _, error = nestquant("quantize", "--config", write("bits: 4\nweight_bits: 3\nmodel: demo\n"))
-    assert code == 2 and "both bits and weight_bits" in tell(error)
+    code, _, error = nestquant("quantize", "--config", write("bits: 4\nweight-bit: 3\nmodel: demo\n"))
+    assert code == 2 and "unknown setting 'weight_bit'" in tell(error) and "did you mean 'weight_bits'" in error

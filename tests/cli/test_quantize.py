@@ -4,14 +4,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, T5Config
 
-from nestquant_cli.cli.quantize import _bits
 from nestquant_cli.files import read_json
 from tests.families import Outcome, from_config, in_process, pack, tell
 
@@ -29,23 +27,6 @@ def text(tiny_text_file: Path) -> list[object]:
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, tiny_text_file: Path) -> Path:
     return pack(tiny_model_folder, tiny_text_file, tmp_path_factory.mktemp("quantize") / "packed")
-
-
-@pytest.mark.parametrize(
-    ("given", "has_config", "expected"),
-    [
-        ((None, None, None, None), False, (None, None, None)),
-        ((None, None, None, None), True, (None, None, None)),
-        ((3.5, None, None, None), False, (3.5, 3.5, 3.5)),
-        ((None, 4, None, None), False, (4, 16, 16)),
-        ((None, None, 6, None), False, (16, 6, 16)),
-        ((3, None, 16, None), False, (3, 16, 3)),
-        ((None, 3, None, None), True, (3, None, None)),
-    ],
-)
-def test_bits_of_each_part(given: tuple[Any, ...], has_config: bool, expected: tuple[Any, ...]) -> None:
-    bits, weight, act, kv = given
-    assert tuple(_bits(bits, weight, act, kv, has_config).values()) == expected
 
 
 def test_a_recipe_file_with_options_over_it(

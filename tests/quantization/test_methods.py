@@ -13,7 +13,7 @@ from nestquant_cli.checkpoint.read import check_checkpoint, read_layout
 from nestquant_cli.checkpoint.verify import verify
 from nestquant_cli.modules.attach import quantized_linears
 from nestquant_cli.modules.resident import set_resident
-from nestquant_cli.quantization.recipe import read_recipe
+from nestquant_cli.quantization.recipe_file import read_recipe
 from tests.families import load, logits, make_model, pack, random_ids, relative_error, save_model
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -6,7 +6,8 @@ import pytest
 from nestquant_cli.codecs.integer import IntegerCode
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.lattice.shape import CodeShape, shape_for_bits
-from nestquant_cli.quantization.recipe import Recipe, read_recipe
+from nestquant_cli.quantization.recipe import Recipe
+from nestquant_cli.quantization.recipe_file import read_recipe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TAGS = {
@@ -76,7 +77,12 @@ def test_other_bits_are_refused(part: str, bits: Any) -> None:
         ({"reflections": 0}, "reflections 0 is not an integer"),
         ({"method": "integer", "weight_bits": 3.5}, "3.5 of an integer code are not a whole number"),
         ({"method": "integer", "act_bits": 9}, "bits 9 of an integer code"),
-        ({"method": "integer", "kv_code": {"q": 14, "k": 4}}, "kv_code .* is not of the form"),
+        ({"method": "integer", "kv_code": {"q": 14, "k": 4}}, "kv_code has an unknown setting 'q'"),
+        ({"method": "integer", "kv_code": {"grup": 64}}, "did you mean 'group'"),
+        ({"method": "glvq", "act_bits": 16, "kv_bits": 16, "weight_code": {"dimensions": 8}}, "mean 'dimension'"),
+        ({"weight_code": {"q": 14, "K": 4}}, "unknown setting 'K'.*did you mean 'k'"),
+        ({"tune": {"step": 4}}, "did you mean 'steps'"),
+        ({"method": "integers"}, "did you mean 'integer'"),
         ({"method": "integer", "kv_code": {"group": 12}}, "group 12 is not a multiple of 8"),
         ({"method": "integer", "kv_code": {"clip": 1.5}}, "clip 1.5 is not in"),
         ({"method": "integer", "kv_code": {"symmetric": 1}}, "symmetric is 1, not true or false"),
@@ -118,37 +124,7 @@ def test_presets_are_recipes(preset: Path) -> None:
         assert isinstance(shape, CodeShape) and (shape.q, shape.k) == (14, 4)  # the paper's
 
 
-def test_settings_given_win_over_the_file(tmp_path: Path) -> None:
-    path = yaml(tmp_path, "weight_code: {q: 14, k: 4}\nkv_bits: 16\nsamples: 8\n")
-    assert read_recipe(path, {}).bits("weight") == 33 / 8
-    recipe = read_recipe(path, {"weight_bits": 3, "samples": None, "seed": 5})
-    assert (recipe.bits("weight"), recipe.kv_bits, recipe.samples, recipe.seed) == (3, 16, 8, 5)
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("bits: 4\n", "unknown setting 'bits'"),
-        ("1: 4\n", "unknown setting '1'"),
-        ("- weight_bits\n", "is not a YAML mapping"),
-        ("", "is not a YAML mapping"),
-        ("weight_bits: [4\n", "cannot be read as YAML"),
-        ("weight_bits: four\n", "weight_bits 'four' is not a number"),
-    ],
-)
-def test_damaged_files_are_refused(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(NestQuantError, match=told):
-        read_recipe(yaml(tmp_path, text), {})
-    with pytest.raises(NestQuantError, match="cannot be read as YAML"):
-        read_recipe(tmp_path / "absent.yaml", {})
-
-
 def test_integers_by_name_and_bits() -> None:
     recipe = Recipe(method="integer", weight_code={"group": 64, "clip": "mse"}, act_bits=16, kv_bits=8)
     assert recipe.shape("weight") == IntegerCode(4, True, 64, None) and recipe.shape("kv") == IntegerCode(8)
     assert (recipe.tag(), recipe.bits("weight")) == ("w4kv8", 4)
-
-
-def test_bits_given_over_a_file_keep_its_integer_grid(tmp_path: Path) -> None:
-    path = yaml(tmp_path, "method: integer\nweight_code: {group: 64}\nact_bits: 16\nkv_bits: 16\n")
-    assert read_recipe(path, {"weight_bits": 3}).shape("weight") == IntegerCode(3, True, 64)
