@@ -9,14 +9,19 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import NestQuantError
+from .watch import Watch, connect
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+
+_START = timedelta(minutes=5)  # in which all processes have to be there
+_LONGEST = timedelta(days=14)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class Team:
         if self.size > 1:
             import torch.distributed as dist
 
-            dist.all_reduce(tensor)
+            with _talking():
+                dist.all_reduce(tensor)
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes in order of their ranks, on every process."""
@@ -54,7 +60,8 @@ class Team:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with _talking():
+            dist.all_gather_object(values, value)
         return values
 
     def tell(self, value: T) -> T:
@@ -64,7 +71,8 @@ class Team:
         import torch.distributed as dist
 
         values: list[Any] = [value]
-        dist.broadcast_object_list(values, src=0)
+        with _talking():
+            dist.broadcast_object_list(values, src=0)
         told: T = values[0]
         return told
 
@@ -102,13 +110,23 @@ def team() -> Team:
 
 
 def launched() -> Team:
-    """What torchrun said when it started this process, before anything is joined."""
-    return Team(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    """What torchrun said when it started this process, before anything is joined.
+
+    Clusters set RANK in shells too, where nothing was launched: that is a process alone.
+    """
+    try:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        return Team()
+    return Team(rank, size) if 0 <= rank < size else Team()
 
 
 @contextmanager
 def joined(device: str) -> Iterator[str]:
     """Joins the processes that torchrun started, and yields the device of this one.
+
+    Where one of them fails or is killed, the others end within seconds, in this process by an error of the block or,
+    when it does not come to one, with exit code 2.
 
     Args:
         device: "cpu", "cuda" or "cuda:1"; of several processes on "cuda" each takes the GPU of its local rank.
@@ -128,17 +146,46 @@ def joined(device: str) -> Iterator[str]:
     # gloo carries tensors of the CPU and Python objects, nccl those of GPUs
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     try:
-        dist.init_process_group(backend)
+        # the store is waited for no longer than processes take to start; an exchange may wait for hours of work
+        store, rank, size = next(dist.rendezvous("env://", timeout=_START))
+        watch = connect(rank, size, store, _START)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_LONGEST)
     except (RuntimeError, ValueError) as error:
         raise NestQuantError(
             f"the processes of this run cannot find each other ({str(error).splitlines()[0]})",
             "nothing was done",
             "check MASTER_ADDR and MASTER_PORT, or start them with torchrun",
         ) from error
+    _Joined.watch, failed = watch, True
     try:
         yield device
+        failed = False
+    except BaseException as error:
+        failed = not getattr(error, "everywhere", False)  # what all of them raise needs no telling
+        raise
     finally:
-        dist.destroy_process_group()
+        _Joined.watch = None
+        watch.leave(failed)
+        if not failed or backend == "gloo":  # nccl would wait for those that are gone
+            dist.destroy_process_group()
+
+
+class _Joined:
+    """What the functions of a team share."""
+
+    watch: Watch | None = None
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    """An exchange that fails because another process has ended raises an error that says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = None if _Joined.watch is None else _Joined.watch.lost()
+        if lost is None:
+            raise
+        raise lost from error
 
 
 def _unless_failed(outcomes: "Sequence[T | NestQuantError]") -> list[T]:

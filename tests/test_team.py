@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from nestquant_cli.errors import NestQuantError
-from nestquant_cli.team import Team, team
+from nestquant_cli.team import Team, joined, launched, team
 from tests.families import pack
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,3 +114,74 @@ def test_bad_input_is_told(tmp_path: Path, tiny_model_folder: Path, tiny_text_fi
     done = torchrun("quantize", tiny_model_folder, *text, "--output", tmp_path / "out", code=1)
     assert "error: 1 calibration windows cannot be divided over 2 processes" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "1"}, {"WORLD_SIZE": "2"}, {"RANK": "", "WORLD_SIZE": "two"}],
+)
+def test_a_rank_without_a_launch_is_a_process_alone(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As shells of clusters have it: nothing is silenced, and nobody is waited for."""
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert launched() == Team(0, 1)
+    with joined("cpu") as device:
+        assert device == "cpu"
+
+
+PROGRAM = """
+import sys, time
+from nestquant_cli.cli import console
+from nestquant_cli.team import joined, team
+def work():
+    with joined("cpu"):
+        group = team()
+        group.gather(None)
+        print("joined", flush=True)
+        if group.rank == 1:
+            if sys.argv[1] == "together": group.together(lambda: 1 / 0)
+            time.sleep(600)
+        group.gather(None)
+sys.exit(console.run(work))
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "together"])
+def test_without_torchrun_the_others_end_within_seconds(how: str) -> None:
+    """Two processes that were started by hand; one waits for the other in an exchange."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, how],
+            env=environment | {"RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        for process in running:
+            assert process.stdout is not None and process.stdout.readline() == "joined\n"
+        if how == "killed":
+            running[1].kill()
+        found = []
+        for process in running:
+            _, stderr = process.communicate(timeout=30)
+            found.append((process.returncode, [line for line in stderr.splitlines() if line.startswith("error:")]))
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    (code, lines), (own_code, own_lines) = found
+    assert code == 2 and len(lines) == 1 and "process 1 of this run has ended before the others" in lines[0]
+    if how == "killed":
+        assert own_code == -9
+    else:
+        assert own_code == 2 and len(own_lines) == 1 and "internal error" in own_lines[0]
