@@ -44,7 +44,10 @@ def test_the_report_follows_the_protocol(options: PerplexityOptions) -> None:
     assert protocol["model"] == {
         "name": "tiny-llama",
         "kind": "folder",
+        "revision": None,
+        "commit": None,
         "sha256": fingerprint(source),
+        "gguf_types": None,
         "dtype": "float32",
         "attention": "sdpa",
         "device": "cpu",
