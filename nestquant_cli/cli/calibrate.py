@@ -22,12 +22,15 @@ from .options import (
     finite,
 )
 
-BITS_HELP = "2 to 8 in eighths, 16 to leave alone"
+BITS_HELP = "2 to 8 in steps of 1/8, or 16 to leave them as they are"
+PART_DEFAULT = "4, or 16 where only other parts are named"
 ActBitsOption = Annotated[
-    float | None, typer.Option("--act-bits", parser=finite, help=f"Activations: {BITS_HELP}.", show_default="4")
+    float | None,
+    typer.Option("--act-bits", parser=finite, help=f"Bits of activations: {BITS_HELP}.", show_default=PART_DEFAULT),
 ]
 KvBitsOption = Annotated[
-    float | None, typer.Option("--kv-bits", parser=finite, help=f"Keys and values: {BITS_HELP}.", show_default="4")
+    float | None,
+    typer.Option("--kv-bits", parser=finite, help=f"Bits of keys and values: {BITS_HELP}.", show_default=PART_DEFAULT),
 ]
 
 
@@ -46,7 +49,7 @@ def calibrate(
     device: DeviceOption = "auto",
     revision: RevisionOption = None,
 ) -> None:
-    """Measure what a quantization needs to know of a model's activations, once for several quantizations.
+    """Measure the statistics of a model's activations once, for several quantizations.
 
     One pass over the layers; the folder holds an (n, n) float32 Hessian for every distinct input of n features. The
     same command goes on after an interruption. Several processes share the windows:

@@ -30,7 +30,12 @@ if TYPE_CHECKING:
     from ..comparison.result import Comparison
 
 RecipesOption = Annotated[
-    str, typer.Option("--recipes", metavar="A.yaml,B.yaml", help="Recipes, by comma; a file's name names its row.")
+    str,
+    typer.Option(
+        "--recipes",
+        metavar="A.yaml,B.yaml",
+        help="Recipe files, separated by commas; each row is named after its file.",
+    ),
 ]
 AgainstOption = Annotated[
     str | None,
@@ -41,7 +46,7 @@ EvalDatasetOption = Annotated[
     typer.Option(
         "--eval-dataset",
         metavar="DATASET",
-        help="Text to score; a local file for --dataset needs one here, too.",
+        help="Text to score; required if --dataset is a local file.",
         show_default="that of --dataset",
     ),
 ]

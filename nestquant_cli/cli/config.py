@@ -40,7 +40,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         metavar="FILE.yaml",
-        help="Settings by the names of these options; those given here win over it.",
+        help="YAML file with settings, named like these options; the command line wins over it.",
         is_eager=True,
         callback=_take,
     ),
@@ -50,7 +50,7 @@ RecipeOption = Annotated[
     typer.Option(
         "--config",
         metavar="FILE.yaml",
-        help="Recipe, and settings by the names of these options; those given here win over it.",
+        help="YAML file with a recipe and settings, named like these options; the command line wins over it.",
         is_eager=True,
         callback=_take_beside_recipe,
     ),

@@ -40,10 +40,20 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="auto is the checkpoint's own, bfloat16 for GGUF.")]
+def _perplexity(text: str | float) -> float:
+    number = finite(text)
+    if number < 1:
+        raise typer.BadParameter(f"{number:g} is below 1, and no perplexity is.")
+    return number
+
+
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option("--dtype", help="Dtype to compute in; auto is that of the checkpoint, or bfloat16 for a GGUF file."),
+]
 FailAboveOption = Annotated[
     float | None,
-    typer.Option("--fail-above", parser=finite, metavar="X", help="Exit with 1 when the perplexity is above X."),
+    typer.Option("--fail-above", parser=_perplexity, metavar="X", help="Exit with 1 when the perplexity is above X."),
 ]
 
 

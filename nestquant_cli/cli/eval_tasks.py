@@ -24,14 +24,19 @@ from .options import (
 )
 
 TasksOption = Annotated[
-    str, typer.Option("--tasks", metavar="A,B", help="lm-eval tasks, groups or tags, by comma.", show_default=False)
+    str,
+    typer.Option(
+        "--tasks", metavar="A,B", help="lm-eval tasks, groups or tags, separated by commas.", show_default=False
+    ),
 ]
 FewshotOption = Annotated[
     int | None, typer.Option("--num-fewshot", min=0, help="Examples in the prompt.", show_default="the task's own")
 ]
 LimitOption = Annotated[
     float | None,
-    typer.Option("--limit", parser=finite, help="Items per task; below 1 a fraction of them.", show_default="all"),
+    typer.Option(
+        "--limit", parser=finite, help="Items of each task; a number below 1 is a fraction of them.", show_default="all"
+    ),
 ]
 IncludeOption = Annotated[
     Path | None,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 JunitOption = Annotated[
     Path | None,
-    typer.Option("--junit", metavar="FILE.xml", help="Also write the gates as JUnit XML, a test case each."),
+    typer.Option("--junit", metavar="FILE.xml", help="Also write the gates as JUnit XML, one test case each."),
 ]
 
 

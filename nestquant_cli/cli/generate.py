@@ -27,7 +27,7 @@ PromptArgument = Annotated[
     str | None,
     typer.Argument(metavar="[PROMPT]", help="The text to continue; without it, what comes through a pipe."),
 ]
-NewTokensOption = Annotated[int, typer.Option("--max-new-tokens", help="The most tokens to generate.")]
+NewTokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Largest number of tokens to generate.")]
 TemperatureOption = Annotated[
     float | None,
     typer.Option(

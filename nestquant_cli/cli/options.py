@@ -10,7 +10,7 @@ import typer
 
 DEFAULT_BUDGET = "2GiB"
 
-MODEL_HELP = "A Hugging Face id (or ID@REV), a model folder, a .gguf file, a packed checkpoint of ours, or 'demo'."
+MODEL_HELP = "A Hugging Face id (or ID@REV), a model folder, a .gguf file, a checkpoint packed by nestquant, or 'demo'."
 DATASET_HELP = "wikitext2, c4, a .txt or .jsonl file (field 'text'), or 'demo'."
 
 
@@ -81,14 +81,16 @@ DatasetOption = Annotated[
     typer.Option("--dataset", metavar="DATASET", help=DATASET_HELP, autocompletion=offer("wikitext2", "c4", "demo")),
 ]
 SplitOption = Annotated[str, typer.Option("--split", help="Part of the dataset; a local file is read whole.")]
-SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Calibration windows, chosen by the seed.")]
-SeqlenOption = Annotated[int, typer.Option("--seqlen", min=2, help="Tokens in a window.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn at random.")]
+SamplesOption = Annotated[
+    int, typer.Option("--samples", min=1, help="Number of calibration windows; the seed chooses them.")
+]
+SeqlenOption = Annotated[int, typer.Option("--seqlen", min=2, help="Tokens in each window.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of all random choices.")]
 DeviceOption = Annotated[
     str,
     typer.Option(
         "--device",
-        help="auto (a GPU where there is one), cpu, cuda, cuda:1 …",
+        help="Device to run on: auto (a GPU if there is one), cpu, cuda, cuda:1 …",
         autocompletion=offer("auto", "cpu", "cuda"),
     ),
 ]
@@ -97,33 +99,43 @@ MemoryOption = Annotated[
     typer.Option(
         "--memory-budget",
         metavar="SIZE",
-        help="Memory for the hidden states of the calibration windows, such as 500MB; the rest goes to a file beside "
-        "the result, removed at the end.",
+        help="Memory for the hidden states of the calibration windows, such as 500MB; the rest goes to a temporary "
+        "file beside the result.",
     ),
 ]
 BosOption = Annotated[
     Bos,
-    typer.Option("--bos", help="default: as the tokenizer does, once; each: in every window; none: nowhere."),
+    typer.Option(
+        "--bos",
+        help="Beginning-of-sequence token: default (as the tokenizer does, once), each (in every window) or none.",
+    ),
 ]
 MaxWindowsOption = Annotated[
     int | None, typer.Option("--max-windows", min=1, help="Score only the first N windows.", show_default="all")
 ]
 BaselineOption = Annotated[
     str | None,
-    typer.Option("--baseline", metavar="MODEL", help="Score this model beside MODEL: KL divergence, top-1 agreement."),
+    typer.Option(
+        "--baseline", metavar="MODEL", help="Compare with MODEL on the same windows: KL divergence and top-1 agreement."
+    ),
 ]
 
 ResidentOption = Annotated[
     Resident,
     typer.Option(
         "--resident",
-        help="Weights of a packed checkpoint in memory: packed, or int8 (twice as large, faster); auto is int8 where "
+        help="Form of quantized weights in memory: packed, int8 (twice as large, faster), or auto, which is int8 if "
         "that takes at most a quarter of the free memory.",
     ),
 ]
 
 FolderOption = Annotated[
-    Path | None, typer.Option("--output", metavar="DIR", help="Folder to write; must be empty or new.")
+    Path | None,
+    typer.Option(
+        "--output",
+        metavar="DIR",
+        help="Folder to write; it must be new or empty, or hold an unfinished run of the same command.",
+    ),
 ]
 ReportOption = Annotated[
     Path | None,

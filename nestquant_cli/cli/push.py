@@ -14,7 +14,9 @@ RepoArgument = Annotated[
 ]
 BaseOption = Annotated[
     str | None,
-    typer.Option("--base-model", metavar="ID", help="Hub id of the original.", show_default="what it was made from"),
+    typer.Option(
+        "--base-model", metavar="ID", help="Hub id of the original model.", show_default="what it was made from"
+    ),
 ]
 LicenseOption = Annotated[
     str | None,
@@ -22,9 +24,11 @@ LicenseOption = Annotated[
 ]
 ResultsOption = Annotated[
     list[Path] | None,
-    typer.Option("--results", metavar="FILE.json", help="What eval-ppl or eval-tasks --output wrote; repeatable."),
+    typer.Option(
+        "--results", metavar="FILE.json", help="JSON file that eval-ppl or eval-tasks wrote with --output; repeatable."
+    ),
 ]
-PublicOption = Annotated[bool, typer.Option("--public", help="Make the repository public when all is uploaded.")]
+PublicOption = Annotated[bool, typer.Option("--public", help="Make the repository public after the upload.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Verify, write the model card, and stop.")]
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import console
-from .calibrate import BITS_HELP, ActBitsOption, KvBitsOption
+from .calibrate import BITS_HELP, PART_DEFAULT, ActBitsOption, KvBitsOption
 from .config import RecipeOption, given, taken, tell_recipe
 from .options import (
     DEFAULT_BUDGET,
@@ -29,11 +29,21 @@ if TYPE_CHECKING:
 
 BitsOption = Annotated[
     float | None,
-    typer.Option("--bits", parser=finite, help=f"All parts, with glvq weights alone: {BITS_HELP}.", show_default="4"),
+    typer.Option(
+        "--bits",
+        parser=finite,
+        help=f"Bits of weights, activations, keys and values (with glvq of weights alone): {BITS_HELP}.",
+        show_default="4",
+    ),
 ]
 WeightBitsOption = Annotated[
     float | None,
-    typer.Option("--weight-bits", parser=finite, help=f"Weights: {BITS_HELP}. Alone, it leaves the others at 16."),
+    typer.Option(
+        "--weight-bits",
+        parser=finite,
+        help=f"Bits of weights: {BITS_HELP}. Given alone, it leaves activations, keys and values at 16.",
+        show_default=PART_DEFAULT,
+    ),
 ]
 CalibrationOption = Annotated[
     Path | None, typer.Option("--calibration", metavar="DIR", help="A folder written by 'nestquant calibrate'.")
@@ -58,7 +68,7 @@ FeedbackOption = Annotated[
     str,
     typer.Option(
         "--feedback",
-        help="ldlq feeds rounding errors of weights back, none rounds plainly.",
+        help="ldlq: feed the rounding errors of weights back; none: round plainly.",
         autocompletion=offer("none", "ldlq"),
     ),
 ]
@@ -66,7 +76,7 @@ PathsOption = Annotated[
     int | None,
     typer.Option(
         "--paths",
-        help="K of the K-best search over rows of a weight, 1 to 64; 1 is plain LDLQ, time grows with K.",
+        help="Paths that the search over the rows of a weight keeps, 1 to 64; 1 is plain LDLQ, time grows with more.",
         show_default="8 for weights alone, glvq 16, else 1",
     ),
 ]
@@ -92,7 +102,7 @@ def quantize(
     feedback: FeedbackOption = "ldlq",
     paths: PathsOption = None,
     qa: Annotated[
-        bool, typer.Option("--qa/--no-qa", help="Make the weights for the rounded input, or for the unrounded one.")
+        bool, typer.Option("--qa/--no-qa", help="Fit the weights to the rounded input, or to the unrounded one.")
     ] = True,
     centering: Annotated[
         bool,
@@ -120,7 +130,7 @@ def quantize(
         typer.Option("--tune/--no-tune", help="Then tune row scales, norms and biases, as 'nestquant tune' does."),
     ] = None,
     output: FolderOption = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print layers, bytes, memory and time, and stop.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print layers, bytes, memory and time, then stop.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Resume an interrupted run of the same command.")
     ] = True,

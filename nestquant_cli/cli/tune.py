@@ -22,7 +22,7 @@ OriginalOption = Annotated[
     str, typer.Option("--model", metavar="MODEL", help=f"The model it was made from. {MODEL_HELP}", show_default=False)
 ]
 StepsOption = Annotated[int, typer.Option("--steps", min=1, help="Steps of the optimizer.")]
-SeqlenOption = Annotated[int, typer.Option("--seqlen", min=2, help="Tokens in a window.")]
+SeqlenOption = Annotated[int, typer.Option("--seqlen", min=2, help="Tokens in each window.")]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Windows in a step.")]
 RateOption = Annotated[float, typer.Option("--rate", parser=finite, help="Highest learning rate.")]
 HeldOutOption = Annotated[int, typer.Option("--held-out", min=1, help="Held-out windows, which choose the best state.")]

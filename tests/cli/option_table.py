@@ -126,7 +126,7 @@ COMMANDS: dict[str, Command] = {
             bos=BOS,
             baseline=BASELINE,
             output=RESULT,
-            fail_above=Case(7.5, "most", "nan", acts="evaluation.gates:judge_perplexity"),
+            fail_above=Case(7.5, "most", 0.5, acts="evaluation.gates:judge_perplexity"),
             junit=replace(JUNIT, together=(("fail_above", 7.5),)),
             resident=RESIDENT,
             dtype=DTYPE,

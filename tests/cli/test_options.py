@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
@@ -220,6 +220,23 @@ def test_nonsense_is_refused_in_one_line(
     given = words(PARAMETERS[command], settings) if source == "words" else from_file(settings, tmp_path)
     code, _, error = in_process(capfd, monkeypatch)(command, *given)
     assert code == 2 and "internal error" not in tell(error), error
+
+
+NUMBERS = [
+    (str(each.name), name)
+    for each in main.app.registered_commands
+    for name, hint in get_type_hints(each.callback).items()
+    if hint is float or float in get_args(hint)
+]
+
+
+@pytest.mark.parametrize(("command", "name"), NUMBERS)
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999", "many"])
+def test_numbers_are_finite(
+    command: str, name: str, number: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, error = in_process(capfd, monkeypatch)(command, PARAMETERS[command][name].opts[0], number)
+    assert code == 2 and f"'{number}' is not a finite number" in tell(error)
 
 
 @pytest.mark.parametrize("name", GLOBAL)

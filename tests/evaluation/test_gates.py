@@ -45,9 +45,14 @@ def test_the_gate_of_a_perplexity() -> None:
     found = judge_perplexity(7.12345, 7)
     assert (found.gate, found.figures, found.passed) == ("perplexity <= 7", "perplexity 7.1235 > 7", False)
     assert not judge_perplexity(float("nan"), 7).passed
+    for most in (float("nan"), float("inf")):
+        with pytest.raises(NestQuantError, match="is not a finite number"):
+            judge_perplexity(7, most)
 
 
-@pytest.mark.parametrize("text", ["piqa", "piqa=", "=0.5", "piqa=high", "piqa=nan", "", "piqa 0.5"])
+@pytest.mark.parametrize(
+    "text", ["piqa", "piqa=", "=0.5", "piqa=high", "piqa=nan", "piqa=inf", "piqa.acc=-inf", "", "piqa 0.5"]
+)
 def test_malformed_gates_are_refused(text: str) -> None:
     with pytest.raises(NestQuantError, match="cannot be read"):
         parse_gate(text)
