@@ -121,8 +121,6 @@ def eval_ppl(
 
 
 def _print(report: "PerplexityReport") -> None:
-    from ..models.gguf_types import described
-
     scores, protocol = report.scores, report.protocol
     model, original = protocol["model"], protocol["baseline"]
     columns = ["model", "perplexity", "± s.e.", "KL (nats)", "top-1"]
@@ -147,8 +145,7 @@ def _print(report: "PerplexityReport") -> None:
     )
     for each in filter(None, (model, original)):
         console.line(
-            ("reference: " if each is original else "")
-            + f"{each['name']}: {described(each)}, {each['attention']} attention, {each['device']}, "
+            f"{each['name']}: {each['dtype']}, {each['attention']} attention, {each['device']}, "
             + (f"weights {protocol['resident']}, " if each is model and protocol["resident"] else "")
             + f"sha256 {each['sha256'][:12]}"
         )

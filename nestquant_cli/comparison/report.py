@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-from ..models.gguf_types import described
 from .result import Comparison, Row
 
 _NOTE = (
     "Bits per weight are real: the bytes on disk of everything that belongs to the quantized layers. The gap is the "
-    "perplexity minus that of the reference; its standard error is over the same windows, whose difficulty is common "
-    "to both. KL divergence and top-1 agreement are with the reference, per token."
+    "perplexity less that of the unquantized model; its standard error is over the same windows, whose difficulty is "
+    "common to both. KL divergence and top-1 agreement are beside the unquantized model, per token."
 )
 
 
@@ -42,7 +41,7 @@ def _cells(row: Row, found: Comparison) -> list[str]:
 
 
 def codes(row: Row) -> str:
-    """Such as `w4a4kv4`; empty for the reference."""
+    """Such as `w4a4kv4`; empty for the unquantized model."""
     names = {"weight": "w", "act": "a", "kv": "kv"}
     return "".join(f"{short}{row.bits[part]:g}" for part, short in names.items() if row.bits.get(part, 16) < 16)
 
@@ -62,8 +61,6 @@ def markdown(found: Comparison, plots: Sequence[str]) -> str:
         *_table([columns(found), *cells(found)]),
         "",
         _NOTE,
-        "",
-        f"Reference: {found.model}, {described(protocol['reference'])}.",
         "",
         f"Scored: {protocol['dataset']} ({protocol['split']}), {protocol['windows']} of {protocol['windows_in_text']}"
         f" windows of {protocol['seqlen']} tokens, stride {protocol['stride']}, BOS {protocol['bos']}, fp32 "

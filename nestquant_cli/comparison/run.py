@@ -15,14 +15,14 @@ from ..evaluation.task_definitions import load_tasks
 from ..evaluation.tasks import TaskOptions, measure_tasks
 from ..files import sha256_file, write_json, write_text
 from ..models.device import pick_device
-from ..models.source import Source, fingerprint, gguf_types, load_tokenizer, resolve
+from ..models.source import Source, fingerprint, load_tokenizer, resolve
 from ..names import nearest
 from ..team import launched
 from .checkpoints import make_checkpoints, run_keys
-from .entries import NOT_COMPARED, REFERENCE, Entry
+from .entries import NOT_COMPARED, UNQUANTIZED, Entry
 from .plots import draw
 from .report import markdown
-from .result import Comparison, Row, gap_closed, reference_row, row_of
+from .result import Comparison, Row, gap_closed, row_of, unquantized_row
 from .scoring import Scoring, score_models
 from .state import State
 
@@ -34,7 +34,7 @@ class CompareOptions:
     """What to compare; the fields are the options of `nestquant compare`.
 
     Attributes:
-        model: the original.
+        model: the unquantized one.
         entries: the recipes.
         folder: of the checkpoints and the result.
         against: name of the recipe whose gap the others close; None for none.
@@ -105,26 +105,16 @@ def _compare(
     scoring = Scoring(windows, options.dtype, device, options.resident)
     totals = score_models(source, models, keys, scoring, state)
     tokens = options.seqlen - 1
-    rows = [reference_row(totals[names[0]], tokens)]
+    rows = [unquantized_row(totals[names[0]], tokens)]
     for name in names:
         run = state.get("runs", name, settings[name])
         rows.append(row_of(options.folder / name, totals[name], tokens, run and run["seconds"]))
-    rows = _with_tasks(_with_gaps(rows, options.against), options, {REFERENCE: source} | models, keys, state)
+    rows = _with_tasks(_with_gaps(rows, options.against), options, {UNQUANTIZED: source} | models, keys, state)
     calibration = {
         name: f"{key['samples']} × {key['seqlen']} tokens of {key['dataset']}, seed {key['seed']}"
         for name, key in settings.items()
     }
-    own = "bfloat16" if source.gguf_file else "its own dtype"
-    dtype = own if options.dtype == "auto" else options.dtype
-    reference = {"name": source.name, "dtype": dtype, "gguf_types": gguf_types(source)}
-    protocol = {
-        **about,
-        **circumstances,
-        "reference": reference,
-        "model_sha256": sha256,
-        "calibration": calibration,
-        "settings": settings,
-    }
+    protocol = {**about, **circumstances, "model_sha256": sha256, "calibration": calibration, "settings": settings}
     found = Comparison(source.name, options.against, rows, protocol)
     write_json(options.folder / RESULT, found.as_json())
     write_text(options.folder / REPORT, markdown(found, draw(found, options.folder)))

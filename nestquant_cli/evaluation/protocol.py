@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 from typing import TYPE_CHECKING, Any
 
-from ..models.source import Source, fingerprint, gguf_types
+from ..models.source import Source, fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,15 +21,13 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def model_protocol(source: Source, model: "PreTrainedModel") -> dict[str, Any]:
-    """What a loaded model is: name, kind, hash, dtype, attention implementation, device, commit on the Hub; for a GGUF
-    file how its matrices are stored."""
+    """Name, kind, hash, dtype, attention implementation and device of a loaded model, and its commit on the Hub."""
     return {
         "name": source.name,
         "kind": source.kind,
         "revision": source.hub and source.hub.revision,
         "commit": source.hub and source.hub.sha,
         "sha256": fingerprint(source),
-        "gguf_types": gguf_types(source),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": str(model.config._attn_implementation),
         "device": device_name(model),

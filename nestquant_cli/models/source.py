@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from ..errors import NestQuantError
 from ..files import read_json
 from .fingerprint import fingerprint_files
-from .gguf_types import matrix_types
 from .hub import download
 from .limits import Shapes, check_counts, refuse_depth, refuse_misfit
 from .resolve import NOT_LOADED, Source, refuse_non_decoders, resolve
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Source",
     "fingerprint",
-    "gguf_types",
     "load_config",
     "load_model",
     "load_tokenizer",
@@ -77,11 +75,6 @@ def _listed(source: Source) -> list[str]:
 
 def _label(source: Source) -> str:
     return source.path if source.hub is None else source.name
-
-
-def gguf_types(source: Source) -> list[str] | None:
-    """How the matrices of a GGUF file are stored, see `models.gguf_types`; None for any other model."""
-    return matrix_types(Path(source.path) / source.gguf_file) if source.gguf_file else None
 
 
 def fingerprint(source: Source) -> str:

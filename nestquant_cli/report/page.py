@@ -4,7 +4,6 @@ import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from ..models.gguf_types import described
 from ..sharing.results import without_folder
 from .contents import Contents
 
@@ -67,7 +66,7 @@ def _summary(found: Contents) -> list[str]:
 
 def _quality(found: Contents, images: dict[str, str]) -> list[str]:
     if found.scores is None:
-        return ['<p class="note">Perplexity and KL divergence compared with the original come with --baseline.</p>']
+        return ['<p class="note">Perplexity and KL divergence beside the original come with --baseline.</p>']
     scores, protocol = found.scores.scores, found.scores.protocol
     rows = [
         (protocol["model"]["name"], f"{scores.perplexity:.4f}", _error(scores.standard_error)),
@@ -76,12 +75,11 @@ def _quality(found: Contents, images: dict[str, str]) -> list[str]:
     note = (
         f"{protocol['dataset']} ({protocol['split']}), {scores.windows} of {protocol['windows_in_text']} windows of "
         f"{protocol['seqlen']} tokens, BOS {protocol['bos']}; KL divergence from the original "
-        f"{scores.kl_divergence:.5f} nats a token, top-1 agreement {scores.top1_agreement:.4f}; reference: "
-        f"{protocol['baseline']['name']}, {described(protocol['baseline'])}"
+        f"{scores.kl_divergence:.5f} nats a token, top-1 agreement {scores.top1_agreement:.4f}"
     )
     table = _table(("model", "perplexity", "± s.e."), rows)
     picture = images.get("perplexity.png", "")
-    return ["<h2>Compared with the original</h2>", picture, *table, f'<p class="note">{escape(note)}</p>']
+    return ["<h2>Beside the original</h2>", picture, *table, f'<p class="note">{escape(note)}</p>']
 
 
 def _setting(value: object) -> str:

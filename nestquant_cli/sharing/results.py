@@ -9,7 +9,6 @@ from typing import Any
 from ..errors import NestQuantError
 from ..evaluation.gates import main_metric
 from ..files import read_json
-from ..models.gguf_types import described
 
 NOT_PUSHED = "nothing was pushed"
 
@@ -75,8 +74,7 @@ def _perplexity(found: dict[str, Any], protocol: dict[str, Any]) -> list[Measure
         f"{text}, {protocol['windows']} of {protocol['windows_in_text']} windows of {protocol['seqlen']} tokens, "
         f"BOS {protocol['bos']}, {protocol['model']['dtype']}"
     )
-    original, baseline = found.get("baseline_perplexity"), protocol.get("baseline") or {}
-    how += f"; original: {described(baseline)}" if baseline.get("gguf_types") else ""
+    original = found.get("baseline_perplexity")
     rows = [Measured("perplexity", how, f"{found['perplexity']:.4f}", "" if original is None else f"{original:.4f}")]
     if found.get("kl_divergence") is not None:
         rows.append(Measured("KL divergence from the original, nats", how, f"{found['kl_divergence']:.5f}"))

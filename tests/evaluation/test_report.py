@@ -47,7 +47,6 @@ def test_the_report_follows_the_protocol(options: PerplexityOptions) -> None:
         "revision": None,
         "commit": None,
         "sha256": fingerprint(source),
-        "gguf_types": None,
         "dtype": "float32",
         "attention": "sdpa",
         "device": "cpu",
