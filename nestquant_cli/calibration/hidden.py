@@ -40,11 +40,6 @@ class HiddenStates:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[number] for number in range(len(self)))
 
-    @property
-    def spilled_bytes(self) -> int:
-        """Bytes of the windows that are in the file."""
-        return (self._count - len(self._kept)) * self._like.nbytes
-
     def append(self, hidden: Tensor) -> None:
         """Adds the hidden states of the next window."""
         hidden = hidden.cpu()

@@ -21,7 +21,7 @@ class PerplexityOptions:
     Attributes:
         model, baseline: names as `models.resolve.resolve` takes them, or what that found.
         max_windows: score the first windows only; None is all of them.
-        bos: "default", "each" or "none", see `calibration.text.token_windows`.
+        bos: "default", "each" or "none", see `calibration.windows.token_windows`.
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: a torch device; "auto" takes a GPU where there is one.
         resident: form of quantized weights in memory, see `modules.resident.set_resident`.

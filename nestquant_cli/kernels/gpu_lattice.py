@@ -10,7 +10,6 @@ import triton.language as tl
 
 # Adding 1.5·2²³ rounds to the nearest integer and leaves it, as two's complement, in the low 22 bits of the sum.
 MAGIC = tl.constexpr(12582912.0)
-LEAST_OFFSET = tl.constexpr(2.0**-9)  # ε_8 of lattice.voronoi
 
 
 @triton.jit
