@@ -9,12 +9,21 @@ DEMO_DIR     ?= build/demo
 DEMO_SAMPLES ?= 8
 DEMO_WINDOWS ?= 8
 
-.PHONY: help install demo test lint format bench clean distclean
+# What an old release of a dependency can break: reading and writing files, caches, calls of other packages, kernels.
+LOWEST       := build/lowest
+LOWEST_TESTS := tests/checkpoint/test_format_vectors.py tests/modules/test_cache.py tests/modules/test_attach.py \
+  tests/test_hf.py tests/kernels/test_cpu_team.py tests/evaluation/test_tasks.py tests/models tests/generation \
+  tests/cli/test_main.py tests/calibration/test_text.py
+
+.PHONY: help install demo test test-all test-wheel test-lowest lint format bench clean distclean
 
 help:
 	@echo "make install    make .venv with this project and its tools (first time: some minutes)"
 	@echo "make demo       quantize the embedded 135M model to W4A4KV4, score it beside the original, generate text"
-	@echo "make test       run the tests"
+	@echo "make test       run the tests, but for the slow ones"
+	@echo "make test-all   run all of them"
+	@echo "make test-wheel    install the wheel in a new environment and use it there (minutes; network)"
+	@echo "make test-lowest   run a part of the tests with the lowest versions that are allowed (minutes; network)"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make bench      run the benchmarks in scripts/"
@@ -46,8 +55,29 @@ demo: $(STAMP)
 	$(BIN)/python scripts/demo.py $(DEMO_DIR)
 
 # Offline, so that a test that needs the network fails at once and everywhere. One process a core, each with one thread.
+PYTEST := -m pytest -q -n auto
+OFFLINE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 test: $(STAMP)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto $(TESTS)
+	$(OFFLINE) $(BIN)/python $(PYTEST) -m "not slow" $(TESTS)
+
+test-all: $(STAMP)
+	$(OFFLINE) $(BIN)/python $(PYTEST) $(TESTS)
+
+test-wheel: $(STAMP)
+	$(BIN)/python scripts/check_wheel.py
+
+# Numba's cache holds the code of one version, so this one has a place of its own.
+test-lowest: $(LOWEST)/.installed
+	$(OFFLINE) NUMBA_CACHE_DIR=$(CURDIR)/$(LOWEST)/numba $(LOWEST)/bin/python $(PYTEST) -m "not slow" $(LOWEST_TESTS)
+
+$(LOWEST)/.installed: $(STAMP) constraints-lowest.txt
+	@echo "making $(LOWEST) with the lowest versions that are allowed"
+	@rm -rf $(LOWEST)
+	@$(BIN)/python -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-lowest.txt torch==2.13.0
+	@$(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-lowest.txt \
+	  -e . hypothesis pytest pytest-xdist
+	@touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -57,6 +57,7 @@ def test_steps_are_those_that_github_knows() -> None:
     assert next(step for step in STEPS if "cache" in step.get("uses", ""))["with"]["path"] == "~/.cache/huggingface"
 
 
+@pytest.mark.slow
 def test_a_failed_gate_fails_its_step_and_the_rest_is_kept(runner: Callable[..., Runner], tmp_path: Path) -> None:
     run = runner(FAIL_ABOVE="1.5", TASKS="sample_piqa", LIMIT="2", FAIL_BELOW="sample_piqa=0")
     failed = run("Perplexity beside the original")

@@ -63,6 +63,7 @@ def test_a_calibration_first_gives_the_same_checkpoint(
         assert sha256_file(folder / name) == sha256_file(packed / name), name
 
 
+@pytest.mark.slow
 def test_perplexity_beside_the_original_as_a_process(
     packed: Path, tiny_model_folder: Path, text: list[object], tmp_path: Path
 ) -> None:
@@ -188,6 +189,7 @@ def test_bad_input_of_an_evaluation_leaves_nothing_behind(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_one_line_and_code_2(copy: Path, text: list[object], tmp_path: Path) -> None:
     _flip(copy)
     for words in (["quantize", tmp_path / "nowhere"], ["eval-ppl", copy, *text]):
@@ -196,6 +198,7 @@ def test_a_process_ends_with_one_line_and_code_2(copy: Path, text: list[object],
         assert error.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_the_model_loads_with_transformers_alone_after_the_import(packed: Path) -> None:
     program = (
         "import sys\n"

@@ -21,6 +21,7 @@ def script() -> Any:
     return script
 
 
+@pytest.mark.slow
 def test_every_picture_is_drawn_and_used(
     script: Any, tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

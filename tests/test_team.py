@@ -67,6 +67,7 @@ def double(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, ti
     return folder / "double"
 
 
+@pytest.mark.slow
 def test_two_processes_quantize_as_one(single: Path, double: Path) -> None:
     """Sums of H are exact, so the order of the windows changes no bit."""
     shards = sorted(path.name for path in single.glob("*.safetensors"))
@@ -75,6 +76,7 @@ def test_two_processes_quantize_as_one(single: Path, double: Path) -> None:
         assert (single / name).read_bytes() == (double / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_two_processes_score_as_one(single: Path, tiny_text_file: Path, tmp_path: Path) -> None:
     def score(name: str, run: Any) -> dict[str, Any]:
         run(
@@ -101,6 +103,7 @@ def test_two_processes_score_as_one(single: Path, tiny_text_file: Path, tmp_path
     assert two["windows"] == 5 and two["protocol"]["processes"] == 2
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_requests_of_tasks(single: Path, tmp_path: Path) -> None:
     tasks = ["--include-path", ROOT / "tests" / "tasks", "--tasks", "sample_piqa"]
     done = torchrun("eval-tasks", single, *tasks, "--output", tmp_path / "tasks.json")
@@ -109,6 +112,7 @@ def test_two_processes_share_the_requests_of_tasks(single: Path, tmp_path: Path)
     assert done.stdout.count("sample_piqa") == 1
 
 
+@pytest.mark.slow
 def test_bad_input_is_told(tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path) -> None:
     text = ["--dataset", tiny_text_file, "--samples", 1, "--seqlen", 64]
     done = torchrun("quantize", tiny_model_folder, *text, "--output", tmp_path / "out", code=1)

@@ -41,6 +41,7 @@ def alone(script: str, tmp_path: Path, *arguments: str) -> subprocess.CompletedP
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_trusted_code_loads_the_packed_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The configuration was loaded without trust: the model's own entry is what registers."""
     ids = random_ids(1, 12)

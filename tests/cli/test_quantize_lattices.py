@@ -17,6 +17,7 @@ def nestquant(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     return in_process(capfd, monkeypatch)
 
 
+@pytest.mark.slow
 def test_from_one_command_to_text(
     nestquant: Callable[..., Outcome], tiny_model_folder: Path, tiny_text_file: Path, tmp_path: Path
 ) -> None:

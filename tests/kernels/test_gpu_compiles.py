@@ -16,6 +16,7 @@ SCRIPT = ROOT / "scripts" / "count_instructions.py"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="triton brings its assembler on Linux alone")
+@pytest.mark.slow
 def test_kernels_compile_for_hopper_and_keep_blocks_in_registers(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}

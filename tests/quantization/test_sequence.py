@@ -69,6 +69,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert hashes(again) == hashes(sequential)
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_same_bytes(
     sequential: Path, tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path
 ) -> None:

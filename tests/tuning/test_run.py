@@ -43,6 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_tuned_checkpoint_is_sound_and_closer_to_the_original(
     do: Any, packed: Path, tiny_model_folder: Path, tiny_text_file: Path, tmp_path: Path
 ) -> None:
