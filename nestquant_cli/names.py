@@ -28,7 +28,9 @@ def nearest(name: object, known: Iterable[str], otherwise: str | None = None) ->
     return otherwise if otherwise is not None else f"use one of {', '.join(spelled.values())}"
 
 
-def refuse_unknown(given: Iterable[object], known: Iterable[str], where: str, consequence: str) -> None:
+def refuse_unknown(
+    given: Iterable[object], known: Iterable[str], where: str, consequence: str, otherwise: str | None = None
+) -> None:
     """Refuses settings that there are not.
 
     Args:
@@ -36,6 +38,7 @@ def refuse_unknown(given: Iterable[object], known: Iterable[str], where: str, co
         known: those that there are.
         where: what has them, such as a file's name.
         consequence: what is not done.
+        otherwise: see `nearest`.
 
     Raises:
         NestQuantError: one of `given` is not in `known`; the remedy names the nearest that is.
@@ -43,7 +46,9 @@ def refuse_unknown(given: Iterable[object], known: Iterable[str], where: str, co
     known = list(known)
     for name in given:
         if name not in known:
-            raise NestQuantError(f"{where} has an unknown setting '{name}'", consequence, nearest(name, known))
+            raise NestQuantError(
+                f"{where} has an unknown setting '{name}'", consequence, nearest(name, known, otherwise)
+            )
 
 
 def _spelling(name: object) -> str:

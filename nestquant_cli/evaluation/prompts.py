@@ -3,16 +3,17 @@
 Everything here is checked on the tokenizer alone, before the weights are loaded.
 """
 
-import difflib
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NestQuantError
 from ..models.source import Source, load_config
+from ..names import refuse_unknown
 from .gates import NOT_EVALUATED
 
 if TYPE_CHECKING:
@@ -161,20 +162,28 @@ def read_gen_kwargs(text: str | None) -> dict[str, Any] | None:
     values: Any = None
     if text.lstrip().startswith("{"):
         try:
-            values = json.loads(text)
+            values = json.loads(text, object_pairs_hook=_once)
         except json.JSONDecodeError as error:
             raise NestQuantError(f"--gen-kwargs is not JSON ({error})", NOT_EVALUATED, remedy) from error
     elif all("=" in each for each in text.split(",")):
         values = simple_parse_args_string(text)
+        _once([(each.partition("=")[0].strip(), None) for each in text.split(",")])
     if not values:
         raise NestQuantError(f"--gen-kwargs '{text}' cannot be read", NOT_EVALUATED, remedy)
     known = {*_OWN_SETTINGS, *(name for name in GenerationConfig().to_dict() if not name.startswith("_"))}
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f"did you mean {near[0]}?" if near else "use names of transformers' GenerationConfig"
-            raise NestQuantError(f"--gen-kwargs has an unknown setting '{name}'", NOT_EVALUATED, hint)
+    refuse_unknown(values, sorted(known), "--gen-kwargs", NOT_EVALUATED, "use names of transformers' GenerationConfig")
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise NestQuantError(f"--gen-kwargs {name}={value} is not a finite number", NOT_EVALUATED, remedy)
     return dict(values)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping from pairs in which every name stands once."""
+    for number, (name, _) in enumerate(pairs):
+        if name in dict(pairs[:number]):
+            raise NestQuantError(f"--gen-kwargs has {name} twice", NOT_EVALUATED, "keep one of them")
+    return dict(pairs)
 
 
 def first_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import NestQuantError
 from ..files import read_json
+from ..names import nearest
 from .fingerprint import fingerprint_files
 from .hub import download
 from .limits import Shapes, check_counts, refuse_depth, refuse_misfit
@@ -137,13 +138,17 @@ def load_model(source: Source, dtype: "str | torch.dtype" = "auto", device: str 
         device: a torch device.
 
     Raises:
-        NestQuantError: files are missing, truncated or altered, tensors are missing, or the model is not a decoder.
+        NestQuantError: files are missing, truncated or altered, tensors are missing, the model is not a decoder, or
+            there is no such dtype.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     from ..kernels.dense import hasten
 
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        known = ("auto", "float32", "bfloat16", "float16")
+        raise NestQuantError(f"there is no dtype '{dtype}'", "the model was not loaded", nearest(dtype, known))
     if source.kind == "packed":
         return _load_packed(source, dtype, device)
     config = load_config(source)

@@ -111,8 +111,12 @@ def test_settings_of_generation_in_both_forms(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("temprature=1", "unknown setting 'temprature'; .*did you mean temperature"),
+        ("temprature=1", "unknown setting 'temprature'; .*did you mean 'temperature'"),
         ("xyzzy=1", "unknown setting 'xyzzy'; .*GenerationConfig"),
+        ("temperature=0.5,temperature=1", "has temperature twice"),
+        ('{"top_k": 5, "top_k": 6}', "has top_k twice"),
+        ("temperature=nan", "temperature=nan is not a finite number"),
+        ('{"top_p": -Infinity}', "top_p=-inf is not a finite number"),
         ("greedy", "'greedy' cannot be read"),
         ("", "'' cannot be read"),
         ("{}", "'{}' cannot be read"),

@@ -45,5 +45,5 @@ def test_missing_data_of_a_task_is_told_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_unknown_task_names_its_neighbours() -> None:
-    with pytest.raises(NestQuantError, match=r"there is no task 'local_piqua'; .*did you mean local_piqa"):
+    with pytest.raises(NestQuantError, match=r"there is no task 'local_piqua'; .*did you mean 'local_piqa'"):
         load_tasks(["local_piqua"], TASKS)

@@ -185,3 +185,10 @@ def test_an_index_that_leads_elsewhere_is_refused(tiny_model_folder: Path, tmp_p
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     with pytest.raises(NestQuantError, match="has no usable weight_map"):
         weight_files(resolve(str(copy)))
+
+
+def test_an_unknown_dtype_is_refused_with_the_nearest(tiny_model_folder: Path) -> None:
+    with pytest.raises(NestQuantError, match=r"no dtype 'flaot32'; .*did you mean .*'float32'"):
+        load_model(resolve(str(tiny_model_folder)), "flaot32")
+    with pytest.raises(NestQuantError, match="no dtype 'tensor'"):
+        load_model(resolve(str(tiny_model_folder)), "tensor")

@@ -16,9 +16,17 @@ def test_unusable_settings_are_refused_by_name(wrong: dict[str, Any]) -> None:
         TuneSettings.from_dict(wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"speed": 1}, ["steps"], 3])
-def test_unknown_settings_are_refused(wrong: Any) -> None:
-    with pytest.raises(NestQuantError, match="not usable"):
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"speed": 1}, "unknown setting 'speed'.*use one of steps"),
+        ({"heldout": 1}, "did you mean 'held_out'"),
+        (["steps"], "no mapping"),
+        (3, "no mapping"),
+    ],
+)
+def test_unknown_settings_are_refused(wrong: Any, told: str) -> None:
+    with pytest.raises(NestQuantError, match=told):
         TuneSettings.from_dict(wrong)
 
 
