@@ -19,7 +19,7 @@ from ..codecs.protocol import VectorCode
 from ..errors import NestQuantError
 from . import operators
 from .packed_attention import PackedStates
-from .packed_room import append
+from .packed_room import append, last
 
 
 class _Packed(DynamicLayer):
@@ -119,7 +119,12 @@ class PackedSlidingLayer(_Packed, DynamicSlidingWindowLayer):
 
     def _kept(self, packed: Tensor) -> Tensor:
         # Assisted generation may take tokens back: it records the past, and `crop` restores the window.
-        return packed if self.record_past else packed[:, :, -self.sliding_window + 1 :]
+        if self.record_past:
+            return packed
+        kept = self.sliding_window - 1
+        if torch.compiler.is_compiling():
+            return packed[:, :, max(0, packed.shape[2] - kept) :]
+        return last(packed, kept)
 
     def _seen(self, packed: Tensor, new: int) -> Tensor:
         return packed[:, :, -(self.sliding_window - 1 + new) :]

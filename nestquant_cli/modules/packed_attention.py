@@ -26,10 +26,7 @@ _OUTSIDE = frozenset(
 
 
 class PackedStates(Tensor):
-    """Keys or values, (batch, heads, tokens, head size) of a floating dtype, that exist as bytes until they are needed.
-
-    Reads what the cache holds at that time: keep none beyond the forward that it was made for.
-    """
+    """Keys or values, (batch, heads, tokens, head size) of a floating dtype, that are bytes until they are needed."""
 
     packed: Tensor
     scaled: VectorCode

@@ -1,7 +1,8 @@
-"""Growing a packed tensor in place.
+"""Growing a packed tensor in place, without a change to what anything else holds.
 
-The room for more tokens is the rest of the tensor's own storage, and the strides say how much there is. So a slice
-that drops tokens makes room, a copy that something else made has none, and nothing has to be kept in step.
+A tensor that `append` made is the first part of a longer one, its room. Two caches may share such a tensor, or slices
+of it: what was written to a room once is never written again. Only a tensor that ends where the room was last written
+may grow in place, and one does so once; every other one, such as a slice by whoever, is copied into a room of its own.
 """
 
 import torch
@@ -11,38 +12,62 @@ LEAST_ROOM = 16  # tokens
 ROOM_SHARE = 16  # room is one in so many tokens: memory held in vain against copies made
 
 
+class _Room:
+    """Attributes:
+    whole: (batch, heads, tokens, bytes) uint8.
+    ends: the number of tokens written, as long as no one is about to write; whoever takes it out, writes.
+    """
+
+    def __init__(self, whole: Tensor, end: int) -> None:
+        self.whole, self.ends = whole, {end}
+
+    def claim(self, start: int, stop: int) -> bool:
+        """Whether the caller may write these tokens, which nobody can then a second time."""
+        if stop > self.whole.shape[2] or (self.whole.is_inference() and not torch.is_inference_mode_enabled()):
+            return False  # the second may be read only
+        try:
+            self.ends.remove(start)  # by one thread alone
+        except KeyError:
+            return False
+        self.ends.add(stop)
+        return True
+
+
 def append(stored: Tensor, new: Tensor) -> Tensor:
-    """Puts tokens behind those there are, in place if there is room.
+    """Puts tokens behind those there are, in place if the tensor has room that nothing else uses.
 
     Args:
-        stored: (batch, heads, tokens, bytes) uint8, made by this function or by slices of its tokens, or any other
-            contiguous tensor. Whatever lies behind its tokens in the storage is overwritten.
+        stored: (batch, heads, tokens, bytes) uint8; one made by this function or by `last` may have room.
         new: (batch, heads, new tokens, bytes) uint8.
 
     Returns:
-        (batch, heads, tokens + new tokens, bytes) uint8.
+        (batch, heads, tokens + new tokens, bytes) uint8. No other tensor sees a change.
     """
+    room, begin = _place(stored)
     tokens, more = stored.shape[2], new.shape[2]
-    total = tokens + more
-    if more <= _room(stored):
-        grown = stored.as_strided((*stored.shape[:2], total, stored.shape[3]), stored.stride())
-    else:
-        room = max(LEAST_ROOM, total // ROOM_SHARE)
-        grown = stored.new_empty(*stored.shape[:2], total + room, stored.shape[3])[:, :, :total]
-        grown[:, :, :tokens] = stored
-    grown[:, :, tokens:] = new
-    return grown
+    end = begin + tokens
+    if room is None or not room.claim(end, end + more):
+        total = tokens + more
+        size = total + max(LEAST_ROOM, total // ROOM_SHARE)
+        room, begin, end = _Room(stored.new_empty(*stored.shape[:2], size, stored.shape[3]), total), 0, tokens
+        room.whole[:, :, :tokens] = stored
+    room.whole[:, :, end : end + more] = new
+    return _part(room, begin, end + more)
 
 
-def _room(stored: Tensor) -> int:
-    """Tokens that fit behind those stored."""
-    if stored.is_inference() and not torch.is_inference_mode_enabled():  # then it cannot be written to
-        return 0
-    batch, heads, tokens, size = stored.shape
-    per_head = stored.stride(1)
-    capacity = per_head // size
-    regular = stored.stride() == (heads * per_head, per_head, size, 1) and per_head % size == 0
-    begin = stored.storage_offset()
-    if not regular or begin >= per_head or stored.untyped_storage().nbytes() < batch * heads * per_head:
-        return 0
-    return capacity - begin // size - tokens
+def last(stored: Tensor, tokens: int) -> Tensor:
+    """The last tokens of stored (batch, heads, tokens, bytes), which can grow as that could."""
+    room, begin = _place(stored)
+    dropped = max(0, stored.shape[2] - tokens)
+    return stored[:, :, dropped:] if room is None else _part(room, begin + dropped, begin + stored.shape[2])
+
+
+def _part(room: _Room, begin: int, end: int) -> Tensor:
+    part = room.whole[:, :, begin:end]
+    part.room = room, begin  # type: ignore[attr-defined] # no operation of torch hands it on, but for copy.deepcopy
+    return part
+
+
+def _place(stored: Tensor) -> tuple[_Room | None, int]:
+    place: tuple[_Room | None, int] = getattr(stored, "room", (None, 0))
+    return place
