@@ -259,7 +259,7 @@ class _Handler(BaseHTTPRequestHandler):
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
 _API = rf"/api/(?P<kind>models/|datasets/){_REPO}"
 _ROUTES: list[tuple[str, str, Callable[..., None]]] = [
-    ("HEAD|GET", "/", lambda handler: handler._json({})),
+    ("HEAD|GET", "/|/mark/.*", lambda handler: handler._json({})),  # a mark is only noted
     ("GET", rf"{_API}(/revision/(?P<revision>.+))?", _Handler._info),
     ("GET", rf"{_API}/tree/(?P<revision>[^/]+)(/(?P<below>.+))?", _Handler._tree),
     ("POST", rf"{_API}/paths-info/(?P<revision>.+)", _Handler._paths),

@@ -139,5 +139,6 @@ def _print(found: "Comparison", folder: Path) -> None:
         f"{protocol['dataset']} ({protocol['split']}): {protocol['windows']} of {protocol['windows_in_text']} windows "
         f"of {protocol['seqlen']}, BOS {protocol['bos']}, fp32 log-softmax"
     )
+    console.line(f"reference: {protocol['reference']}")
     best = min(found.rows[1:], key=lambda row: row.perplexity)
     console.ending(folder / "report.md", "inspect", folder / best.name)

@@ -144,8 +144,9 @@ def _print(report: "PerplexityReport") -> None:
         f"{protocol['scored_per_window']} scored in each, BOS {protocol['bos']}, fp32 log-softmax"
     )
     for each in filter(None, (model, original)):
+        label = "reference: " if each is original else ""
         console.line(
-            f"{each['name']}: {each['dtype']}, {each['attention']} attention, {each['device']}, "
+            f"{label}{each['description']}: {each['dtype']}, {each['attention']} attention, {each['device']}, "
             + (f"weights {protocol['resident']}, " if each is model and protocol["resident"] else "")
             + f"sha256 {each['sha256'][:12]}"
         )

@@ -18,6 +18,8 @@ from ..team import team
 from .entries import NOT_COMPARED, Entry, calibrations
 from .state import State
 
+_WORDS = ("model", "base_commit")  # of two folders or commits with the same weights the checkpoint is the same
+
 
 def make_checkpoints(
     source: Source, entries: Sequence[Entry], keys: dict[str, Any], folder: Path, device: str, state: State
@@ -69,8 +71,8 @@ def _finished(folder: Path, key: Any) -> bool:
         return False
     found = read_quantization_config(folder).get("recipe")
     found = found if isinstance(found, dict) else {}
-    differing = [name for name in {**key, **found} if name != "base_commit" and found.get(name) != key.get(name)]
-    if differing:  # of two commits with the same weights the checkpoint is the same
+    differing = [name for name in {**key, **found} if name not in _WORDS and found.get(name) != key.get(name)]
+    if differing:
         raise NestQuantError(
             f"{folder} is a finished quantization with another {differing[0]}",
             NOT_COMPARED,

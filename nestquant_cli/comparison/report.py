@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..markdown import escaped, table
 from .result import Comparison, Row
 
 _NOTE = (
@@ -56,28 +57,25 @@ def markdown(found: Comparison, plots: Sequence[str]) -> str:
     protocol = found.protocol
     calibration = protocol["calibration"]
     lines = [
-        f"# {found.model}: {len(found.rows) - 1} quantizations compared",
+        f"# {escaped(found.model)}: {len(found.rows) - 1} quantizations compared",
         "",
-        *_table([columns(found), *cells(found)]),
+        *table(columns(found), cells(found), numbers=True),
         "",
         _NOTE,
         "",
-        f"Scored: {protocol['dataset']} ({protocol['split']}), {protocol['windows']} of {protocol['windows_in_text']}"
-        f" windows of {protocol['seqlen']} tokens, stride {protocol['stride']}, BOS {protocol['bos']}, fp32 "
-        f"log-softmax, dtype {protocol['dtype']}, on {protocol['device']}.",
+        f"Reference (the unquantized model): {escaped(protocol['reference'])}.",
         "",
-        *(f"- {name}: calibrated on {text}" for name, text in calibration.items()),
+        f"Scored: {escaped(protocol['dataset'])} ({protocol['split']}), {protocol['windows']} of "
+        f"{protocol['windows_in_text']} windows of {protocol['seqlen']} tokens, stride {protocol['stride']}, "
+        f"BOS {protocol['bos']}, fp32 log-softmax, dtype {protocol['dtype']}, on {protocol['device']}.",
+        "",
+        *(f"- {escaped(name)}: calibrated on {escaped(text)}" for name, text in calibration.items()),
         "",
         *(f"![{name}]({name})" for name in plots),
         "",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in protocol["versions"].items()) + ".",
     ]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    marks = ["---"] + ["---:"] * (len(rows[0]) - 1)
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (rows[0], marks, *rows[1:])]
 
 
 def _number(value: float | None, digits: int) -> str:

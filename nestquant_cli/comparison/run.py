@@ -14,6 +14,7 @@ from ..evaluation.protocol import versions
 from ..evaluation.task_definitions import load_tasks
 from ..evaluation.tasks import TaskOptions, measure_tasks
 from ..files import sha256_file, write_json, write_text
+from ..models.describe import describe
 from ..models.device import pick_device
 from ..models.source import Source, fingerprint, load_tokenizer, resolve
 from ..names import nearest
@@ -114,7 +115,18 @@ def _compare(
         name: f"{key['samples']} × {key['seqlen']} tokens of {key['dataset']}, seed {key['seed']}"
         for name, key in settings.items()
     }
-    protocol = {**about, **circumstances, "model_sha256": sha256, "calibration": calibration, "settings": settings}
+    reference = {
+        "reference": describe(source, "bfloat16" if options.dtype == "auto" else options.dtype),
+        "commit": source.hub and source.hub.sha,
+    }
+    protocol = {
+        **about,
+        **circumstances,
+        **reference,
+        "model_sha256": sha256,
+        "calibration": calibration,
+        "settings": settings,
+    }
     found = Comparison(source.name, options.against, rows, protocol)
     write_json(options.folder / RESULT, found.as_json())
     write_text(options.folder / REPORT, markdown(found, draw(found, options.folder)))

@@ -112,6 +112,11 @@ def main_metric(result: Mapping[str, Any]) -> tuple[float | None, float | None]:
     return value, error
 
 
+def main_name(result: Mapping[str, Any]) -> str:
+    """The name of the main metric of a task."""
+    return _main(_by_metric(result))
+
+
 def _by_metric(result: Mapping[str, Any]) -> dict[str, Any]:
     """Values by name, of several filters the first one's."""
     values: dict[str, Any] = {}

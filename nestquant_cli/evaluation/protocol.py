@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 from typing import TYPE_CHECKING, Any
 
+from ..models.describe import describe
 from ..models.source import Source, fingerprint
 
 if TYPE_CHECKING:
@@ -21,14 +22,16 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def model_protocol(source: Source, model: "PreTrainedModel") -> dict[str, Any]:
-    """Name, kind, hash, dtype, attention implementation and device of a loaded model, and its commit on the Hub."""
+    """What a loaded model is and what it computes in; its commit if it came from the Hub."""
+    dtype = str(model.dtype).removeprefix("torch.")
     return {
         "name": source.name,
+        "description": describe(source, dtype),
         "kind": source.kind,
         "revision": source.hub and source.hub.revision,
         "commit": source.hub and source.hub.sha,
         "sha256": fingerprint(source),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype,
         "attention": str(model.config._attn_implementation),
         "device": device_name(model),
     }

@@ -12,6 +12,7 @@ from ..calibration.windows import Windows, sample_windows
 from ..codecs.protocol import Shape
 from ..errors import NestQuantError
 from ..lattice.shape import CodeShape
+from ..models.describe import describe
 from ..models.source import Source, fingerprint, load_tokenizer
 from ..models.structure import refuse_stray_matrices
 from ..models.weights import Weights, open_weights
@@ -92,9 +93,9 @@ def about_model(subject: Subject, recipe: Recipe, group: Team) -> dict[str, Any]
 
 
 def origin_of(source: Source, about: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
-    """What config.json says that a checkpoint was made from: `about_model`, `text_of`, id and commit on the Hub."""
+    """What config.json says that a checkpoint was made from: hashes, text, the model in words and its commit."""
     place = {"base_model": source.hub and source.hub.repo, "base_commit": source.hub and source.hub.sha}
-    return {**about, **text, **place}
+    return {**about, **text, "model": describe(source), **place}
 
 
 def _code_key(shape: Shape) -> Any:

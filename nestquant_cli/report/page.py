@@ -77,6 +77,7 @@ def _quality(found: Contents, images: dict[str, str]) -> list[str]:
         f"{protocol['seqlen']} tokens, BOS {protocol['bos']}; KL divergence from the original "
         f"{scores.kl_divergence:.5f} nats a token, top-1 agreement {scores.top1_agreement:.4f}"
     )
+    note += f"; reference: {protocol['baseline']['description']}"
     table = _table(("model", "perplexity", "± s.e."), rows)
     picture = images.get("perplexity.png", "")
     return ["<h2>Beside the original</h2>", picture, *table, f'<p class="note">{escape(note)}</p>']

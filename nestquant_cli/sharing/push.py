@@ -12,9 +12,11 @@ from ..checkpoint.read import open_checkpoint
 from ..checkpoint.verify import verify
 from ..errors import NestQuantError
 from ..files import write_text
+from ..models.hub import reason_of
 from ..models.source import fingerprint, load_tokenizer, resolve
-from .card import CARRIED, Origin, model_card
-from .results import NOT_PUSHED, read_results
+from .card import CARRIED, Facts, Origin, model_card
+from .kept import NOT_PUSHED, newest, read_kept
+from .results import read_results
 
 T = TypeVar("T")
 
@@ -55,6 +57,8 @@ def hub_api() -> Any:
 def push(options: PushOptions, api: Any = None) -> list[str]:
     """Verifies, writes the card into the folder, and uploads the files of the checkpoint in one commit.
 
+    What people wrote into the card outside of the generated part stays, here and on the Hub, see `sharing.kept`.
+
     Args:
         options: what and where to.
         api: with the interface of `huggingface_hub.HfApi`.
@@ -64,26 +68,42 @@ def push(options: PushOptions, api: Any = None) -> list[str]:
 
     Raises:
         NestQuantError: a damaged checkpoint, results of another one, an unknown base model or licence, a repository
-            that is public already, or what the Hub refuses.
+            that is public already, a README.md that was edited here and there, or what the Hub refuses.
     """
     api = hub_api() if api is None else api
+    _refuse_no_id(options.repo)
     verify(options.folder).refuse()
     measured, commands, baseline = read_results(options.results, fingerprint(resolve(str(options.folder))))
     inspection = inspect(options.folder)
     origin = _origin(options, options.base or inspection.recipe.get("base_model") or baseline, api)
     own = {*open_checkpoint(options.folder)["files"], MANIFEST, "config.json", CARD}
     files = sorted(own | _tokenizer_files(options.folder))
-    write_text(options.folder / CARD, model_card(options.repo, origin, inspection, measured, commands))
+    facts = Facts(options.repo, origin, inspection, measured, commands)
+    own_card = options.folder / CARD
+    kept = read_kept(own_card.read_text(encoding="utf-8") if own_card.is_file() else None, str(own_card))
+    write_text(own_card, model_card(facts, kept, kept.pushed))
     if options.dry_run:
         return files
     _call(lambda: api.create_repo(repo_id=options.repo, private=True, exist_ok=True))
-    if not options.public and _call(lambda: api.model_info(options.repo)).private is False:
+    info = _call(lambda: api.model_info(options.repo))
+    if not options.public and info.private is False:
         raise NestQuantError(f"{options.repo} is public already", NOT_PUSHED, "give --public, or another name")
+    kept = newest(kept, read_kept(_card_on_hub(options.repo, info, api), f"the card of {options.repo}"), options.repo)
+    write_text(own_card, model_card(facts, kept, kept.digest))
     about = {"repo_id": options.repo, "folder_path": str(options.folder), "allow_patterns": files}
-    _call(lambda: api.upload_folder(**about, commit_message="Upload a checkpoint packed by nestquant"))
+    about |= {"commit_message": "Upload a checkpoint packed by nestquant", "parent_commit": info.sha}
+    _call(lambda: api.upload_folder(**about))
     if options.public:
         _call(lambda: api.update_repo_settings(repo_id=options.repo, private=False))
     return files
+
+
+def _card_on_hub(repo: str, info: Any, api: Any) -> str | None:
+    """The card that is there; the commit that follows is refused if somebody edits it meanwhile."""
+    if CARD not in [file.rfilename for file in info.siblings or ()]:
+        return None
+    path = _call(lambda: api.hf_hub_download(repo, CARD, revision=info.sha))
+    return Path(path).read_text(encoding="utf-8")
 
 
 def _tokenizer_files(folder: Path) -> set[str]:
@@ -97,6 +117,7 @@ def _tokenizer_files(folder: Path) -> set[str]:
 def _origin(options: PushOptions, base: str | None, api: Any) -> Origin:
     if base is None:
         raise NestQuantError("the base model is not known", NOT_PUSHED, "give its Hub id with --base-model")
+    _refuse_no_id(base)
     if options.license is not None:
         return Origin(base, {"license": options.license})
     data = _call(lambda: api.model_info(base)).card_data
@@ -106,13 +127,22 @@ def _origin(options: PushOptions, base: str | None, api: Any) -> Origin:
     return Origin(base, metadata)
 
 
+def _refuse_no_id(name: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise NestQuantError(f"'{name}' cannot be a Hub id", NOT_PUSHED, "give one such as you/model") from error
+
+
 def _call(request: Callable[[], T]) -> T:
     try:
         return request()
     except Exception as error:  # the transport library, and so its error types, differ between versions of the client
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise NestQuantError(
-            f"the Hugging Face Hub refused ({reason})",
+            f"the Hugging Face Hub refused ({reason_of(error)})",
             "the checkpoint was not pushed, or not whole",
             "check names and connection, run 'hf auth login' with a token that may write, and push again",
         ) from error

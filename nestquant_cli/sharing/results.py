@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NestQuantError
-from ..evaluation.gates import main_metric
+from ..evaluation.gates import main_metric, main_name
 from ..files import read_json
-
-NOT_PUSHED = "nothing was pushed"
+from .kept import NOT_PUSHED
 
 # options of the two commands that a figure depends on
 _SCORING = ("dataset", "split", "seqlen", "max_windows", "bos", "baseline")
@@ -22,12 +21,27 @@ _TASKS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """One row of the table: what, by which protocol, its value, and that of the original where it was scored beside."""
+    """One row of the table.
+
+    Attributes:
+        what: was measured.
+        protocol: by which.
+        value: as the table shows it.
+        number, metric, dataset, split: the same for programs: "perplexity" or a metric of lm-eval, and a data set or
+            a task.
+        original: value of the original, where it was scored beside.
+        reference: which model that was, in words.
+    """
 
     what: str
     protocol: str
     value: str
+    number: float
+    metric: str
+    dataset: str
+    split: str | None = None
     original: str = ""
+    reference: str = ""
 
 
 def read_results(paths: Sequence[Path], sha256: str) -> tuple[list[Measured], list[str], str | None]:
@@ -74,11 +88,22 @@ def _perplexity(found: dict[str, Any], protocol: dict[str, Any]) -> list[Measure
         f"{text}, {protocol['windows']} of {protocol['windows_in_text']} windows of {protocol['seqlen']} tokens, "
         f"BOS {protocol['bos']}, {protocol['model']['dtype']}"
     )
-    original = found.get("baseline_perplexity")
-    rows = [Measured("perplexity", how, f"{found['perplexity']:.4f}", "" if original is None else f"{original:.4f}")]
+    original, value = found.get("baseline_perplexity"), found["perplexity"]
+    baseline = protocol.get("baseline") or {}
+    place = {
+        "dataset": without_folder(protocol["dataset"]),
+        "split": protocol["split"],
+        "reference": baseline.get("description", ""),
+    }
+    beside = "" if original is None else f"{original:.4f}"
+    rows = [Measured("perplexity", how, f"{value:.4f}", value, "perplexity", original=beside, **place)]
     if found.get("kl_divergence") is not None:
-        rows.append(Measured("KL divergence from the original, nats", how, f"{found['kl_divergence']:.5f}"))
-        rows.append(Measured("top-1 agreement with the original", how, f"{found['top1_agreement']:.4f}"))
+        value = found["kl_divergence"]
+        what = "KL divergence from the original, nats"
+        rows.append(Measured(what, how, f"{value:.5f}", value, "kl_divergence", **place))
+        value = found["top1_agreement"]
+        what = "top-1 agreement with the original"
+        rows.append(Measured(what, how, f"{value:.4f}", value, "top1_agreement", **place))
     return rows
 
 
@@ -93,7 +118,7 @@ def _tasks(results: dict[str, Any], protocol: dict[str, Any]) -> list[Measured]:
             shown = f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
             how = f"lm-eval {version}, {limit}, {protocol['num_fewshot'].get(task)} shots{template}, "
             how += protocol["model"]["dtype"]
-            rows.append(Measured(task, how, shown))
+            rows.append(Measured(task, how, shown, value, main_name(values), task))
     return rows
 
 

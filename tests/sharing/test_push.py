@@ -1,7 +1,9 @@
 """`nestquant push` to a local fake with the interface of the Hub's client: nothing here reaches the network."""
 
+import dataclasses
 import inspect
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +23,13 @@ from tests.families import Outcome, in_process, tell
 class FakeHub:
     """Repositories in memory; every call must fit the signature of the client's own method."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Path) -> None:
+        self.place = place
         self.repos: dict[str, SimpleNamespace] = {}
         self.calls: list[str] = []
         self.refusal: Exception | None = None
         data = ModelCardData(license="other", license_name="tiny-licence", license_link="LICENSE", language=["en"])
-        self.repos["org/tiny"] = SimpleNamespace(private=False, card_data=data, files={})
+        self.repos["org/tiny"] = SimpleNamespace(private=False, card_data=data, files={}, sha="0", siblings=[])
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         signature = inspect.signature(getattr(HfApi, name))
@@ -42,23 +45,32 @@ class FakeHub:
 
     def _create_repo(self, repo_id: str, private: bool, exist_ok: bool) -> None:
         assert exist_ok
-        self.repos.setdefault(repo_id, SimpleNamespace(private=private, card_data=None, files={}))
+        self.repos.setdefault(repo_id, SimpleNamespace(private=private, card_data=None, files={}, sha="0", siblings=[]))
 
     def _model_info(self, repo_id: str) -> SimpleNamespace:
         return self.repos[repo_id]
 
-    def _upload_folder(self, repo_id: str, folder_path: str, allow_patterns: list[str], commit_message: str) -> None:
+    def _upload_folder(
+        self, repo_id: str, folder_path: str, allow_patterns: list[str], commit_message: str, parent_commit: str
+    ) -> None:
         files = {name: (Path(folder_path) / name).read_bytes() for name in allow_patterns}
         self.repos[repo_id].files = files
-        assert commit_message
+        assert commit_message and parent_commit == self.repos[repo_id].sha
+        self.repos[repo_id].siblings = [SimpleNamespace(rfilename=name) for name in files]
+
+    def _hf_hub_download(self, repo_id: str, filename: str, revision: str) -> str:
+        assert revision == self.repos[repo_id].sha
+        self.place.mkdir(exist_ok=True)
+        (self.place / filename).write_bytes(self.repos[repo_id].files[filename])
+        return str(self.place / filename)
 
     def _update_repo_settings(self, repo_id: str, private: bool) -> None:
         self.repos[repo_id].private = private
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    fake = FakeHub()
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHub:
+    fake = FakeHub(tmp_path / "downloads")
     monkeypatch.setattr(module, "hub_api", lambda: fake)
     return fake
 
@@ -131,6 +143,10 @@ def test_the_card_says_what_is_known(
     head, body = card_of(packed)
     assert head["base_model"] == "org/tiny" and head["base_model_relation"] == "quantized"
     assert (head["license"], head["license_name"], head["language"]) == ("other", "tiny-licence", ["en"])
+    results = {each["metrics"][0]["type"]: each for each in head["model-index"][0]["results"]}
+    assert results["perplexity"]["metrics"][0]["value"] == found["perplexity"]
+    assert results["perplexity"]["dataset"]["name"] == "tiny.txt" and results["acc"]["dataset"]["name"] == "sample_piqa"
+    assert f"Original: {talking.name}." in body
     for key in ("perplexity", "baseline_perplexity", "top1_agreement"):
         assert f"{found[key]:.4f}" in body
     assert f"{count_bits(packed).bits_per_weight:.4f} bits per weight" in body
@@ -157,10 +173,11 @@ def test_what_cannot_be_pushed_is_refused_before_the_hub_is_touched(
     other = tmp_path / "other.json"
     text = ["--dataset", tiny_text_file, "--seqlen", 64, "--max-windows", 1]
     assert nestquant("eval-ppl", talking, *text, "--output", other)[0] == 0
-    hub.repos["org/bare"] = SimpleNamespace(private=False, card_data=None, files={})
+    hub.repos["org/bare"] = SimpleNamespace(private=False, card_data=None, files={}, sha="0", siblings=[])
     for words, told in (
         ([], "the base model is not known"),
         (["--base-model", "org/bare"], "names no licence"),
+        (["--base-model", "org/<b>"], "cannot be a Hub id"),
         (["--base-model", "org/tiny", "--results", other], "is of another model"),
         (["--base-model", "org/tiny", "--results", packed / "config.json"], "is no result"),
     ):
@@ -178,3 +195,58 @@ def test_what_the_hub_refuses_is_one_line(nestquant: Callable[..., Outcome], hub
     code, _, error = nestquant("push", packed, "me/tiny", "--base-model", "org/tiny", "--license", "mit")
     assert code == 2 and "refused (401 Client Error)" in tell(error) and "hf auth login" in tell(error)
     assert hub.calls == ["create_repo"] and card_of(packed)[0]["license"] == "mit"
+
+
+def test_what_people_wrote_into_the_card_stays_here_and_on_the_hub(
+    nestquant: Callable[..., Outcome], hub: FakeHub, packed: Path
+) -> None:
+    readme = packed / "README.md"
+    push = ["push", packed, "me/tiny", "--base-model", "org/tiny"]
+    assert nestquant(*push)[0] == 0
+    head, _, rest = readme.read_text().partition("\n---\n\n")
+    readme.write_text(f"{head}\ngallery: [a, b]\n---\n\nMine above.\n\n{rest}\nMine below.\n")
+    assert nestquant(*push, "--dry-run")[0] == 0 and "Mine above." in readme.read_text()
+    assert nestquant(*push)[0] == 0
+    remote = hub.repos["me/tiny"]
+    for text in (readme.read_text(), remote.files["README.md"].decode()):
+        assert text.count("Mine above.") == text.count("Mine below.") == 1
+        assert text.count("## Recipe") == 1 and "gallery" in text
+
+    remote.files["README.md"] = remote.files["README.md"].replace(b"Mine below.", b"Edited on the Hub.")
+    assert nestquant(*push)[0] == 0
+    assert "Edited on the Hub." in readme.read_text() and "Mine below." not in readme.read_text()
+    assert "Edited on the Hub." in remote.files["README.md"].decode()
+
+    remote.files["README.md"] = remote.files["README.md"].replace(b"Edited on", b"Edited again on")
+    readme.write_text(readme.read_text().replace("Mine above.", "Mine, edited too."))
+    before = dict(remote.files), readme.read_text()
+    code, _, error = nestquant(*push)
+    assert code == 2 and "edited here and in me/tiny" in tell(error)
+    assert remote.files == before[0] and "Mine, edited too." in readme.read_text()
+    readme.unlink()
+    assert nestquant(*push)[0] == 0 and "Edited again on the Hub." in readme.read_text()
+
+
+def test_a_card_without_our_marks_is_kept_whole(nestquant: Callable[..., Outcome], hub: FakeHub, packed: Path) -> None:
+    (packed / "README.md").write_text("# My model\n\nWritten by hand.\n")
+    assert nestquant("push", packed, "me/tiny", "--base-model", "org/tiny")[0] == 0
+    text = hub.repos["me/tiny"].files["README.md"].decode()
+    assert "# My model\n\nWritten by hand." in text and "## Recipe" in text
+    (packed / "README.md").write_text("---\nlicense: [\n---\n")
+    code, _, error = nestquant("push", packed, "me/tiny", "--base-model", "org/tiny")
+    assert code == 2 and "metadata of" in tell(error)
+
+
+def test_nothing_of_a_recipe_breaks_the_card(
+    nestquant: Callable[..., Outcome], hub: FakeHub, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = "a|b\n\n# Heading\n<script>x</script> `code` [link](javascript:x) \x1b[2J\u202e"
+    recipe = {"dataset": bad, bad: 1, "model": bad}
+    real = module.inspect
+    monkeypatch.setattr(module, "inspect", lambda folder: dataclasses.replace(real(folder), recipe=recipe))
+    code, _, error = nestquant("push", packed, "me/tiny", "--base-model", "org/tiny", "--license", "mit", "--dry-run")
+    assert code == 0, error
+    _, body = card_of(packed)
+    assert "<script>" not in body and "\n# Heading" not in body and "\x1b" not in body and "\u202e" not in body
+    rows = [line for line in body.splitlines() if "Heading" in line]
+    assert len(rows) == 4 and all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in rows[1:])
