@@ -90,6 +90,11 @@ def serving() -> Iterator[Hub]:
         thread.join()
 
 
+def _private(form: dict[str, Any]) -> bool:
+    """Versions of the client say it in two ways."""
+    return bool(form.get("private", form.get("visibility") == "private"))
+
+
 def _oid(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -215,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = "/".join(filter(None, (form.get("organization"), form["name"])))
         if f"models/{name}" in self.hub.repositories:
             return self._json({"error": "exists", "url": f"{self.hub.address}/{name}"}, 409)
-        repository = self.hub.repositories[f"models/{name}"] = Repository(private=bool(form.get("private")))
+        repository = self.hub.repositories[f"models/{name}"] = Repository(private=_private(form))
         repository.commit({".gitattributes": b""}, "main")
         return self._json({"url": f"{self.hub.address}/{name}", "name": name, "id": "1"})
 
@@ -252,7 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _settings(self, kind: str, repo: str) -> None:
         repository = self.hub.repositories[f"models/{repo}"]
-        repository.private = json.loads(self.body).get("private", json.loads(self.body).get("visibility") == "private")
+        repository.private = _private(json.loads(self.body))
         self._json({})
 
 

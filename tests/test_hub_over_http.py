@@ -82,12 +82,13 @@ def commands(folder: Path) -> list[tuple[str, list[str]]]:
     packed = str(folder / "packed")
     quantize = ["quantize", "org/tiny", "--bits", "4", *text, "--samples", "2", "--output", packed]
     score = ["eval-ppl", packed, "--baseline", "org/tiny@v1", *text, "--max-windows", "2"]
+    push = ["push", packed, "me/tiny-w4", "--results", str(folder / "ppl.json")]
     return [
         ("broken", quantize),
         ("quantize", quantize),
         ("score", [*score, "--output", str(folder / "ppl.json")]),
-        ("push", ["push", packed, "me/tiny-w4", "--results", str(folder / "ppl.json")]),
-        ("edited", ["push", packed, "me/tiny-w4"]),
+        ("push", push),
+        ("edited", push),
         ("fetched", ["eval-ppl", "me/tiny-w4", *text, "--max-windows", "2"]),
         ("gated", ["generate", "org/gated", "hello"]),
         ("unknown", ["generate", "org/unknown", "hello"]),
