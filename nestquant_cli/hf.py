@@ -34,8 +34,8 @@ class NestQuantConfig(QuantizationConfigMixin):
         recipe: settings of the quantization, for people to read; nothing is computed from it.
         bits: nominal bits of weights, activations and keys and values, for people to read; or the bits of the weights
             of a model that is to be quantized without calibration.
-        act_bits, kv_bits: of activations and of keys and values of such a model.
-        seed: of its rotation signs and fits.
+        act_bits, kv_bits: bits of activations, and of keys and values, of such a model.
+        seed: seed of its rotation signs and fits.
         unknown: what transformers adds, `quant_method`; any other name is refused.
 
     Raises:

@@ -198,7 +198,7 @@ def refuse_foreign(folder: Path, last: str) -> None:
     """Raises NestQuantError unless the folder is absent, empty or holds a run that no process is at work on.
 
     Args:
-        folder: of the output.
+        folder: the output folder.
         last: name of the file that completes it.
     """
     refuse_no_folder(folder)

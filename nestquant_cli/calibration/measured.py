@@ -27,8 +27,8 @@ class MeasuredLayer:
     """One decoder layer while it is measured.
 
     Args:
-        stack: with the hidden states in front of the layer.
-        index: of the layer.
+        stack: the layers, with the hidden states in front of this one.
+        index: number of the layer.
         coding: what to fit.
         first: number of this process's first window.
         per_window: tokens that are kept of each window.

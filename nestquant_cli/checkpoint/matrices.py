@@ -28,8 +28,8 @@ class MatrixChecks:
 
     Args:
         report: where problems are noted.
-        layout: of the checkpoint.
-        records: by name, as in the report; None where the report could not be read.
+        layout: layout of the checkpoint.
+        records: record of each matrix by name, as in the report; None where the report could not be read.
         tensors: only those that are sound are looked into.
     """
 

@@ -56,7 +56,7 @@ def matrix_problem(
 
     Args:
         model: the original.
-        name, linear: of the matrix.
+        name, linear: name and layout of the matrix.
         recorded: relative error in the report.
         measure: from the original weight to the error.
     """
@@ -84,7 +84,7 @@ def kept_problem(originals: dict[str, Tensor], name: str, data: bytes, change: f
 
     Args:
         originals: tensors of the original by name.
-        name: of the tensor.
+        name: name of the tensor.
         data: its bytes.
         change: recorded `relative_change` of a tensor that was tuned, None of any other.
     """

@@ -67,7 +67,7 @@ class Output:
         """Writes a shard, then records it as finished.
 
         Args:
-            number: of the shard.
+            number: number of the shard.
             tensors: by name; see `write_shard` for those on the meta device.
             info: handed back by `done`.
             fetch: gives a tensor that is on the meta device.

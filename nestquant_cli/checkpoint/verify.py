@@ -30,7 +30,7 @@ def verify(folder: Path | str, original: str | None = None) -> VerifyReport:
     """Checks a packed checkpoint.
 
     Args:
-        folder: of the checkpoint.
+        folder: folder of the checkpoint.
         original: the model that it was made from, by any name that `resolve` takes; its weights are then compared with
             the packed ones, and the relative errors with the recorded ones.
 

@@ -58,7 +58,7 @@ def pack_heads(x: Tensor, scaled: VectorCode, seed: int | None) -> Tensor:
     Args:
         x: (..., head size) floating point, head size a multiple of 8.
         scaled: the code.
-        seed: of the rotation signs; None does not rotate.
+        seed: seed of the rotation signs; None does not rotate.
 
     Returns:
         (..., bytes) uint8.

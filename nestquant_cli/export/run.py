@@ -38,7 +38,7 @@ class Exported:
 
     Attributes:
         matrices: how many.
-        bits: of their integers.
+        bits: bits of their integers.
         transforms: names of the transforms in front of them.
         left_out: what of the checkpoint the export does not have, for people.
     """

@@ -14,7 +14,7 @@ class Conversation:
     """What was said, and what the model says next.
 
     Args:
-        writer: of the model.
+        writer: what generates the model's text.
         system: a message that stands before all others; None leaves that to the template.
 
     Raises:
@@ -40,7 +40,7 @@ class Conversation:
         Where the history is too long for the model its oldest questions and answers are forgotten.
 
         Args:
-            text: of the user.
+            text: the user's message.
             show: is called with pieces of the answer as they come.
 
         Raises:

@@ -28,7 +28,7 @@ def encode(
         x: (rows, n) floating point.
         code: the nested code.
         unit: size of v = 1 for a vector with root mean square 1.
-        seed: of the rotation signs.
+        seed: seed of the rotation signs.
         restore: whether to return what the vectors decode to.
         centers: (heads, n) float32, subtracted where that makes a vector smaller.
         run: vectors of a head that follow each other; row i belongs to head (i div run) mod heads.

@@ -86,7 +86,7 @@ def rotated_product(x: Tensor, seed: int, v: np.ndarray, scales: np.ndarray) -> 
 
     Args:
         x: (tokens, features) floating point.
-        seed: of the rotation signs.
+        seed: seed of the rotation signs.
         v: (rows, padded features) int8.
         scales: (rows,) uint16, the bits of a bfloat16.
 

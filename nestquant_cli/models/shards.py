@@ -48,9 +48,9 @@ class Entry:
 
     Attributes:
         dtype: torch's name, "uint8".
-        shape: of the tensor.
+        shape: shape of the tensor.
         start: byte of the file where it begins.
-        bytes: of its data.
+        bytes: bytes of its data.
         header_bytes: that the header spends on it, the comma included.
     """
 
@@ -66,8 +66,8 @@ class Shard:
     """A safetensors file.
 
     Attributes:
-        path: of the file.
-        header_bytes: of the length field and the header.
+        path: the file.
+        header_bytes: bytes of the length field and the header.
         entries: the tensors by name; their data fills the rest of the file.
     """
 
@@ -166,8 +166,8 @@ def write_shard(path: Path, tensors: "dict[str, Tensor]", fetch: "Callable[[str]
     """Writes a safetensors file tensor by tensor.
 
     Args:
-        path: of the file.
-        tensors: by name, on any device.
+        path: the file.
+        tensors: the tensors by name, on any device.
         fetch: gives the tensor of a name whose tensor in `tensors`, on the meta device, has only a shape and a dtype.
     """
     names = {torch_name: name for name, (torch_name, _) in DTYPES.items()}

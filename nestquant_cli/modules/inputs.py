@@ -28,8 +28,8 @@ class InputQuantizer:
 
     Args:
         features: size of the input; padded with zeros to a multiple of 8.
-        seed: of the rotation signs; None does not rotate.
-        code: of the activations, None to leave them unrounded.
+        seed: seed of the rotation signs; None does not rotate.
+        code: code of the activations, None to leave them unrounded.
         reflections: a learned rotation behind the other one.
     """
 

@@ -28,12 +28,12 @@ class QuantizedLinear(nn.Linear):
     input and bias have the straight-through gradient: backward the input counts as never rounded.
 
     Args:
-        in_features, out_features: of the original matrix.
+        in_features, out_features: size of the original matrix.
         bias: whether it has one.
         source: the input quantizer, shared by the Linears with the same input.
-        code: of the weight; None keeps the original weight in 16 bits.
-        dtype: of the bias, and of the weight where it is kept.
-        device: of the buffers.
+        code: code of the weight; None keeps the original weight in 16 bits.
+        dtype: dtype of the bias, and of a weight that is kept.
+        device: device of the buffers.
     """
 
     bias: nn.Parameter | None  # type: ignore[assignment]

@@ -34,11 +34,11 @@ def write_rest(
     """Completes the checkpoint and returns its report.
 
     Args:
-        output: with all layers written.
-        weights: of the original, for what is outside its decoder layers.
+        output: the output, with all layers written.
+        weights: weights of the original, for what is outside its decoder layers.
         tokenizer: saved beside it.
-        recipe: of this quantization.
-        parts: of all layers in order.
+        recipe: settings of this quantization.
+        parts: results of all layers in order.
         origin: what it was made from: hashes of model and calibration text, and the model's Hub id if it has one.
     """
     model = weights.model

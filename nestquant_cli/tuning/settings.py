@@ -24,10 +24,10 @@ class TuneSettings:
     """Settings of one tuning.
 
     Attributes:
-        steps: of the optimizer; the rate rises over the first tenth and falls to zero along a cosine.
+        steps: steps of the optimizer; the rate rises over the first tenth and falls to zero along a cosine.
         seqlen: tokens in a window.
         batch: windows a step.
-        rate: of Adam, at its height; parameters move in units of their own size, so it is the same for all of them.
+        rate: highest rate of Adam; parameters move in units of their own size, so one rate serves them all.
         held_out: windows that are not tuned on, by which the best state is chosen.
         checks: how often those are looked at after the start.
 

@@ -16,12 +16,12 @@ class TuneState:
     """Adam on one vector θ, at the rate that the settings give each step.
 
     Args:
-        count: of parameters.
+        count: number of parameters.
         settings: how long and how fast.
 
     Attributes:
         best: (count,) float32, θ with the least held-out loss.
-        losses: of the steps since the last check.
+        losses: losses of the steps since the last check.
         checks: steps done and held-out loss of each check.
     """
 
