@@ -1,5 +1,7 @@
 """The one error type that reaches a user: one line with cause, consequence and remedy."""
 
+from .printable import escaped
+
 
 class NestQuantError(Exception):
     """Bad input or an unusable state, told in one line.
@@ -25,5 +27,4 @@ class NestQuantError(Exception):
 
 def _one_line(text: str) -> str:
     """Names come from files of anyone: a line break becomes a space, what would steer a terminal is escaped."""
-    spaced = (" " if each in "\r\n\t" else each for each in text)
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in spaced)
+    return escaped("".join(" " if each in "\r\n\t" else each for each in text))

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .printable import escaped
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -99,7 +101,7 @@ def _bar(description: str, total: int | None) -> Iterator[Advance]:
     if outermost:
         _Shared.bars = bars
         bars.start()
-    task = bars.add_task(description, total=total)
+    task = bars.add_task(escaped(description), total=total)
     try:
         yield lambda count: bars.advance(task, count)
     finally:

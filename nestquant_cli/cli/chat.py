@@ -53,7 +53,7 @@ def chat(
     conversation = Conversation(writer, system)
     tell_settings(context)
     console.note(f"talking with {source.name}, {described(writer.config)}; {COMMANDS}")
-    typed = sys.stdin.isatty()
+    typed = console.is_terminal(sys.stdin)
     refused = 0
     for number, message in _messages(typed):
         if message == "/exit":

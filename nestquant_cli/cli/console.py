@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from rich import box
 from rich.console import Console
@@ -16,14 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import progress
+from ..entry import INTERRUPTED, INTERRUPTION
 from ..errors import NestQuantError
+from ..printable import escaped, shown
 from ..team import launched
 from .log import JsonHandler, LogFormat, handler
 
-DONE, GATE_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
+DONE, GATE_FAILED, BAD_INPUT = 0, 1, 2  # exit codes, beside INTERRUPTED
 PLAIN_WIDTH = 160  # columns of a table in a file or a pipe, where 80 would cut model names
-
-NOT_SHOWN = "\N{REPLACEMENT CHARACTER}"
 
 # Their level is read when they are imported, after this module: only the environment reaches them. What the user has
 # set stays.
@@ -32,7 +33,14 @@ LIBRARY_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BA
 LIBRARY_LOGGERS = ("lm_eval", "accelerate", "numba", "filelock", "fsspec", "urllib3")
 
 logger = logging.getLogger("nestquant")
-out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream is one; a closed one, which is None, is not."""
+    return stream is not None and stream.isatty()
+
+
+out = Console(highlight=False, emoji=False, width=None if is_terminal(sys.stdout) else PLAIN_WIDTH)
 err = progress.console()
 
 
@@ -70,9 +78,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
     """
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
-        grid.add_column(Text(column), justify="right" if index else "left")
+        grid.add_column(Text(escaped(column)), justify="right" if index else "left")
     for row in rows:
-        grid.add_row(*(Text("" if value is None else str(value)) for value in row))
+        grid.add_row(*(Text("" if value is None else escaped(str(value))) for value in row))
     if not launched().leads:
         return
     if title:
@@ -81,9 +89,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
 
 
 def line(text: str) -> None:
-    """Prints one line on standard output as it is: no markup, no wrapping. Of several processes the first one does."""
+    """Prints one line on standard output: no markup, no wrapping. Of several processes the first one does."""
     if launched().leads:
-        out.print(text, markup=False, soft_wrap=True)
+        out.print(escaped(text, keep="\t"), markup=False, soft_wrap=True)
 
 
 def note(text: str, **fields: object) -> None:
@@ -102,11 +110,6 @@ def ending(result: Path | None = None, *command: object) -> None:
         line(f"result: {result}")
     if command:
         line(f"next: nestquant {shlex.join(str(word) for word in command)}")
-
-
-def shown(text: str) -> str:
-    """A text with NOT_SHOWN for every character that would steer a terminal."""
-    return "".join(each if each.isprintable() or each in "\n\t" else NOT_SHOWN for each in text)
 
 
 def stream(text: str) -> None:
@@ -146,7 +149,7 @@ def run(command: Callable[[], object], debug: bool = False) -> int:
             return BAD_INPUT
         code = INTERRUPTED
     if code == INTERRUPTED:
-        print_error("interrupted; the command stopped before its end; run it again")
+        print_error(INTERRUPTION)
     return code if isinstance(code, int) else DONE
 
 
@@ -154,7 +157,7 @@ def _print_traceback(text: str) -> None:
     if _in_json():
         logger.debug("%s", text)
     else:
-        err.print(text, markup=False, soft_wrap=True)
+        err.print(escaped(text, keep="\n\t"), markup=False, soft_wrap=True)
 
 
 def _in_json() -> bool:
@@ -163,10 +166,11 @@ def _in_json() -> bool:
 
 def print_error(message: str) -> None:
     """Prints `error: message` on standard error, as one line whatever the message holds."""
+    message = escaped(" ".join(message.split()))
     if _in_json():
-        logger.error("%s", " ".join(message.split()))
+        logger.error("%s", message)
         return
-    err.print(Text.assemble(("error: ", "bold red"), " ".join(message.split())), soft_wrap=True)
+    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
 
 
 def explain(error: Exception) -> str:
@@ -179,7 +183,7 @@ def explain(error: Exception) -> str:
         return f"{error.format_message().rstrip('.')}; nothing was done; see '{path} --help'"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"no space left on the disk{_place(error)}; the command stopped; free space or choose another --output"
-    if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
+    if isinstance(error, OSError) and error.errno is not None:
         return f"{error.strerror or error}{_place(error)}; the command stopped; check the path and its permissions"
     if _out_of_memory(error):
         return "out of memory; the command stopped; use fewer --samples, a shorter --seqlen or another --device"

@@ -173,7 +173,8 @@ def eval_tasks(
     tell_settings(context)
     with joined(pick_device(device)) as own:
         report = measure_tasks(replace(options, device=own))
-    console.line(report.table)
+    for row in report.table.splitlines():
+        console.line(row)
     console.line(report.how)
     if output is not None and launched().leads:
         if log_samples:

@@ -84,7 +84,7 @@ def generate(
     source = resolve(model, revision)
     place = pick_device(device)
     if prompt is None:
-        if sys.stdin.isatty():
+        if console.is_terminal(sys.stdin):
             raise NestQuantError("there is no prompt", NOT_GENERATED, f'run: nestquant generate {model} "Once upon"')
         prompt = sys.stdin.read().rstrip("\n")
     writer = open_writer(source, sampling, resident.value, dtype.value, place)

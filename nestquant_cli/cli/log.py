@@ -2,11 +2,13 @@
 
 import json
 import logging
+import textwrap
 from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
 
 from .. import progress
+from ..printable import escaped
 
 
 class LogFormat(str, Enum):
@@ -21,7 +23,12 @@ class TextHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        progress.console().print(prefix + self.format(record), markup=False, soft_wrap=True)
+        text = escaped(record.getMessage(), keep="\t")
+        if record.exc_info:
+            trace = logging.Formatter().formatException(record.exc_info)
+            # indented, so that a line break in a message makes no line of the log
+            text += "\n" + textwrap.indent(escaped(trace, keep="\n\t"), "  ")
+        progress.console().print(prefix + text, markup=False, soft_wrap=True)
 
 
 class JsonHandler(logging.Handler):
