@@ -63,7 +63,7 @@ def measure_perplexity(options: PerplexityOptions) -> PerplexityReport:
     Cheap checks come first: the names of the models, the device, the text, then the windows, and last the weights.
 
     Raises:
-        NestQuantError: any bad input; see `resolve`, `load_text`, `token_windows`, `load_model` and `score`.
+        NestQuantError: any bad input; see `resolve`, `load_text`, `tokenize`, `cut_windows`, `load_model` and `score`.
     """
     import torch
 
