@@ -11,7 +11,7 @@ from ..quantization.recipe import Recipe
 from ..quantization.recipe_file import read_recipe
 
 NOT_COMPARED = "nothing was compared"
-UNQUANTIZED = "unquantized"
+REFERENCE = "reference"  # the row of the model that was quantized
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def read_entries(paths: Sequence[Path], overrides: dict[str, Any]) -> list[Entry
         raise NestQuantError("--recipes names no file", NOT_COMPARED, "give YAML files, such as configs/w4.yaml")
     entries: dict[str, Entry] = {}
     for path in paths:
-        if path.stem in entries or path.stem == UNQUANTIZED:
+        if path.stem in entries or path.stem == REFERENCE:
             raise NestQuantError(f"two rows would be named '{path.stem}'", NOT_COMPARED, "rename one of the files")
         entries[path.stem] = Entry(path.stem, read_recipe(path, overrides))
     return list(entries.values())

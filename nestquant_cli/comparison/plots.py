@@ -52,7 +52,7 @@ def _perplexity(found: Comparison, axes: Any) -> bool:
             capsize=3,
             label=row.name,
         )
-    axes.axhline(original.perplexity, color="grey", linestyle="--", linewidth=1, label="unquantized")
+    axes.axhline(original.perplexity, color="grey", linestyle="--", linewidth=1, label="reference")
     axes.set_xlabel("bits per quantized weight, from the bytes on disk")
     axes.set_ylabel("perplexity (bars: standard error of the gap)")
     axes.set_title(f"{found.model}: {found.protocol['dataset']}, {found.protocol['windows']} windows")

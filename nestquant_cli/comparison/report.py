@@ -7,8 +7,8 @@ from .result import Comparison, Row
 
 _NOTE = (
     "Bits per weight are real: the bytes on disk of everything that belongs to the quantized layers. The gap is the "
-    "perplexity less that of the unquantized model; its standard error is over the same windows, whose difficulty is "
-    "common to both. KL divergence and top-1 agreement are beside the unquantized model, per token."
+    "perplexity minus that of the reference; its standard error is over the same windows, whose difficulty is common "
+    "to both. KL divergence and top-1 agreement are with the reference, per token."
 )
 
 
@@ -42,7 +42,7 @@ def _cells(row: Row, found: Comparison) -> list[str]:
 
 
 def codes(row: Row) -> str:
-    """Such as `w4a4kv4`; empty for the unquantized model."""
+    """Such as `w4a4kv4`; empty for the reference."""
     names = {"weight": "w", "act": "a", "kv": "kv"}
     return "".join(f"{short}{row.bits[part]:g}" for part, short in names.items() if row.bits.get(part, 16) < 16)
 
@@ -63,7 +63,7 @@ def markdown(found: Comparison, plots: Sequence[str]) -> str:
         "",
         _NOTE,
         "",
-        f"Reference (the unquantized model): {escaped(protocol['reference'])}.",
+        f"Reference: {escaped(protocol['reference'])}.",
         "",
         f"Scored: {escaped(protocol['dataset'])} ({protocol['split']}), {protocol['windows']} of "
         f"{protocol['windows_in_text']} windows of {protocol['seqlen']} tokens, stride {protocol['stride']}, "

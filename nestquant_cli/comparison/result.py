@@ -10,7 +10,7 @@ from ..checkpoint.inspect import inspect
 from ..checkpoint.manifest import REPORT
 from ..evaluation.perplexity import Scores, Totals, summary
 from ..files import read_json
-from .entries import UNQUANTIZED
+from .entries import REFERENCE
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,13 @@ class Row:
     """One model of a comparison; what does not exist is None.
 
     Attributes:
-        name: of the recipe, or UNQUANTIZED.
+        name: of the recipe, or REFERENCE.
         bits: of weights, activations and KV cache as coded, 16 where left alone.
         bits_per_weight: real ones, from the bytes on disk; None where no weight is quantized.
         perplexity, standard_error: over the windows.
-        gap: perplexity less that of the unquantized model, and its standard error over the same windows.
+        gap: perplexity minus that of the reference, and its standard error over the same windows.
         gap_closed: share of the gap of the row that it is compared against which this row does not have.
-        kl_divergence, top1_agreement: beside the unquantized model, per token.
+        kl_divergence, top1_agreement: compared with the reference, per token.
         seconds: of the quantization, a shared calibration counted for each.
         tasks: main metric and its standard error by task.
         layer_errors: mean relative output error on the calibration text of each decoder layer.
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows, the unquantized model first, and how they were measured."""
+    """All rows, the reference first, and how they were measured."""
 
     model: str
     against: str | None
@@ -86,13 +86,11 @@ def row_of(folder: Path, totals: Sequence[Totals], tokens: int, seconds: float |
     )
 
 
-def unquantized_row(totals: Sequence[Totals], tokens: int) -> Row:
-    """The row of the unquantized model, from the sums that any other one was scored beside."""
+def reference_row(totals: Sequence[Totals], tokens: int) -> Row:
+    """The row of the reference, from the sums of any model that was scored together with it."""
     plain = [Totals(loss=window.baseline_loss) for window in totals]
     scores = summary(plain, tokens, 0.0, has_baseline=False)
-    return Row(
-        UNQUANTIZED, dict.fromkeys(("weight", "act", "kv"), 16.0), None, scores.perplexity, scores.standard_error
-    )
+    return Row(REFERENCE, dict.fromkeys(("weight", "act", "kv"), 16.0), None, scores.perplexity, scores.standard_error)
 
 
 def gap_error(totals: Sequence[Totals], tokens: int) -> float | None:

@@ -20,10 +20,10 @@ from ..models.source import Source, fingerprint, load_tokenizer, resolve
 from ..names import nearest
 from ..team import launched
 from .checkpoints import make_checkpoints, run_keys
-from .entries import NOT_COMPARED, UNQUANTIZED, Entry
+from .entries import NOT_COMPARED, REFERENCE, Entry
 from .plots import draw
 from .report import markdown
-from .result import Comparison, Row, gap_closed, row_of, unquantized_row
+from .result import Comparison, Row, gap_closed, reference_row, row_of
 from .scoring import Scoring, score_models
 from .state import State
 
@@ -35,7 +35,7 @@ class CompareOptions:
     """What to compare; the fields are the options of `nestquant compare`.
 
     Attributes:
-        model: the unquantized one.
+        model: the original.
         entries: the recipes.
         folder: of the checkpoints and the result.
         against: name of the recipe whose gap the others close; None for none.
@@ -106,11 +106,11 @@ def _compare(
     scoring = Scoring(windows, options.dtype, device, options.resident)
     totals = score_models(source, models, keys, scoring, state)
     tokens = options.seqlen - 1
-    rows = [unquantized_row(totals[names[0]], tokens)]
+    rows = [reference_row(totals[names[0]], tokens)]
     for name in names:
         run = state.get("runs", name, settings[name])
         rows.append(row_of(options.folder / name, totals[name], tokens, run and run["seconds"]))
-    rows = _with_tasks(_with_gaps(rows, options.against), options, {UNQUANTIZED: source} | models, keys, state)
+    rows = _with_tasks(_with_gaps(rows, options.against), options, {REFERENCE: source} | models, keys, state)
     calibration = {
         name: f"{key['samples']} × {key['seqlen']} tokens of {key['dataset']}, seed {key['seed']}"
         for name, key in settings.items()

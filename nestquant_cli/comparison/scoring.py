@@ -1,4 +1,4 @@
-"""Scores the models of a comparison window by window beside the unquantized one, and keeps every window's sums."""
+"""Scores the models of a comparison and their reference window by window, and keeps every window's sums."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -38,10 +38,10 @@ def score_models(
 ) -> dict[str, list[Totals]]:
     """Every window's sums for every model, from the state where its key is the same.
 
-    As many models as fit the memory see a window together, so that the unquantized one runs once for all of them.
+    As many models as fit the memory see a window together, so that the reference runs once for all of them.
 
     Args:
-        baseline: the unquantized model.
+        baseline: the reference.
         models: packed checkpoints by name.
         keys: by name, JSON-ready; what the sums depend on.
         scoring: windows and circumstances.
@@ -54,7 +54,7 @@ def score_models(
     if missing:
         original = load_model(baseline, scoring.dtype, scoring.device)
         for names in _passes(missing, models, scoring.device):
-            logger.info("scoring %s beside the unquantized model", ", ".join(names))
+            logger.info("scoring %s against the reference", ", ".join(names))
             loaded = {name: load_model(models[name], scoring.dtype, scoring.device) for name in names}
             for model in loaded.values():
                 hold_weights(model, scoring.resident)

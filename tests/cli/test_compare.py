@@ -36,11 +36,11 @@ def test_one_table_plots_and_a_report(nestquant: Callable[..., Outcome], words: 
     assert code == 0, error
     found: dict[str, Any] = read_json(tmp_path / "out" / "comparison.json")
     rows = {row["name"]: row for row in found["rows"]}
-    assert list(rows) == ["unquantized", *names]
+    assert list(rows) == ["reference", *names]
     for name in names:
         row = rows[name]
         assert name in output and f"{row['perplexity']:.3f}" in output
-        assert row["gap"] == pytest.approx(row["perplexity"] - rows["unquantized"]["perplexity"])
+        assert row["gap"] == pytest.approx(row["perplexity"] - rows["reference"]["perplexity"])
         assert 0 < row["kl_divergence"] < 2 and 0 <= row["top1_agreement"] <= 1 and row["seconds"] > 0
         assert 3 < row["bits_per_weight"] < 7 and len(row["layer_errors"]) == 2
         assert 0 <= row["tasks"]["sample_piqa"][0] <= 1

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from nestquant_cli.comparison.result import gap_closed, gap_error, layer_errors, unquantized_row
+from nestquant_cli.comparison.result import gap_closed, gap_error, layer_errors, reference_row
 from nestquant_cli.evaluation.perplexity import Totals
 
 
@@ -21,8 +21,8 @@ def test_gap_closed() -> None:
     assert gap_closed(1.0, None) is None and gap_closed(1.0, -1.0) is None
 
 
-def test_the_unquantized_row_is_of_the_baseline() -> None:
-    row = unquantized_row([Totals(loss=50.0, baseline_loss=20.0)], 10)
+def test_the_reference_row_is_of_the_baseline() -> None:
+    row = reference_row([Totals(loss=50.0, baseline_loss=20.0)], 10)
     assert row.perplexity == pytest.approx(math.exp(2)) and row.bits_per_weight is None and row.gap is None
 
 

@@ -44,6 +44,7 @@ def test_the_report_follows_the_protocol(options: PerplexityOptions) -> None:
     assert protocol["model"] == {
         "name": "tiny-llama",
         "kind": "folder",
+        "description": "tiny-llama",
         "revision": None,
         "commit": None,
         "sha256": fingerprint(source),
