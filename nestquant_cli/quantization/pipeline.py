@@ -49,6 +49,7 @@ from .subject import (
 )
 
 
+@reuse_blocks()
 def calibrate(
     source: Source, recipe: Recipe, folder: Path, device: str, budget: int = DEFAULT_BUDGET
 ) -> dict[str, Any]:
@@ -65,7 +66,6 @@ def calibrate(
         what calibration.json says of it, less the layers.
     """
     group = team()
-    reuse_blocks()
     refuse_stored(recipe)
     group.lead(lambda: refuse_foreign(folder, FILE))
     subject = open_subject(source, device)
@@ -89,6 +89,7 @@ def calibrate(
     return about
 
 
+@reuse_blocks()
 def quantize(
     source: Source,
     recipe: Recipe,
@@ -119,7 +120,6 @@ def quantize(
     """
     start = time.monotonic()
     group = team()
-    reuse_blocks()
     group.lead(lambda: refuse_foreign(folder, CONFIG))
     stored = None if calibration is None else Calibration(calibration)
     subject = open_subject(source, device)
