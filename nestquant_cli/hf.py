@@ -102,7 +102,8 @@ class NestQuantHfQuantizer(HfQuantizer):
     update_tp_plan = update_attn_implementation  # what earlier versions of transformers 5 ask at this place
 
     def _process_model_before_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
-        from .checkpoint.manifest import MANIFEST, REPORT
+        from .checkpoint.manifest import REPORT
+        from .checkpoint.on_hub import fetch_records
         from .checkpoint.read import check_checkpoint
         from .models.limits import refuse_size
         from .models.shards import read_shard
@@ -112,7 +113,7 @@ class NestQuantHfQuantizer(HfQuantizer):
             return model
         files = [Path(file) for file in kwargs.get("checkpoint_files") or ()]
         for folder in {file.parent for file in files}:
-            if (folder / MANIFEST).is_file():  # the Hub's cache of a model that is loaded by its id has none
+            if fetch_records(folder, model.config.name_or_path or ""):
                 check_checkpoint(folder)
             if (folder / REPORT).is_file():
                 self.report = read_json(folder / REPORT)

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import close_session, constants
+from transformers import AutoModelForCausalLM
 
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.models import hub as module
@@ -149,6 +151,29 @@ def test_a_connection_that_stays_lost_is_one_line(hub: Hub, monkeypatch: pytest.
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # of the client between its tries
     hub.fault = lambda request: "drop" if request.path.endswith("model.safetensors") else None
     assert "broke off" in refused("org/tiny") and "run the same command again" in refused("org/tiny")
+
+
+@pytest.mark.parametrize("altered", [False, True])
+def test_a_packed_checkpoint_is_checked_when_transformers_loads_it_by_its_id(
+    hub: Hub, tiny_checkpoint: Path, tmp_path: Path, altered: bool
+) -> None:
+    files = {path.name: path.read_bytes() for path in tiny_checkpoint.iterdir()}
+    if altered:
+        shard = next(name for name in files if name.endswith(".safetensors"))
+        files[shard] = files[shard][:-1] + bytes([files[shard][-1] ^ 1])
+    hub.repositories["models/me/packed"] = Repository()
+    sha = hub.repositories["models/me/packed"].commit(files, "main")
+    arguments: dict[str, Any] = {"cache_dir": tmp_path / "own"}
+    if altered:
+        with pytest.raises(NestQuantError, match=f"{shard} was altered"):
+            AutoModelForCausalLM.from_pretrained("me/packed", **arguments)
+        return
+    model = AutoModelForCausalLM.from_pretrained("me/packed", **arguments)
+    model.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "nestquant_manifest.json").is_file(), "its report came along"
+    paths = [request.path for request in hub.requests if "/resolve/" in request.path]
+    assert all(f"/resolve/{sha}/" in path or path.endswith("/config.json") for path in paths)
+    assert load_model(resolve("me/packed")).dtype == model.dtype
 
 
 def test_a_revision_of_what_is_here_is_refused(hub: Hub, tiny_model_folder: Path) -> None:

@@ -60,6 +60,7 @@ def test_the_page_holds_figures_pictures_and_samples(
     assert f"result: {folder / 'report.html'}" in output
     text_of_page = (folder / "report.html").read_text(encoding="utf-8")
     page = Page(text_of_page)
+    assert f"reference: {talking.name}" in text_of_page
     for key in ("perplexity", "baseline_perplexity", "top1_agreement"):
         assert f"{found[key]:.4f}" in text_of_page
     assert f"{inspect(talking_packed).bits_per_weight:.4f}" in text_of_page and "The lattice …" in text_of_page
