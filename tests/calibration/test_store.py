@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nestquant_cli.calibration.statistics import InputStatistics, LayerStatistics
-from nestquant_cli.calibration.store import FILE, Calibration, CalibrationWriter, to_device
+from nestquant_cli.calibration.store import FILE, Calibration, CalibrationWriter, remove_calibration, to_device
 from nestquant_cli.codecs.fit import ScaledCode
 from nestquant_cli.codecs.heads import CacheCodes
 from nestquant_cli.errors import NestQuantError
@@ -133,3 +133,27 @@ def test_an_unfinished_calibration_goes_on_and_is_none(folder: Path, tmp_path: P
     for name in (FILE, "layer-00000.safetensors", "layer-00001.safetensors"):
         assert (tmp_path / "d" / name).read_bytes() == (folder / name).read_bytes()
     assert len(list((tmp_path / "d").iterdir())) == 3
+
+
+def test_what_is_beside_a_calibration_stays_when_it_is_removed(folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+    (folder / "layer-99999.safetensors").write_text("mine too")
+    remove_calibration(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["layer-99999.safetensors", "notes.txt"]
+    for path in list(folder.iterdir()):
+        path.unlink()
+    folder.rmdir()
+
+
+def test_a_calibration_alone_is_removed_with_its_folder(folder: Path) -> None:
+    remove_calibration(folder)
+    assert not folder.exists()
+
+
+def test_a_layer_that_was_altered_is_measured_again(tmp_path: Path) -> None:
+    with CalibrationWriter(tmp_path / "d", ABOUT) as writer:
+        writer.write(0, layer(0))
+        assert writer.done(0)
+        path = tmp_path / "d" / "layer-00000.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+        assert not writer.done(0)

@@ -20,3 +20,20 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(NestQuantError, match="is not empty"):
         State(tmp_path)
+
+
+def test_two_comparisons_do_not_share_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with State(folder) as state:
+        state.put("scores", "w4", {}, 1)
+        with pytest.raises(NestQuantError, match=f"another command is writing {folder}"), State(folder):
+            pass
+    assert sorted(path.name for path in folder.iterdir()) == ["progress.json"]
+    with State(folder) as state:
+        assert state.get("scores", "w4", {}) == 1
+
+
+def test_a_comparison_that_comes_to_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), State(tmp_path / "new"):
+        raise KeyboardInterrupt
+    assert not (tmp_path / "new").exists()
