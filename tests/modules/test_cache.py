@@ -72,7 +72,8 @@ def test_token_by_token_equals_all_at_once() -> None:
 def test_crop_reorder_repeat_and_select() -> None:
     cache = make()
     keys, values = (expected(part, code) for part, code in zip(states(6), (KEYS, VALUES), strict=True))
-    cache.update(*states(6), 0)
+    for layer in range(len(cache.layers)):
+        cache.update(*states(6), layer)
     cache.crop(-2)
     assert torch.equal(read(cache)[0], keys[:, :, :4])
     cache.reorder_cache(torch.LongTensor([1, 0]))
