@@ -13,7 +13,7 @@ DEMO_WINDOWS ?= 8
 LOWEST       := build/lowest
 LOWEST_TESTS := tests/checkpoint/test_format_vectors.py tests/modules/test_cache.py tests/modules/test_attach.py \
   tests/test_hf.py tests/kernels/test_cpu_team.py tests/evaluation/test_tasks.py tests/models tests/generation \
-  tests/cli/test_main.py tests/calibration/test_text.py
+  tests/cli/test_main.py tests/calibration/test_text.py tests/report
 
 .PHONY: help install demo test test-all test-wheel test-lowest lint format bench clean distclean
 
