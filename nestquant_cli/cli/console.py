@@ -61,6 +61,8 @@ def configure(debug: bool, quiet: bool, form: LogFormat = LogFormat.text) -> Non
         _default_environment(("TQDM_DISABLE",), "1")  # other libraries' bars, where they do not insist
         _default_environment(("TQDM_MININTERVAL",), "30")  # seconds between the lines of the others
     if debug:
+        logging.getLogger().handlers = [handler(form)]  # other libraries' lines and warnings have the same form
+        logging.captureWarnings(True)
         return
     warnings.simplefilter("ignore")
     _default_environment(LIBRARY_LEVELS, "error")

@@ -1,6 +1,7 @@
 """`--log-format json` holds for every command: each line on standard error is a JSON object, whatever libraries say."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nestquant_cli.cli import main
+from nestquant_cli import progress
+from nestquant_cli.cli import console, main
+from nestquant_cli.cli.log import LogFormat
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = "--dataset {text} --seqlen 64"
@@ -69,6 +72,26 @@ def folder(talking: Path, tiny_text_file: Path, tmp_path_factory: pytest.TempPat
 
 def test_every_command_is_tried() -> None:
     assert [each.name for each in main.app.registered_commands] == list(WORDS)
+
+
+def test_lines_of_libraries_have_the_form_too(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_default_environment", lambda names, value: None)
+    for name in (None, "nestquant"):  # put back what is changed
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+        monkeypatch.setattr(logging.getLogger(name), "propagate", logging.getLogger(name).propagate)
+    level = logging.getLogger("nestquant").level
+    console.configure(debug=True, quiet=False, form=LogFormat.json)
+    try:
+        logging.getLogger("some.library").warning("two\nlines")
+        logging.getLogger("nestquant").debug("ours")
+    finally:
+        logging.captureWarnings(False)
+        logging.getLogger("nestquant").setLevel(level)
+        progress.draw_bars(True)
+    told = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [(line["level"], line["message"]) for line in told] == [("warning", "two\nlines"), ("debug", "ours")]
 
 
 @pytest.mark.slow
