@@ -21,6 +21,7 @@ _REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS),
 }
 
+BYTE_ORDER_MARK = "\ufeff"  # what editors on Windows put in front of a text; it is no part of it
 HASH_CHUNK = 1 << 22  # bytes read at a time; keeps hashing of any file at constant memory
 
 
@@ -80,7 +81,7 @@ def read_json(path: Path) -> Any:
         NestQuantError: the file is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise NestQuantError(
             f"{path} cannot be read ({error.strerror or error})", "nothing was done", "check the path"

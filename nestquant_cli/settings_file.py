@@ -80,7 +80,7 @@ def read_settings(path: Path, words: bool = False) -> dict[str, Any]:
             or has nothing behind it.
     """
     try:
-        value = yaml.load(Path(path).read_text(encoding="utf-8"), _Words if words else _Values)
+        value = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _Words if words else _Values)
     except _Refused as refused:
         raise NestQuantError(f"{path} {refused.cause}", "nothing was done", refused.remedy) from refused
     except (OSError, ValueError, OverflowError, yaml.YAMLError, RecursionError) as error:

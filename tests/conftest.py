@@ -57,6 +57,29 @@ def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bos_tokenizer_folder(tiny_tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same tokenizer, which puts its BOS in front of every text by itself, as those of Llama and Gemma do."""
+    import json
+    import shutil
+
+    folder = Path(shutil.copytree(tiny_tokenizer_folder, tmp_path_factory.mktemp("bos-tokenizer") / "tokenizer"))
+    state = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    first, text, second = (
+        {"SpecialToken": {"id": "<s>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 0}},
+    )
+    state["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [first, text],
+        "pair": [first, text, second],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def make_model_folder(tiny_tokenizer_folder: Path) -> Callable[[Path, int], Path]:
     """Writes a Llama of 64 dimensions and 2 layers with random weights from a seed, and the tokenizer."""
     import shutil

@@ -1,3 +1,4 @@
+import codecs
 import hashlib
 import os
 from pathlib import Path
@@ -6,6 +7,7 @@ import pytest
 
 from nestquant_cli import files
 from nestquant_cli.errors import NestQuantError
+from nestquant_cli.settings_file import read_settings
 
 
 def test_a_file_appears_whole_with_its_folders(tmp_path: Path) -> None:
@@ -74,3 +76,9 @@ def test_sha256_of_a_file_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytes
     content = os.urandom(3456)
     (tmp_path / "x").write_bytes(content)
     assert files.sha256_file(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(codecs.BOM_UTF8 + b"samples: 4\n")
+    (tmp_path / "a.json").write_bytes(codecs.BOM_UTF8 + b"[4]")
+    assert read_settings(tmp_path / "a.yaml") == {"samples": 4} and files.read_json(tmp_path / "a.json") == [4]

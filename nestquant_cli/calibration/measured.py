@@ -115,7 +115,7 @@ class MeasuredLayer:
                 raise NestQuantError(
                     f"the output of {self.name} has NaN or infinite values on calibration window {self.first + number}",
                     "calibration stopped",
-                    "check the model's weights, or load it in a wider dtype",
+                    "check the model's weights, or load it in a wider dtype, such as --dtype float32",
                 )
 
     def _cache(self, shape: Shape) -> CacheCodes:

@@ -20,6 +20,13 @@ from .statistics import InputStatistics, LayerStatistics
 
 FILE = "calibration.json"
 FORMAT_VERSION = 1
+_BEFORE = {
+    "rotation": "hadamard",
+    "reflections": 0,
+    "centering": False,
+    "bos": "none",
+    "window_start": [],
+}  # of old ones
 _NOT_USED = "the calibration was not used"
 _AGAIN = "run nestquant calibrate again"
 
@@ -99,7 +106,7 @@ class Calibration:
         self.about = read_json(folder / FILE)
         if not isinstance(self.about, dict) or self.about.get("format_version") != FORMAT_VERSION:
             raise NestQuantError(f"{folder / FILE} is of an unknown version", _NOT_USED, _AGAIN)
-        self.about = {"rotation": "hadamard", "reflections": 0, "centering": False} | self.about
+        self.about = _BEFORE | self.about
         self.layers = self.about.pop("layers", None)
         if not isinstance(self.layers, list):
             raise NestQuantError(f"{folder / FILE} is damaged", _NOT_USED, _AGAIN)
@@ -107,7 +114,7 @@ class Calibration:
     def check(self, wanted: dict[str, Any]) -> None:
         """Raises NestQuantError when the calibration is of something else than `wanted`, naming the difference."""
         # what stays in 16 bits asks nothing of a calibration
-        not_needed = {name for name, value in wanted.items() if value is None and name.endswith("_code")}
+        not_needed: set[str] = {name for name in ("act_code", "kv_code") if name in wanted and wanted[name] is None}
         if {"act_code", "kv_code"} <= not_needed:
             not_needed.add("centering")
         for name, value in wanted.items():

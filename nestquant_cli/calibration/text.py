@@ -1,142 +1,250 @@
-"""Data sets by name or file, as one text each."""
+"""Data sets by name, file or folder, as one text each."""
 
 import hashlib
-import json
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import NestQuantError
+from ..models.resolve import HUB_ID
 from ..names import nearest
 from .demo_text import demo_documents
+from .documents import (
+    NOT_READ,
+    Marks,
+    Records,
+    json_records,
+    jsonl_records,
+    line_feeds,
+    parquet_records,
+    saved_records,
+    suffix_of,
+    text_pieces,
+    with_line_feeds,
+)
+from .records import Fields
 
-CRLF = "\r\n"
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 JOIN = "\n\n"  # between documents; also what a text file is taken to hold already
 SPLITS = ("train", "validation", "test")
 WIKITEXT2 = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 C4 = "allenai/c4"
 C4_FILES = {"train": "en/c4-train.00000-of-01024.json.gz", "validation": "en/c4-validation.00000-of-00008.json.gz"}
 C4_DOCUMENTS = {"train": 8000, "validation": 1100}  # the first ones: 4 million and half a million tokens
-NOT_READ = "no text was read"
 
 logger = logging.getLogger("nestquant")
 
 
 @dataclass(frozen=True)
 class Text:
-    """A data set as one string.
+    """A data set as one string, which is read from its source again each time: it may be larger than memory.
 
     Attributes:
         name: what the user gave.
         split: the split it was read from; "all" for a file, which has none.
-        text: the documents joined by two newlines.
-        documents: the documents, None where the source is one running text.
-        sha256: hex hash of `text` in UTF-8.
-        line_ends: of the source, "LF" or "CRLF, read as LF"; `text` always has LF.
+        documents: reads it, document by document; a running text comes in pieces of any size.
+        join: between two documents; nothing in a running text, and in conversations, which a template ends itself.
+        sha256: hex hash of the whole in UTF-8.
+        characters: of the whole.
+        line_ends: of the source, "LF" or "CRLF, read as LF"; the text always has LF.
+        byte_order_mark: whether the source began with one, which is no part of the text.
+        field: of the records that was read; None where the source has none.
+        template: hash of the chat template that made text of messages; None where there were none.
     """
 
     name: str
     split: str
-    text: str
-    documents: list[str] | None
+    documents: Callable[[], Iterator[str]]
+    join: str
     sha256: str
+    characters: int
     line_ends: str = "LF"
+    byte_order_mark: bool = False
+    field: str | None = None
+    template: str | None = None
+
+    def pieces(self) -> Iterator[str]:
+        """The text, a document or a part of one at a time, with what stands between them."""
+        return _joined(self.documents(), self.join)
+
+    @property
+    def text(self) -> str:
+        """The whole."""
+        return "".join(self.pieces())
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What was read and how, JSON-ready, for protocols and reports."""
+        return {
+            "line_ends": self.line_ends,
+            "byte_order_mark": self.byte_order_mark,
+            "join": JOIN if self.field is None else self.join,
+            "text_field": self.field,
+            "chat_template_sha256": self.template,
+        }
 
 
-def load_text(dataset: str, split: str) -> Text:
-    """Reads a data set.
+def load_text(
+    dataset: str, split: str, tokenizer: "PreTrainedTokenizerBase | None" = None, field: str | None = None
+) -> Text:
+    """Reads a data set once, to its end, and checks all of it; what is kept in memory of a file is one piece.
 
     Args:
-        dataset: `wikitext2`, `c4` (its first documents only: 8000 of train, 1100 of validation), `demo`, or a path to
-            a `.txt` file (UTF-8) or a `.jsonl` file (field `text`).
+        dataset: `wikitext2`, `c4` (its first documents only: 8000 of train, 1100 of validation), `demo`; a path to a
+            file, .txt (UTF-8), .jsonl, .json (a list) or .parquet, the first three also gzipped; a folder of
+            `save_to_disk` of the `datasets` library; or the id of a data set on the Hub, ORG/NAME or ORG/NAME:CONFIG.
         split: "train", "validation" or "test". Files have none, so it is ignored for them; c4 has no test split, so
             "test" reads its validation split; demo has two parts that share nothing, "train" and the rest.
+        tokenizer: of the model, whose chat template makes text of conversations.
+        field: of the records, with text or messages; None takes `text`, or else `messages`.
 
     Raises:
-        NestQuantError: an unknown name, a missing or undecodable file, an empty text, or no connection.
+        NestQuantError: an unknown name, a missing or undecodable file, an empty text, no field or chat template for
+            it, or no connection.
     """
     if split not in SPLITS:
         raise NestQuantError(f"there is no split '{split}'", NOT_READ, nearest(split, SPLITS))
-    suffix = Path(dataset).suffix.lower()
+    marks, fields = Marks(), Fields(field, tokenizer)
+    part, records = _records(dataset, split, marks)
+    if suffix_of(dataset) == ".txt" and records is None:
+        _refuse_field(dataset, field)
+        return _text(dataset, "all", lambda: with_line_feeds(text_pieces(dataset, marks), marks), "", marks, fields)
+    if records is not None:
+        rows = records
+        return _text(
+            dataset, part, lambda: (line_feeds(each, marks) for each in fields.texts(rows())), JOIN, marks, fields
+        )
+    _refuse_field(dataset, field)
+    documents, part = _named(dataset, split)
+    return _text(dataset, part, lambda: (line_feeds(each, marks) for each in documents), JOIN, marks, fields)
+
+
+def _named(dataset: str, split: str) -> tuple[list[str], str]:
+    """The documents of a data set that is known by name, and the part of it."""
     if dataset == "demo":
         part = "train" if split == "train" else "test"
-        return _text(dataset, part, demo_documents(part))
+        return demo_documents(part), part
     if dataset == "wikitext2":
-        return _text(dataset, split, _download("wikitext2", WIKITEXT2, split))
+        return _download("wikitext2", WIKITEXT2, split), split
     if dataset == "c4":
         part = "train" if split == "train" else "validation"
-        return _text(dataset, part, _download("c4", (C4,), part))
-    if suffix == ".txt":
-        return _text(dataset, "all", _read(dataset))
-    if suffix == ".jsonl":
-        return _text(dataset, "all", _jsonl_documents(dataset, _read(dataset)))
+        return _download("c4", (C4,), part), part
     raise NestQuantError(
         f"'{dataset}' is not a data set that is known here",
         NOT_READ,
-        "use wikitext2, c4, demo, or a .txt or .jsonl file",
+        "use wikitext2, c4, demo, a .txt, .jsonl, .json or .parquet file, a folder of save_to_disk, or ORG/NAME of the "
+        "Hub",
     )
 
 
-def _text(name: str, split: str, content: str | list[str]) -> Text:
-    parts = [content] if isinstance(content, str) else content
-    line_ends = "CRLF, read as LF" if any(CRLF in part for part in parts) else "LF"
-    if line_ends != "LF":
-        # a copy that went through another system is the same text: left in, the \r tokens shift perplexity by percents
-        logger.info("%s has CRLF line ends, which are read as LF", name)
-        parts = [part.replace(CRLF, "\n") for part in parts]
-    text = JOIN.join(parts)
-    if not text.strip():
-        raise NestQuantError(f"{name} holds no text", NOT_READ, "give a file with text in it")
-    documents = None if isinstance(content, str) else parts
-    return Text(name, split, text, documents, hashlib.sha256(text.encode()).hexdigest(), line_ends)
+def _records(dataset: str, split: str, marks: Marks) -> tuple[str, Callable[[], Records] | None]:
+    """The split and what reads the records of a source that has records."""
+    suffix, path = suffix_of(dataset), Path(dataset).expanduser()
+    if suffix == ".jsonl":
+        return "all", lambda: jsonl_records(dataset, marks)
+    if suffix == ".json":
+        return "all", lambda: json_records(dataset, marks)
+    if suffix == ".parquet":
+        return "all", lambda: parquet_records(dataset)
+    if path.is_dir():
+        return split, saved_records(dataset, split)
+    repository, _, config = dataset.partition(":")
+    if suffix != ".txt" and "/" in repository and HUB_ID.fullmatch(repository) and not path.parent.is_dir():
+        return split, _hub_records(dataset, (repository, config) if config else (repository,), split)
+    return split, None
 
 
-def _read(path: str) -> str:
+def _text(
+    name: str, split: str, documents: Callable[[], Iterator[str]], join: str, marks: Marks, fields: Fields
+) -> Text:
+    digest, characters, blank = hashlib.sha256(), 0, True
+    parts = documents()
+    first = next(parts, "")  # which settles the field
+    join = "" if fields.template is not None else join
     try:
-        with open(Path(path).expanduser(), encoding="utf-8", newline="") as file:  # "" shows the file's own line ends
-            return file.read()
-    except OSError as error:
-        raise NestQuantError(f"{path} cannot be read ({error.strerror})", NOT_READ, "check the path") from error
-    except UnicodeDecodeError as error:
+        for piece in _joined(_chained(first, parts), join):
+            digest.update(piece.encode())
+            characters += len(piece)
+            blank = blank and not piece.strip()
+    except UnicodeEncodeError as error:
         raise NestQuantError(
-            f"{path} is not UTF-8 text (byte {error.start})", NOT_READ, "convert the file to UTF-8"
+            f"{name} has half of a surrogate pair ({error.object[error.start]!a}), which is no character",
+            NOT_READ,
+            "write the text anew from its source",
         ) from error
+    if blank:
+        raise NestQuantError(f"{name} holds no text", NOT_READ, "give a file with text in it")
+    if fields.template is not None:
+        logger.info("%s: the messages of field '%s' are read through the chat template", name, fields.field)
+    if marks.crlf:  # left in, the \r tokens shift perplexity by percents
+        logger.info("%s has CRLF line ends, which are read as LF", name)
+    if marks.byte_order_mark:
+        logger.info("%s begins with a byte order mark, which is left out", name)
+    return Text(
+        name,
+        split,
+        documents,
+        join,
+        digest.hexdigest(),
+        characters,
+        "CRLF, read as LF" if marks.crlf else "LF",
+        marks.byte_order_mark,
+        fields.field,
+        fields.template,
+    )
 
 
-def _jsonl_documents(path: str, content: str) -> list[str]:
-    documents = []
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise NestQuantError(
-                f"{path} line {number} is not JSON", NOT_READ, "write one JSON object a line"
-            ) from error
-        document = record.get("text") if isinstance(record, dict) else None
-        if not isinstance(document, str):
-            raise NestQuantError(
-                f"{path} line {number} has no string in the field 'text'", NOT_READ, 'use lines such as {"text": "..."}'
-            )
-        documents.append(document)
-    return documents
+def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _joined(documents: Iterator[str], join: str) -> Iterator[str]:
+    for number, document in enumerate(documents):
+        if number and join:
+            yield join
+        yield document
+
+
+def _refuse_field(dataset: str, field: str | None) -> None:
+    if field is not None:
+        raise NestQuantError(f"{dataset} has no fields", NOT_READ, "leave out --text-field")
+
+
+def _hub_records(name: str, repository: tuple[str, ...], split: str) -> Callable[[], Records]:
+    """The rows of a data set that the `datasets` library downloads, and keeps in its cache."""
+    with _from_hub(name):
+        import datasets
+
+        rows = datasets.load_dataset(*repository, split=split)
+    return lambda: ((f"{name} row {number}", row) for number, row in enumerate(rows))
 
 
 def _download(name: str, repository: tuple[str, ...], split: str) -> list[str]:
-    from ..models.hub import cache_only_when_unreachable, reason_of, unreachable
-
     arguments: dict[str, Any] = {"split": split}
     if name == "c4":
         arguments |= {"data_files": {split: C4_FILES[split]}, "streaming": True}
+    with _from_hub(name):
+        import datasets
+
+        rows = datasets.load_dataset(*repository, **arguments)
+        rows = rows.take(C4_DOCUMENTS[split]) if name == "c4" else rows
+        return [row["text"] for row in rows]
+
+
+@contextmanager
+def _from_hub(name: str) -> Iterator[None]:
+    """Turns what a download raises into one line."""
+    from ..models.hub import cache_only_when_unreachable, reason_of, unreachable
+
     try:
         with cache_only_when_unreachable():
-            import datasets
-
-            rows = datasets.load_dataset(*repository, **arguments)
-            rows = rows.take(C4_DOCUMENTS[split]) if name == "c4" else rows
-            return [row["text"] for row in rows]
+            yield
     except Exception as error:  # the Hub's client, its transport and the data reader each have errors of their own
         raise NestQuantError(
             f"{name} cannot be read from the Hugging Face Hub ({unreachable() or reason_of(error)})",

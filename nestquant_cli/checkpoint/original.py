@@ -18,8 +18,8 @@ from ..rotation.transform import Identity, Rotation
 TOLERANCE = 1e-3  # between recorded and recomputed relative error, as a fraction; sums of float32 differ by 1e-5
 
 
-def load_original(model: str) -> PreTrainedModel:
-    """The original model on the CPU.
+def load_original(model: str, dtype: str = "auto") -> PreTrainedModel:
+    """The original model on the CPU, in the dtype that it was quantized from.
 
     Raises:
         NestQuantError: it cannot be loaded, or is a packed checkpoint itself.
@@ -29,7 +29,7 @@ def load_original(model: str) -> PreTrainedModel:
         raise NestQuantError(
             f"{model} is a packed checkpoint", "the checkpoint was not compared with it", "give the original model"
         )
-    return load_model(source)
+    return load_model(source, dtype)
 
 
 def relative_error(

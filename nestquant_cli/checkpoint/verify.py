@@ -19,11 +19,12 @@ from .expected import Expected, expected_tensors
 from .manifest import ALTERED, CONFIG, INDEX, MANIFEST, REPORT, file_problem, stray_weights
 from .matrices import MatrixChecks
 from .original import load_original
-from .read import index_problem, open_checkpoint, read_layout
+from .read import index_problem, open_checkpoint, read_layout, read_quantization_config
 from .tensors import TensorChecks
 from .verification import Problem, VerifyReport
 
 T = TypeVar("T")
+DTYPES = ("float32", "bfloat16", "float16")  # that a model can be loaded in
 
 
 def verify(folder: Path | str, original: str | None = None) -> VerifyReport:
@@ -40,7 +41,7 @@ def verify(folder: Path | str, original: str | None = None) -> VerifyReport:
     """
     folder = Path(folder)
     manifest = open_checkpoint(folder)
-    model = None if original is None else load_original(original)
+    model = None if original is None else load_original(original, _dtype_of(folder))
     report = VerifyReport(folder)
     _check_files(report, manifest)
     shards = _read_shards(report, manifest)
@@ -57,6 +58,13 @@ def verify(folder: Path | str, original: str | None = None) -> VerifyReport:
             matrices.compare_kept(model, tuned)
     report.problems = _most_specific(report.problems)
     return report
+
+
+def _dtype_of(folder: Path) -> str:
+    """The dtype that the original was loaded in, as config.json records it."""
+    recipe = read_quantization_config(folder).get("recipe")
+    found = recipe.get("dtype") if isinstance(recipe, dict) else None
+    return found if found in DTYPES else "auto"
 
 
 def _check_files(report: VerifyReport, manifest: dict[str, Any]) -> None:

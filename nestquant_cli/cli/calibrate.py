@@ -8,8 +8,10 @@ import typer
 
 from . import console
 from .config import RecipeOption, given, taken, tell_recipe
+from .eval_ppl import Dtype, DtypeOption
 from .options import (
     DEFAULT_BUDGET,
+    Bos,
     DatasetOption,
     DeviceOption,
     FolderOption,
@@ -19,6 +21,8 @@ from .options import (
     SamplesOption,
     SeedOption,
     SeqlenOption,
+    TextFieldOption,
+    WindowBosOption,
     finite,
 )
 
@@ -42,10 +46,13 @@ def calibrate(
     kv_bits: KvBitsOption = None,
     config: RecipeOption = None,
     dataset: DatasetOption = "wikitext2",
+    text_field: TextFieldOption = None,
     samples: SamplesOption = 128,
     seqlen: SeqlenOption = 2048,
+    bos: WindowBosOption = Bos.default,
     seed: SeedOption = 0,
     memory_budget: MemoryOption = DEFAULT_BUDGET,
+    dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
     revision: RevisionOption = None,
 ) -> None:
@@ -74,7 +81,7 @@ def calibrate(
 
         from ..quantization.pipeline import calibrate as run
 
-        about = run(source, recipe, folder, own, budget)
+        about = run(source, recipe, folder, own, budget, dtype.value)
     console.line(
         f"{about['samples']} windows of {about['seqlen']} tokens from {about['dataset']}, "
         f"{duration(time.monotonic() - start)}"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..files import BYTE_ORDER_MARK
 from . import console
 from .config import ConfigOption, tell_settings
 from .eval_ppl import Dtype, DtypeOption
@@ -92,7 +93,8 @@ def _answer(conversation: "Conversation", message: str, number: int | None) -> b
 def _messages(typed: bool) -> Iterator[tuple[int | None, str]]:
     """Messages as they come, empty ones passed over: lines of a pipe with their numbers, or typed ones without."""
     if not typed:
-        yield from ((number, text) for number, line in enumerate(sys.stdin, 1) if (text := line.strip()))
+        lines = (line.removeprefix(BYTE_ORDER_MARK).strip() for line in sys.stdin)
+        yield from ((number, text) for number, text in enumerate(lines, 1) if text)
         return
     import readline  # noqa: F401  gives input() its line editing
 

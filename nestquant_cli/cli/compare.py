@@ -11,7 +11,6 @@ from .eval_ppl import Dtype, DtypeOption
 from .eval_tasks import IncludeOption, LimitOption
 from .options import (
     Bos,
-    BosOption,
     DatasetOption,
     DeviceOption,
     MaxWindowsOption,
@@ -23,6 +22,7 @@ from .options import (
     SeedOption,
     SeqlenOption,
     SplitOption,
+    TextFieldOption,
     by_comma,
 )
 
@@ -50,6 +50,23 @@ EvalDatasetOption = Annotated[
         show_default="that of --dataset",
     ),
 ]
+EvalFieldOption = Annotated[
+    str | None,
+    typer.Option(
+        "--eval-text-field",
+        metavar="NAME",
+        help="Field of --eval-dataset; see --text-field.",
+        show_default="that of --text-field where the data set is the same",
+    ),
+]
+ComparisonBosOption = Annotated[
+    Bos,
+    typer.Option(
+        "--bos",
+        help="Where the scored text gets BOS (default: as the tokenizer does, once; each: in every window; none: "
+        "nowhere). Where it is given, calibration windows get it by the same word, see 'nestquant quantize'.",
+    ),
+]
 OutputOption = Annotated[
     Path | None,
     typer.Option("--output", metavar="DIR", help="Folder for checkpoints and result; resumes a comparison in it."),
@@ -66,12 +83,14 @@ def compare(
     against: AgainstOption = None,
     output: OutputOption = None,
     dataset: DatasetOption = "wikitext2",
+    text_field: TextFieldOption = None,
     samples: SamplesOption = 128,
     seqlen: SeqlenOption = 2048,
     eval_dataset: EvalDatasetOption = None,
+    eval_text_field: EvalFieldOption = None,
     split: SplitOption = "test",
     max_windows: MaxWindowsOption = None,
-    bos: BosOption = Bos.default,
+    bos: ComparisonBosOption = Bos.default,
     tasks: SomeTasksOption = None,
     limit: LimitOption = None,
     include_path: IncludeOption = None,
@@ -84,9 +103,9 @@ def compare(
 ) -> None:
     """Quantize a model by several recipes and score all of them beside it, in one run.
 
-    --dataset, --samples, --seqlen and --seed win over the recipes where they are given. The folder gets a checkpoint
-    for each recipe, comparison.json, report.md and plots. The same command goes on after an interruption, and a
-    further recipe costs only itself.
+    --dataset, --text-field, --samples, --seqlen, --bos and --seed win over the recipes where they are given. The
+    folder gets a checkpoint for each recipe, comparison.json, report.md and plots. The same command goes on after an
+    interruption, and a further recipe costs only itself.
     """
     from ..comparison.entries import read_entries
     from ..comparison.run import CompareOptions
@@ -102,6 +121,7 @@ def compare(
         against=against,
         dataset=_scored(dataset, eval_dataset),
         split=split,
+        text_field=eval_text_field if eval_dataset is not None else eval_text_field or text_field,
         seqlen=seqlen,
         max_windows=max_windows,
         bos=bos.value,
@@ -132,11 +152,12 @@ def _scored(dataset: str, eval_dataset: str | None) -> str:
 
 def _print(found: "Comparison", folder: Path) -> None:
     from ..comparison.report import cells, columns
+    from ..evaluation.protocol import windows_said
 
     protocol = found.protocol
     console.table(columns(found), cells(found), title=found.model)
     console.line(
-        f"{protocol['dataset']} ({protocol['split']}): {protocol['windows']} of {protocol['windows_in_text']} windows "
+        f"{protocol['dataset']} ({protocol['split']}): {windows_said(protocol)} windows "
         f"of {protocol['seqlen']}, BOS {protocol['bos']}, fp32 log-softmax"
     )
     console.line(f"reference: {protocol['reference']}")

@@ -24,6 +24,7 @@ from .options import (
     SeedOption,
     SeqlenOption,
     SplitOption,
+    TextFieldOption,
     finite,
 )
 
@@ -62,6 +63,7 @@ def eval_ppl(
     model: ModelArgument,
     dataset: DatasetOption = "wikitext2",
     split: SplitOption = "test",
+    text_field: TextFieldOption = None,
     seqlen: SeqlenOption = 2048,
     max_windows: MaxWindowsOption = None,
     bos: BosOption = Bos.default,
@@ -93,6 +95,7 @@ def eval_ppl(
         model=model,
         dataset=dataset,
         split=split,
+        text_field=text_field,
         seqlen=seqlen,
         max_windows=max_windows,
         bos=bos.value,
@@ -121,7 +124,10 @@ def eval_ppl(
 
 
 def _print(report: "PerplexityReport") -> None:
+    from ..evaluation.protocol import windows_said
+
     scores, protocol = report.scores, report.protocol
+    tokens = "" if protocol["tokens"] is None else f", {protocol['tokens']} tokens"
     model, original = protocol["model"], protocol["baseline"]
     columns = ["model", "perplexity", "± s.e.", "KL (nats)", "top-1"]
     rows: list[tuple[object, ...]] = [
@@ -139,8 +145,8 @@ def _print(report: "PerplexityReport") -> None:
     width = len(columns) if original else 3
     console.table(columns[:width], [row[:width] for row in rows])
     console.line(
-        f"{protocol['dataset']} ({protocol['split']}, {protocol['tokens']} tokens): {scores.windows} of "
-        f"{protocol['windows_in_text']} windows of {protocol['seqlen']}, stride {protocol['stride']}, "
+        f"{protocol['dataset']} ({protocol['split']}{tokens}): {windows_said(protocol)} "
+        f"windows of {protocol['seqlen']}, stride {protocol['stride']}, "
         f"{protocol['scored_per_window']} scored in each, BOS {protocol['bos']}, fp32 log-softmax"
     )
     for each in filter(None, (model, original)):

@@ -74,7 +74,7 @@ def generate(
     """
     from ..errors import NestQuantError
     from ..evaluation.protocol import model_protocol, versions
-    from ..files import write_json
+    from ..files import BYTE_ORDER_MARK, write_json
     from ..generation.settings import NOT_GENERATED, Sampling, described
     from ..generation.writer import open_writer
     from ..models.device import pick_device
@@ -86,7 +86,7 @@ def generate(
     if prompt is None:
         if console.is_terminal(sys.stdin):
             raise NestQuantError("there is no prompt", NOT_GENERATED, f'run: nestquant generate {model} "Once upon"')
-        prompt = sys.stdin.read().rstrip("\n")
+        prompt = sys.stdin.read().removeprefix(BYTE_ORDER_MARK).rstrip("\n")
     writer = open_writer(source, sampling, resident.value, dtype.value, place)
     tell_settings(context)
     console.note(f"continuing with up to {max_new_tokens} tokens, {described(writer.config)}")

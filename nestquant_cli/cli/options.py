@@ -11,7 +11,10 @@ import typer
 DEFAULT_BUDGET = "2GiB"
 
 MODEL_HELP = "A Hugging Face id (or ID@REV), a model folder, a .gguf file, a checkpoint packed by nestquant, or 'demo'."
-DATASET_HELP = "wikitext2, c4, a .txt or .jsonl file (field 'text'), or 'demo'."
+DATASET_HELP = (
+    "wikitext2, c4, 'demo', a .txt, .jsonl, .json or .parquet file (also .gz), a folder of save_to_disk, or a data set "
+    "on the Hub, ORG/NAME or ORG/NAME:CONFIG."
+)
 
 
 def offer(*values: str) -> Callable[[str], list[str]]:
@@ -108,6 +111,23 @@ BosOption = Annotated[
     typer.Option(
         "--bos",
         help="Beginning-of-sequence token: default (as the tokenizer does, once), each (in every window) or none.",
+    ),
+]
+WindowBosOption = Annotated[
+    Bos,
+    typer.Option(
+        "--bos",
+        help="What windows begin with. default: what the tokenizer puts in front of any text, BOS or nothing; each: "
+        "BOS; none: nothing.",
+    ),
+]
+TextFieldOption = Annotated[
+    str | None,
+    typer.Option(
+        "--text-field",
+        metavar="NAME",
+        help="Field of the data set's records: text, or messages, which the tokenizer's chat template makes text of.",
+        show_default="text, or else messages",
     ),
 ]
 MaxWindowsOption = Annotated[

@@ -8,8 +8,10 @@ import typer
 from . import console
 from .calibrate import BITS_HELP, PART_DEFAULT, ActBitsOption, KvBitsOption
 from .config import RecipeOption, given, taken, tell_recipe
+from .eval_ppl import Dtype, DtypeOption
 from .options import (
     DEFAULT_BUDGET,
+    Bos,
     DatasetOption,
     DeviceOption,
     FolderOption,
@@ -19,6 +21,8 @@ from .options import (
     SamplesOption,
     SeedOption,
     SeqlenOption,
+    TextFieldOption,
+    WindowBosOption,
     finite,
     offer,
 )
@@ -118,8 +122,10 @@ def quantize(
     config: RecipeOption = None,
     calibration: CalibrationOption = None,
     dataset: DatasetOption = "wikitext2",
+    text_field: TextFieldOption = None,
     samples: SamplesOption = 128,
     seqlen: SeqlenOption = 2048,
+    bos: WindowBosOption = Bos.default,
     seed: SeedOption = 0,
     damping: Annotated[
         float, typer.Option("--damping", parser=finite, help="Damping of H, as a fraction of its mean diagonal.")
@@ -135,6 +141,7 @@ def quantize(
         bool, typer.Option("--resume/--no-resume", help="Resume an interrupted run of the same command.")
     ] = True,
     memory_budget: MemoryOption = DEFAULT_BUDGET,
+    dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
     revision: RevisionOption = None,
 ) -> None:
@@ -162,13 +169,13 @@ def quantize(
             from ..quantization.estimate import estimate_seconds
             from ..quantization.plan import make_plan
 
-            made = make_plan(source, recipe, budget=budget)
+            made = make_plan(source, recipe, budget=budget, dtype=dtype.value)
             _print_plan(made, estimate_seconds(made, recipe, own), folder, recipe.tune is not None)
             return
 
         from ..quantization.tuned import quantize_and_tune as run
 
-        report = run(source, recipe, folder, own, calibration, resume, explicit=settings, budget=budget)
+        report = run(source, recipe, folder, own, calibration, resume, settings, dtype.value, budget=budget)
     _print_report(report, folder)
 
 

@@ -20,6 +20,7 @@ from .options import (
     SeedOption,
     SeqlenOption,
     SplitOption,
+    TextFieldOption,
 )
 
 WindowsOption = Annotated[int, typer.Option("--max-windows", min=1, help="Score only the first N windows.")]
@@ -33,6 +34,7 @@ def report_checkpoint(
     output: FolderOption = None,
     dataset: DatasetOption = "wikitext2",
     split: SplitOption = "test",
+    text_field: TextFieldOption = None,
     seqlen: SeqlenOption = 2048,
     max_windows: WindowsOption = 8,
     prompt: PromptOption = "The capital of France is",
@@ -56,6 +58,7 @@ def report_checkpoint(
         model=str(checkpoint),
         dataset=dataset,
         split=split,
+        text_field=text_field,
         seqlen=seqlen,
         max_windows=max_windows,
         baseline=baseline,

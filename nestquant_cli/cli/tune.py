@@ -9,12 +9,15 @@ from . import console
 from .config import ConfigOption, tell_settings
 from .options import (
     MODEL_HELP,
+    Bos,
     CheckpointArgument,
     DatasetOption,
     DeviceOption,
     FolderOption,
     RevisionOption,
     SeedOption,
+    TextFieldOption,
+    WindowBosOption,
     finite,
 )
 
@@ -38,6 +41,8 @@ def tune_checkpoint(
     model: OriginalOption,
     output: FolderOption = None,
     dataset: DatasetOption = "wikitext2",
+    text_field: TextFieldOption = None,
+    bos: WindowBosOption = Bos.default,
     steps: StepsOption = 400,
     seqlen: SeqlenOption = 512,
     batch: BatchOption = 1,
@@ -61,12 +66,14 @@ def tune_checkpoint(
     from ..progress import duration
     from ..tuning.run import tune
     from ..tuning.settings import TuneSettings
+    from ..tuning.windows import TuneText
 
+    text = TuneText(dataset, text_field, bos.value)
     settings = TuneSettings(steps, seqlen, batch, rate, held_out, checks)
     folder = output if output is not None else Path(f"{checkpoint.absolute().name}-tuned")
     console.note(f"tuning {checkpoint} towards {model} for {steps} steps into {folder}")
     tell_settings(context)
-    report = tune(checkpoint, resolve(model, revision), settings, folder, pick_device(device), dataset, seed, resume)
+    report = tune(checkpoint, resolve(model, revision), settings, folder, pick_device(device), text, seed, resume)
     print_tuning(report)
     console.line(f"time: {duration(report['seconds'])}")
     console.ending(folder, "eval-ppl", folder, "--baseline", model)

@@ -4,12 +4,13 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..calibration.store import remove_calibration
 from ..checkpoint.manifest import CONFIG
 from ..checkpoint.read import check_checkpoint, read_quantization_config
 from ..errors import NestQuantError
+from ..evaluation.perplexity import check_fit
 from ..models.source import Source
 from ..progress import logger
 from ..quantization.pipeline import calibrate, quantize
@@ -19,10 +20,18 @@ from .entries import NOT_COMPARED, Entry, calibrations
 from .state import State
 
 _WORDS = ("model", "base_commit")  # of two folders or commits with the same weights the checkpoint is the same
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def make_checkpoints(
-    source: Source, entries: Sequence[Entry], keys: dict[str, Any], folder: Path, device: str, state: State
+    source: Source,
+    entries: Sequence[Entry],
+    keys: dict[str, Any],
+    folder: Path,
+    device: str,
+    state: State,
+    dtype: str = "auto",
 ) -> None:
     """Quantizes what is not quantized yet, each entry into `folder/NAME`; entries that can share a calibration do.
 
@@ -43,25 +52,30 @@ def make_checkpoints(
             names = ", ".join(entry.name for entry in members)
             logger.info("one calibration for %s", names)
             if not (stored / "calibration.json").is_file():
-                calibrate(source, recipe, stored, device)
+                calibrate(source, recipe, stored, device, dtype=dtype)
             spent = time.monotonic() - start
         for entry in members:
             logger.info("quantizing by %s", entry.name)
-            report = quantize(source, entry.recipe, folder / entry.name, device, stored)
+            report = quantize(source, entry.recipe, folder / entry.name, device, stored, dtype=dtype)
             taken = {"seconds": round(report["seconds"] + spent, 1), "peak_memory_bytes": report["peak_memory_bytes"]}
             state.put("runs", entry.name, keys[entry.name], taken)
         if stored is not None:
             remove_calibration(stored)
 
 
-def run_keys(source: Source, entries: Sequence[Entry], device: str) -> dict[str, Any]:
-    """By name what determines a checkpoint, as its config.json says it: settings, model and calibration text."""
-    subject = open_subject(source, device)
+def run_keys(source: Source, entries: Sequence[Entry], device: str, dtype: str, windows: "Tensor") -> dict[str, Any]:
+    """By name what determines a checkpoint, as its config.json says it: settings, model and calibration text.
+
+    Raises:
+        NestQuantError: a recipe cannot be used for the model, or the model cannot take `windows`, which are scored.
+    """
+    subject = open_subject(source, device, dtype)
+    check_fit(subject.weights.model, None, windows)
     keys = {}
     for entry in entries:
         refuse_other_caches(subject, entry.recipe)
         about, text = about_model(subject, entry.recipe, team()), text_of(read_windows(subject, entry.recipe))
-        key = entry.recipe.to_dict() | origin_of(source, about, text)
+        key = entry.recipe.to_dict() | origin_of(source, about, text, dtype)
         keys[entry.name] = json.loads(json.dumps(key))
     return keys
 

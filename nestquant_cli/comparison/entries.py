@@ -61,7 +61,7 @@ def calibrations(entries: Sequence[Entry]) -> list[tuple[Recipe, list[Entry]]]:
 
 def _joint(one: Recipe, other: Recipe) -> Recipe | None:
     """A recipe whose calibration has what both need; None where there is none."""
-    for name in ("dataset", "samples", "seqlen", "seed", "rotation"):
+    for name in ("dataset", "text_field", "bos", "samples", "seqlen", "seed", "rotation"):
         if getattr(one, name) != getattr(other, name):
             return None
     if one.rotation == "learned" or one.sequential or other.sequential:

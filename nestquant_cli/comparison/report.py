@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..evaluation.protocol import windows_said
 from ..markdown import escaped, table
 from .result import Comparison, Row
 
@@ -65,8 +66,8 @@ def markdown(found: Comparison, plots: Sequence[str]) -> str:
         "",
         f"Reference: {escaped(protocol['reference'])}.",
         "",
-        f"Scored: {escaped(protocol['dataset'])} ({protocol['split']}), {protocol['windows']} of "
-        f"{protocol['windows_in_text']} windows of {protocol['seqlen']} tokens, stride {protocol['stride']}, "
+        f"Scored: {escaped(protocol['dataset'])} ({protocol['split']}), {windows_said(protocol)} "
+        f"windows of {protocol['seqlen']} tokens, stride {protocol['stride']}, "
         f"BOS {protocol['bos']}, fp32 log-softmax, dtype {protocol['dtype']}, on {protocol['device']}.",
         "",
         *(f"- {escaped(name)}: calibrated on {escaped(text)}" for name, text in calibration.items()),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration.text import load_text
-from ..calibration.windows import cut_windows, hash_tokens, tokenize, window_stride
+from ..calibration.windows import cut_windows, hash_tokens, tokenize, tokens_of, window_stride
 from ..checkpoint.manifest import MANIFEST
 from ..errors import NestQuantError
 from ..evaluation.gates import main_metric
@@ -18,6 +18,7 @@ from ..models.describe import describe
 from ..models.device import pick_device
 from ..models.source import Source, fingerprint, load_tokenizer, resolve
 from ..names import nearest
+from ..processor import machine
 from ..team import launched
 from .checkpoints import make_checkpoints, run_keys
 from .entries import NOT_COMPARED, REFERENCE, Entry
@@ -39,10 +40,11 @@ class CompareOptions:
         entries: the recipes.
         folder: of the checkpoints and the result.
         against: name of the recipe whose gap the others close; None for none.
-        dataset, split, seqlen, max_windows, bos: text that is scored.
+        dataset, split, text_field, seqlen, max_windows, bos: text that is scored.
         tasks, limit, include_path: of lm-eval, see `evaluation.tasks.TaskOptions`.
         seed: of tasks.
-        dtype, device, resident: as in `evaluation.report.PerplexityOptions`.
+        dtype: that models are loaded in, for quantizing and scoring.
+        device, resident: as in `evaluation.report.PerplexityOptions`.
     """
 
     model: Source
@@ -51,6 +53,7 @@ class CompareOptions:
     against: str | None = None
     dataset: str = "wikitext2"
     split: str = "test"
+    text_field: str | None = None
     seqlen: int = 2048
     max_windows: int | None = None
     bos: str = "default"
@@ -89,15 +92,17 @@ def _compare(
 ) -> Comparison:
     """Makes what is not there yet, and writes table, plots and report."""
     names = [entry.name for entry in options.entries]
-    settings = run_keys(source, options.entries, device)
-    make_checkpoints(source, options.entries, settings, options.folder, device, state)
+    settings = run_keys(source, options.entries, device, options.dtype, windows)
+    make_checkpoints(source, options.entries, settings, options.folder, device, state, options.dtype)
     models = {name: resolve(str(options.folder / name)) for name in names}
     circumstances = {"dtype": options.dtype, "device": device, "resident": options.resident, "versions": versions()}
+    kind = machine(device)
     sha256 = fingerprint(source)
     keys = {
         name: {
             **about,
             **circumstances,
+            "machine": kind,
             "model_sha256": sha256,
             "manifest": sha256_file(options.folder / name / MANIFEST),
         }
@@ -113,6 +118,7 @@ def _compare(
     rows = _with_tasks(_with_gaps(rows, options.against), options, {REFERENCE: source} | models, keys, state)
     calibration = {
         name: f"{key['samples']} × {key['seqlen']} tokens of {key['dataset']}, seed {key['seed']}"
+        + (f", BOS {key['bos']}" if key["window_start"] else "")
         for name, key in settings.items()
     }
     reference = {
@@ -123,6 +129,7 @@ def _compare(
         **about,
         **circumstances,
         **reference,
+        "machine": kind,
         "model_sha256": sha256,
         "calibration": calibration,
         "settings": settings,
@@ -135,17 +142,19 @@ def _compare(
 
 def _windows(options: CompareOptions, source: Source) -> tuple[Any, dict[str, Any]]:
     """The windows to score, (windows, seqlen) int64, and what is said of them."""
-    text, tokenizer = load_text(options.dataset, options.split), load_tokenizer(source)
-    tokens = tokenize(text, tokenizer, options.bos)
+    tokenizer = load_tokenizer(source)
+    text = load_text(options.dataset, options.split, tokenizer, options.text_field)
+    tokens, whole = tokenize(text, tokenizer, options.bos, tokens_of(options.max_windows, options.seqlen, options.bos))
     windows = cut_windows(tokens, tokenizer, options.seqlen, options.bos, text.name)
-    used = windows[: options.max_windows]
+    used = windows[: options.max_windows].long()
     return used, {
         "dataset": text.name,
         "split": text.split,
         "text_sha256": text.sha256,
         "tokens_sha256": hash_tokens(used),
         "windows": len(used),
-        "windows_in_text": len(windows),
+        "windows_in_text": len(windows) if whole else None,
+        **text.source,
         "seqlen": options.seqlen,
         "stride": window_stride(options.seqlen, options.bos),
         "bos": options.bos,

@@ -7,10 +7,11 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import NestQuantError
 from ..finite import all_finite
+from ..models.vocabulary import known_tokens, refuse_long_windows, refuse_unknown_tokens
 from ..progress import track
 from ..team import team
 from .divergence import divergence
@@ -139,9 +140,9 @@ def check_fit(model: "PreTrainedModel", baseline_model: "PreTrainedModel | None"
     for each in (model, baseline_model):
         if each is not None:
             _check_windows(each, windows)
-    if baseline_model is not None and _vocabulary(model) != _vocabulary(baseline_model):
+    if baseline_model is not None and known_tokens(model) != known_tokens(baseline_model):
         raise NestQuantError(
-            f"the model has {_vocabulary(model)} tokens and the baseline {_vocabulary(baseline_model)}",
+            f"the model has {known_tokens(model)} tokens and the baseline {known_tokens(baseline_model)}",
             NO_RESULT,
             "give the model that was quantized as the baseline",
         )
@@ -197,22 +198,5 @@ def _loss(log_probabilities: "Tensor", targets: "Tensor") -> float:
 
 
 def _check_windows(model: "PreTrainedModel", windows: "Tensor") -> None:
-    vocabulary = _vocabulary(model)
-    if int(windows.max()) >= vocabulary:
-        raise NestQuantError(
-            f"the tokenizer makes token {int(windows.max())}, the model knows {vocabulary} tokens",
-            NO_RESULT,
-            "use the tokenizer that belongs to the model",
-        )
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context and windows.shape[1] > context:
-        raise NestQuantError(
-            f"windows of {windows.shape[1]} tokens are longer than the model's context of {context}",
-            NO_RESULT,
-            f"use --seqlen {context} or less",
-        )
-
-
-def _vocabulary(model: "PreTrainedModel") -> int:
-    embeddings: Any = model.get_input_embeddings()
-    return int(embeddings.weight.shape[0])
+    refuse_unknown_tokens(int(windows.max()), known_tokens(model), NO_RESULT)
+    refuse_long_windows(windows.shape[1], model.config, NO_RESULT)

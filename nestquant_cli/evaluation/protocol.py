@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..models.describe import describe
@@ -35,6 +36,12 @@ def model_protocol(source: Source, model: "PreTrainedModel") -> dict[str, Any]:
         "attention": str(model.config._attn_implementation),
         "device": device_name(model),
     }
+
+
+def windows_said(protocol: Mapping[str, Any]) -> str:
+    """How many windows were scored, of how many where the text was read to its end: "8 of 141" or "the first 8"."""
+    whole = protocol["windows_in_text"]
+    return f"the first {protocol['windows']}" if whole is None else f"{protocol['windows']} of {whole}"
 
 
 def device_name(model: "PreTrainedModel") -> str:

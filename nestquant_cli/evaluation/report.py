@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from ..calibration.text import JOIN, load_text
-from ..calibration.windows import cut_windows, tokenize, window_stride
+from ..calibration.text import load_text
+from ..calibration.windows import cut_windows, tokenize, tokens_of, window_stride
 from ..errors import NestQuantError
 from ..models.device import pick_device
 from ..models.source import Source, load_model, load_tokenizer, resolve
@@ -20,6 +20,7 @@ class PerplexityOptions:
 
     Attributes:
         model, baseline: names as `models.resolve.resolve` takes them, or what that found.
+        text_field: of the data set's records, see `calibration.text.load_text`.
         max_windows: score the first windows only; None is all of them.
         bos: "default", "each" or "none", see `calibration.windows.token_windows`.
         dtype: "auto", "float32", "bfloat16" or "float16".
@@ -32,6 +33,7 @@ class PerplexityOptions:
     dataset: str = "wikitext2"
     split: str = "test"
     seqlen: int = 2048
+    text_field: str | None = None
     max_windows: int | None = None
     bos: str = "default"
     baseline: str | Source | None = None
@@ -72,12 +74,13 @@ def measure_perplexity(options: PerplexityOptions) -> PerplexityReport:
     source = resolve(options.model, options.revision)
     baseline_source = resolve(options.baseline) if options.baseline else None
     device = pick_device(options.device)
-    text = load_text(options.dataset, options.split)
     tokenizer = load_tokenizer(source)
-    tokens = tokenize(text, tokenizer, options.bos)
+    text = load_text(options.dataset, options.split, tokenizer, options.text_field)
+    wanted = tokens_of(options.max_windows, options.seqlen, options.bos)
+    tokens, whole = tokenize(text, tokenizer, options.bos, wanted)
     windows = cut_windows(tokens, tokenizer, options.seqlen, options.bos, text.name)
     if baseline_source is not None:
-        baseline_tokens = tokenize(text, load_tokenizer(baseline_source), options.bos)
+        baseline_tokens, _ = tokenize(text, load_tokenizer(baseline_source), options.bos, wanted)
         if not torch.equal(tokens, baseline_tokens):
             raise NestQuantError(
                 f"{source.name} and {baseline_source.name} turn the text into different tokens",
@@ -90,16 +93,15 @@ def measure_perplexity(options: PerplexityOptions) -> PerplexityReport:
     held = hold_weights(model, options.resident)
     if baseline is not None:
         hold_weights(baseline, options.resident)
-    scores = score(model, windows[: options.max_windows], baseline_model=baseline)
+    scores = score(model, windows[: options.max_windows].long(), baseline_model=baseline)
     protocol = {
         "dataset": text.name,
         "split": text.split,
         "text_sha256": text.sha256,
-        "line_ends": text.line_ends,
-        "join": JOIN,
-        "tokens": len(tokens),
+        **text.source,
+        "tokens": len(tokens) if whole else None,
         "windows": scores.windows,
-        "windows_in_text": len(windows),
+        "windows_in_text": len(windows) if whole else None,
         "seqlen": options.seqlen,
         "stride": window_stride(options.seqlen, options.bos),
         "scored_per_window": options.seqlen - 1,

@@ -10,6 +10,7 @@ from transformers import TextStreamer
 from ..errors import NestQuantError
 from ..evaluation.protocol import hold_weights
 from ..models.source import Source, load_model, load_tokenizer
+from ..models.vocabulary import known_tokens, refuse_unknown_tokens
 from .figures import Figures, cache_bytes, peak_bytes, weight_bytes
 from .settings import NOT_GENERATED, Sampling
 
@@ -83,12 +84,13 @@ class Writer:
         return None if self.context is None else max(self.context - new, self.context // 2)
 
     def refuse_unfit(self, ids: Sequence[int]) -> None:
-        """Raises NestQuantError for a prompt of no tokens, or of so many that none fits behind them."""
+        """Raises NestQuantError for a prompt of no tokens, of unknown ones, or of so many that none fits behind."""
         if not ids:
             raise NestQuantError("the prompt is empty", NOT_GENERATED, "give some text")
         if self.context is not None and len(ids) >= self.context:
             cause = f"the prompt has {len(ids)} tokens and the model takes {self.context}"
             raise NestQuantError(cause, NOT_GENERATED, "shorten it")
+        refuse_unknown_tokens(max(ids), known_tokens(self.model), NOT_GENERATED)
 
     def write(self, ids: Sequence[int], show: Show = lambda text: None) -> Answer:
         """Continues a text up to an end token, `max_new_tokens` or the model's longest text.

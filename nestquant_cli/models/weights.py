@@ -127,22 +127,27 @@ class LazyWeights(Weights):
         setattr(self.model.get_submodule(owner), leaf, nn.Parameter(tensor.detach(), requires_grad=False))
 
 
-def open_weights(source: Source, device: str) -> Weights:
+def open_weights(source: Source, device: str, dtype: str = "auto") -> Weights:
     """Opens a model: layer by layer where its files allow that, else whole.
+
+    Args:
+        source: the model.
+        device: where its parameters go.
+        dtype: of its weights; "auto" is the model's own.
 
     Raises:
         NestQuantError: files are missing, truncated or damaged, or the model is of a kind that is not supported.
     """
     _refuse_adapters(source)
-    reason, opened = _open_lazily(source, device)
+    reason, opened = _open_lazily(source, device, dtype)
     if opened is None:
         logger.info("%s is loaded whole: %s", source.name, reason)
-        return Weights(load_model(source, device=device))
+        return Weights(load_model(source, dtype, device))
     logger.info("%s is read layer by layer", source.name)
     return opened
 
 
-def _open_lazily(source: Source, device: str) -> tuple[str, LazyWeights | None]:
+def _open_lazily(source: Source, device: str, dtype: str) -> tuple[str, LazyWeights | None]:
     """The model, or why it has to be loaded whole."""
     if source.gguf_file:
         return "the blocks of a GGUF file are de-quantized as one", None
@@ -152,7 +157,8 @@ def _open_lazily(source: Source, device: str) -> tuple[str, LazyWeights | None]:
         return "it is quantized already", None
     places = {name: (file, entry) for file in files for name, entry in read_shard(file).entries.items()}
     refuse_misfit(config, {name: entry.shape for name, (_, entry) in places.items()})
-    model = _empty_model(config, getattr(config, "dtype", None) or _first_dtype(places))
+    own = getattr(config, "dtype", None) or _first_dtype(places)
+    model = _empty_model(config, own if dtype == "auto" else getattr(torch, dtype))
     if model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict:
         return "parts of it are kept in float32", None
     if _converted(model, places):

@@ -20,13 +20,15 @@ _SIZE, _DPI = (10.0, 7.0), 150  # inches, dots an inch
 logger = logging.getLogger("nestquant")
 
 
-def mixed_words(subject: Subject, recipe: Recipe, dataset: str, output: Output, group: Team) -> dict[str, int] | None:
+def mixed_words(
+    subject: Subject, recipe: Recipe, text: dict[str, Any], output: Output, group: Team
+) -> dict[str, int] | None:
     """Bits of a word of each matrix by full name; None where the recipe gives all of them the same.
 
     Args:
         subject: the model.
         recipe: with the average in `weight_bits`.
-        dataset: calibration text.
+        text: what is recorded of the calibration text, see `subject.text_of`.
         output: where sensitivities.json and sensitivities.png go; of a run that is resumed it has them.
         group: of processes, all of which call this.
     """
@@ -35,7 +37,8 @@ def mixed_words(subject: Subject, recipe: Recipe, dataset: str, output: Output, 
         return None
     if not group.lead(lambda: SENSITIVITIES in output.state.files):
         samples, seqlen = min(SAMPLES, recipe.samples), min(SEQLEN, recipe.seqlen)
-        few = dataclasses.replace(recipe, dataset=dataset, samples=samples, seqlen=seqlen)
+        read = {name: text[name] for name in ("dataset", "text_field", "bos")}
+        few = dataclasses.replace(recipe, samples=samples, seqlen=seqlen, **read)
         windows = read_windows(subject, few)
         found = measure(subject, recipe, windows.ids, group)
         words = allocate(found, shape.word_bits)

@@ -48,10 +48,12 @@ from .subject import (
     text_of,
 )
 
+_TEXT_SETTINGS = ("dataset", "samples", "seqlen", "bos", "text_field")
+
 
 @reuse_blocks()
 def calibrate(
-    source: Source, recipe: Recipe, folder: Path, device: str, budget: int = DEFAULT_BUDGET
+    source: Source, recipe: Recipe, folder: Path, device: str, budget: int = DEFAULT_BUDGET, dtype: str = "auto"
 ) -> dict[str, Any]:
     """Calibrates a model and saves Hessians, noise and codes; goes on with an unfinished calibration of the same.
 
@@ -61,6 +63,7 @@ def calibrate(
         folder: the output.
         device: where to compute.
         budget: bytes of hidden states that may stay in memory.
+        dtype: that the model is loaded in; "auto" is its own.
 
     Returns:
         what calibration.json says of it, less the layers.
@@ -68,10 +71,10 @@ def calibrate(
     group = team()
     refuse_stored(recipe)
     group.lead(lambda: refuse_foreign(folder, FILE))
-    subject = open_subject(source, device)
+    subject = open_subject(source, device, dtype)
     refuse_other_caches(subject, recipe)
     windows = read_windows(subject, recipe)
-    about = about_model(subject, recipe, group) | text_of(windows)
+    about = about_model(subject, recipe, group) | text_of(windows) | {"dtype": dtype}
     writer = group.lead(lambda: CalibrationWriter(folder, about, circumstances(subject)))
     with writer:
         done = group.lead(lambda: [writer.done(index) for index in range(subject.depth)])
@@ -99,6 +102,7 @@ def quantize(
     resume: bool = True,
     explicit: Collection[str] = (),
     budget: int = DEFAULT_BUDGET,
+    dtype: str = "auto",
 ) -> dict[str, Any]:
     """Quantizes a model into a packed checkpoint.
 
@@ -111,6 +115,7 @@ def quantize(
         resume: go on with an unfinished run of the same key.
         explicit: settings of the recipe that the user asked for by name; those of the text must be the calibration's.
         budget: bytes of hidden states that may stay in memory.
+        dtype: that the model is loaded in, and of what is not quantized in the checkpoint; "auto" is the model's own.
 
     Returns:
         the report, as in quantization_report.json, with the seconds and the peak memory of this process added.
@@ -122,7 +127,7 @@ def quantize(
     group = team()
     group.lead(lambda: refuse_foreign(folder, CONFIG))
     stored = None if calibration is None else Calibration(calibration)
-    subject = open_subject(source, device)
+    subject = open_subject(source, device, dtype)
     refuse_other_caches(subject, recipe)
     about = about_model(subject, recipe, group)
     windows, text, calibrated = _text(subject, recipe, about, stored, explicit)
@@ -134,10 +139,10 @@ def quantize(
         if finished is not None:
             return finished | run_figures(start)
         try:
-            words = mixed_words(subject, recipe, text["dataset"], output, group)
+            words = mixed_words(subject, recipe, text, output, group)
             measuring = Measuring(subject, recipe, stored, windows, folder, budget)
             parts = _quantize_layers(measuring, output, group, words)
-            origin = origin_of(source, about, text)
+            origin = origin_of(source, about, text, dtype)
             report = group.lead(lambda: write_rest(output, subject.weights, subject.tokenizer, recipe, parts, origin))
         except NestQuantError:
             if group.leads:
@@ -158,7 +163,7 @@ def _text(
         windows = read_windows(subject, recipe)
         return windows, text_of(windows), {}
     refuse_stored(recipe)
-    asked = {name: getattr(recipe, name) for name in ("dataset", "samples", "seqlen") if name in explicit}
+    asked = {name: getattr(recipe, name) for name in _TEXT_SETTINGS if name in explicit}
     stored.check(about | asked)
     text = {key: stored.about.get(key) for key in TEXT_KEYS}
     return None, text, {"calibration_sha256": sha256_file(stored.folder / FILE)}

@@ -2,15 +2,19 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..calibration.documents import suffix_of
 from ..calibration.hidden import DEFAULT_BUDGET
+from ..calibration.stream import BLOCK, can_split
+from ..calibration.windows import WHOLE_UP_TO
 from ..codecs.registry import columns_of, stored_tensors
 from ..models.limits import meta_model
-from ..models.source import Source, load_config
+from ..models.source import Source, load_config, load_tokenizer
 from ..models.structure import Decoder, find_decoder, linears, refuse_stray_matrices
 from ..modules.inputs import padded_size
 from ..tuning.settings import TuneSettings
@@ -25,6 +29,9 @@ ROW_COPIES = 4
 # the learning take 4 bytes an entry each; the rest is an allowance for paths and temporaries, not a count.
 SEARCH = 36
 SEARCH_COPIES = 6
+WHOLE = 160  # bytes that a tokenizer keeps of a character that it is given
+STREAM = 16  # bytes for each token of the calibration text: ids, their copy when parts are joined, a permutation
+GZIP = 4  # times that a text is larger than its gzipped file
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,11 @@ class Plan:
 
 
 def make_plan(
-    source: Source, recipe: Recipe, model: PreTrainedModel | None = None, budget: int = DEFAULT_BUDGET
+    source: Source,
+    recipe: Recipe,
+    model: PreTrainedModel | None = None,
+    budget: int = DEFAULT_BUDGET,
+    dtype: str = "auto",
 ) -> Plan:
     """Builds the model without its weights and counts.
 
@@ -79,13 +90,15 @@ def make_plan(
         recipe: what to quantize and how.
         model: the same, where it is at hand; only shapes and dtypes are read.
         budget: bytes of hidden states that may stay in memory.
+        dtype: that the model is to be loaded in, where it is not at hand.
 
     Raises:
         NestQuantError: the model is of a kind that is not supported.
     """
     if model is None:
         config = load_config(source)
-        model = meta_model(config, torch.bfloat16 if source.gguf_file else getattr(config, "dtype", None))
+        own = torch.bfloat16 if source.gguf_file else getattr(config, "dtype", None)
+        model = meta_model(config, own if dtype == "auto" else getattr(torch, dtype))
     decoder = find_decoder(model)
     refuse_stray_matrices(model, decoder)
     shapes: dict[tuple[str, int, int], int] = {}
@@ -101,6 +114,7 @@ def make_plan(
     hidden = recipe.samples * recipe.seqlen * _kept_width(model, decoder, recipe.sequential) * item
     streamed = source.kind == "folder"
     memory = _memory(model, decoder, streamed, recipe) + min(hidden, budget)
+    memory = max(memory, LIBRARIES + _text_memory(source, recipe.dataset))
     if recipe.tune is not None:
         memory = max(memory, _tuning_memory(model, rows, total, TuneSettings.from_dict(recipe.tune)))
     return Plan(rows, len(decoder.layers), weights, parameters, total, hidden, streamed, memory)
@@ -142,6 +156,18 @@ def _memory(model: PreTrainedModel, decoder: Decoder, streamed: bool, recipe: Re
     )
     held = max(around + one, one + work)
     return LIBRARIES + (held if streamed else item * _parameters(model) + work)
+
+
+def _text_memory(source: Source, dataset: str) -> int:
+    """What reading and tokenizing a local file of calibration text takes; others are small, or not here yet."""
+    path = Path(dataset).expanduser()
+    size = path.stat().st_size if path.is_file() else 0
+    if dataset.lower().endswith(".gz"):
+        size *= GZIP
+    if size > WHOLE_UP_TO and not can_split(load_tokenizer(source)):
+        return WHOLE * size
+    whole = suffix_of(dataset) == ".json"  # is one value, which is read at once
+    return WHOLE * min(size, BLOCK) + STREAM * size // 4 + 6 * whole * size
 
 
 def _tuning_memory(model: PreTrainedModel, rows: list[PlanRow], packed: int, settings: TuneSettings) -> int:

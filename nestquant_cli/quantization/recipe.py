@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from ..calibration.windows import BOS_MODES
 from ..codecs.protocol import Shape
 from ..codecs.registry import CODECS, shape_of
 from ..errors import NestQuantError
@@ -17,7 +18,13 @@ SIXTEEN = 16.0  # bits that mean "leave alone"
 FEEDBACKS = ("none", "ldlq")
 WEIGHTS_ONLY = ("glvq",)  # methods that leave activations, keys and values in 16 bits
 ALLOCATIONS = ("uniform", "mixed")
-_CHOICES = {"method": tuple(CODECS), "rotation": ROTATIONS, "feedback": FEEDBACKS, "allocation": ALLOCATIONS}
+_CHOICES = {
+    "method": tuple(CODECS),
+    "rotation": ROTATIONS,
+    "feedback": FEEDBACKS,
+    "allocation": ALLOCATIONS,
+    "bos": BOS_MODES,
+}
 PATHS = {"nestquant": 8, "integer": 1, "glvq": 16}  # of the K-best search for weights alone
 _RANGES = (("samples", 1, 1 << 20), ("seqlen", 2, 1 << 20), ("seed", 0, (1 << 63) - 1), ("reflections", 1, 4096))
 _NOTHING = "nothing was quantized"
@@ -50,6 +57,8 @@ class Recipe:
         sequential: whether each matrix is calibrated behind those before it as they are after quantization, and makes
             up for their errors; only where activations, keys and values stay in 16 bits.
         dataset, samples, seqlen: calibration text and how much of it.
+        text_field: of the data set's records; None takes "text", or else "messages".
+        bos: what calibration windows begin with: "default", "each" or "none", see `calibration.windows.window_start`.
         seed: of rotation signs, window sampling and fits.
         damping: added to the Hessian, as a fraction of its mean diagonal.
         allocation: "uniform" gives all matrices the same bits; "mixed" takes `weight_bits` for an average.
@@ -69,6 +78,8 @@ class Recipe:
     dataset: str = "wikitext2"
     samples: int = 128
     seqlen: int = 2048
+    text_field: str | None = None
+    bos: str = "default"
     seed: int = 0
     damping: float = 0.01
     rotation: str = "hadamard"
@@ -122,6 +133,8 @@ class Recipe:
             TuneSettings.from_dict(self.tune)
         if not isinstance(self.dataset, str) or not self.dataset:
             raise NestQuantError("dataset is not a name", _NOTHING, "use wikitext2, c4, demo or a .txt or .jsonl file")
+        if self.text_field is not None and (not isinstance(self.text_field, str) or not self.text_field):
+            raise NestQuantError("text_field is not a name", _NOTHING, "name a field of the data set, such as text")
 
     def _check_paths(self) -> None:
         if self.paths is None:

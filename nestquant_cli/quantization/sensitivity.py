@@ -121,4 +121,4 @@ def feedback_trace(item: InputStatistics, damping: float) -> float:
 def _whole(subject: Subject) -> PreTrainedModel:
     if not subject.weights.lazy:
         return subject.weights.model
-    return load_model(subject.source, device=str(subject.weights.device))
+    return load_model(subject.source, subject.dtype, str(subject.weights.device))

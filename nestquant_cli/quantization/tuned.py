@@ -11,10 +11,12 @@ from ..checkpoint.output import Output
 from ..checkpoint.read import read_quantization_config
 from ..errors import NestQuantError
 from ..models.source import Source
+from ..processor import machine
 from ..team import team
 from ..tuning.run import tune
 from ..tuning.settings import TuneSettings
-from .finish import run_figures
+from ..tuning.windows import TuneText
+from .finish import run_figures, versions
 from .pipeline import quantize
 from .recipe import Recipe
 
@@ -29,6 +31,7 @@ def quantize_and_tune(
     calibration: Path | None = None,
     resume: bool = True,
     explicit: Collection[str] = (),
+    dtype: str = "auto",
     **limits: int,
 ) -> dict[str, Any]:
     """Quantizes a model, then tunes the result if the recipe has `tune`.
@@ -39,13 +42,14 @@ def quantize_and_tune(
         NestQuantError: as `pipeline.quantize` and `tuning.run.tune` do; or several processes were asked to tune.
     """
     if recipe.tune is None:
-        return quantize(source, recipe, folder, device, calibration, resume, explicit, **limits)
+        return quantize(source, recipe, folder, device, calibration, resume, explicit, dtype=dtype, **limits)
     start = time.monotonic()
     if team().size > 1:
         raise NestQuantError(
             f"{team().size} processes cannot tune together", "nothing was quantized", "tune the result with one process"
         )
     key = {"recipe": recipe.to_dict(), "model": source.name, "calibration": calibration and str(calibration)}
+    key |= {"dtype": dtype, "versions": versions(), **machine(device)}
     with Output(folder, key, 1, resume) as output:
         finished = output.finished()
         if finished is not None:
@@ -54,12 +58,13 @@ def quantize_and_tune(
         plain = dataclasses.replace(recipe, tune=None)
         if not (untuned / CONFIG).is_file():
             try:
-                quantize(source, plain, untuned, device, calibration, True, explicit, **limits)
+                quantize(source, plain, untuned, device, calibration, True, explicit, dtype=dtype, **limits)
             except NestQuantError:
                 if not untuned.exists():
                     output.state.give_up()
                 raise
         settings = TuneSettings.from_dict(recipe.tune)
-        dataset = read_quantization_config(untuned)["recipe"]["dataset"]
-        report = tune(untuned, source, settings, folder, device, dataset, recipe.seed, output=output)
+        read = read_quantization_config(untuned)["recipe"]
+        text = TuneText(read["dataset"], read["text_field"], read["bos"])
+        report = tune(untuned, source, settings, folder, device, text, recipe.seed, output=output)
         return report | run_figures(start)

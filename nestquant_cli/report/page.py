@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..evaluation.protocol import windows_said
 from ..sharing.results import without_folder
 from .contents import Contents
 
@@ -35,6 +36,7 @@ def html(name: str, found: Contents, pictures: dict[str, bytes]) -> str:
         summary=_summary(found),
         damaged=_damaged(found),
         betas=_betas(found),
+        windows="" if found.scores is None else windows_said(found.scores.protocol),
         recipe=[(key, "" if value is None else without_folder(str(value))) for key, value in recipe],
     )
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from ..errors import NestQuantError
 from ..evaluation.gates import main_metric, main_name
+from ..evaluation.protocol import windows_said
 from ..files import read_json
 from .kept import NOT_PUSHED
 
 # options of the two commands that a figure depends on
-_SCORING = ("dataset", "split", "seqlen", "max_windows", "bos", "baseline")
+_SCORING = ("dataset", "split", "text_field", "seqlen", "max_windows", "bos", "baseline")
 _TASKS = (
     *("tasks", "num_fewshot", "limit", "apply_chat_template", "chat_template", "system_instruction"),
     *("fewshot_as_multiturn", "gen_kwargs", "seed"),
@@ -85,7 +86,7 @@ def without_folder(text: str) -> str:
 def _perplexity(found: dict[str, Any], protocol: dict[str, Any]) -> list[Measured]:
     text = f"{without_folder(protocol['dataset'])} ({protocol['split']})"
     how = (
-        f"{text}, {protocol['windows']} of {protocol['windows_in_text']} windows of {protocol['seqlen']} tokens, "
+        f"{text}, {windows_said(protocol)} windows of {protocol['seqlen']} tokens, "
         f"BOS {protocol['bos']}, {protocol['model']['dtype']}"
     )
     original, value = found.get("baseline_perplexity"), found["perplexity"]

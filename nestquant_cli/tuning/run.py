@@ -18,8 +18,9 @@ from ..checkpoint.output import Output
 from ..checkpoint.read import open_checkpoint, read_layout, read_quantization_config
 from ..errors import NestQuantError
 from ..files import sha256_file
-from ..models.source import Source, fingerprint, load_model, load_tokenizer, resolve
+from ..models.source import Source, fingerprint, load_config, load_model, load_tokenizer, resolve
 from ..modules.resident import set_resident
+from ..processor import machine
 from ..progress import steps
 from ..runs import refuse_foreign
 from .distill import Distillation
@@ -27,7 +28,7 @@ from .parameters import Tunables
 from .result import shards_of, write_tuned
 from .settings import TuneSettings
 from .state import TuneState
-from .windows import TuneWindows, read_tune_windows
+from .windows import TuneText, TuneWindows, read_tune_windows
 
 STATE = "tuning.pt"
 SAVE_SECONDS = 60.0  # between two savings of the state
@@ -41,7 +42,7 @@ def tune(
     settings: TuneSettings,
     folder: Path,
     device: str,
-    dataset: str,
+    text: TuneText,
     seed: int = 0,
     resume: bool = True,
     output: Output | None = None,
@@ -54,7 +55,7 @@ def tune(
         settings: how long and how fast.
         folder: the output.
         device: where to compute.
-        dataset: text to tune on; its "train" split where it has splits.
+        text: to tune on; its "train" split where it has splits.
         seed: of the order of windows and the choice of those held out.
         resume: go on with an unfinished run of the same key.
         output: of a run that this is the end of, in the same folder; None where it is a run of its own.
@@ -72,15 +73,16 @@ def tune(
     shards = shards_of(open_checkpoint(checkpoint))
     _refuse_others(checkpoint, original)
     source = resolve(str(checkpoint))
-    windows = read_tune_windows(dataset, load_tokenizer(source), settings, seed)
-    about = {**settings.to_dict(), "dataset": dataset, "text_sha256": windows.text_sha256, "seed": seed}
+    windows = read_tune_windows(text, load_tokenizer(source), load_config(source), settings, seed)
+    about = {**settings.to_dict(), **windows.about, "seed": seed}
     own = {"checkpoint_sha256": sha256_file(checkpoint / MANIFEST), "tune": about, "device": device}
     if output is None:
-        output = Output(folder, own | {"torch": torch.__version__}, len(shards), resume)
+        output = Output(folder, own | {"torch": torch.__version__, **machine(device)}, len(shards), resume)
     with output.divided(len(shards)) as output:
         report = output.finished()
         if report is None:
-            student, teacher = load_model(source, "auto", device), load_model(original, "auto", device)
+            dtype = read_quantization_config(checkpoint)["recipe"].get("dtype", "auto")
+            student, teacher = load_model(source, "auto", device), load_model(original, dtype, device)
             set_resident(student, "int8")
             tunables = Tunables(student)
             distillation = Distillation(teacher, student, read_layout(checkpoint))

@@ -1,9 +1,13 @@
 """Texts are read as they are, and what cannot be read is refused."""
 
+import codecs
+import gzip
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from nestquant_cli.calibration.demo_text import demo_documents
 from nestquant_cli.calibration.text import load_text
@@ -14,7 +18,7 @@ def test_a_text_file_is_taken_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b" one\n\n\n two \r three \n")
     text = load_text(str(path), "train")
-    assert text.text.encode() == path.read_bytes() and text.documents is None and text.split == "all"
+    assert text.text.encode() == path.read_bytes() and text.join == "" and text.split == "all"
     assert text.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and text.line_ends == "LF"
 
 
@@ -30,7 +34,7 @@ def test_jsonl_documents_are_joined_by_two_newlines(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\n\n{"text": "two\\u2028three", "id": 4}\n', encoding="utf-8")
     text = load_text(str(path), "test")
-    assert text.documents == ["one", "two\u2028three"] and text.text == "one\n\ntwo\u2028three"
+    assert list(text.documents()) == ["one", "two\u2028three"] and text.text == "one\n\ntwo\u2028three"
 
 
 def test_the_two_parts_of_the_demo_share_no_paragraph() -> None:
@@ -52,6 +56,19 @@ def test_the_two_parts_of_the_demo_share_no_paragraph() -> None:
         ("latin.txt", b"caf\xe9", r"not UTF-8 text \(byte 3\)"),
         ("broken.jsonl", b'{"text": "a"}\n{oops\n', "line 2 is not JSON"),
         ("field.jsonl", b'{"content": "a"}\n', "line 1 has no string in the field 'text'"),
+        (
+            "talk.jsonl",
+            b'{"messages": [{"role": "user", "content": "a"}]}',
+            "line 1 is a conversation and the tokenizer",
+        ),
+        ("roles.jsonl", b'{"messages": [{"from": "user", "value": "a"}]}', "nor messages with role and content"),
+        ("half.jsonl", b'{"text": "\\ud83d"}', "half of a surrogate pair"),
+        ("object.json", b'{"text": "a"}', "is not a JSON list"),
+        ("broken.json", b'[{"text": "a"}', "is not JSON"),
+        ("plain.txt.gz", b"not zipped", "damaged or not gzipped"),
+        ("table.parquet", b"PAR0", "cannot be read as parquet"),
+        ("missing.parquet", None, "cannot be read"),
+        ("late.jsonl", b'{"text": "a"}\n{"text": "b\xff"}\n', r"not UTF-8 text \(byte 25\)"),
         ("table.csv", b"a,b", "not a data set that is known here"),
     ],
 )
@@ -69,7 +86,7 @@ def test_unknown_names_and_splits_are_refused() -> None:
         load_text("demo", "tset")
 
 
-@pytest.mark.parametrize("name", ["wikitext2", "c4"])
+@pytest.mark.parametrize("name", ["wikitext2", "c4", "some/data", "some/data:en"])
 def test_a_data_set_without_a_connection_names_the_alternative(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,3 +94,113 @@ def test_a_data_set_without_a_connection_names_the_alternative(
     monkeypatch.setattr("nestquant_cli.models.hub.unreachable", lambda: "no network")
     with pytest.raises(NestQuantError, match=r"(no network).*local \.txt or \.jsonl"):
         load_text(name, "test")
+
+
+ROWS = [{"text": "one", "body": "eins"}, {"text": "two\n", "body": "zwei"}]
+
+
+def write(path: Path) -> str:
+    """ROWS in the form that the name says."""
+    import datasets
+
+    table = datasets.Dataset.from_list(ROWS)
+    lines = "\n".join(map(json.dumps, ROWS)).encode()
+    if path.name.endswith(".parquet"):
+        table.to_parquet(str(path))
+    elif ".json" in path.name:
+        data = json.dumps(ROWS).encode() if ".jsonl" not in path.name else lines
+        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    elif path.name == "splits":
+        datasets.DatasetDict(train=table, other=table.select([0])).save_to_disk(str(path))
+    else:
+        table.save_to_disk(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz", "A.PARQUET".lower(), "folder", "splits"]
+)
+def test_records_of_every_form_are_the_same_text(name: str, tmp_path: Path) -> None:
+    source = write(tmp_path / name)
+    text = load_text(source, "train")
+    assert list(text.documents()) == ["one", "two\n"] and text.text == "one\n\ntwo\n"
+    assert text.sha256 == hashlib.sha256(text.text.encode()).hexdigest() and text.characters == 9
+    assert text.source["text_field"] == "text" and text.source["chat_template_sha256"] is None
+    assert load_text(source, "train", field="body").text == "eins\n\nzwei"
+    with pytest.raises(NestQuantError, match=r"no string in the field 'no'.*\(this one has text, body\)"):
+        load_text(source, "train", field="no")
+
+
+def test_saved_splits_are_named(tmp_path: Path) -> None:
+    with pytest.raises(NestQuantError, match=r"has no split 'test'.*it has train, other"):
+        load_text(write(tmp_path / "splits"), "test")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NestQuantError, match="is not a data set of save_to_disk"):
+        load_text(str(tmp_path / "empty"), "test")
+
+
+def test_conversations_become_text_by_the_template(tmp_path: Path, talking: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(talking)
+    talk = [[{"role": "user", "content": "hi\r\n"}, {"role": "assistant", "content": "hello"}]] * 2
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"id": 1, "messages": each}) for each in talk))
+    (tmp_path / "b.json").write_text(json.dumps([{"talk": each} for each in talk]))
+    one = load_text(str(tmp_path / "a.jsonl"), "train", tokenizer)
+    other = load_text(str(tmp_path / "b.json"), "train", tokenizer, "talk")
+    assert one.text == other.text == "u: hi\n\na: hello\n" * 2
+    assert (one.field, other.field) == ("messages", "talk")
+    assert one.template == other.template == hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [{"role": "robot", "content": "beep"}]}))
+    with pytest.raises(NestQuantError, match=r"template refuses the messages of .*line 1 \(no robots\)"):
+        load_text(str(tmp_path / "a.jsonl"), "train", tokenizer)
+
+
+def test_a_template_that_writes_the_date_makes_the_same_text_every_day(tmp_path: Path, talking: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(talking)
+    tokenizer.chat_template = "{{ strftime_now('%Y-%m-%d') }}{{ messages[0]['content'] }}"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "!"}]}))
+    assert load_text(str(tmp_path / "a.jsonl"), "train", tokenizer).text == "2025-01-01!"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", b"one\n\ntwo"),
+        ("a.txt.gz", gzip.compress(b"one\n\ntwo")),
+        ("a.jsonl", b'{"text": "one"}\n{"text": "two"}'),
+        ("a.json", b'[{"text": "one"}, {"text": "two"}]'),
+    ],
+)
+def test_a_byte_order_mark_is_no_text(
+    name: str, content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    plain = load_text(str(tmp_path / name), "train")
+    mark = codecs.BOM_UTF8
+    marked = gzip.compress(mark + gzip.decompress(content)) if name.endswith(".gz") else mark + content
+    (tmp_path / name).write_bytes(marked)
+    with caplog.at_level("INFO", "nestquant"):
+        text = load_text(str(tmp_path / name), "train")
+    assert text.text == plain.text == "one\n\ntwo" and text.sha256 == plain.sha256
+    assert (plain.byte_order_mark, text.byte_order_mark) == (False, True)
+    assert any("begins with a byte order mark" in line for line in caplog.messages)
+
+
+def test_pieces_of_a_file_may_end_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = "\ufeffä\r\n\r\n🙂\r x\r\n".encode()
+    (tmp_path / "a.txt").write_bytes(content)
+    for size in range(1, len(content) + 1):
+        monkeypatch.setattr("nestquant_cli.calibration.documents.PIECE", size)
+        text = load_text(str(tmp_path / "a.txt"), "train")
+        assert text.text == "ä\n\n🙂\r x\n" and text.line_ends != "LF" and text.byte_order_mark
+    (tmp_path / "a.txt").write_bytes(content + b"\xe4")
+    for size in (1, 5, 100):
+        monkeypatch.setattr("nestquant_cli.calibration.documents.PIECE", size)
+        with pytest.raises(NestQuantError, match=rf"byte {len(content)}\)"):
+            load_text(str(tmp_path / "a.txt"), "train")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "demo"])
+def test_a_field_of_what_has_none_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(NestQuantError, match="has no fields"):
+        load_text(name if name == "demo" else str(tmp_path / name), "train", field="text")

@@ -66,6 +66,7 @@ DATASET = Case("{text}", "", "no-such-text")
 SPLIT = Case("train", "", "no-such-part")
 WINDOWS = Case(3, "", 0)
 BOS = Case("each", "", "some")
+FIELD = Case("body", "", "")
 BASELINE = Case("{other}", "", "no/such/model")
 BUDGET = Case("500MB", "budget", "much", 500_000_000)
 FOLDER = Case("{new}", "folder", "{full}")
@@ -81,7 +82,7 @@ SAMPLING = {
     "dtype": Case("float32", "dtype", "float31"),
     "device": DEVICE,
 }
-TEXT_OF_RECIPE = at("recipe", dataset=DATASET, samples=SAMPLES, seqlen=SEQLEN, seed=SEED)
+TEXT_OF_RECIPE = at("recipe", dataset=DATASET, text_field=FIELD, samples=SAMPLES, seqlen=SEQLEN, bos=BOS, seed=SEED)
 BITS_OF_INPUTS = at("recipe", act_bits=Case(3, "", 4.3), kv_bits=Case(5, "", "inf"))
 MODEL = Case("{model}", "source.path", "no/such/model")
 REVISION = Case("v1", "revision", "v1", acts="models.source:resolve")  # a model that lies here has none

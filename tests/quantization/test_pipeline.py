@@ -117,7 +117,7 @@ def test_spilled_hidden_states_give_the_same_bytes(
 def test_a_model_that_is_loaded_whole_gives_the_same_bytes(
     packed: Path, tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nestquant_cli.models.weights._open_lazily", lambda source, device: ("a test", None))
+    monkeypatch.setattr("nestquant_cli.models.weights._open_lazily", lambda *_: ("a test", None))
     assert hashes(pack(tiny_model_folder, tiny_text_file, tmp_path / "whole")) == hashes(packed)
 
 

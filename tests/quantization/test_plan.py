@@ -1,9 +1,11 @@
+import shutil
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
 from nestquant_cli.errors import NestQuantError
+from nestquant_cli.files import read_json, write_json
 from nestquant_cli.models.source import resolve
 from nestquant_cli.quantization.plan import make_plan
 from nestquant_cli.quantization.recipe import Recipe
@@ -65,3 +67,21 @@ def test_a_sequential_calibration_keeps_more(tiny_model_folder: Path) -> None:
     plain, sequential = (make_plan(source, Recipe(sequential=way, **weights)) for way in (False, True))
     assert sequential.hidden_bytes > 5 * plain.hidden_bytes and sequential.memory_bytes > plain.memory_bytes
     assert sequential.rows == plain.rows and sequential.file_bytes == plain.file_bytes
+
+
+def test_the_plan_counts_the_calibration_text(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Ids of a token in three or four characters; all that a tokenizer keeps where it gets the whole text."""
+    text = tmp_path / "text.txt"
+    with open(text, "wb") as file:
+        file.truncate(400 << 20)
+    source = resolve(str(tiny_model_folder))
+    short, long = (
+        make_plan(source, Recipe(dataset=name, samples=1, seqlen=64)).memory_bytes for name in ("demo", str(text))
+    )
+    assert short + (1 << 30) < long < short + (2 << 30)
+    whole = Path(shutil.copytree(tiny_model_folder, tmp_path / "whole"))
+    state = read_json(whole / "tokenizer.json")
+    state["model"]["dropout"] = 0.1
+    write_json(whole / "tokenizer.json", state)
+    plan = make_plan(resolve(str(whole)), Recipe(dataset=str(text), samples=1, seqlen=64))
+    assert plan.memory_bytes > 60 << 30

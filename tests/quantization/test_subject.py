@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from nestquant_cli.calibration.store import Calibration, CalibrationWriter
 from nestquant_cli.errors import NestQuantError
 from nestquant_cli.models.source import fingerprint, resolve
 from nestquant_cli.quantization import subject
@@ -30,6 +31,22 @@ def test_what_a_calibration_shares_with_its_quantization(tiny_model_folder: Path
     assert about != subject.about_model(found, Recipe(seed=5, act_bits=3.0), Team())
 
 
+def test_a_learned_rotation_is_made_for_the_code_of_the_weights(tiny_model_folder: Path, tmp_path: Path) -> None:
+    found = subject.open_subject(resolve(str(tiny_model_folder)), "cpu")
+    one, same, other, none = (
+        subject.about_model(found, Recipe(rotation="learned", **settings), Team())
+        for settings in ({}, {"damping": 0.1}, {"weight_bits": 2.0}, {"weight_bits": 16.0})
+    )
+    assert one == same != other != none
+    writer = CalibrationWriter(tmp_path / "c", one)
+    writer.finish(0)
+    stored = Calibration(tmp_path / "c")
+    stored.check(same)
+    for wanted in (other, none):
+        with pytest.raises(NestQuantError, match="was calibrated with weight_code"):
+            stored.check(wanted)
+
+
 def test_windows_are_told_by_text_and_choice(tiny_model_folder: Path, tiny_text_file: Path) -> None:
     found = subject.open_subject(resolve(str(tiny_model_folder)), "cpu")
     recipe = Recipe(dataset=str(tiny_text_file), samples=3, seqlen=32)
@@ -43,4 +60,4 @@ def test_windows_are_told_by_text_and_choice(tiny_model_folder: Path, tiny_text_
 def test_circumstances_leave_out_who_shares_the_work(tiny_model_folder: Path) -> None:
     """Any number of processes gives the same bytes, so another number may go on with a run."""
     found = subject.open_subject(resolve(str(tiny_model_folder)), "cpu")
-    assert set(subject.circumstances(found)) == {"versions", "device"}
+    assert set(subject.circumstances(found)) == {"versions", "dtype", "device", "gpu", "processor"}

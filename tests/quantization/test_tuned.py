@@ -12,6 +12,7 @@ from nestquant_cli.quantization.tuned import quantize_and_tune
 from nestquant_cli.runs import WORK
 from nestquant_cli.tuning.run import tune
 from nestquant_cli.tuning.settings import TuneSettings
+from nestquant_cli.tuning.windows import TuneText
 from tests.families import pack
 
 TUNE = {"steps": 24, "seqlen": 32, "held_out": 12, "batch": 4, "rate": 0.003}
@@ -26,7 +27,7 @@ def test_both_in_one_run(
 ) -> None:
     source, text = resolve(str(tiny_model_folder)), str(tiny_text_file)
     packed = pack(tiny_model_folder, tiny_text_file, tmp_path / "packed")
-    tune(packed, source, TuneSettings(**TUNE), tmp_path / "after", "cpu", text)
+    tune(packed, source, TuneSettings(**TUNE), tmp_path / "after", "cpu", TuneText(text))
 
     recipe = Recipe(dataset=text, samples=4, seqlen=64, tune=TUNE)
 

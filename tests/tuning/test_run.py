@@ -20,6 +20,7 @@ from nestquant_cli.tuning.distill import Distillation
 from nestquant_cli.tuning.run import tune
 from nestquant_cli.tuning.settings import TuneSettings
 from nestquant_cli.tuning.state import TuneState
+from nestquant_cli.tuning.windows import TuneText
 from tests.families import pack
 
 SETTINGS = TuneSettings(steps=12, seqlen=32, rate=0.003, held_out=4, checks=3)
@@ -34,7 +35,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, ti
 def do(packed: Path, tiny_model_folder: Path, tiny_text_file: Path) -> Any:
     def tuned(folder: Path, checkpoint: Path = packed, model: Path = tiny_model_folder, **changes: Any) -> Any:
         settings = TuneSettings(**SETTINGS.to_dict() | changes)
-        return tune(checkpoint, resolve(str(model)), settings, folder, "cpu", str(tiny_text_file))
+        return tune(checkpoint, resolve(str(model)), settings, folder, "cpu", TuneText(str(tiny_text_file)))
 
     return tuned
 

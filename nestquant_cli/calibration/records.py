@@ -1,0 +1,87 @@
+"""One text from each record of a data set: the string of a field, or a conversation through the chat template."""
+
+import datetime
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..errors import NestQuantError
+from .documents import NOT_READ, Records, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FIELDS = ("text", "messages")  # that are looked for where none is named
+_DAY = datetime.datetime(2025, 1, 1)  # for templates that write the date: a text is the same on every day
+_CODES = "YmdBbAayHMSjpI"
+
+
+class Fields:
+    """How records become texts; the first record decides which field that is.
+
+    Args:
+        field: name of the field; None takes the first of FIELDS that the first record has.
+        tokenizer: whose chat template is used for a list of messages.
+    """
+
+    def __init__(self, field: str | None, tokenizer: "PreTrainedTokenizerBase | None") -> None:
+        self.field, self._tokenizer = field, tokenizer
+        self.template: str | None = None  # hash of the one that was used
+
+    def texts(self, records: Records) -> Iterator[str]:
+        """The text of each record.
+
+        Raises:
+            NestQuantError: a record has no such field, or something else in it than text or messages.
+        """
+        for place, record in records:
+            yield record if isinstance(record, str) and self.field is None else self._text(place, record)
+
+    def _text(self, place: str, record: Any) -> str:
+        if self.field is None:
+            has = record if isinstance(record, dict) else {}
+            self.field = next((name for name in FIELDS if name in has), FIELDS[0])
+        value = record.get(self.field) if isinstance(record, dict) else None
+        if isinstance(value, str):
+            return value
+        if isinstance(value, list) and _is_conversation(value):
+            return self._conversation(place, value)
+        fields = ", ".join(map(str, record)) if isinstance(record, dict) and record else "none"
+        raise NestQuantError(
+            f"{place} has no string in the field '{self.field}', nor messages with role and content",
+            NOT_READ,
+            f'use lines such as {{"text": "..."}}, or name a field with --text-field (this one has {fields})',
+        )
+
+    def _conversation(self, place: str, messages: list[dict[str, Any]]) -> str:
+        template = getattr(self._tokenizer, "chat_template", None)
+        if self._tokenizer is None or not template:
+            raise NestQuantError(
+                f"{place} is a conversation and the tokenizer has no chat template",
+                NOT_READ,
+                "give text, or a model whose tokenizer has a template",
+            )
+        try:
+            chosen = self._tokenizer.get_chat_template()
+            text: Any = self._tokenizer.apply_chat_template(messages, chat_template=_on_a_day(chosen), tokenize=False)
+        except Exception as error:  # a template is a program that comes with the model
+            raise NestQuantError(
+                f"the chat template refuses the messages of {place} ({one_line(error)})", NOT_READ, "correct them"
+            ) from error
+        self.template = hashlib.sha256(chosen.encode()).hexdigest()
+        return str(text)
+
+
+def _on_a_day(template: str) -> str:
+    """A template whose `strftime_now` tells the time of `_DAY`, by a macro that stands before the function."""
+    name = "strftime_now"
+    if name not in template:
+        return template
+    steps = "".join(f" | replace('%{code}', '{_DAY.strftime('%' + code)}')" for code in _CODES)
+    return f"{{% macro {name}(format) %}}{{{{ format{steps} }}}}{{% endmacro %}}{template}"
+
+
+def _is_conversation(value: list[Any]) -> bool:
+    return bool(value) and all(
+        isinstance(each, dict) and isinstance(each.get("role"), str) and "content" in each for each in value
+    )
