@@ -80,6 +80,13 @@ def _on_hub(repo: str, revision: str | None) -> Source:
     from ..team import team
 
     commit = team().lead(lambda: find_commit(repo, revision))
+    ggufs = [name for name in commit.files or () if name.endswith(".gguf")]
+    if ggufs and "config.json" not in (commit.files or ()):
+        raise NestQuantError(
+            f"'{repo}' has GGUF files and no model folder",
+            NOT_LOADED,
+            f"fetch one file, 'hf download {repo} {ggufs[0]}', and give its path as MODEL",
+        )
     wanted = [name for name in commit.files or () if "/" not in name and name.endswith(SMALL_FILES)]
     return replace(_folder(download(commit, wanted), repo), name=repo, hub=commit)
 

@@ -76,7 +76,7 @@ def _without_weights(names: Collection[str], label: str) -> NestQuantError:
         )
     remedy = "download or copy the model again"
     if any(name.endswith(".gguf") for name in names):
-        remedy = "give one of its .gguf files, which lies here, as MODEL"
+        remedy = "give one of its .gguf files as MODEL; 'hf download ID FILE' fetches one from the Hub"
     return NestQuantError(f"{label} has no .safetensors weight file", NOT_LOADED, remedy)
 
 

@@ -111,6 +111,9 @@ def test_every_refusal_has_a_remedy(hub: Hub) -> None:
     tiny.gated = True
     assert "gated model" in refused("org/tiny") and "ask for access" in refused("org/tiny")
     tiny.gated = False
+    hub.repositories["models/org/blocks"] = Repository()
+    hub.repositories["models/org/blocks"].commit({"m-Q4_0.gguf": b"GGUF", "m-Q8_0.gguf": b"GGUF"}, "main")
+    assert "hf download org/blocks m-Q4_0.gguf" in refused("org/blocks")
     for status, cause, remedy in (
         (429, "takes no more requests", "in some minutes"),
         (403, "refused", "hf auth login"),

@@ -69,7 +69,7 @@ def test_then_the_usual_file_then_the_only_other_one(
         ([SINGLE], {"transformers_weights": "gone.safetensors"}, r"m has no gone\.safetensors"),
         ([SINGLE], {"transformers_weights": 3}, "m has no 3, which its config"),
         (["pytorch_model.bin"], {}, r"only in \.bin files, which are pickles"),
-        (["m.gguf"], {}, r"no \.safetensors weight file; .*; give one of its \.gguf files"),
+        (["m.gguf"], {}, r"no \.safetensors weight file; .*; give one of its \.gguf files as MODEL"),
         ([], {}, r"no \.safetensors weight file"),
     ],
 )
