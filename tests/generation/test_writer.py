@@ -76,7 +76,7 @@ def test_a_model_that_would_keep_no_cache_answers_as_one_that_would(name: str, r
     model = load(folder, dtype=torch.float32)
     model.config.use_cache = model.generation_config.use_cache = False
     other = Writer(model, writer.tokenizer, Sampling(max_new_tokens=12), "packed")
-    first, second = PROMPT, [*PROMPT, *writer.write(PROMPT).tokens, 5, 6]
+    first, second = PROMPT, [*PROMPT, *opened(folder).write(PROMPT).tokens, 5, 6]
     for text in (first, second):
         found, expected = other.write(text), writer.write(text)
         assert found.tokens == expected.tokens and found.figures.cache_bytes == expected.figures.cache_bytes
