@@ -5,9 +5,7 @@ the library that has to get it, and a value that has to be refused. Names in bra
 makes.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from nestquant_cli.evaluation.gates import Verdict
 from nestquant_cli.evaluation.tasks import TaskReport
@@ -29,7 +27,6 @@ from tests.cli.option_case import (
     RESULT,
     REVISION,
     SAMPLES,
-    SAMPLING,
     SEED,
     SEQLEN,
     SPLIT,
@@ -40,11 +37,7 @@ from tests.cli.option_case import (
     Command,
     at,
 )
-
-
-def _prompt(arguments: Mapping[str, Any]) -> Any:
-    return arguments["self"].tokenizer.decode(arguments["ids"])
-
+from tests.cli.option_table_use import USE
 
 COMMANDS: dict[str, Command] = {
     "calibrate": Command(
@@ -199,94 +192,7 @@ COMMANDS: dict[str, Command] = {
             revision=REVISION,
         ),
     ),
-    "generate": Command(
-        "generation.writer:open_writer",
-        {"model": "{model}", "prompt": "the lattice", "max_new_tokens": 1},
-        {
-            "model": MODEL,
-            "prompt": Case("holds every point", _prompt, ANYTHING, acts="generation.writer:Writer.write"),
-            "output": RESULT,
-            **SAMPLING,
-            "revision": REVISION,
-        },
-    ),
-    "chat": Command(
-        "generation.writer:open_writer",
-        {"model": "{talking}"},
-        {
-            "model": replace(MODEL, value="{talking}"),
-            "system": Case("be brief", "system", ANYTHING, acts="generation.conversation:Conversation"),
-            **SAMPLING,
-            "revision": REVISION,
-        },
-    ),
-    "inspect": Command(
-        "checkpoint.inspect:inspect",
-        {"checkpoint": "{packed}"},
-        {
-            "checkpoint": CHECKPOINT,
-            "matrices": Case(
-                True,
-                "columns.0",
-                expected="matrix",
-                acts="cli.console:table",
-                when=lambda arguments: arguments["columns"][0] == "matrix",
-            ),
-            "output": RESULT,
-        },
-    ),
-    "verify": Command(
-        "checkpoint.verify:verify",
-        {"checkpoint": "{packed}"},
-        {"checkpoint": CHECKPOINT, "original": Case("{model}", "original", "no/such/model"), "output": RESULT},
-    ),
-    "report": Command(
-        "report.run:make_report",
-        {"checkpoint": "{packed}", "output": "{new}"},
-        {
-            "checkpoint": replace(CHECKPOINT, at="options.folder"),
-            "output": replace(FOLDER, at="options.output"),
-            **at(
-                "options.scoring",
-                baseline=BASELINE,
-                dataset=replace(DATASET, together=(("baseline", "{model}"),)),
-                split=replace(SPLIT, together=(("baseline", "{model}"), ("dataset", "demo"))),
-                text_field=replace(FIELD, together=(("baseline", "{model}"), ("dataset", "demo"))),
-                seqlen=SEQLEN,
-                max_windows=WINDOWS,
-                resident=RESIDENT,
-                dtype=DTYPE,
-                seed=SEED,
-                device=replace(DEVICE, at="", acts=None, together=(("baseline", "{model}"),)),
-            ),
-            "prompt": Case("holds every point", "options.prompt", ANYTHING),
-            "max_new_tokens": Case(7, "options.max_new_tokens", 0),
-        },
-    ),
-    "push": Command(
-        "sharing.push:push",
-        {"checkpoint": "{packed}", "repo": "you/model", "dry_run": True},
-        at(
-            "options",
-            checkpoint=Case("{packed}", "options.folder", "{full}"),
-            repo=Case("me/model", "", "not a repository"),
-            base_model=Case("org/base", "options.base", "not a repository"),
-            license=Case("mit", "", ""),
-            results=Case(["{recipe}", "{recipe2}"], "", ["{new}"]),
-            public=Case(True, ""),
-            dry_run=Case(True, ""),
-        ),
-    ),
-    "export": Command(
-        "export.run:export",
-        {"checkpoint": "{packed}", "output": "{new}"},
-        {
-            "checkpoint": CHECKPOINT,
-            "output": replace(FOLDER, at="output"),
-            "format": Case("compressed-tensors", "folder", "gguf", "{packed}", only=True),
-        },
-    ),
-}
+} | USE
 GLOBAL = {
     "debug": Case(True, "debug"),
     "quiet": Case(True, "quiet"),

@@ -67,6 +67,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "dataset": draw(st.sampled_from(["wikitext2", "c4", "demo", "on", "010", "1:30", "my text.txt", "ü.jsonl"])),
         "samples": draw(st.integers(1, 1 << 20)),
         "seqlen": draw(st.integers(2, 1 << 20)),
+        "text_field": draw(st.sampled_from([None, "text", "body", "010"])),
+        "bos": draw(st.sampled_from(["default", "each", "none"])),
         "seed": draw(st.integers(0, (1 << 63) - 1)),
         "damping": draw(st.floats(0, 1, exclude_min=True)),
         "rotation": draw(st.sampled_from(["none", "hadamard", "learned"])),
@@ -80,6 +82,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     for part in ("weight", "act", "kv"):
         if values[f"{part}_bits"] != 16:
             values[f"{part}_code"] = draw(st.one_of(st.none(), code[method]))
+    assert set(SETTINGS) - set(values) <= {"bits", "weight_code", "act_code", "kv_code"}, "a new setting is not drawn"
     try:
         return Recipe(**values)
     except NestQuantError:
