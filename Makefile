@@ -76,7 +76,7 @@ $(LOWEST)/.installed: $(STAMP) constraints-lowest.txt
 	@$(BIN)/python -m venv $(LOWEST)
 	@$(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-lowest.txt torch==2.13.0
 	@$(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-lowest.txt \
-	  -e . hypothesis pytest pytest-xdist
+	  -e '.[plots]' hypothesis pytest pytest-xdist
 	@touch $@
 
 lint: $(STAMP)
