@@ -137,8 +137,12 @@ def _named(dataset: str, split: str) -> tuple[list[str], str]:
     raise NestQuantError(
         f"'{dataset}' is not a data set that is known here",
         NOT_READ,
-        "use wikitext2, c4, demo, a .txt, .jsonl, .json or .parquet file, a folder of save_to_disk, or ORG/NAME of the "
-        "Hub",
+        nearest(
+            dataset,
+            ("wikitext2", "c4", "demo"),
+            otherwise="use wikitext2, c4, demo, a .txt, .jsonl, .json or .parquet file, a folder of save_to_disk, or "
+            "ORG/NAME of the Hub",
+        ),
     )
 
 

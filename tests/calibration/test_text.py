@@ -204,3 +204,8 @@ def test_a_field_of_what_has_none_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(NestQuantError, match="has no fields"):
         load_text(name if name == "demo" else str(tmp_path / name), "train", field="text")
+
+
+def test_a_misspelled_data_set_is_refused_with_the_nearest() -> None:
+    with pytest.raises(NestQuantError, match="did you mean 'wikitext2'"):
+        load_text("wikitext-2", "train")
