@@ -76,6 +76,8 @@ def smaller(command: Command, places: dict[str, str]) -> list[str]:
     name, *rest = command.words
     rest = [",".join(_few(word.split(","), rest)) if before == "--recipes" else word for before, word in pairs(rest)]
     words = [name, *(_local(before, word, places) for before, word in pairs(rest))]
+    if name == "push":
+        words[2] = rest[1]  # where to: an id on the Hub, not a model here
     extra = SMALLER[name].split() + (["--config", "TUNING"] if "--tune" in rest else [])
     return words + [places.get(word, word) for word in extra]
 
