@@ -1,6 +1,7 @@
 """Data sets by name, file or folder, as one text each."""
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -171,7 +172,7 @@ def _text(
     first = next(parts, "")  # which settles the field
     join = "" if fields.template is not None else join
     try:
-        for piece in _joined(_chained(first, parts), join):
+        for piece in _joined(itertools.chain([first], parts), join):
             digest.update(piece.encode())
             characters += len(piece)
             blank = blank and not piece.strip()
@@ -201,11 +202,6 @@ def _text(
         fields.field,
         fields.template,
     )
-
-
-def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
 
 
 def _joined(documents: Iterator[str], join: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ def report(name: str = "w4", **changes: Any) -> str:
 
 def test_it_names_the_reference() -> None:
     text = report()
-    assert "Reference (the unquantized model): tiny, Q4_1 GGUF, de-quantized to bfloat16." in text
+    assert "Reference: tiny, Q4_1 GGUF, de-quantized to bfloat16." in text
     assert "calibrated on 2 × 64 tokens of my_text.txt, seed 0" in text and "| w4 | w4 | 4.2500 |" in text
 
 
