@@ -14,6 +14,9 @@ LOWEST       := build/lowest
 LOWEST_TESTS := tests/checkpoint/test_format_vectors.py tests/modules/test_cache.py tests/modules/test_attach.py \
   tests/test_hf.py tests/kernels/test_cpu_team.py tests/evaluation/test_tasks.py tests/models tests/generation \
   tests/cli/test_main.py tests/calibration/test_text.py tests/report
+# Two things are transformers' own and came later: an emptied cache has no length, each file is asked for by its commit.
+LOWEST_TESTS += --deselect tests/modules/test_cache.py::test_crop_reorder_repeat_and_select \
+  --deselect 'tests/models/test_hub.py::test_a_packed_checkpoint_is_checked_when_transformers_loads_it_by_its_id[False]'
 
 .PHONY: help install demo test test-all test-wheel test-lowest lint format bench clean distclean
 
