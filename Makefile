@@ -18,13 +18,13 @@ LOWEST_TESTS := tests/checkpoint/test_format_vectors.py tests/modules/test_cache
 LOWEST_TESTS += --deselect tests/modules/test_cache.py::test_crop_reorder_repeat_and_select \
   --deselect 'tests/models/test_hub.py::test_a_packed_checkpoint_is_checked_when_transformers_loads_it_by_its_id[False]'
 
-.PHONY: help install demo test test-all test-wheel test-lowest lint format bench clean distclean
+.PHONY: help install demo test test-slow test-all test-wheel test-lowest lint format bench clean distclean
 
 help:
 	@echo "make install    make .venv with this project and its tools (first time: some minutes)"
 	@echo "make demo       quantize the embedded 135M model to W4A4KV4, score it beside the original, generate text"
 	@echo "make test       run the tests, but for the slow ones"
-	@echo "make test-all   run all of them"
+	@echo "make test-slow  run the slow ones; make test-all runs both"
 	@echo "make test-wheel    install the wheel in a new environment and use it there (minutes; network)"
 	@echo "make test-lowest   run a part of the tests with the lowest versions that are allowed (minutes; network)"
 	@echo "make lint       ruff and mypy"
@@ -63,8 +63,10 @@ OFFLINE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 test: $(STAMP)
 	$(OFFLINE) $(BIN)/python $(PYTEST) -m "not slow" $(TESTS)
 
-test-all: $(STAMP)
-	$(OFFLINE) $(BIN)/python $(PYTEST) $(TESTS)
+test-slow: $(STAMP)
+	$(OFFLINE) $(BIN)/python $(PYTEST) -m slow $(TESTS)
+
+test-all: test test-slow
 
 test-wheel: $(STAMP)
 	$(BIN)/python scripts/check_wheel.py
