@@ -83,7 +83,8 @@ def test_merged_mappings_may_be_overridden(path: Path) -> None:
     assert found["weight_code"] == {"q": 14, "k": 2}
 
 
-texts = st.text(max_size=8).filter(lambda text: not re.fullmatch(r"[-+.0-9eE_]+", text))  # 1e3 is text to YAML 1.1
+# 1e3 is text to YAML 1.1, and PyYAML does not read back the line break U+0085 that it writes.
+texts = st.text(max_size=8).filter(lambda text: not re.fullmatch(r"[-+.0-9eE_]+", text) and "\x85" not in text)
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), texts)
 names = st.from_regex(r"[a-z]{1,8}", fullmatch=True)
 

@@ -59,7 +59,7 @@ def test_the_folder_is_named_after_the_model(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--seqlen", 10**6], "fewer than one window of 1000000"),
+        (["--seqlen", 10**6], "longer than the model's context of 256"),
         (["--seqlen", 1], "--seqlen"),
         (["--samples", 0], "--samples"),
         (["--act-bits", 4.3], "not a multiple of 1/8"),
