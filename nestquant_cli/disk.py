@@ -1,4 +1,4 @@
-"""A place on a disk, looked at before hours of work: whether it can be a folder, and whether there is room."""
+"""A place on a disk, looked at before hours of work: whether it can be written, and whether there is room."""
 
 import os
 import shutil
@@ -43,6 +43,24 @@ def refuse_no_folder(folder: Path) -> None:
                 break
     except OSError as error:
         raise _not_used(f"{folder} cannot be used ({error.strerror or error})") from error
+
+
+def refuse_no_file(path: Path) -> None:
+    """Raises NestQuantError where a file cannot be written to a path: a folder is there, or its own cannot be one."""
+    refuse_no_folder(path.parent)
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _not_used(f"{path} cannot be used ({error.strerror or error})") from error
+    if path.is_dir():
+        raise _not_used(f"{path} is a folder")
+    place = path.absolute().parent
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise _not_used(f"{place} cannot be written to")
 
 
 def _not_used(cause: str) -> NestQuantError:

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
+from .options import writable
 
 if TYPE_CHECKING:
     from ..evaluation.gates import Verdict
 
 JunitOption = Annotated[
     Path | None,
-    typer.Option("--junit", metavar="FILE.xml", help="Also write the gates as JUnit XML, one test case each."),
+    typer.Option(
+        "--junit",
+        metavar="FILE.xml",
+        help="Also write the gates as JUnit XML, one test case each.",
+        callback=writable,
+    ),
 ]
 
 

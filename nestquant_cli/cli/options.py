@@ -49,6 +49,15 @@ def by_comma(text: str, option: str) -> tuple[str, ...]:
     return names
 
 
+def writable(context: typer.Context, path: Path | None) -> Path | None:
+    """Refuses a file that cannot be written before the work that it is for, not behind it."""
+    if path is not None and not context.resilient_parsing:
+        from ..disk import refuse_no_file
+
+        refuse_no_file(path)
+    return path
+
+
 class Bos(str, Enum):
     """Where windows get a beginning-of-sequence token."""
 
@@ -159,5 +168,10 @@ FolderOption = Annotated[
 ]
 ReportOption = Annotated[
     Path | None,
-    typer.Option("--output", metavar="FILE.json", help="Also write the result with its whole protocol as JSON."),
+    typer.Option(
+        "--output",
+        metavar="FILE.json",
+        help="Also write the result with its whole protocol as JSON.",
+        callback=writable,
+    ),
 ]
