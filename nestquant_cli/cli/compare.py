@@ -110,8 +110,11 @@ def compare(
     from ..comparison.entries import read_entries
     from ..comparison.run import CompareOptions
     from ..comparison.run import compare as run
+    from ..errors import NestQuantError
     from ..models.source import resolve
 
+    if tasks is None and (limit is not None or include_path is not None):
+        raise NestQuantError("--limit and --include-path are for tasks", "nothing was compared", "add --tasks A,B")
     entries = read_entries([Path(name) for name in by_comma(recipes, "--recipes")], given(context))
     source = resolve(model, revision)
     options = CompareOptions(

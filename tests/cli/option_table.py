@@ -183,7 +183,7 @@ COMMANDS: dict[str, Command] = {
             max_windows=WINDOWS,
             bos=BOS,
             tasks=Case("sample_piqa", "", ",", ["sample_piqa"]),
-            limit=Case(0.5, "", "nan"),
+            limit=Case(0.5, "", "nan", together=(("tasks", "sample_piqa"),)),
             include_path=Case(str(TASKS), "", "{new}", together=(("tasks", "sample_piqa"),)),
             resident=RESIDENT,
             dtype=DTYPE,

@@ -84,6 +84,7 @@ def test_a_second_run_does_only_what_is_new(
         (lambda base: [base / "absent.yaml"], "cannot be read as YAML"),
         (lambda base: [recipes("rtn-w4"), "--tasks", "absent", "--include-path", base / "no"], "is not a folder"),
         (lambda base: [recipes("rtn-w4"), "--seqlen", 100000], "fewer than one window"),
+        (lambda base: [recipes("rtn-w4"), "--limit", 5], "--limit and --include-path are for tasks"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(
