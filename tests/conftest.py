@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import hypothesis
 import pytest
+
+# A busy machine is no failure. All else is Hypothesis' own choice, which depends on whether it runs in CI.
+hypothesis.settings.register_profile("untimed", hypothesis.settings(deadline=None))
+hypothesis.settings.load_profile("untimed")
 
 if TYPE_CHECKING:
     from nestquant_cli.quantization.recipe import Recipe
