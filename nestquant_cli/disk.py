@@ -15,9 +15,7 @@ def refuse_full_disk(folder: Path, needed: int, what: str) -> None:
         needed: bytes.
         what: they are for, in the message.
     """
-    place = folder.absolute()
-    while not os.path.exists(place):  # False for a name that is too long as well
-        place = place.parent
+    place = _nearest(folder)
     free = shutil.disk_usage(place).free
     if free < needed:
         raise NestQuantError(
@@ -25,10 +23,7 @@ def refuse_full_disk(folder: Path, needed: int, what: str) -> None:
             "nothing was written",
             "free space, or choose another --output",
         )
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise NestQuantError(
-            f"{place} cannot be written to", "nothing was written", "change its permissions, or choose another --output"
-        )
+    _refuse_unwritable(place)
 
 
 def refuse_no_folder(folder: Path) -> None:
@@ -56,11 +51,24 @@ def refuse_no_file(path: Path) -> None:
         raise _not_used(f"{path} cannot be used ({error.strerror or error})") from error
     if path.is_dir():
         raise _not_used(f"{path} is a folder")
-    place = path.absolute().parent
-    while not place.exists():
+    _refuse_unwritable(_nearest(path.parent))
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself where it exists, else the nearest one above it that does."""
+    place = folder.absolute()
+    while not os.path.exists(place):  # False for a name that is too long as well
         place = place.parent
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise _not_used(f"{place} cannot be written to")
+    return place
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise NestQuantError(
+            f"{folder} cannot be written to",
+            "nothing was written",
+            "change its permissions, or choose another --output",
+        )
 
 
 def _not_used(cause: str) -> NestQuantError:
