@@ -1,5 +1,6 @@
 """The state of a tuning: the optimizer and the best parameters so far, saved whole or not at all."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from ..files import replacing
 from .settings import TuneSettings
 
 _BETAS, _EPSILON = (0.9, 0.99), 1e-12  # gradients of a mean KL divergence are small
+
+logger = logging.getLogger("nestquant")
 
 
 class TuneState:
@@ -89,7 +92,10 @@ class TuneState:
             saved = torch.load(path, weights_only=True)
             if saved["theta"].shape != self.theta.shape:
                 return False
-        except Exception:  # torch has no one error for a file that is absent, damaged or of another kind
+        except FileNotFoundError:
+            return False
+        except Exception:  # torch has no one error for a file that is damaged or of another kind
+            logger.warning("%s cannot be read as the state of a tuning; it begins anew", path)
             return False
         self.theta.copy_(saved["theta"])
         self._optimizer.load_state_dict(saved["optimizer"])

@@ -100,6 +100,16 @@ def test_a_state_that_holds_a_program_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_state_that_cannot_be_read_is_told_and_an_absent_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(module.logger, "warning", lambda *words: told.append(words[1]))
+    assert not TuneState(8, SETTINGS).load(tmp_path / "absent") and told == []
+    (tmp_path / "state").write_bytes(b"half a st")
+    assert not TuneState(8, SETTINGS).load(tmp_path / "state") and told == [tmp_path / "state"]
+
+
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state"
     TuneState(8, SETTINGS).save(path)
