@@ -12,7 +12,7 @@ DEMO_WINDOWS ?= 8
 # What an old release of a dependency can break: reading and writing files, caches, calls of other packages, kernels.
 LOWEST       := build/lowest
 LOWEST_TESTS := tests/checkpoint/test_format_vectors.py tests/modules/test_cache.py tests/modules/test_attach.py \
-  tests/test_hf.py tests/kernels/test_cpu_team.py tests/evaluation/test_tasks.py tests/models tests/generation \
+  tests/integrations/transformers/test_quantizer.py tests/kernels/cpu/test_threads.py tests/evaluation/test_tasks.py tests/models tests/generation \
   tests/cli/test_main.py tests/calibration/test_text.py tests/report
 # Two things are transformers' own and came later: an emptied cache has no length, each file is asked for by its commit.
 LOWEST_TESTS += --deselect tests/modules/test_cache.py::test_crop_reorder_repeat_and_select \

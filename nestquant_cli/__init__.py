@@ -15,10 +15,10 @@ or to quantize one while it loads, without calibration:
 
 from typing import TYPE_CHECKING, Any
 
-from .registration import register_with_transformers
+from .integrations.transformers.registration import register_with_transformers
 
 if TYPE_CHECKING:
-    from .hf import NestQuantConfig
+    from .integrations.transformers.quantizer import NestQuantConfig
 
 __all__ = ["NestQuantConfig", "__version__"]
 __version__ = "0.1.0"
@@ -29,7 +29,7 @@ register_with_transformers()
 def __getattr__(name: str) -> Any:
     """NestQuantConfig, whose module imports transformers, on first use."""
     if name == "NestQuantConfig":
-        from .hf import NestQuantConfig
+        from .integrations.transformers.quantizer import NestQuantConfig
 
         return NestQuantConfig
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

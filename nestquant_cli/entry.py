@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
             signal.signal(signal.SIGINT, _interrupt)
-        mend_streams()
+        repair_streams()
         from .cli.main import main as run
 
         run(arguments)
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _stop()
 
 
-def mend_streams() -> None:
+def repair_streams() -> None:
     """Gives a process that was started with closed standard streams ones that lead nowhere.
 
     Otherwise the next file that is opened takes the place of a closed one, and is written into by whoever prints.

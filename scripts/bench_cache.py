@@ -24,12 +24,12 @@ from transformers.cache_utils import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from nestquant_cli.checkpoint.read import read_layout
-from nestquant_cli.codecs.fit import SAMPLE_BLOCKS, fit_scales
-from nestquant_cli.codecs.heads import CacheCodes
-from nestquant_cli.files import write_json
-from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.codecs.nested.fit import SAMPLE_BLOCKS, fit_scales
+from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.models.source import load_model, resolve
 from nestquant_cli.modules.cache import PackedCache
+from nestquant_cli.modules.cache_codes import CacheCodes
+from nestquant_cli.storage.files import write_json
 
 Maker = Callable[[], Any]
 KINDS = ("bf16", "packed")

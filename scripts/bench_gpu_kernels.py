@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from nestquant_cli.codecs.fit import SAMPLE_BLOCKS, ScaledCode, fit_scales
-from nestquant_cli.files import write_json
-from nestquant_cli.kernels import reference
-from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.codecs.nested.fit import SAMPLE_BLOCKS, ScaledCode, fit_scales
+from nestquant_cli.e8.shape import shape_for_bits
+from nestquant_cli.kernels.reference import nested as reference
+from nestquant_cli.storage.files import write_json
 
 # name: (rows, entries) of the weight
 LAYERS = {"k_proj": (1024, 4096), "q_proj": (4096, 4096), "gate_proj": (14336, 4096), "down_proj": (4096, 14336)}
@@ -68,7 +68,8 @@ def measure(
     rows: int, entries: int, tokens: int, scaled: ScaledCode, device: torch.device, timer: Timer
 ) -> list[tuple[str, float, float]]:
     """(step, milliseconds, milliseconds of F.linear) of what applies to so many tokens, after checking the results."""
-    from nestquant_cli.kernels import gpu, gpu_product
+    from nestquant_cli.kernels.gpu import nested as gpu
+    from nestquant_cli.kernels.gpu import product as gpu_product
 
     code = scaled.code
     weight = torch.randn(rows, entries, device=device)
@@ -106,7 +107,8 @@ def check(
     scaled: ScaledCode,
 ) -> None:
     """Raises AssertionError unless the kernels do on a part of the rows what the reference does."""
-    from nestquant_cli.kernels import gpu, gpu_product
+    from nestquant_cli.kernels.gpu import nested as gpu
+    from nestquant_cli.kernels.gpu import product as gpu_product
 
     code, few = scaled.code, slice(0, CHECKED_ROWS)
     assert torch.equal(words[few], reference.pack(v[few], index[few], code)), "pack"

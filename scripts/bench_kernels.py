@@ -17,11 +17,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from nestquant_cli.codecs.fit import SAMPLE_BLOCKS, ScaledCode, fit_scales
-from nestquant_cli.files import write_json
-from nestquant_cli.kernels import cpu, reference
-from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.codecs.nested.fit import SAMPLE_BLOCKS, ScaledCode, fit_scales
+from nestquant_cli.e8.shape import shape_for_bits
+from nestquant_cli.kernels.cpu import nested as cpu
+from nestquant_cli.kernels.reference import nested as reference
 from nestquant_cli.rotation.transform import rotation
+from nestquant_cli.storage.files import write_json
 
 # name: (rows, entries) of the weight
 LAYERS = {

@@ -18,10 +18,10 @@ from rich.table import Table
 
 from nestquant_cli.calibration.text import load_text
 from nestquant_cli.calibration.windows import sample_windows
-from nestquant_cli.files import write_json
 from nestquant_cli.models.source import Source, load_model, load_tokenizer, resolve
-from nestquant_cli.quantization.pipeline import quantize
-from nestquant_cli.quantization.recipe import Recipe
+from nestquant_cli.pipeline.quantize import quantize
+from nestquant_cli.pipeline.recipe import Recipe
+from nestquant_cli.storage.files import write_json
 
 
 def main() -> None:

@@ -20,9 +20,11 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nestquant_cli.files import write_json
-from nestquant_cli.kernels import gpu_encode, gpu_tiles, gpu_words
-from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.e8.shape import shape_for_bits
+from nestquant_cli.kernels.gpu import encode as gpu_encode
+from nestquant_cli.kernels.gpu import tiles as gpu_tiles
+from nestquant_cli.kernels.gpu import words as gpu_words
+from nestquant_cli.storage.files import write_json
 
 HOPPER = GPUTarget("cuda", 90, 32)
 FULL_RATE = ("FADD", "FMUL", "FFMA", "HADD2", "HMUL2", "HFMA2", "IMAD")  # the others share a unit of half the width

@@ -1,4 +1,4 @@
-"""Prints the table of nestquant_cli/lattice/rates.py: for each word size, the (q, k) of least error on a unit Gaussian.
+"""Prints the table of nestquant_cli/e8/rates.py: for each word size, the (q, k) of least error on a unit Gaussian.
 
     python scripts/fit_rates.py [--blocks 16384] [--largest-k 16]
 
@@ -9,9 +9,9 @@ import argparse
 
 import torch
 
-from nestquant_cli.codecs.fit import fit_scales, gaussian_error
-from nestquant_cli.lattice.code import INT8_LIMIT, INT16_LIMIT
-from nestquant_cli.lattice.shape import MAX_INT8_WORD, CodeShape
+from nestquant_cli.codecs.nested.fit import fit_scales, gaussian_error
+from nestquant_cli.e8.code import INT8_LIMIT, INT16_LIMIT
+from nestquant_cli.e8.shape import MAX_INT8_WORD, CodeShape
 
 WORDS = range(16, 65)
 

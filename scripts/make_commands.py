@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from nestquant_cli.cli.main import app
-from nestquant_cli.files import write_text
+from nestquant_cli.storage.files import write_text
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
 HEAD = """# Commands

@@ -20,15 +20,15 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from nestquant_cli.calibration.text import load_text
-from nestquant_cli.codecs.fit import ScaledCode, fit_scales
-from nestquant_cli.files import replacing
+from nestquant_cli.codecs.nested.fit import ScaledCode, fit_scales
+from nestquant_cli.e8.rates import BEST
+from nestquant_cli.e8.shape import shape_for_bits
+from nestquant_cli.e8.voronoi import gauge
 from nestquant_cli.kernels import for_device
-from nestquant_cli.lattice.rates import BEST
-from nestquant_cli.lattice.shape import shape_for_bits
-from nestquant_cli.lattice.voronoi import gauge
 from nestquant_cli.models.source import load_model, load_tokenizer, resolve
 from nestquant_cli.modules.inputs import padded_size
 from nestquant_cli.rotation.transform import rotation
+from nestquant_cli.storage.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 DPI = 110

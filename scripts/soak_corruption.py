@@ -24,9 +24,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import nestquant_cli  # noqa: F401  registers the format
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.manifest import MANIFEST
 from nestquant_cli.checkpoint.verify import verify
-from nestquant_cli.errors import NestQuantError
 from nestquant_cli.models.source import load_model, load_tokenizer, resolve
 
 IDS = torch.arange(16)[None] % 200 + 3

@@ -17,10 +17,10 @@ import sys
 import time
 from pathlib import Path
 
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.manifest import read_manifest
-from nestquant_cli.errors import NestQuantError
-from nestquant_cli.files import sha256_file
-from nestquant_cli.runs import WORK
+from nestquant_cli.storage.files import sha256_file
+from nestquant_cli.storage.resume import WORK
 
 QUANTIZE = (sys.executable, "-m", "nestquant_cli", "--quiet", "quantize")
 

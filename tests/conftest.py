@@ -22,7 +22,7 @@ hypothesis.settings.register_profile("untimed", hypothesis.settings(deadline=Non
 hypothesis.settings.load_profile("untimed")
 
 if TYPE_CHECKING:
-    from nestquant_cli.quantization.recipe import Recipe
+    from nestquant_cli.pipeline.recipe import Recipe
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -149,7 +149,7 @@ def tiny_text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_recipe(tiny_text_file: Path) -> "Recipe":
     """W4A4KV4 from two short windows."""
-    from nestquant_cli.quantization.recipe import Recipe
+    from nestquant_cli.pipeline.recipe import Recipe
 
     return Recipe(dataset=str(tiny_text_file), samples=2, seqlen=64)
 
@@ -158,7 +158,7 @@ def tiny_recipe(tiny_text_file: Path) -> "Recipe":
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, tiny_recipe: "Recipe") -> Path:
     """The tiny model packed. Shared by the whole session: copy it to change anything."""
     from nestquant_cli.models.source import resolve
-    from nestquant_cli.quantization.pipeline import quantize
+    from nestquant_cli.pipeline.quantize import quantize
 
     folder = tmp_path_factory.mktemp("packed") / "tiny"
     quantize(resolve(str(tiny_model_folder)), tiny_recipe, folder, "cpu")

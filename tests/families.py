@@ -27,8 +27,8 @@ from transformers import (
 
 from nestquant_cli.cli import console, main
 from nestquant_cli.models.source import resolve
-from nestquant_cli.quantization.pipeline import quantize
-from nestquant_cli.quantization.recipe import Recipe
+from nestquant_cli.pipeline.quantize import quantize
+from nestquant_cli.pipeline.recipe import Recipe
 
 Outcome = tuple[int, str, str]  # of a command: exit code, standard output, standard error
 VOCABULARY = 300  # that of the tiny tokenizer in conftest.py

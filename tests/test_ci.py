@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nestquant_cli.files import read_json
+from nestquant_cli.storage.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOW = yaml.safe_load((ROOT / "configs" / "ci" / "quality.yml").read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from nestquant_cli.files import read_json, sha256_file
+from nestquant_cli.storage.files import read_json, sha256_file
 from tests.families import Outcome, in_process, tell
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nestquant_cli.lattice.rates import BEST
+from nestquant_cli.e8.rates import BEST
 
 ROOT = Path(__file__).resolve().parents[1]
 

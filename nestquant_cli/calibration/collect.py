@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from ..errors import NestQuantError
+from ..base.errors import NestQuantError
 from ..models.weights import Weights
-from ..team import team
-from .coding import Coding
+from ..parallel.team import team
 from .hidden import HiddenStates
-from .measured import MeasuredLayer
+from .layer import MeasuredLayer
 from .observer import TOKENS, KVObserver
+from .request import Coding
 from .sequential import STATES_SHARE, Sequel, run_quantized, sequential_statistics
 from .stack import LayerStack
 from .statistics import NOISE_TOKENS, LayerStatistics

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..base.errors import NestQuantError
 from ..codecs.protocol import Shape
 from ..codecs.registry import fit_heads
-from ..errors import NestQuantError
+from ..parallel.team import Team
+from ..parallel.tiles import over_rows, run_pieces
 from ..rotation.reflections import Reflections
 from ..rotation.transform import rotation
-from ..team import Team
-from ..tiles import over_rows, run_pieces
 from .gram import CrossSum, GramSum, Grid
 from .observer import choose, current_window, window_generator
 from .statistics import InputStatistics

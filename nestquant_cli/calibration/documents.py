@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import NestQuantError
-from ..files import BYTE_ORDER_MARK
+from ..base.errors import NestQuantError
+from ..storage.files import BYTE_ORDER_MARK
 
 CRLF = "\r\n"
 NOT_READ = "no text was read"

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..kernels.grid import to_grid
 from ..kernels.grid_limits import EMPTY, INFINITE
 from ..kernels.int8 import integer_product
-from ..tiles import slices
+from ..parallel.tiles import slices
 
 _MOST_TOKENS = 1 << 16  # in one product: 2¹⁶·127² is below 2³¹
 _STRIP = 256  # columns of the sums that are taken in one product: half of a symmetric matrix is enough

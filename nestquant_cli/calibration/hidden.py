@@ -9,7 +9,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..errors import NestQuantError
+from ..base.errors import NestQuantError
 from ..models.shards import bytes_of
 
 DEFAULT_BUDGET = 2 << 30  # bytes

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..codecs.protocol import Shape
 from ..codecs.registry import fit_vectors
+from ..parallel.tiles import run_pieces
 from ..rotation.reflections import Reflections, compact
-from ..tiles import run_pieces
 
 NORM = 8  # stands for the largest entry, which has no useful gradient
 ROWS = 1024  # vectors of a kind that a step looks at

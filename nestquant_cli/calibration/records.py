@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NestQuantError
+from ..base.errors import NestQuantError
 from .documents import NOT_READ, Records, one_line
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from functools import partial
 from torch import Tensor, nn
 
 from ..models.structure import linears
-from ..team import team
+from ..parallel.team import team
 from .collector import InputCollector
 from .hidden import HiddenStates
-from .measured import MeasuredLayer
+from .layer import MeasuredLayer
 from .observer import InputGroups, current_window
 from .stack import LayerStack
 from .statistics import InputStatistics, LayerStatistics
@@ -52,12 +52,12 @@ def sequential_statistics(layer: MeasuredLayer, behind: LayerStack, sequel: Sequ
     """
     group, groups = team(), InputGroups()
     originals: dict[str, HiddenStates] = {}
-    group.together(lambda: originals.update(_original_inputs(layer, groups, sequel.hidden)))
+    group.run_on_all(lambda: originals.update(_original_inputs(layer, groups, sequel.hidden)))
     inputs: dict[str, InputStatistics] = {}
     weights: dict[str, Tensor] = {}
     for leader, members in groups.members.items():
         collector = layer.collector(leader, sequential=True)
-        group.together(partial(_run_until, layer, leader, behind, weights, originals.pop(leader), collector))
+        group.run_on_all(partial(_run_until, layer, leader, behind, weights, originals.pop(leader), collector))
         collector.join(group)
         inputs[leader] = layer.finish(leader, members, collector)
         weights |= sequel.quantize(layer.index, inputs[leader])
@@ -68,7 +68,7 @@ def sequential_statistics(layer: MeasuredLayer, behind: LayerStack, sequel: Sequ
 def run_quantized(stack: LayerStack, index: int, weights: dict[str, Tensor]) -> None:
     """Runs the windows of a stack through layer `index` with `weights` in its Linears."""
     with _exchanged(linears(stack.decoder.layers[index]), weights):
-        team().together(lambda: deque(stack.run(index), maxlen=0))
+        team().run_on_all(lambda: deque(stack.run(index), maxlen=0))
 
 
 def _original_inputs(

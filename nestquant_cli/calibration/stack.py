@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import NestQuantError
-from ..memory import return_blocks
+from ..base.errors import NestQuantError
+from ..base.memory import return_blocks
 from ..models.weights import Weights
-from ..tiles import run_pieces
+from ..parallel.tiles import run_pieces
 from .hidden import HiddenStates
 from .observer import KVObserver, in_window
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..codecs.heads import CacheCodes
 from ..codecs.protocol import Shape, VectorCode
 from ..codecs.registry import fit_heads
+from ..modules.cache_codes import CacheCodes
 from ..rotation.transform import rotation
 
 NOISE_TOKENS = 4096  # tokens of a layer that are kept for fitting and for measuring the noise

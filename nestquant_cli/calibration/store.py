@@ -9,13 +9,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..codecs.heads import CacheCodes
+from ..base.errors import NestQuantError
 from ..codecs.protocol import Shape, VectorCode
 from ..codecs.registry import vector_from
-from ..errors import NestQuantError
-from ..files import read_json, sha256_file, write_json
 from ..models.shards import write_shard
-from ..runs import RunState
+from ..modules.cache_codes import CacheCodes
+from ..storage.files import read_json, sha256_file, write_json
+from ..storage.resume import RunState
 from .statistics import InputStatistics, LayerStatistics
 
 FILE = "calibration.json"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NestQuantError
+from ..base.errors import NestQuantError
+from ..base.names import nearest
 from ..models.resolve import HUB_ID
-from ..names import nearest
 from .demo_text import demo_documents
 from .documents import (
     NOT_READ,

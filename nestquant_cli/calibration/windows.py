@@ -5,8 +5,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import NestQuantError
-from ..names import nearest
+from ..base.errors import NestQuantError
+from ..base.names import nearest
 from .stream import Affixes, affixes, token_stream
 from .text import Text
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import read_json
 from ..models.limits import check_counts, describing, meta_model, refuse_depth
 from ..modules.layout import Layout
+from ..storage.files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,15 +5,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..codecs.glvq import LatticeCode
+from ..base.errors import NestQuantError
+from ..codecs.lattice.code import LatticeCode
 from ..codecs.protocol import Shape
-from ..errors import NestQuantError
-from ..files import read_json
-from ..lattice.code import BLOCK
+from ..e8.code import BLOCK
 from ..models.shards import Entry, Shard, read_shard
 from ..modules.inputs import padded_size
 from ..modules.layout import Layout
-from .inspection import KEPT, OTHER, QUANTIZED, Inspection, Matrix, Part
+from ..storage.files import read_json
+from .byte_counts import KEPT, OTHER, QUANTIZED, Inspection, Matrix, Part
 from .manifest import INDEX, MANIFEST, REPORT
 from .read import open_checkpoint, read_layout, read_quantization_config
 

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..errors import NestQuantError
-from ..files import read_json, sha256_file, write_json
+from ..base.errors import NestQuantError
 from ..models.shards import hash_tensor, read_shard
-from ..runs import WORK
+from ..storage.files import read_json, sha256_file, write_json
+from ..storage.resume import WORK
 
 MANIFEST = "nestquant_manifest.json"
 REPORT = "quantization_report.json"

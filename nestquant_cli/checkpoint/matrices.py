@@ -8,19 +8,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..codecs.glvq import LatticeCode
-from ..codecs.integer import IntegerCode
+from ..base.progress import track
+from ..codecs.integer.code import IntegerCode
+from ..codecs.lattice.code import LatticeCode
 from ..codecs.protocol import WeightCode
-from ..lattice.code import BLOCK, NestedCode
+from ..e8.code import BLOCK, NestedCode
 from ..modules.inputs import padded_size
 from ..modules.layout import Layout, LinearLayout
-from ..progress import track
-from ..rotation.reflections import turn
-from .contents import check_lattices, check_record, check_row_scales, check_words, check_zeros
+from ..rotation.reflections import rotation_for
+from .findings import VerifyReport
 from .manifest import MANIFEST, REPORT
+from .matrix_contents import check_lattices, check_record, check_row_scales, check_words, check_zeros
 from .original import kept_problem, matrix_problem, relative_error
 from .tensors import TensorChecks
-from .verification import VerifyReport
 
 
 class MatrixChecks:
@@ -90,7 +90,7 @@ class MatrixChecks:
         packed: dict[str, Tensor],
     ) -> None:
         reflectors = self._reflectors(linear)
-        rotation = turn(padded_size(linear.in_features), self.layout.rotation_seed, reflectors)
+        rotation = rotation_for(padded_size(linear.in_features), self.layout.rotation_seed, reflectors)
         found, problem = matrix_problem(
             original,
             name,

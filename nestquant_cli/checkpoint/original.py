@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..base.errors import NestQuantError
 from ..codecs.protocol import WeightCode
 from ..codecs.registry import decoded
-from ..errors import NestQuantError
 from ..models.source import load_model, resolve
 from ..modules.layout import LinearLayout
 from ..rotation.reflections import Reflected

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import NestQuantError
-from ..files import not_written, read_json, replacing, write_json
+from ..base.errors import NestQuantError
 from ..models.shards import write_shard
-from ..runs import NO_RESUME, RunState
+from ..storage.files import not_written, read_json, replacing, write_json
+from ..storage.resume import NO_RESUME, RunState
 from .manifest import CONFIG, INDEX, MANIFEST, REPORT, describe_files, describe_tensors, write_index, write_manifest
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from ..errors import NestQuantError
-from ..files import read_json
+from ..base.errors import NestQuantError
 from ..modules.layout import QUANT_METHOD, Layout
-from ..runs import WORK
+from ..storage.files import read_json
+from ..storage.resume import WORK
 from .expected import expected_tensors
 from .manifest import INDEX, MANIFEST, check_files, read_manifest
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..base.progress import track
 from ..models.shards import Entry, Shard
-from ..progress import track
 from .expected import Expected
+from .findings import VerifyReport
 from .manifest import ALTERED
-from .verification import VerifyReport
 
 
 class TensorChecks:

@@ -9,19 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import NestQuantError
-from ..files import read_json
+from ..base.errors import NestQuantError
+from ..base.progress import track
+from ..integrations.transformers.auto import foreign_code, map_problem
 from ..models.shards import Shard, read_shard
 from ..modules.layout import Layout
-from ..progress import track
-from .auto import foreign_code, map_problem
+from ..storage.files import read_json
 from .expected import Expected, expected_tensors
+from .findings import Problem, VerifyReport
 from .manifest import ALTERED, CONFIG, INDEX, MANIFEST, REPORT, file_problem, stray_weights
 from .matrices import MatrixChecks
 from .original import load_original
 from .read import index_problem, open_checkpoint, read_layout, read_quantization_config
 from .tensors import TensorChecks
-from .verification import Problem, VerifyReport
 
 T = TypeVar("T")
 DTYPES = ("float32", "bfloat16", "float16")  # that a model can be loaded in

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from . import console
-from .config import RecipeOption, given, taken, tell_recipe
+from .config import RecipeOption, given, print_recipe, taken
 from .eval_ppl import Dtype, DtypeOption
 from .options import (
     DEFAULT_BUDGET,
@@ -62,13 +62,13 @@ def calibrate(
     same command goes on after an interruption. Several processes share the windows:
     torchrun --nproc-per-node 2 -m nestquant_cli calibrate …
     """
+    from ..base.progress import duration
+    from ..base.units import parse_bytes
     from ..models.device import pick_device
     from ..models.source import resolve
-    from ..progress import duration
-    from ..quantization.recipe import Recipe
-    from ..quantization.recipe_file import read_recipe
-    from ..team import joined
-    from ..units import parse_bytes
+    from ..parallel.team import joined
+    from ..pipeline.recipe import Recipe
+    from ..pipeline.recipe_file import read_recipe
 
     recipe = read_recipe(config, given(context), taken(context), weight_bits=Recipe.weight_bits)
     budget = parse_bytes(memory_budget, "--memory-budget")
@@ -77,9 +77,9 @@ def calibrate(
         source = resolve(model, revision)
         folder = output if output is not None else Path(f"{source.name.rpartition('/')[2]}-calibration")
         console.note(f"calibrating {model} on {recipe.samples} windows of {recipe.dataset} into {folder}")
-        tell_recipe(recipe)
+        print_recipe(recipe)
 
-        from ..quantization.pipeline import calibrate as run
+        from ..pipeline.quantize import calibrate as run
 
         about = run(source, recipe, folder, own, budget, dtype.value)
     console.line(

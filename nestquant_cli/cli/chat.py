@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..files import BYTE_ORDER_MARK
+from ..storage.files import BYTE_ORDER_MARK
 from . import console
-from .config import ConfigOption, tell_settings
+from .config import ConfigOption, print_settings
 from .eval_ppl import Dtype, DtypeOption
-from .generate import NewTokensOption, TemperatureOption, TopKOption, TopPOption, tell_answer
+from .generate import NewTokensOption, TemperatureOption, TopKOption, TopPOption, print_answer
 from .options import DeviceOption, ModelArgument, Resident, ResidentOption, RevisionOption, SeedOption
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def chat(
     second and memory follow each answer.
     """
     from ..generation.conversation import Conversation
-    from ..generation.settings import Sampling, described
+    from ..generation.sampling import Sampling, described
     from ..generation.writer import open_writer
     from ..models.device import pick_device
     from ..models.source import resolve
@@ -52,7 +52,7 @@ def chat(
     source = resolve(model, revision)
     writer = open_writer(source, sampling, resident.value, dtype.value, pick_device(device))
     conversation = Conversation(writer, system)
-    tell_settings(context)
+    print_settings(context)
     console.note(f"talking with {source.name}, {described(writer.config)}; {COMMANDS}")
     typed = console.is_terminal(sys.stdin)
     refused = 0
@@ -76,7 +76,7 @@ def _answer(conversation: "Conversation", message: str, number: int | None) -> b
     Args:
         number: of the line in a pipe; None for a message that was typed.
     """
-    from ..errors import NestQuantError
+    from ..base.errors import NestQuantError
 
     try:
         answer = conversation.say(message, console.stream)
@@ -84,7 +84,7 @@ def _answer(conversation: "Conversation", message: str, number: int | None) -> b
         console.print_error(str(error) if number is None else f"line {number}: {error}")
         return False
     console.stream("\n")
-    tell_answer(answer, conversation.writer.context)
+    print_answer(answer, conversation.writer.context)
     if answer.interrupted and number is not None:
         raise KeyboardInterrupt
     return True

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
-from .config import ConfigOption, given, tell_settings
+from .config import ConfigOption, given, print_settings
 from .eval_ppl import Dtype, DtypeOption
 from .eval_tasks import IncludeOption, LimitOption
 from .options import (
@@ -107,10 +107,10 @@ def compare(
     folder gets a checkpoint for each recipe, comparison.json, report.md and plots. The same command goes on after an
     interruption, and a further recipe costs only itself.
     """
+    from ..base.errors import NestQuantError
+    from ..comparison.compare import CompareOptions
+    from ..comparison.compare import compare as run
     from ..comparison.entries import read_entries
-    from ..comparison.run import CompareOptions
-    from ..comparison.run import compare as run
-    from ..errors import NestQuantError
     from ..models.source import resolve
 
     if tasks is None and (limit is not None or include_path is not None):
@@ -137,12 +137,12 @@ def compare(
         resident=resident.value,
     )
     console.note(f"quantizing {model} by {len(entries)} recipes and scoring all beside it, in {options.folder}")
-    tell_settings(context)
+    print_settings(context)
     _print(run(options), options.folder)
 
 
 def _scored(dataset: str, eval_dataset: str | None) -> str:
-    from ..errors import NestQuantError
+    from ..base.errors import NestQuantError
 
     if eval_dataset is None and Path(dataset).suffix:
         raise NestQuantError(
@@ -154,8 +154,8 @@ def _scored(dataset: str, eval_dataset: str | None) -> str:
 
 
 def _print(found: "Comparison", folder: Path) -> None:
-    from ..comparison.report import cells, columns
-    from ..evaluation.protocol import windows_said
+    from ..comparison.tables import cells, columns
+    from ..evaluation.circumstances import windows_said
 
     protocol = found.protocol
     console.table(columns(found), cells(found), title=found.model)

@@ -11,7 +11,7 @@ import typer
 from . import console
 
 if TYPE_CHECKING:
-    from ..quantization.recipe import Recipe
+    from ..pipeline.recipe import Recipe
 
 NOTHING = "nothing was done"
 _NOT_SETTINGS = ("config", "help")  # of the options
@@ -29,7 +29,7 @@ def _take(context: typer.Context, path: Path | None) -> Path | None:
 def _take_beside_recipe(context: typer.Context, path: Path | None) -> Path | None:
     """As `_take`, for commands that read the settings of a recipe from the same file by themselves."""
     if path is not None and not context.resilient_parsing:
-        from ..quantization.recipe_file import SETTINGS
+        from ..pipeline.recipe_file import SETTINGS
 
         _apply(context, path, elsewhere=SETTINGS)
     return path
@@ -64,7 +64,7 @@ def settings(context: typer.Context) -> dict[str, Any]:
 
 def given(context: typer.Context) -> dict[str, Any]:
     """The settings of a recipe that the user gave as options, or a file in their place: whichever a command has."""
-    from ..quantization.recipe_file import SETTINGS
+    from ..pipeline.recipe_file import SETTINGS
 
     found = {}
     for name in SETTINGS:
@@ -79,22 +79,22 @@ def taken(context: typer.Context) -> set[str]:
     return set(context.default_map or ())
 
 
-def tell_settings(context: typer.Context) -> None:
+def print_settings(context: typer.Context) -> None:
     """Says what a run with a file came down to."""
     if context.params.get("config") is not None:
         pairs = (f"{name} {_word(value)}" for name, value in settings(context).items() if value is not None)
         console.note(f"settings: {', '.join(pairs)}")
 
 
-def tell_recipe(recipe: "Recipe") -> None:
+def print_recipe(recipe: "Recipe") -> None:
     """Says what settings of a quantization came down to; the checkpoint has them, too."""
     pairs = (f"{name} {_word(value)}" for name, value in recipe.to_dict().items() if value is not None)
     console.note(f"recipe: {', '.join(pairs)}")
 
 
 def _apply(context: typer.Context, path: Path, elsewhere: Iterable[str]) -> None:
-    from ..names import refuse_unknown
-    from ..settings_file import read_settings
+    from ..base.names import refuse_unknown
+    from ..storage.settings_file import read_settings
 
     options = {str(each.name): each for each in context.command.params if each.name not in _NOT_SETTINGS}
     found = {name: value for name, value in read_settings(path, words=True).items() if name not in elsewhere}
@@ -108,7 +108,7 @@ def _apply(context: typer.Context, path: Path, elsewhere: Iterable[str]) -> None
 
 def _value(path: Path, name: str, value: Any, many: bool) -> Any:
     """As the command line would have it: words. A list is one for a repeatable option, else its items by comma."""
-    from ..errors import NestQuantError
+    from ..base.errors import NestQuantError
 
     items = value if isinstance(value, list) else [value]
     if not all(isinstance(each, str) for each in items):

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import progress
+from ..base import progress
+from ..base.errors import NestQuantError
+from ..base.printable import escaped, shown
 from ..entry import INTERRUPTED, INTERRUPTION
-from ..errors import NestQuantError
-from ..printable import escaped, shown
-from ..team import launched
+from ..parallel.team import launched
 from .log import JsonHandler, LogFormat, handler
 
 DONE, GATE_FAILED, BAD_INPUT = 0, 1, 2  # exit codes, beside INTERRUPTED

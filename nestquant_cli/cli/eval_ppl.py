@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
-from .config import ConfigOption, settings, tell_settings
-from .gates import JunitOption, report_gates
+from .config import ConfigOption, print_settings, settings
+from .gate_results import JunitOption, report_gates
 from .options import (
     BaselineOption,
     Bos,
@@ -29,7 +29,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..evaluation.report import PerplexityReport
+    from ..evaluation.measure import PerplexityReport
 
 
 class Dtype(str, Enum):
@@ -85,10 +85,10 @@ def eval_ppl(
     """
     from ..evaluation.gates import judge_perplexity
     from ..evaluation.junit import refuse_no_gates
-    from ..evaluation.report import PerplexityOptions, measure_perplexity
-    from ..files import write_json
+    from ..evaluation.measure import PerplexityOptions, measure_perplexity
     from ..models.device import pick_device
-    from ..team import joined, launched
+    from ..parallel.team import joined, launched
+    from ..storage.files import write_json
 
     refuse_no_gates(junit, fail_above, "--fail-above")
     options = PerplexityOptions(
@@ -109,7 +109,7 @@ def eval_ppl(
     windows = f"the first {max_windows}" if max_windows else "all"
     beside = f" beside {baseline}" if baseline else ""
     console.note(f"scoring {model}{beside} on {windows} windows of {seqlen} tokens of {dataset} ({split})")
-    tell_settings(context)
+    print_settings(context)
     with joined(pick_device(device)) as own:
         report = measure_perplexity(replace(options, device=own))
     _print(report)
@@ -124,7 +124,7 @@ def eval_ppl(
 
 
 def _print(report: "PerplexityReport") -> None:
-    from ..evaluation.protocol import windows_said
+    from ..evaluation.circumstances import windows_said
 
     scores, protocol = report.scores, report.protocol
     tokens = "" if protocol["tokens"] is None else f", {protocol['tokens']} tokens"

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from . import console
-from .config import ConfigOption, settings, tell_settings
+from .config import ConfigOption, print_settings, settings
 from .eval_ppl import Dtype, DtypeOption
-from .gates import JunitOption, report_gates
+from .gate_results import JunitOption, report_gates
 from .options import (
     DeviceOption,
     ModelArgument,
@@ -139,13 +139,13 @@ def eval_tasks(
 
     Several processes share the requests: torchrun --nproc-per-node 2 -m nestquant_cli eval-tasks …
     """
-    from ..errors import NestQuantError
+    from ..base.errors import NestQuantError
     from ..evaluation.gates import NOT_EVALUATED
     from ..evaluation.junit import refuse_no_gates
     from ..evaluation.tasks import TaskOptions, measure_tasks
-    from ..files import write_json, write_text
     from ..models.device import pick_device
-    from ..team import joined, launched
+    from ..parallel.team import joined, launched
+    from ..storage.files import write_json, write_text
 
     refuse_no_gates(junit, fail_below, "--fail-below")
     if log_samples and output is None:
@@ -170,7 +170,7 @@ def eval_tasks(
         revision=revision,
     )
     console.note(f"running {', '.join(options.tasks)} on {model}, {f'{limit:g} of the' if limit else 'all'} items")
-    tell_settings(context)
+    print_settings(context)
     with joined(pick_device(device)) as own:
         report = measure_tasks(replace(options, device=own))
     for row in report.table.splitlines():

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from . import console
-from .config import ConfigOption, tell_settings
+from .config import ConfigOption, print_settings
 from .options import CheckpointArgument, FolderOption
 
 
@@ -31,11 +31,11 @@ def export_checkpoint(
 
     A nested code takes 8 bits a weight there. Weights only: activations, keys and values stay in 16 bits.
     """
-    from ..export.run import export
+    from ..export.export import export
 
     folder = output if output is not None else Path(f"{checkpoint.absolute().name}-{format.value}")
     console.note(f"writing the integers of {checkpoint} to {folder} in the {format.value} format")
-    tell_settings(context)
+    print_settings(context)
     written = export(checkpoint, folder)
     if written.left_out:
         console.line(f"{' and '.join(written.left_out)} stay in 16 bits in the export")

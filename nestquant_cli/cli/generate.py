@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
-from .config import ConfigOption, settings, tell_settings
+from .config import ConfigOption, print_settings, settings
 from .eval_ppl import Dtype, DtypeOption
 from .options import (
     DeviceOption,
@@ -72,13 +72,13 @@ def generate(
 
     Standard output has the new text alone, so that it can be piped on; the figures go to standard error.
     """
-    from ..errors import NestQuantError
-    from ..evaluation.protocol import model_protocol, versions
-    from ..files import BYTE_ORDER_MARK, write_json
-    from ..generation.settings import NOT_GENERATED, Sampling, described
+    from ..base.errors import NestQuantError
+    from ..evaluation.circumstances import model_protocol, versions
+    from ..generation.sampling import NOT_GENERATED, Sampling, described
     from ..generation.writer import open_writer
     from ..models.device import pick_device
     from ..models.source import resolve
+    from ..storage.files import BYTE_ORDER_MARK, write_json
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed)
     source = resolve(model, revision)
@@ -88,13 +88,13 @@ def generate(
             raise NestQuantError("there is no prompt", NOT_GENERATED, f'run: nestquant generate {model} "Once upon"')
         prompt = sys.stdin.read().removeprefix(BYTE_ORDER_MARK).rstrip("\n")
     writer = open_writer(source, sampling, resident.value, dtype.value, place)
-    tell_settings(context)
+    print_settings(context)
     console.note(f"continuing with up to {max_new_tokens} tokens, {described(writer.config)}")
     if console.out.is_terminal:
         console.stream(prompt)
     answer = writer.write(writer.tokenizer(prompt)["input_ids"], console.stream)
     console.stream("\n")
-    tell_answer(answer, writer.context)
+    print_answer(answer, writer.context)
     if output is not None:
         protocol = {"model": model_protocol(source, writer.model), "sampling": asdict(sampling), "versions": versions()}
         found = {"prompt": prompt, "text": answer.text, "tokens": answer.tokens, "ending": answer.ending}
@@ -105,7 +105,7 @@ def generate(
         raise KeyboardInterrupt
 
 
-def tell_answer(answer: "Answer", context: int | None) -> None:
+def print_answer(answer: "Answer", context: int | None) -> None:
     """Says what an answer took, and that the context is full where that ended it."""
     if answer.ending == "context":
         console.note(f"the context of {context} tokens is full")

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
-from .config import ConfigOption, settings, tell_settings
+from .config import ConfigOption, print_settings, settings
 from .options import CheckpointArgument, ReportOption
 
 if TYPE_CHECKING:
-    from ..checkpoint.inspection import Inspection, Matrix
+    from ..checkpoint.byte_counts import Inspection, Matrix
 
 MatricesOption = Annotated[bool, typer.Option("--matrices", help="List every matrix, not only every layer.")]
 
@@ -23,10 +23,10 @@ def inspect_checkpoint(
 ) -> None:
     """Count the bits of a packed checkpoint from the bytes on disk, per part and per layer, and print its recipe."""
     from ..checkpoint.inspect import inspect
-    from ..files import write_json
+    from ..storage.files import write_json
 
     console.note(f"counting the bytes of {checkpoint}")
-    tell_settings(context)
+    print_settings(context)
     found = inspect(checkpoint)
     _print_parts(found)
     if found.matrices:

@@ -7,8 +7,8 @@ from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
 
-from .. import progress
-from ..printable import escaped
+from ..base import progress
+from ..base.printable import escaped
 
 
 class LogFormat(str, Enum):

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..entry import mend_streams
+from ..entry import repair_streams
 from . import console
 from .calibrate import calibrate
 from .chat import chat
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: what follows the program's name; sys.argv[1:] where None.
     """
-    mend_streams()
+    repair_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     words = _global_first(words)
     sys.exit(console.run(lambda: _invoke(words or ["--help"]), debug="--debug" in words))

@@ -52,7 +52,7 @@ def by_comma(text: str, option: str) -> tuple[str, ...]:
 def writable(context: typer.Context, path: Path | None) -> Path | None:
     """Refuses a file that cannot be written before the work that it is for, not behind it."""
     if path is not None and not context.resilient_parsing:
-        from ..disk import refuse_no_file
+        from ..storage.disk import refuse_no_file
 
         refuse_no_file(path)
     return path

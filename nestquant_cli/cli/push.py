@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from . import console
-from .config import ConfigOption, tell_settings
+from .config import ConfigOption, print_settings
 from .options import CheckpointArgument
 
 RepoArgument = Annotated[
@@ -53,7 +53,7 @@ def push_checkpoint(
     options = PushOptions(checkpoint, repo, base_model, license, tuple(results or ()), public, dry_run)
     where = "writing its model card" if dry_run else f"pushing it to {repo}, {'public' if public else 'private'}"
     console.note(f"verifying {checkpoint}, then {where}")
-    tell_settings(context)
+    print_settings(context)
     files = push(options)
     if dry_run:
         console.line(f"{len(files)} files would be pushed to {repo}")

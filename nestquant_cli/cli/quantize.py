@@ -7,7 +7,7 @@ import typer
 
 from . import console
 from .calibrate import BITS_HELP, PART_DEFAULT, ActBitsOption, KvBitsOption
-from .config import RecipeOption, given, taken, tell_recipe
+from .config import RecipeOption, given, print_recipe, taken
 from .eval_ppl import Dtype, DtypeOption
 from .options import (
     DEFAULT_BUDGET,
@@ -29,7 +29,7 @@ from .options import (
 from .tune import print_tuning
 
 if TYPE_CHECKING:
-    from ..quantization.plan import Plan
+    from ..pipeline.plan import Plan
 
 BitsOption = Annotated[
     float | None,
@@ -151,11 +151,11 @@ def quantize(
     AutoModelForCausalLM.from_pretrained after `import nestquant_cli`. Several processes share the work:
     torchrun --nproc-per-node 2 -m nestquant_cli quantize …
     """
+    from ..base.units import parse_bytes
     from ..models.device import pick_device
     from ..models.source import resolve
-    from ..quantization.recipe_file import read_recipe, with_tuning
-    from ..team import joined
-    from ..units import parse_bytes
+    from ..parallel.team import joined
+    from ..pipeline.recipe_file import read_recipe, with_tuning
 
     settings = given(context)
     recipe = with_tuning(read_recipe(config, settings, taken(context)), tune)
@@ -164,24 +164,24 @@ def quantize(
         source = resolve(model, revision)
         folder = output if output is not None else Path(f"{source.name.rpartition('/')[2]}-nestquant-{recipe.tag()}")
         console.note(f"{'planning to quantize' if plan else 'quantizing'} {model} to {recipe.tag()} in {folder}")
-        tell_recipe(recipe)
+        print_recipe(recipe)
         if plan:
-            from ..quantization.estimate import estimate_seconds
-            from ..quantization.plan import make_plan
+            from ..pipeline.estimate import estimate_seconds
+            from ..pipeline.plan import make_plan
 
             made = make_plan(source, recipe, budget=budget, dtype=dtype.value)
             _print_plan(made, estimate_seconds(made, recipe, own), folder, recipe.tune is not None)
             return
 
-        from ..quantization.tuned import quantize_and_tune as run
+        from ..pipeline.quantize_and_tune import quantize_and_tune as run
 
         report = run(source, recipe, folder, own, calibration, resume, settings, dtype.value, budget=budget)
     _print_report(report, folder)
 
 
 def _print_plan(plan: "Plan", seconds: float, folder: Path, tuned: bool) -> None:
-    from ..progress import duration
-    from ..units import format_bytes
+    from ..base.progress import duration
+    from ..base.units import format_bytes
 
     rows = [
         (row.name, f"{row.matrices}×", f"{row.out_features}×{row.in_features}", f"{row.bits:.4f}", f"{row.bytes:,}")
@@ -199,7 +199,7 @@ def _print_plan(plan: "Plan", seconds: float, folder: Path, tuned: bool) -> None
 
 
 def _print_report(report: dict[str, Any], folder: Path) -> None:
-    from ..progress import duration
+    from ..base.progress import duration
 
     rows = []
     for kind, records in _by_kind(report["matrices"]).items():

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from . import console
-from .config import ConfigOption, tell_settings
+from .config import ConfigOption, print_settings
 from .eval_ppl import Dtype, DtypeOption
 from .generate import NewTokensOption
 from .options import (
@@ -50,8 +50,8 @@ def report_checkpoint(
     With --baseline also perplexity, KL divergence and a sample beside the original. The page holds its pictures; they
     lie beside it as PNG, too.
     """
-    from ..evaluation.report import PerplexityOptions
-    from ..report.run import PAGE, ReportOptions, make_report
+    from ..evaluation.measure import PerplexityOptions
+    from ..report.write import PAGE, ReportOptions, make_report
 
     folder = output if output is not None else Path(f"{checkpoint.absolute().name}-report")
     scoring = PerplexityOptions(
@@ -68,7 +68,7 @@ def report_checkpoint(
         resident=resident.value,
     )
     console.note(f"reporting on {checkpoint}{f' beside {baseline}' if baseline else ''} in {folder}")
-    tell_settings(context)
+    print_settings(context)
     found = make_report(ReportOptions(checkpoint, folder, scoring, prompt, max_new_tokens))
     name, record = found.most_damaged(1)[0]
     console.line(f"most damaged: {name}, output error {record['hessian_error']:.5f}")

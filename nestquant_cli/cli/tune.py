@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from . import console
-from .config import ConfigOption, tell_settings
+from .config import ConfigOption, print_settings
 from .options import (
     MODEL_HELP,
     Bos,
@@ -61,18 +61,18 @@ def tune_checkpoint(
     calibration text. The bits do not change. The result is a new folder; the same command goes on after an
     interruption.
     """
+    from ..base.progress import duration
     from ..models.device import pick_device
     from ..models.source import resolve
-    from ..progress import duration
-    from ..tuning.run import tune
+    from ..tuning.held_out import TuneText
     from ..tuning.settings import TuneSettings
-    from ..tuning.windows import TuneText
+    from ..tuning.tune import tune
 
     text = TuneText(dataset, text_field, bos.value)
     settings = TuneSettings(steps, seqlen, batch, rate, held_out, checks)
     folder = output if output is not None else Path(f"{checkpoint.absolute().name}-tuned")
     console.note(f"tuning {checkpoint} towards {model} for {steps} steps into {folder}")
-    tell_settings(context)
+    print_settings(context)
     report = tune(checkpoint, resolve(model, revision), settings, folder, pick_device(device), text, seed, resume)
     print_tuning(report)
     console.line(f"time: {duration(report['seconds'])}")

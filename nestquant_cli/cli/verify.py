@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
-from .config import ConfigOption, settings, tell_settings
+from .config import ConfigOption, print_settings, settings
 from .options import CheckpointArgument, ReportOption
 
 if TYPE_CHECKING:
-    from ..checkpoint.verification import VerifyReport
+    from ..checkpoint.findings import VerifyReport
 
 OriginalOption = Annotated[
     str | None,
@@ -27,10 +27,10 @@ def verify_checkpoint(
 ) -> None:
     """Check hash, shape, code range and recorded error of every tensor of a packed checkpoint."""
     from ..checkpoint.verify import verify
-    from ..files import write_json
+    from ..storage.files import write_json
 
     console.note(f"checking every file and tensor of {checkpoint}{f' beside {original}' if original else ''}")
-    tell_settings(context)
+    print_settings(context)
     report = verify(checkpoint, original)
     if output is not None:
         write_json(output, report.as_json() | {"settings": settings(context)})

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..lattice.shape import CodeShape
-from .centered import fit_centered
-from .glvqs import Glvq
-from .integers import Integers
-from .nestquant import NestQuant
+from ..e8.shape import CodeShape
+from .integer.codec import Integers
+from .lattice.codec import Glvq
+from .nested.centered import fit_centered
+from .nested.codec import NestQuant
 from .protocol import Codec, RoundedRows, Rounder, Shape, TensorForms, VectorCode, WeightCode
 
 _CODECS: tuple[Codec, ...] = (NestQuant(), Integers(), Glvq())

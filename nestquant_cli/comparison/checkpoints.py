@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..base.errors import NestQuantError
+from ..base.progress import logger
 from ..calibration.store import remove_calibration
 from ..checkpoint.manifest import CONFIG
 from ..checkpoint.read import check_checkpoint, read_quantization_config
-from ..errors import NestQuantError
 from ..evaluation.perplexity import check_fit
 from ..models.source import Source
-from ..progress import logger
-from ..quantization.pipeline import calibrate, quantize
-from ..quantization.subject import about_model, open_subject, origin_of, read_windows, refuse_other_caches, text_of
-from ..team import team
+from ..parallel.team import team
+from ..pipeline.quantize import calibrate, quantize
+from ..pipeline.subject import about_model, open_subject, origin_of, read_windows, refuse_other_caches, text_of
 from .entries import NOT_COMPARED, Entry, calibrations
 from .state import State
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import NestQuantError
-from ..quantization.recipe import Recipe
-from ..quantization.recipe_file import read_recipe
+from ..base.errors import NestQuantError
+from ..pipeline.recipe import Recipe
+from ..pipeline.recipe_file import read_recipe
 
 NOT_COMPARED = "nothing was compared"
 REFERENCE = "reference"  # the row of the model that was quantized

@@ -4,9 +4,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ..files import replacing
-from .report import codes
+from ..storage.files import replacing
 from .result import Comparison
+from .tables import codes
 
 logger = logging.getLogger("nestquant")
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..checkpoint.inspect import inspect
 from ..checkpoint.manifest import REPORT
 from ..evaluation.perplexity import Scores, Totals, summary
-from ..files import read_json
+from ..storage.files import read_json
 from .entries import REFERENCE
 
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..base.progress import logger, track
+from ..evaluation.circumstances import hold_weights
 from ..evaluation.perplexity import Totals, check_fit, score_window
-from ..evaluation.protocol import hold_weights
 from ..models.source import Source, load_model, weight_files
-from ..progress import logger, track
 from .state import State
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Scoring:
 
     Attributes:
         windows: (windows, seqlen) int64.
-        dtype, device, resident: as in `evaluation.report.PerplexityOptions`.
+        dtype, device, resident: as in `evaluation.measure.PerplexityOptions`.
     """
 
     windows: "Tensor"

@@ -4,10 +4,10 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from ..disk import refuse_no_folder
-from ..errors import NestQuantError
-from ..files import not_written, read_json, write_json
-from ..locks import Lock
+from ..base.errors import NestQuantError
+from ..storage.disk import refuse_no_folder
+from ..storage.files import not_written, read_json, write_json
+from ..storage.locks import Lock
 
 FILE, LOCK = "progress.json", "progress.lock"
 SECTIONS = ("runs", "scores", "tasks")

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import NestQuantError
-from ..names import nearest
+from ..base.errors import NestQuantError
+from ..base.names import nearest
 
 NOT_EVALUATED = "nothing was evaluated"
 MAIN_METRICS = ("acc", "acc_norm")  # the first one that a task has; else its first metric

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from ..errors import NestQuantError
-from ..finite import all_finite
+from ..base.errors import NestQuantError
+from ..base.finite import all_finite
+from ..base.progress import Advance, steps
 from ..modules.resident import free_memory
-from ..progress import Advance, steps
-from ..team import team
+from ..parallel.team import team
 from .prompts import Prompting, first_line
 
 if TYPE_CHECKING:

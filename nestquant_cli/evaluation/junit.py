@@ -4,8 +4,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import NestQuantError
-from ..files import replacing
+from ..base.errors import NestQuantError
+from ..storage.files import replacing
 from .gates import NOT_EVALUATED, Verdict
 
 

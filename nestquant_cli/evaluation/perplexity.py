@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import NestQuantError
-from ..finite import all_finite
+from ..base.errors import NestQuantError
+from ..base.finite import all_finite
+from ..base.progress import track
 from ..models.vocabulary import known_tokens, refuse_long_windows, refuse_unknown_tokens
-from ..progress import track
-from ..team import team
+from ..parallel.team import team
 from .divergence import divergence
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def score(
             numbers = track(own, "scoring windows") if progress else own
             return [score_window([model], baseline_model, windows[number], number)[0] for number in numbers]
 
-    totals = [window for part in group.together(score_own) for window in part]
+    totals = [window for part in group.run_on_all(score_own) for window in part]
     return summary(totals, windows.shape[1] - 1, time.monotonic() - start, baseline_model is not None)
 
 

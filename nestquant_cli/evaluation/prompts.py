@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NestQuantError
+from ..base.errors import NestQuantError
+from ..base.names import refuse_unknown
 from ..models.source import Source, load_config
-from ..names import refuse_unknown
 from .gates import NOT_EVALUATED
 
 if TYPE_CHECKING:

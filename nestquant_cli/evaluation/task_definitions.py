@@ -5,9 +5,9 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NestQuantError
+from ..base.errors import NestQuantError
+from ..base.names import nearest
 from ..models.hub import cache_only_when_unreachable, reason_of
-from ..names import nearest
 from .gates import NOT_EVALUATED
 
 if TYPE_CHECKING:

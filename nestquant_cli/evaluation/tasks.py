@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NestQuantError
+from ..base.errors import NestQuantError
 from ..models.device import pick_device
 from ..models.source import Source, load_model, load_tokenizer, resolve
-from ..team import team
+from ..parallel.team import team
+from .circumstances import hold_weights, model_protocol, versions
 from .gates import NOT_EVALUATED, Gate, Verdict, judge, parse_gate
 from .prompts import Prompting, complete_special_tokens, prompting, read_gen_kwargs
-from .protocol import hold_weights, model_protocol, versions
 from .task_definitions import load_tasks
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def measure_tasks(options: TaskOptions) -> TaskReport:
         "processes": team().size,
         "model": model_protocol(source, model),
     }
-    return team().lead(lambda: _report(found, options, how, gates, circumstances))
+    return team().run_on_rank0(lambda: _report(found, options, how, gates, circumstances))
 
 
 def _report(

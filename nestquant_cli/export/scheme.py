@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..base.errors import NestQuantError
 from ..codecs.digits import pack_digits
-from ..codecs.integer import IntegerCode
-from ..errors import NestQuantError
+from ..codecs.integer.code import IntegerCode
+from ..e8.code import NestedCode
 from ..kernels import for_device
-from ..lattice.code import NestedCode
 from ..modules.inputs import padded_size
 from ..modules.layout import Layout, LinearLayout
 from ..rotation.orders import block_orders

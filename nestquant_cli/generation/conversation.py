@@ -3,8 +3,8 @@
 import logging
 from typing import Any
 
-from ..errors import NestQuantError
-from .settings import NOT_GENERATED
+from ..base.errors import NestQuantError
+from .sampling import NOT_GENERATED
 from .writer import Answer, Show, Writer
 
 logger = logging.getLogger("nestquant")

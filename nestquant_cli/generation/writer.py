@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import TextStreamer
 
-from ..errors import NestQuantError
-from ..evaluation.protocol import hold_weights
+from ..base.errors import NestQuantError
+from ..evaluation.circumstances import hold_weights
 from ..models.source import Source, load_model, load_tokenizer
 from ..models.vocabulary import known_tokens, refuse_unknown_tokens
-from .figures import Figures, cache_bytes, peak_bytes, weight_bytes
-from .settings import NOT_GENERATED, Sampling
+from .sampling import NOT_GENERATED, Sampling
+from .speed import Figures, cache_bytes, peak_bytes, weight_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,7 +1,7 @@
 """One contract, several implementations: `for_device` picks the fastest that runs on a device.
 
-Each is a module with `quantize`, `pack`, `unpack` and `block_errors` as documented in `kernels.reference`. All decode
-bit-identically, because decoding is integer arithmetic (see lattice.voronoi). Those that multiply packed weights
+Each is a module with `quantize`, `pack`, `unpack` and `block_errors` as documented in `kernels.reference.nested`. All
+decode bit-identically, because decoding is integer arithmetic (see `e8.voronoi`). Those that multiply packed weights
 without unpacking them first have the functions of `Products` too.
 """
 
@@ -11,11 +11,11 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from ..lattice.code import NestedCode
+from ..e8.code import NestedCode
 
 
 class Kernels(Protocol):
-    """The contract of an implementation; `kernels.reference` documents each function."""
+    """The contract of an implementation; `kernels.reference.nested` documents each function."""
 
     def quantize(self, x: Tensor, scale: Tensor, code: NestedCode) -> tuple[Tensor, Tensor, int]: ...
 
@@ -27,7 +27,7 @@ class Kernels(Protocol):
 
 
 class Products(Protocol):
-    """Products with a packed weight; `kernels.gpu_product` documents each function and limit."""
+    """Products with a packed weight; `kernels.gpu.product` documents each function and limit."""
 
     FEW_TOKENS: int
     FUSED_TOKENS: int
@@ -42,14 +42,14 @@ class Products(Protocol):
 def for_device(device: torch.device) -> Kernels:
     """The kernels for tensors on `device`: Triton's need triton, which CUDA builds of torch bring along."""
     if device.type == "cpu":
-        from . import cpu
+        from .cpu import nested as cpu
 
         return cast(Kernels, cpu)
     if _on_triton(device):
-        from . import gpu
+        from .gpu import nested as gpu
 
         return cast(Kernels, gpu)
-    from . import reference
+    from .reference import nested as reference
 
     return cast(Kernels, reference)
 
@@ -58,7 +58,7 @@ def products_for(device: torch.device) -> Products | None:
     """The products with packed weights on `device`, None where there are none."""
     if not _on_triton(device):
         return None
-    from . import gpu_product
+    from .gpu import product as gpu_product
 
     return cast(Products, gpu_product)
 

@@ -57,7 +57,7 @@ class DenseLinear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
-def hasten(model: nn.Module) -> None:
+def use_float32_products(model: nn.Module) -> None:
     """Makes the Linears of a model multiply so, in place; does nothing where torch is fast by itself."""
     for module in model.modules() if EMULATED else ():
         if type(module) is nn.Linear:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..rotation.transform import rotation
-from . import cpu_input
+from .cpu import inputs as cpu_input
 from .grid_limits import EMPTY, INFINITE, LARGEST, LEAST_POWER, MOST_POWER
 
 

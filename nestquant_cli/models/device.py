@@ -1,6 +1,6 @@
 """The device a command runs on."""
 
-from ..errors import NestQuantError
+from ..base.errors import NestQuantError
 
 
 def pick_device(device: str = "auto") -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import sha256_file
+from ..storage.files import sha256_file
 
 RULE = "nestquant model fingerprint 1"
 WHOLE_FILES_UP_TO = 2 * 10**9  # bytes in all; about 5 s of hashing

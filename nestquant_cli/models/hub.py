@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import NestQuantError
-from ..files import write_text
-from ..progress import on_terminal
+from ..base.errors import NestQuantError
+from ..base.progress import on_terminal
+from ..storage.files import write_text
 
 PATIENCE = 5.0  # seconds for the first answer; without it the client waits for ever where packets are swallowed
 NOT_LOADED = "no model was loaded"

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import NestQuantError
-from ..files import read_json
+from ..base.errors import NestQuantError
+from ..storage.files import read_json
 from .hub import NOT_LOADED, Commit, download, find_commit
 
 Kind = Literal["folder", "gguf", "packed", "demo"]
@@ -77,9 +77,9 @@ def _local(model: str) -> Source | None:
 
 
 def _on_hub(repo: str, revision: str | None) -> Source:
-    from ..team import team
+    from ..parallel.team import team
 
-    commit = team().lead(lambda: find_commit(repo, revision))
+    commit = team().run_on_rank0(lambda: find_commit(repo, revision))
     ggufs = [name for name in commit.files or () if name.endswith(".gguf")]
     if ggufs and "config.json" not in (commit.files or ()):
         raise NestQuantError(

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NestQuantError
-from ..files import HASH_CHUNK
+from ..base.errors import NestQuantError
+from ..storage.files import HASH_CHUNK
 
 if TYPE_CHECKING:
     import torch

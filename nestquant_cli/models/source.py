@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NestQuantError
-from ..files import read_json
-from ..names import nearest
+from ..base.errors import NestQuantError
+from ..base.names import nearest
+from ..storage.files import read_json
 from .fingerprint import fingerprint_files
 from .hub import download
 from .limits import Shapes, check_counts, refuse_depth, refuse_misfit
@@ -144,7 +144,7 @@ def load_model(source: Source, dtype: "str | torch.dtype" = "auto", device: str 
     import torch
     from transformers import AutoModelForCausalLM
 
-    from ..kernels.dense import hasten
+    from ..kernels.dense import use_float32_products
 
     if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         known = ("auto", "float32", "bfloat16", "float16")
@@ -178,7 +178,7 @@ def load_model(source: Source, dtype: "str | torch.dtype" = "auto", device: str 
     if source.gguf_file:
         _forget_gguf(model)
     vars(model.config).pop(CHOICE, None)  # of the files it came in; it would be written beside other ones
-    hasten(model)
+    use_float32_products(model)
     return model.to(device).eval()
 
 

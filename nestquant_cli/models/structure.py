@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import NestQuantError
+from ..base.errors import NestQuantError
 
 _REFUSED = "it was not quantized"
 _REMEDY = "use a decoder-only text model whose layers are nn.Linear and standard attention"

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NestQuantError
+from ..base.errors import NestQuantError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import NestQuantError
-from ..files import read_json
+from ..base.errors import NestQuantError
+from ..storage.files import read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

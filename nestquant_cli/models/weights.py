@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from ..errors import NestQuantError
-from ..kernels.dense import hasten
+from ..base.errors import NestQuantError
+from ..kernels.dense import use_float32_products
 from .limits import describing, refuse_misfit
 from .shards import Entry, read_shard, read_tensor, same_values
 from .source import Source, load_config, load_model, warn_unused, weight_files
@@ -177,7 +177,7 @@ def _empty_model(config: Any, dtype: torch.dtype | None) -> PreTrainedModel:
 
     with describing(), init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    hasten(model)
+    use_float32_products(model)
     return model
 
 

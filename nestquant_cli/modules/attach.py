@@ -9,15 +9,15 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from ..codecs.glvq import LatticeCode
-from ..codecs.integer import IntegerCode
-from ..errors import NestQuantError
+from ..base.errors import NestQuantError
+from ..codecs.integer.code import IntegerCode
+from ..codecs.integer.linear import IntegerLinear
+from ..codecs.lattice.code import LatticeCode
+from ..codecs.lattice.linear import LatticeLinear
 from ..models.structure import Decoder, find_decoder
 from ..rotation.reflections import Reflections
 from .cache import PackedCache, RoundingCache, is_packed, pack_layers
 from .inputs import InputQuantizer, padded_size
-from .integer_linear import IntegerLinear
-from .lattice_linear import LatticeLinear
 from .layout import Layout, LinearLayout
 from .linear import QuantizedLinear
 

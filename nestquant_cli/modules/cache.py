@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from ..codecs.centered import nested_code
-from ..codecs.heads import CacheCodes, pack_heads, refuse_other_heads, round_heads, unpack_heads
+from ..base.errors import NestQuantError
+from ..codecs.nested.centered import nested_code
 from ..codecs.protocol import VectorCode
-from ..errors import NestQuantError
 from . import operators
+from .cache_codes import CacheCodes, pack_heads, refuse_other_heads, round_heads, unpack_heads
 from .packed_attention import PackedStates
 from .packed_room import append, last
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ..errors import NestQuantError
+from ..base.errors import NestQuantError
 
 T = TypeVar("T")
 

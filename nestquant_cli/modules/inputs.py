@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..codecs.centered import CenteredCode, nested_code
+from ..codecs.nested.centered import CenteredCode, nested_code
 from ..codecs.protocol import Rounded, VectorCode
-from ..lattice.code import BLOCK
+from ..e8.code import BLOCK
 from ..rotation.reflections import Reflected, Reflections
 from ..rotation.transform import Identity, Rotation, rotation
 
@@ -75,7 +75,7 @@ class InputQuantizer:
         return self.quantize(self.rotate(x))
 
     def _on_cpu(self, x: Tensor) -> LinearInput | None:
-        from ..kernels import cpu_input
+        from ..kernels.cpu import inputs as cpu_input
 
         if not self.plain:
             return None
@@ -154,7 +154,7 @@ def _state_of(x: Tensor) -> Tensor | int:
     if not x.is_inference():
         return x._version
     if x.device.type == "cpu":
-        from ..kernels.cpu_input import fingerprint
+        from ..kernels.cpu.inputs import fingerprint
 
         mark = fingerprint(x)
         if mark is not None:

@@ -27,7 +27,7 @@ class Joined:
         Returns:
             None where a factor of the rotation's order is too large.
         """
-        from ..kernels.cpu_product import rotated_product
+        from ..kernels.cpu.product import rotated_product
 
         seed = source.seed
         assert seed is not None

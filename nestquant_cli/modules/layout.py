@@ -6,14 +6,14 @@ The JSON is that of `docs/format.md`; `Layout.from_dict` checks every field, bec
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..codecs.centered import CenteredCode, centered_from
-from ..codecs.fit import ScaledCode
-from ..codecs.glvq import LatticeCode
-from ..codecs.heads import CacheCodes
+from ..base.errors import NestQuantError
+from ..codecs.lattice.code import LatticeCode
+from ..codecs.nested.centered import CenteredCode, centered_from
+from ..codecs.nested.fit import ScaledCode
 from ..codecs.protocol import Shape, VectorCode, WeightCode
 from ..codecs.registry import shape_from, vector_from, weight_code
-from ..errors import NestQuantError
-from ..lattice.shape import CodeShape
+from ..e8.shape import CodeShape
+from .cache_codes import CacheCodes
 from .fields import Fields, checked, unusable
 from .inputs import padded_size
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..codecs.centered import CenteredCode
+from ..codecs.nested.centered import CenteredCode
+from ..codecs.nested.indices import join_indices, multiplier_indices, split_indices
+from ..e8.code import BLOCK, NestedCode
 from ..kernels import dense, for_device
 from ..kernels.int8 import integer_product
-from ..lattice.code import BLOCK, NestedCode
 from .gradient import StraightThrough
 from .inputs import InputQuantizer
 from .joined import Joined, takes
-from .operators import enlist, linear
+from .operators import linear, register_layer
 from .product import PANEL, packed_product, product
-from .words import join_indices, multiplier_indices, split_indices
 
 
 class QuantizedLinear(nn.Linear):
@@ -55,7 +55,7 @@ class QuantizedLinear(nn.Linear):
         nn.Module.__init__(self)  # without the weight of a Linear
         self.in_features, self.out_features, self.source, self.code = in_features, out_features, source, code
         self.dtype = dtype
-        self._number = enlist(self)
+        self._number = register_layer(self)
         self._joined: tuple[Tensor, Tensor, Joined, int] | None = None  # of this v and row scale
         self._shifted: tuple[Tensor, CenteredCode, Tensor] | None = None  # of this weight and center
         if code is None:
@@ -208,7 +208,7 @@ class QuantizedLinear(nn.Linear):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._number = enlist(self)
+        self._number = register_layer(self)
 
     def _rows(self, start: int, stop: int) -> Tensor:
         assert self.code is not None

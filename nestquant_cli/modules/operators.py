@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..codecs.heads import CacheCodes, pack_heads, round_heads, unpack_heads
+from .cache_codes import CacheCodes, pack_heads, round_heads, unpack_heads
 from .gradient import bias_gradient, input_gradient
 
 _numbers = itertools.count()
 _layers: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
 
 
-def enlist(layer: Any) -> int:
+def register_layer(layer: Any) -> int:
     """A number for a QuantizedLinear, for as long as it lives."""
     number = next(_numbers)
     _layers[number] = layer

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..codecs.centered import nested_code
-from ..codecs.fit import ScaledCode
-from ..codecs.heads import centers_of, unpack_heads
+from ..codecs.nested.centered import nested_code
+from ..codecs.nested.fit import ScaledCode
 from ..codecs.protocol import VectorCode
+from .cache_codes import centers_of, unpack_heads
 
 # What can be answered without decoding.
 _OUTSIDE = frozenset(
@@ -100,7 +100,7 @@ def _attention(
     **unknown: Any,
 ) -> Tensor | None:
     """Attention to packed keys and values, or None where anything is out of the ordinary."""
-    from ..kernels import cpu_cache
+    from ..kernels.cpu import cache as cpu_cache
 
     if unknown or is_causal or dropout_p or type(query) is not Tensor or query.dim() != 4:
         return None

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..e8.code import NestedCode
 from ..kernels import products_for
 from ..kernels.dense import linear
 from ..kernels.int8 import integer_product
-from ..lattice.code import NestedCode
 from .inputs import LinearInput
 
 PANEL = 1 << 20  # entries of a packed matrix that are decoded at a time: they stay in the caches
@@ -88,7 +88,7 @@ def _integers(
     sums = integer_product(coded.values, v)
     if not sums.is_cpu:
         return _finish(_shifted(sums.to(torch.float32) * scale[:, None], coded, shift), row_scale, bias, dtype)
-    from ..kernels.cpu_input import scaled
+    from ..kernels.cpu.inputs import scaled
 
     bias = None if bias is None else bias.detach().float()
     return scaled(sums, scale, row_scale.float(), bias, dtype, coded.centered, shift)
@@ -144,7 +144,7 @@ def _dot(
     """On the CPU, for a single token that is not coded; otherwise decoding first is the faster way."""
     if words.device.type != "cpu" or coded.scale is not None or len(coded.values) != 1:
         return None
-    from ..kernels.cpu_product import dot
+    from ..kernels.cpu.product import dot
 
     return _finish(dot(words, coded.values[0], code)[None], row_scale, bias, dtype)
 

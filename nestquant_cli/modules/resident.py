@@ -5,9 +5,9 @@ import logging
 import torch
 from torch import nn
 
-from ..errors import NestQuantError
-from ..lattice.code import BLOCK
-from ..names import nearest
+from ..base.errors import NestQuantError
+from ..base.names import nearest
+from ..e8.code import BLOCK
 from .joined import join
 from .linear import QuantizedLinear
 

@@ -9,9 +9,9 @@ import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..lattice.code import BLOCK
-from ..lattice.rates import BEST
-from ..lattice.shape import MAX_INT8_WORD
+from ..e8.code import BLOCK
+from ..e8.rates import BEST
+from ..e8.shape import MAX_INT8_WORD
 
 REACH = 12  # bits of a word, 1.5 an entry, that a matrix may lie above or below the average
 

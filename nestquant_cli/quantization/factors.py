@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import NestQuantError
-from ..lattice.code import BLOCK
-from ..tiles import diagonal_blocks, run_pieces, slices
+from ..base.errors import NestQuantError
+from ..e8.code import BLOCK
+from ..parallel.tiles import diagonal_blocks, run_pieces, slices
 from .target import noisy_target
 
 LADDER = (1.0, 10.0, 100.0, 1000.0)  # damping is multiplied by these in turn until the Cholesky factorization succeeds

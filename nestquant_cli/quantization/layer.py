@@ -9,20 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..base.errors import NestQuantError
 from ..calibration.statistics import InputStatistics
-from ..codecs.fit import ScaledCode
-from ..codecs.nestquant import NestQuant
+from ..codecs.nested.codec import NestQuant
+from ..codecs.nested.fit import ScaledCode
+from ..codecs.nested.row_search import search_rows
 from ..codecs.protocol import RoundedRows, Shape, WeightCode, by_matrix
 from ..codecs.registry import columns_of, rounder, search
-from ..errors import NestQuantError
+from ..e8.code import BLOCK
 from ..kernels import for_device
-from ..lattice.code import BLOCK
 from ..modules.linear import row_scale_bits, row_scale_of
-from ..rotation.reflections import turn
-from ..tiles import over_rows, product
+from ..parallel.tiles import over_rows, product
+from ..rotation.reflections import rotation_for
 from .factors import Feedback, feedback
 from .ldlq import ldlq
-from .row_search import search_rows
 
 logger = logging.getLogger("nestquant")
 
@@ -108,7 +108,7 @@ def _turned(members: list[nn.Linear], statistics: InputStatistics, seed: int | N
     """Weights of Linears with one input, stacked (m, n) float32, in the basis of the statistics."""
     n, device = statistics.hessian.shape[0], statistics.hessian.device
     weight = torch.cat([member.weight.detach().to(device=device, dtype=torch.float32) for member in members])
-    return over_rows(turn(n, seed, statistics.reflectors).apply, F.pad(weight, (0, n - weight.shape[1])))
+    return over_rows(rotation_for(n, seed, statistics.reflectors).apply, F.pad(weight, (0, n - weight.shape[1])))
 
 
 def _round(rows: list[int], step: Feedback, shape: Shape, seed: int, paths: int) -> RoundedRows:

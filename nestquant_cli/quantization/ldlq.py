@@ -17,8 +17,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..lattice.code import BLOCK
-from ..tiles import product, set_own_threads
+from ..e8.code import BLOCK
+from ..parallel.tiles import product, set_own_threads
 
 PANEL = 128  # columns whose feedback is applied at once, as one matrix product
 MANY_ROWS = 4096  # below it, a block's work is too small to be worth waiting for a second thread

@@ -8,7 +8,7 @@ The damped H is H + J less J, so the same is W − W J (H + J)⁻¹: the noise i
 import torch
 from torch import Tensor
 
-from ..tiles import product, run_pieces, slices
+from ..parallel.tiles import product, run_pieces, slices
 
 
 def noisy_target(W: Tensor, noise: Tensor, C: Tensor, cross: Tensor | None, added: float) -> Tensor:

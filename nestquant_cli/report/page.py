@@ -6,9 +6,9 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..evaluation.protocol import windows_said
+from ..evaluation.circumstances import windows_said
 from ..sharing.results import without_folder
-from .contents import Contents
+from .facts import Contents
 
 _DAMAGED = 12  # matrices listed
 

@@ -4,7 +4,7 @@ import io
 import logging
 from typing import Any
 
-from .contents import Contents
+from .facts import Contents
 
 logger = logging.getLogger("nestquant")
 

@@ -6,7 +6,7 @@ part of what defines a rotation; `dense_groups` only arranges the same product f
 
 from functools import cache
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.rotation.paley import LARGEST_PALEY_ORDER, paley_orders
 
 # Several atoms are multiplied out into one dense factor only up to this order.

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.rotation.galois import galois_field, prime_power
 
 # A Paley factor is applied as a dense matrix, so its order bounds the work per coordinate; 512 includes every factor

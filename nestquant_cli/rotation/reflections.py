@@ -78,7 +78,7 @@ class Reflected:
         return self.apply(torch.eye(self.order, device=self._reflections.reflectors.device)).t()
 
 
-def turn(order: int, seed: int | None, reflectors: Tensor | None = None) -> Rotation | Identity | Reflected:
+def rotation_for(order: int, seed: int | None, reflectors: Tensor | None = None) -> Rotation | Identity | Reflected:
     """The rotation of vectors of an order.
 
     Args:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.rotation.orders import atoms, block_orders, dense_groups
 from nestquant_cli.rotation.paley import paley_matrix
 from nestquant_cli.rotation.signs import signs

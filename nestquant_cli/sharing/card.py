@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from ..base.markdown import escaped, table
 from ..calibration.text import C4, WIKITEXT2
-from ..checkpoint.inspection import Inspection
-from ..markdown import escaped, table
+from ..checkpoint.byte_counts import Inspection
 from .kept import TAGS, Kept
 from .results import Measured, without_folder
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import NestQuantError
+from ..base.errors import NestQuantError
 
 NOT_PUSHED = "nothing was pushed"
 _BEGIN = re.compile(r"<!-- nestquant: written anew by each push, up to the end marker(?:; rest ([0-9a-f]{64}))? -->\n?")

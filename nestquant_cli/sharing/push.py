@@ -6,14 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+from ..base.errors import NestQuantError
 from ..checkpoint.inspect import inspect
 from ..checkpoint.manifest import MANIFEST
 from ..checkpoint.read import open_checkpoint
 from ..checkpoint.verify import verify
-from ..errors import NestQuantError
-from ..files import write_text
 from ..models.hub import reason_of
 from ..models.source import fingerprint, load_tokenizer, resolve
+from ..storage.files import write_text
 from .card import CARRIED, Facts, Origin, model_card
 from .kept import NOT_PUSHED, newest, read_kept
 from .results import read_results

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import NestQuantError
+from ..base.errors import NestQuantError
+from ..evaluation.circumstances import windows_said
 from ..evaluation.gates import main_metric, main_name
-from ..evaluation.protocol import windows_said
-from ..files import read_json
+from ..storage.files import read_json
 from .kept import NOT_PUSHED
 
 # options of the two commands that a figure depends on

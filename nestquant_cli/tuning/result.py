@@ -11,11 +11,11 @@ from ..checkpoint.manifest import CONFIG, INDEX, REPORT, read_manifest
 from ..checkpoint.original import relative_change, relative_error
 from ..checkpoint.output import Output
 from ..checkpoint.read import read_layout
-from ..files import read_json
 from ..models.shards import read_shard, read_tensor
 from ..modules.inputs import padded_size
 from ..modules.layout import Layout
-from ..rotation.reflections import turn
+from ..rotation.reflections import rotation_for
+from ..storage.files import read_json
 
 
 def shards_of(manifest: dict[str, Any]) -> list[str]:
@@ -73,4 +73,4 @@ def _error(layout: Layout, matrix: str, weight: Tensor, tensors: dict[str, Tenso
     code = layout.code_of(layout.linears[matrix])
     assert code is not None
     packed = {leaf: tensors[f"{matrix}.{leaf}"] for leaf in ("words", "row_scale")}
-    return relative_error(weight.cpu(), packed, code, turn(padded_size(weight.shape[1]), layout.rotation_seed))
+    return relative_error(weight.cpu(), packed, code, rotation_for(padded_size(weight.shape[1]), layout.rotation_seed))

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import NestQuantError
-from ..names import refuse_unknown
+from ..base.errors import NestQuantError
+from ..base.names import refuse_unknown
 
 _NOTHING = "nothing was tuned"
 _INTEGERS = {

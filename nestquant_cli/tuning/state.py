@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import replacing
+from ..storage.files import replacing
 from .settings import TuneSettings
 
 _BETAS, _EPSILON = (0.9, 0.99), 1e-12  # gradients of a mean KL divergence are small

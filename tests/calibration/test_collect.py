@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, PreTrainedModel
 
-from nestquant_cli.calibration.coding import Coding
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.calibration.collect import collect
 from nestquant_cli.calibration.observer import KVObserver
+from nestquant_cli.calibration.request import Coding
 from nestquant_cli.calibration.statistics import LayerStatistics
-from nestquant_cli.errors import NestQuantError
-from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.models.weights import Weights
 from tests.families import from_config, make_model, random_ids
 

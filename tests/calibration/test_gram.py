@@ -110,7 +110,7 @@ def test_a_token_that_is_not_finite_is_found(bad: float) -> None:
 
 
 def test_the_compiled_grid_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nestquant_cli.kernels import cpu_input
+    from nestquant_cli.kernels.cpu import inputs as cpu_input
 
     x = tokens_of_many_sizes(50, 576)
     x[5, 3] = float("nan")

@@ -2,10 +2,10 @@ import torch
 from torch import Tensor
 
 from nestquant_cli.calibration.learn import learn
-from nestquant_cli.codecs.integer import IntegerCode
+from nestquant_cli.codecs.integer.code import IntegerCode
 from nestquant_cli.codecs.protocol import Shape
 from nestquant_cli.codecs.registry import fit_vectors
-from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.rotation.reflections import Reflections
 from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian

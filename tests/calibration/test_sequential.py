@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nestquant_cli.calibration.coding import Coding
 from nestquant_cli.calibration.collect import collect
 from nestquant_cli.calibration.hidden import HiddenStates
+from nestquant_cli.calibration.request import Coding
 from nestquant_cli.calibration.sequential import Sequel
 from nestquant_cli.calibration.statistics import InputStatistics, LayerStatistics
 from nestquant_cli.models.structure import find_decoder, linears

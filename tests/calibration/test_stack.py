@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.calibration.observer import KVObserver
 from nestquant_cli.calibration.stack import LayerStack
-from nestquant_cli.errors import NestQuantError
 from nestquant_cli.models.weights import Weights
 from tests.families import CONFIGS, WINDOW, make_model, random_ids
 

@@ -3,9 +3,9 @@
 import pytest
 
 from nestquant_cli.calibration.statistics import fit_cache
-from nestquant_cli.codecs.centered import CenteredCode
-from nestquant_cli.codecs.fit import ScaledCode
-from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.codecs.nested.centered import CenteredCode
+from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.e8.shape import shape_for_bits
 from tests.families import gaussian
 
 SEED = 5

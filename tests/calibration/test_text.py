@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.calibration.demo_text import demo_documents
 from nestquant_cli.calibration.text import load_text
-from nestquant_cli.errors import NestQuantError
 
 
 def test_a_text_file_is_taken_as_it_is(tmp_path: Path) -> None:

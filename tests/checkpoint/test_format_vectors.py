@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from nestquant_cli.codecs.fit import ScaledCode
-from nestquant_cli.codecs.heads import unpack_heads
-from nestquant_cli.kernels import Kernels, cpu, reference
-from nestquant_cli.lattice.code import NestedCode
-from nestquant_cli.lattice.rates import BEST
-from nestquant_cli.lattice.words import pack_words
+from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.e8.code import NestedCode
+from nestquant_cli.e8.rates import BEST
+from nestquant_cli.e8.words import pack_words
+from nestquant_cli.kernels import Kernels
+from nestquant_cli.kernels.cpu import nested as cpu
+from nestquant_cli.kernels.reference import nested as reference
+from nestquant_cli.modules.cache_codes import unpack_heads
 from nestquant_cli.modules.inputs import InputQuantizer
 from nestquant_cli.modules.linear import QuantizedLinear
 from nestquant_cli.rotation.transform import rotation

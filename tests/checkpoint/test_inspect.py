@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.checkpoint.byte_counts import QUANTIZED
 from nestquant_cli.checkpoint.inspect import inspect
-from nestquant_cli.checkpoint.inspection import QUANTIZED
 from nestquant_cli.checkpoint.manifest import REPORT
-from nestquant_cli.errors import NestQuantError
 from nestquant_cli.models.source import resolve
-from nestquant_cli.quantization.pipeline import quantize
-from nestquant_cli.quantization.recipe import Recipe
+from nestquant_cli.pipeline.quantize import quantize
+from nestquant_cli.pipeline.recipe import Recipe
 
 FIRST = "model-00001-of-00003.safetensors"
 

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.calibration.store import FILE, Calibration
 from nestquant_cli.checkpoint.inspect import inspect
 from nestquant_cli.checkpoint.manifest import MANIFEST, describe_files, read_manifest
 from nestquant_cli.checkpoint.read import check_checkpoint
 from nestquant_cli.checkpoint.verify import verify
-from nestquant_cli.errors import NestQuantError
-from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.models.shards import DTYPES, read_shard, read_tensor
 from nestquant_cli.modules.layout import Layout
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.manifest import INDEX, MANIFEST, REPORT, check_files, read_manifest
-from nestquant_cli.errors import NestQuantError
-from nestquant_cli.runs import WORK
+from nestquant_cli.storage.resume import WORK
 
 FIRST = "model-00001-of-00003.safetensors"
 Rewrite = Callable[[str, Any], None]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.manifest import CONFIG, INDEX, MANIFEST, check_files, read_manifest
 from nestquant_cli.checkpoint.output import Output
-from nestquant_cli.errors import NestQuantError
-from nestquant_cli.runs import WORK, refuse_foreign
+from nestquant_cli.storage.resume import WORK, refuse_foreign
 
 KEY = {"recipe": {"weight_bits": 4.0, "seed": 0}, "model_sha256": "ab"}
 PARTS = [{"a.words": torch.arange(8, dtype=torch.uint8)}, {"b.weight": torch.ones(2, 3).t()}]

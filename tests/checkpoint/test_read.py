@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.manifest import INDEX
 from nestquant_cli.checkpoint.read import check_checkpoint, open_checkpoint, read_layout
-from nestquant_cli.errors import NestQuantError
 from nestquant_cli.models.source import load_model, resolve
-from nestquant_cli.quantization.recipe import Recipe
+from nestquant_cli.pipeline.recipe import Recipe
 
 Rewrite = Callable[[str, Any], None]
 

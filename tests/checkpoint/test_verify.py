@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.manifest import INDEX, MANIFEST, REPORT, describe_tensors
 from nestquant_cli.checkpoint.verify import verify
-from nestquant_cli.errors import NestQuantError
 from nestquant_cli.models.source import resolve
-from nestquant_cli.quantization.pipeline import quantize
-from nestquant_cli.quantization.recipe import Recipe
+from nestquant_cli.pipeline.quantize import quantize
+from nestquant_cli.pipeline.recipe import Recipe
 
 FIRST, SECOND, LAST = (f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3))
 UP = "model.layers.0.mlp.up_proj"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nestquant_cli.files import read_json
+from nestquant_cli.storage.files import read_json
 from tests.families import Outcome, in_process, tell
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nestquant_cli.comparison import scoring
-from nestquant_cli.files import read_json
+from nestquant_cli.storage.files import read_json
 from tests.families import Outcome, in_process, tell
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nestquant_cli.cli import main
-from nestquant_cli.files import read_json
+from nestquant_cli.storage.files import read_json
 from tests.families import Outcome, in_process, tell
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from nestquant_cli import progress
+from nestquant_cli.base import progress
 from nestquant_cli.checkpoint.manifest import CONFIG, MANIFEST
 from nestquant_cli.cli import console
 from nestquant_cli.cli.log import LogFormat, handler
-from nestquant_cli.files import read_json, sha256_file, write_json
+from nestquant_cli.storage.files import read_json, sha256_file, write_json
 from tests.families import Outcome, in_process
 
 ESCAPE = "\x1b[2J"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from nestquant_cli.files import read_json
-from nestquant_cli.printable import shown
+from nestquant_cli.base.printable import shown
+from nestquant_cli.storage.files import read_json
 from tests.families import Outcome, in_process, tell
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,8 +6,8 @@ import pytest
 
 from nestquant_cli.cli import main
 from nestquant_cli.models.source import resolve
-from nestquant_cli.quantization.pipeline import quantize
-from nestquant_cli.quantization.recipe import Recipe
+from nestquant_cli.pipeline.quantize import quantize
+from nestquant_cli.pipeline.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nestquant_cli import progress
+from nestquant_cli.base import progress
 from nestquant_cli.cli import console, main
 from nestquant_cli.cli.log import LogFormat
 

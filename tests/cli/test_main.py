@@ -12,8 +12,8 @@ import pytest
 import typer
 import yaml
 
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.cli import console, main
-from nestquant_cli.errors import NestQuantError
 
 COMMANDS = ("calibrate", "quantize", "eval-ppl", "eval-tasks", "inspect", "verify")
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "numba", "numpy", "pandas"}

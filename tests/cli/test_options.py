@@ -17,8 +17,8 @@ import typer
 import yaml
 
 from nestquant_cli.cli import console, main
-from nestquant_cli.files import write_text
-from nestquant_cli.quantization import recipe
+from nestquant_cli.pipeline import recipe
+from nestquant_cli.storage.files import write_text
 from tests.cli.option_case import ANYTHING, Case, Command
 from tests.cli.option_table import COMMANDS, GLOBAL
 from tests.families import in_process, tell

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, T5Config
 
-from nestquant_cli.files import read_json
+from nestquant_cli.storage.files import read_json
 from tests.families import Outcome, from_config, in_process, pack, tell
 
 

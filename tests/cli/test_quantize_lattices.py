@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nestquant_cli.errors import NestQuantError
-from nestquant_cli.files import read_json
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.modules.layout import Layout
+from nestquant_cli.storage.files import read_json
 from tests.families import Outcome, in_process
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from nestquant_cli.checkpoint.verify import verify
-from nestquant_cli.files import read_json
+from nestquant_cli.storage.files import read_json
 from tests.conftest import TEMPLATE
 from tests.families import Outcome, in_process, make_model, pack, save_model, tell
 
@@ -83,7 +83,7 @@ def test_another_bos_does_not_go_on_with_a_run(
         with monkeypatch.context() as patch:
             for place in ("calibration.store.CalibrationWriter.finish", "quantization.pipeline.write_rest"):
                 patch.setattr(f"nestquant_cli.{place}", dying)
-            patch.setattr("nestquant_cli.tuning.run.descend", dying)
+            patch.setattr("nestquant_cli.tuning.tune.descend", dying)
             assert nestquant(*command, "--bos", "each")[0] == 130
         code, _, error = nestquant(*command, "--bos", "none")
         assert code == 2, name

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from nestquant_cli.checkpoint.verify import verify
-from nestquant_cli.files import read_json
-from nestquant_cli.runs import WORK
+from nestquant_cli.storage.files import read_json
+from nestquant_cli.storage.resume import WORK
 from tests.families import Outcome, in_process, pack, tell
 
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.comparison.entries import Entry, calibrations, read_entries
-from nestquant_cli.errors import NestQuantError
-from nestquant_cli.quantization.recipe import Recipe
+from nestquant_cli.pipeline.recipe import Recipe
 
 W4 = {"weight_bits": 4, "act_bits": 16, "kv_bits": 16}
 INTEGERS = {"method": "integer"}

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.comparison.state import State
-from nestquant_cli.errors import NestQuantError
 
 
 def test_what_was_put_is_there_for_the_same_key_in_the_next_run(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.evaluation.gates import judge, judge_perplexity, parse_gate
 
 METRICS = {"piqa": ["acc", "acc_norm"], "gsm8k": ["exact_match"], "mmlu": []}

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.evaluation.gates import Verdict
 from nestquant_cli.evaluation.junit import refuse_no_gates, write_junit
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.evaluation import perplexity
 from nestquant_cli.evaluation.divergence import divergence
 from nestquant_cli.evaluation.perplexity import perplexity_of, score

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.evaluation.prompts import Prompting, complete_special_tokens, prompting, read_gen_kwargs
 from nestquant_cli.models.source import load_tokenizer, resolve
 

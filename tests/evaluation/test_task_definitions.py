@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.evaluation.task_definitions import load_tasks
 
 TASKS = Path(__file__).resolve().parents[1] / "tasks"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.evaluation.task_definitions import load_tasks
 from nestquant_cli.evaluation.task_run import Settings, run_tasks
 from nestquant_cli.evaluation.tasks import TaskOptions, measure_tasks

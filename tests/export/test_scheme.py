@@ -7,8 +7,9 @@ import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from compressed_tensors.transform.utils.hadamard import random_hadamard_matrix
 
-from nestquant_cli.codecs.integer import IntegerCode
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.codecs.integer.code import IntegerCode
+from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.export.scheme import (
     DENSE,
     HADAMARD,
@@ -19,7 +20,6 @@ from nestquant_cli.export.scheme import (
     transform_weight,
     transforms,
 )
-from nestquant_cli.lattice.shape import shape_for_bits
 from nestquant_cli.modules.layout import Layout, LinearLayout
 from nestquant_cli.rotation.orders import block_orders
 from nestquant_cli.rotation.transform import rotation

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.generation.conversation import Conversation
-from nestquant_cli.generation.settings import Sampling
+from nestquant_cli.generation.sampling import Sampling
 from nestquant_cli.generation.writer import Writer, open_writer
 from nestquant_cli.models.source import resolve
 

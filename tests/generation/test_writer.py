@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from nestquant_cli.errors import NestQuantError
-from nestquant_cli.generation.settings import Sampling
+from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.generation.sampling import Sampling
 from nestquant_cli.generation.writer import Writer, open_writer
 from nestquant_cli.models.source import resolve
 from tests.families import CONTEXT, load, make_model, random_ids

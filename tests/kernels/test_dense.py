@@ -66,7 +66,7 @@ class Own(nn.Linear):
 def test_linears_of_a_model_are_hastened_and_no_others() -> None:
     model = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), Own(20, 10)).bfloat16()
     plain, x = copy.deepcopy(model), random(9, 30)
-    dense.hasten(model)
+    dense.use_float32_products(model)
     assert [type(part) for part in model] == [dense.DenseLinear, nn.ReLU, Own]
     assert model.state_dict().keys() == plain.state_dict().keys()
     with torch.inference_mode():
@@ -76,7 +76,7 @@ def test_linears_of_a_model_are_hastened_and_no_others() -> None:
 def test_nothing_changes_where_torch_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense, "EMULATED", False)
     model = nn.Sequential(nn.Linear(30, 20))
-    dense.hasten(model)
+    dense.use_float32_products(model)
     assert type(model[0]) is nn.Linear
     x, weight = random(9, 30), random(7, 30, seed=1)
     assert torch.equal(dense.linear(x, weight), F.linear(x, weight))

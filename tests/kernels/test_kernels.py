@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from nestquant_cli.kernels import Kernels, cpu, for_device, reference
-from nestquant_cli.lattice.code import NestedCode, row_bytes
-from nestquant_cli.lattice.e8 import nearest_point
-from nestquant_cli.lattice.voronoi import reduce
+from nestquant_cli.e8.code import NestedCode, row_bytes
+from nestquant_cli.e8.nearest import nearest_point
+from nestquant_cli.e8.voronoi import reduce
+from nestquant_cli.kernels import Kernels, for_device
+from nestquant_cli.kernels.cpu import nested as cpu
+from nestquant_cli.kernels.reference import nested as reference
 
 CODES = [
     NestedCode(q=2, multipliers=(1,), word_bits=16),

@@ -6,7 +6,11 @@ import llvmlite.binding as llvm
 import pytest
 from numba import njit
 
-from nestquant_cli.kernels import cpu_center, cpu_encode, cpu_grid, cpu_lattice, cpu_rotate
+from nestquant_cli.kernels.cpu import center as cpu_center
+from nestquant_cli.kernels.cpu import e8 as cpu_lattice
+from nestquant_cli.kernels.cpu import encode as cpu_encode
+from nestquant_cli.kernels.cpu import grid as cpu_grid
+from nestquant_cli.kernels.cpu import rotate as cpu_rotate
 
 ROWS = "float32[::1]"
 LOOPS = {

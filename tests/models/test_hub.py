@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import close_session, constants
 from transformers import AutoModelForCausalLM
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.models import hub as module
 from nestquant_cli.models.resolve import resolve
 from nestquant_cli.models.source import load_model, load_tokenizer, weight_files

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from nestquant_cli.errors import NestQuantError
-from nestquant_cli.files import read_json, write_json
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.models.limits import check_counts, meta_model, refuse_size
 from nestquant_cli.models.source import load_config, load_model, load_tokenizer, resolve
 from nestquant_cli.models.weights import open_weights
-from nestquant_cli.quantization.plan import make_plan
-from nestquant_cli.quantization.recipe import Recipe
+from nestquant_cli.pipeline.plan import make_plan
+from nestquant_cli.pipeline.recipe import Recipe
+from nestquant_cli.storage.files import read_json, write_json
 
 SECONDS = 10.0
 

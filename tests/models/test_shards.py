@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.models.shards import read_shard
 
 TENSORS = {"a.words": torch.arange(12, dtype=torch.uint8).view(3, 4), "a.bias": torch.zeros(3, dtype=torch.bfloat16)}

@@ -15,7 +15,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.models.structure import find_decoder, linears, refuse_stray_matrices, refuse_unsupported
 from tests.families import CONFIGS, from_config, make_model
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.models.source import fingerprint, load_model, resolve, weight_files
 from nestquant_cli.models.weight_set import INDEX, SINGLE, weight_set
 from nestquant_cli.models.weights import open_weights

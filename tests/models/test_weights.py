@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nestquant_cli.errors import NestQuantError
-from nestquant_cli.files import read_json, write_json
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.models.source import load_model, resolve
 from nestquant_cli.models.weights import LazyWeights, Weights, open_weights
-from nestquant_cli.quantization.finish import other_tensors
+from nestquant_cli.pipeline.finish import other_tensors
+from nestquant_cli.storage.files import read_json, write_json
 from tests.families import CONFIGS, make_model, random_ids, save_model
 
 ONE_TO_ONE = [family for family in CONFIGS if family != "gpt_neox"]  # whose head has another name in its files

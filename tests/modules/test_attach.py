@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache, StaticCache
 
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.read import read_layout
-from nestquant_cli.codecs.fit import ScaledCode
-from nestquant_cli.codecs.heads import CacheCodes
-from nestquant_cli.errors import NestQuantError
-from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules.attach import attach, quantized_linears
 from nestquant_cli.modules.cache import PackedCache, is_packed
+from nestquant_cli.modules.cache_codes import CacheCodes
 from nestquant_cli.modules.layout import Layout
 from tests.families import CONFIGS, load, logits, make_model, pack, random_ids, relative_error, save_model
 

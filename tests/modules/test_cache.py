@@ -8,12 +8,12 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache
 
-from nestquant_cli.codecs.fit import ScaledCode
-from nestquant_cli.codecs.heads import CacheCodes, pack_heads, unpack_heads
-from nestquant_cli.errors import NestQuantError
-from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules import cache as module
 from nestquant_cli.modules.cache import PackedCache, is_packed, pack_layers, plain_layers
+from nestquant_cli.modules.cache_codes import CacheCodes, pack_heads, unpack_heads
 from tests.families import CONFIGS, WINDOW, gaussian, relative_error
 
 SEED, HEAD = 4, 16

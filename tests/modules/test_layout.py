@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nestquant_cli.codecs.centered import CenteredCode
-from nestquant_cli.codecs.fit import ScaledCode
-from nestquant_cli.codecs.heads import CacheCodes
-from nestquant_cli.errors import NestQuantError
-from nestquant_cli.lattice.shape import CodeShape, shape_for_bits
+from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.codecs.nested.centered import CenteredCode
+from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.e8.shape import CodeShape, shape_for_bits
+from nestquant_cli.modules.cache_codes import CacheCodes
 from nestquant_cli.modules.layout import Layout, LinearLayout
 
 FOUR, THREE = shape_for_bits(4), shape_for_bits(3)

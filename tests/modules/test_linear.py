@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nestquant_cli.codecs.centered import CenteredCode
-from nestquant_cli.codecs.fit import ScaledCode
+from nestquant_cli.codecs.nested.centered import CenteredCode
+from nestquant_cli.codecs.nested.fit import ScaledCode
 from nestquant_cli.codecs.protocol import VectorCode
+from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.kernels import for_device
-from nestquant_cli.lattice.shape import shape_for_bits
 from nestquant_cli.modules.inputs import InputQuantizer, LinearInput
 from nestquant_cli.modules.linear import QuantizedLinear, row_scale_bits, row_scale_of
 from nestquant_cli.modules.product import float_product

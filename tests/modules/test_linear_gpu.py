@@ -5,15 +5,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from nestquant_cli.codecs.fit import ScaledCode
-from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules import linear, product
 from nestquant_cli.modules.inputs import InputQuantizer
 from tests.families import gaussian, relative_error
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from nestquant_cli.kernels import gpu_product, reference
+from nestquant_cli.kernels.gpu import product as gpu_product
+from nestquant_cli.kernels.reference import nested as reference
 
 FOUR = ScaledCode(shape_for_bits(4).with_multipliers((3, 4, 5, 6, 9)), 0.9 / 13 / 2)
 SIX = ScaledCode(shape_for_bits(6).with_multipliers((3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 17)), 0.4 / 46 / 2)

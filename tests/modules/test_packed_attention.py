@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nestquant_cli.codecs.fit import ScaledCode
-from nestquant_cli.codecs.heads import CacheCodes, pack_heads, unpack_heads
-from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules import packed_attention
 from nestquant_cli.modules.cache import PackedCache
+from nestquant_cli.modules.cache_codes import CacheCodes, pack_heads, unpack_heads
 from nestquant_cli.modules.packed_attention import PackedStates
 from tests.families import CONFIGS, WINDOW, gaussian, make_model, random_ids, relative_error
 

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from nestquant_cli.codecs.centered import CenteredCode
-from nestquant_cli.codecs.fit import ScaledCode
-from nestquant_cli.codecs.integer import IntegerCode
-from nestquant_cli.errors import NestQuantError
-from nestquant_cli.files import read_json, sha256_file
-from nestquant_cli.kernels import cpu_product
-from nestquant_cli.lattice.shape import shape_for_bits
+from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.codecs.integer.code import IntegerCode
+from nestquant_cli.codecs.integer.linear import IntegerLinear
+from nestquant_cli.codecs.nested.centered import CenteredCode
+from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.e8.shape import shape_for_bits
+from nestquant_cli.kernels.cpu import product as cpu_product
 from nestquant_cli.modules import joined, linear, resident
 from nestquant_cli.modules.attach import quantized_linears
 from nestquant_cli.modules.inputs import InputQuantizer
-from nestquant_cli.modules.integer_linear import IntegerLinear
 from nestquant_cli.modules.linear import QuantizedLinear, row_scale_bits, row_scale_of
 from nestquant_cli.modules.resident import resident_bytes, set_resident
+from nestquant_cli.storage.files import read_json, sha256_file
 from tests.families import (
     Outcome,
     gaussian,

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from nestquant_cli.lattice.rates import BEST
+from nestquant_cli.e8.rates import BEST
 from nestquant_cli.quantization.allocation import REACH, Sensitivity, allocate
 from tests.families import gaussian
 

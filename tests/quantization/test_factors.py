@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.quantization.factors import LADDER, factorize, feedback, unit_lower
 from nestquant_cli.quantization.ldlq import PANEL
 from tests.families import gaussian

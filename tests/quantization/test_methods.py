@@ -13,7 +13,7 @@ from nestquant_cli.checkpoint.read import check_checkpoint, read_layout
 from nestquant_cli.checkpoint.verify import verify
 from nestquant_cli.modules.attach import quantized_linears
 from nestquant_cli.modules.resident import set_resident
-from nestquant_cli.quantization.recipe_file import read_recipe
+from nestquant_cli.pipeline.recipe_file import read_recipe
 from tests.families import load, logits, make_model, pack, random_ids, relative_error, save_model
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -100,7 +100,7 @@ def test_a_stored_calibration_gives_the_same_bytes_for_a_learned_rotation(
     tiny_model_folder: Path, tiny_text_file: Path, tmp_path: Path
 ) -> None:
     from nestquant_cli.models.source import resolve
-    from nestquant_cli.quantization.pipeline import calibrate
+    from nestquant_cli.pipeline.quantize import calibrate
 
     settings = preset("spinquant-w4a4kv4")
     recipe = replace(read_recipe(None, settings), dataset=str(tiny_text_file), samples=4, seqlen=64)
@@ -121,7 +121,7 @@ def test_altered_integers_are_told(
     tiny_model_folder: Path, tiny_text_file: Path, tmp_path: Path, leaf: str, value: int, told: str
 ) -> None:
     from nestquant_cli.checkpoint.manifest import MANIFEST, describe_files, describe_tensors
-    from nestquant_cli.files import read_json, write_json
+    from nestquant_cli.storage.files import read_json, write_json
 
     packed = pack(tiny_model_folder, tiny_text_file, tmp_path / "packed", **preset("gptq-w4-g64"))
     shard = packed / "model-00001-of-00003.safetensors"

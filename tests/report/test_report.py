@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.inspect import inspect
-from nestquant_cli.errors import NestQuantError
-from nestquant_cli.files import read_json, write_json
-from nestquant_cli.report.contents import Contents, Sample, read_contents
+from nestquant_cli.report.facts import Contents, Sample, read_contents
 from nestquant_cli.report.page import html
+from nestquant_cli.storage.files import read_json, write_json
 from tests.families import Outcome, in_process, tell
 
 VOID = {"meta", "img"}

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.rotation.galois import GaloisField, galois_field, irreducible_polynomial, prime_power
 
 SIZES = [9, 25, 27, 49, 343]

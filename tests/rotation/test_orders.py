@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.rotation.orders import LARGEST_GROUP, atoms, block_orders, dense_groups, is_reachable
 from nestquant_cli.rotation.paley import paley_orders
 

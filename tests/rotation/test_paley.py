@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.rotation.paley import LARGEST_PALEY_ORDER, paley_field, paley_matrix, paley_orders
 
 

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from nestquant_cli.rotation.reflections import Reflected, Reflections, compact, turn
+from nestquant_cli.rotation.reflections import Reflected, Reflections, compact, rotation_for
 from nestquant_cli.rotation.transform import Identity, rotation
 from tests.families import gaussian
 
@@ -11,7 +11,7 @@ from tests.families import gaussian
 @pytest.mark.parametrize(("count", "order"), [(1, 8), (5, 24), (16, 576), (8, 8), (12, 8)])
 @pytest.mark.parametrize("seed", [None, 3])
 def test_orthogonal_to_1e_5(count: int, order: int, seed: int | None) -> None:
-    R = turn(order, seed, gaussian(count, order)).matrix().double()
+    R = rotation_for(order, seed, gaussian(count, order)).matrix().double()
     assert float((R @ R.t() - torch.eye(order)).abs().max()) < 1e-5
     assert float((R.t() @ R - torch.eye(order)).abs().max()) < 1e-5
 
@@ -36,11 +36,11 @@ def test_a_reflector_of_zeros_reflects_nothing_and_two_equal_ones_neither() -> N
 
 def test_inverse_undoes_and_the_hadamard_rotation_comes_first() -> None:
     x, vectors = gaussian(2, 3, 40), gaussian(6, 40, seed=1)
-    found = turn(40, 5, vectors)
+    found = rotation_for(40, 5, vectors)
     assert isinstance(found, Reflected)
     torch.testing.assert_close(found.inverse(found.apply(x)), x)
     torch.testing.assert_close(found.apply(x), Reflections.of(vectors).reflect(rotation(40, 5).apply(x)))
-    assert isinstance(turn(40, None), Identity) and turn(40, 5) is rotation(40, 5)
+    assert isinstance(rotation_for(40, None), Identity) and rotation_for(40, 5) is rotation(40, 5)
 
 
 def test_a_cast_of_the_module_leaves_the_bits_alone() -> None:

@@ -4,7 +4,7 @@ import pickle
 import pytest
 import torch
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.rotation import transform
 from nestquant_cli.rotation.transform import Rotation, rotation
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.tuning.settings import TuneSettings
 
 

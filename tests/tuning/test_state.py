@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from nestquant_cli.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.tuning import state as module
 from nestquant_cli.tuning.settings import TuneSettings
 from nestquant_cli.tuning.state import TuneState

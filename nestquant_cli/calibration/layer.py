@@ -1,0 +1,133 @@
+"""Statistics of one decoder layer, measured while all windows pass through it."""
+
+from collections import deque
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..base.errors import NestQuantError
+from ..base.finite import all_finite
+from ..codecs.protocol import Shape
+from ..models.structure import linears
+from ..modules.cache_codes import CacheCodes, check_head_size
+from ..parallel.team import team
+from ..parallel.tiles import over_rows, run_tasks
+from ..rotation.transform import rotation
+from .collector import InputCollector, watch_all
+from .learn import learn
+from .observer import InputGroups
+from .request import Coding
+from .stack import LayerStack
+from .statistics import InputStatistics, LayerStatistics, fit_cache
+
+
+class MeasuredLayer:
+    """One decoder layer while it is measured.
+
+    Args:
+        stack: the layers, with the hidden states in front of this one.
+        index: number of the layer.
+        coding: what to fit.
+        first: number of this process's first window.
+        per_window: tokens that are kept of each window.
+    """
+
+    def __init__(self, stack: LayerStack, index: int, coding: Coding, first: int, per_window: int) -> None:
+        self.stack, self.index, self.coding, self.first, self.per_window = stack, index, coding, first, per_window
+        self.name = stack.decoder.layer_name(index)
+        self.modules = linears(stack.decoder.layers[index])
+
+    def statistics(self) -> LayerStatistics:
+        """Runs the layer on all windows."""
+        self.stack.observer.reseed(self.coding.seed + self.index, self.first)
+        group = team()
+        groups, collectors = InputGroups(), dict[str, InputCollector]()
+        group.run_on_all(lambda: self._run(groups, collectors))
+        for collector in collectors.values():
+            collector.join(group)
+        order = list(collectors)
+        inputs: dict[str, InputStatistics] = {}
+
+        def finish(leader: str) -> None:
+            inputs[leader] = self.finish(leader, groups.members[leader], collectors.pop(leader))  # frees its sums
+
+        run_tasks(finish, order, sum(2 * collector.gram.upper.nbytes for collector in collectors.values()))
+        inputs = {leader: inputs[leader] for leader in order}
+        return LayerStatistics(inputs, None if self.coding.kv_shape is None else self._cache(self.coding.kv_shape))
+
+    def pass_by(self) -> None:
+        """Runs the layer on all windows without looking."""
+        deque(self.stack.run(self.index), maxlen=0)
+        self.stack.observer.take()
+
+    def collector(self, leader: str, sequential: bool = False) -> InputCollector:
+        """For the input of the Linear `leader`; see `InputCollector`."""
+        features, device = self.modules[leader].in_features, self.stack.device
+        return InputCollector(features, self.per_window, self.coding.seed, device, self.first, sequential)
+
+    def finish(self, leader: str, members: list[str], collector: InputCollector) -> InputStatistics:
+        """Statistics of one input, whose sums are used up by it."""
+        coding, place = self.coding, f"{self.name}.{leader}"
+        rotated, learned = coding.rotation_seed is not None, self._learning(members)
+        return collector.finish(members, coding.act_shape, place, rotated, learned, coding.centering)
+
+    def _learning(self, members: list[str]) -> Callable[[Tensor], Tensor] | None:
+        """What learns the rotation of an input from its tokens and the weights of its members."""
+        coding = self.coding
+        if coding.rotation != "learned":
+            return None
+
+        def learned(tokens: Tensor) -> Tensor:
+            kinds = [] if coding.act_shape is None else [(tokens, coding.act_shape)]
+            if coding.weight_shape is not None:
+                turn = rotation(tokens.shape[1], coding.rotation_seed)
+                rows = torch.cat([self.modules[name].weight.detach().float() for name in members])
+                padded = F.pad(rows.to(tokens.device), (0, tokens.shape[1] - rows.shape[1]))
+                kinds.append((over_rows(turn.apply, padded), coding.weight_shape))
+            return learn(kinds, coding.reflections, coding.seed)
+
+        return learned
+
+    def _run(self, groups: InputGroups, collectors: dict[str, InputCollector]) -> None:
+        """Fills both: the first windows show which Linears share an input, after that one of each group is watched."""
+        steps = self.stack.run(self.index)
+        with groups.watch(self.modules):
+            numbers = next(steps)
+        for leader in groups.members:
+            collectors[leader] = self.collector(leader)
+            collectors[leader].take(groups.inputs.pop(leader))
+        self._flush(numbers, collectors)
+        with watch_all(collectors, self.modules):
+            for numbers in steps:
+                self._flush(numbers, collectors)
+
+    def _flush(self, numbers: range, collectors: dict[str, InputCollector]) -> None:
+        self.refuse_unusable(numbers)
+        for collector in collectors.values():
+            collector.flush()
+
+    def refuse_unusable(self, numbers: range) -> None:
+        """Raises NestQuantError where the layer's outputs on windows of this process are not finite."""
+        for number in numbers:
+            if not all_finite(self.stack.hidden[number]):
+                raise NestQuantError(
+                    f"the output of {self.name} has NaN or infinite values on calibration window {self.first + number}",
+                    "calibration stopped",
+                    "check the model's weights, or load it in a wider dtype, such as --dtype float32",
+                )
+
+    def _cache(self, shape: Shape) -> CacheCodes:
+        sample = self.stack.observer.take()
+        if sample is None:
+            raise NestQuantError(
+                f"{self.name} does not keep keys and values in a cache",
+                "keys and values cannot be quantized",
+                "quantize with --kv-bits 16",
+            )
+        for vectors in sample:
+            check_head_size(vectors.shape[-1])
+        keys, values = zip(*team().gather(sample), strict=True)
+        gathered = torch.cat(keys, 1), torch.cat(values, 1)
+        return fit_cache(gathered, shape, self.coding.seed, self.coding.rotation_seed, self.coding.centering)

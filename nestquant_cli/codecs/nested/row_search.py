@@ -1,0 +1,120 @@
+"""K-best search over whole rows for nested codes.
+
+LDLQ rounds one block after the other to the nearest point and keeps that single choice. This search keeps the K
+cheapest sets of choices for all blocks so far. Their cost is the error of the output,
+
+    ‖(W̃ − Ŵ)·C‖² = Σ_b ‖(t_b − ŵ_b)·C_b‖²,   H + J = C·Cᵀ = L·D·Lᵀ,   D_b = C_b·C_bᵀ
+
+with t_b the target of block b, which includes the feedback of all later blocks.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...e8.code import BLOCK, NestedCode
+from ...kernels.cpu import nested_beam as cpu_nested_beam
+from ...kernels.cpu.e8 import LANES
+from ...kernels.cpu.encode import OVERLOADED
+from ...kernels.cpu.nested import multipliers_of
+from ...kernels.reference import nested_beam as reference_nested_beam
+from ...kernels.reference.paths import best, follow, numbered, search_pieces
+from ...modules.linear import row_scale_bits, row_scale_of
+from ...quantization.factors import Feedback
+from .fit import ScaledCode
+
+MOST_PATHS = LANES
+PANEL = cpu_nested_beam.PANEL
+
+
+@dataclass(frozen=True)
+class _Problem:
+    L: Tensor
+    blocks: Tensor
+    code: NestedCode
+    paths: int
+
+
+def search_rows(
+    target: Tensor, rows: list[int], step: Feedback, scaled: ScaledCode, paths: int
+) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """Rounds matrices stacked into one target (m, n), with rows[i] rows each.
+
+    Args:
+        target: (m, n) float32, the matrices one below the other.
+        rows: number of rows of each matrix.
+        step: the factorization, with L and the diagonal blocks C_b.
+        scaled: code of the matrices.
+        paths: K, 1 to 64.
+
+    Returns:
+        v (m, n) integer, multiplier index (m, n/8) uint8, row scale (m,) float32 as stored, clipped blocks per matrix.
+    """
+    assert step.lower is not None and step.blocks is not None
+    m, n = target.shape
+    code = scaled.code
+    scale = row_scale_of(row_scale_bits(scaled.row_scale(target)))
+    problem = _Problem(step.lower, step.blocks, code, paths)
+    v = torch.empty(m, n, dtype=torch.int8 if code.int8 else torch.int16, device=target.device)
+    index = torch.empty(m, n // BLOCK, dtype=torch.uint8, device=target.device)
+
+    def search(part: slice) -> None:
+        v[part], index[part] = _search(target[part] / scale[part, None], problem)
+
+    search_pieces(search, target, paths, multiple=LANES // paths)  # this many rows fill the lanes of a tile
+    overloaded = index == OVERLOADED
+    index[overloaded] = code.k - 1
+    return v, index, scale, [int(part.sum()) for part in overloaded.split(rows)]
+
+
+def _search(W: Tensor, problem: _Problem) -> tuple[Tensor, Tensor]:
+    """Searches rows W (rows, n), each divided by its scale: v (rows, n) float32 and multiplier index (rows, n/8)."""
+    rows, n = W.shape
+    panel = _compiled if W.device.type == "cpu" else _plain
+    t, cost = W[:, None], W.new_zeros(rows, 1)
+    chosen, marked = [], []
+    for end in range(n, 0, -PANEL):
+        own = slice(max(0, end - PANEL), end)
+        before = cost.shape[1]
+        values, marks, parent, cost = panel(t[:, :, own], W[:, own], cost, problem, own)
+        came = numbered(parent, before)
+        chosen.append((values, parent))
+        marked.append((marks, parent))
+        t = follow(t[:, :, : own.start], came).flatten(0, 1)
+        t.addmm_((W[:, None, own] - values).flatten(0, 1), problem.L[own, : own.start])
+        t = t.view(*parent.shape, own.start)
+    return best(chosen, cost), best(marked, cost)
+
+
+def _plain(t: Tensor, W: Tensor, cost: Tensor, problem: _Problem, own: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One panel in plain torch, on any device: `reference_nested_beam.search_panel`."""
+    L, blocks = problem.L[own, own], problem.blocks[own.start // BLOCK : own.stop // BLOCK]
+    return reference_nested_beam.search_panel(t, W, cost, L, blocks, problem.code, problem.paths)
+
+
+def _compiled(
+    t: Tensor, W: Tensor, cost: Tensor, problem: _Problem, own: slice
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One panel by the compiled kernel; equal to `_plain` up to float rounding."""
+    code, (rows, alive, width) = problem.code, t.shape
+    values, costs = t.new_zeros(rows, problem.paths, width), t.new_zeros(rows, problem.paths)
+    values[:, :alive], costs[:, :alive] = t, cost
+    marks = torch.empty(rows, problem.paths, width // BLOCK, dtype=torch.uint8)
+    parent = torch.empty(costs.shape, dtype=torch.int64)
+    L, blocks = problem.L[own, own].contiguous(), problem.blocks[own.start // BLOCK : own.stop // BLOCK]
+    alive = cpu_nested_beam.search_panel(
+        values.numpy(),
+        W.contiguous().numpy(),
+        costs.numpy(),
+        alive,
+        L.numpy(),
+        blocks.contiguous().numpy(),
+        multipliers_of(code),
+        np.float32(code.q),
+        np.float32(code.limit),
+        marks.numpy(),
+        parent.numpy(),
+    )
+    return values[:, :alive], marks[:, :alive], parent[:, :alive], costs[:, :alive]

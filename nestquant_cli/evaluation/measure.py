@@ -1,0 +1,117 @@
+"""A whole perplexity measurement, from names to a report with its protocol: what `nestquant eval-ppl` runs."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ..base.errors import NestQuantError
+from ..calibration.text import load_text
+from ..calibration.windows import cut_windows, tokenize, tokens_of, window_stride
+from ..models.device import pick_device
+from ..models.source import Source, load_model, load_tokenizer, resolve
+from ..parallel.team import team
+from .circumstances import hold_weights, model_protocol, versions
+from .perplexity import Scores, score
+
+
+@dataclass(frozen=True)
+class PerplexityOptions:
+    """What to measure; the fields are the options of `nestquant eval-ppl`.
+
+    Attributes:
+        model, baseline: names as `models.resolve.resolve` takes them, or what that found.
+        text_field: of the data set's records, see `calibration.text.load_text`.
+        max_windows: score the first windows only; None is all of them.
+        bos: "default", "each" or "none", see `calibration.windows.token_windows`.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        device: a torch device; "auto" takes a GPU where there is one.
+        resident: form of quantized weights in memory, see `modules.resident.set_resident`.
+        revision: branch, tag or commit of `model` on the Hub; that of a baseline is part of its name, `ID@REVISION`.
+    """
+
+    model: str | Source
+    dataset: str = "wikitext2"
+    split: str = "test"
+    seqlen: int = 2048
+    text_field: str | None = None
+    max_windows: int | None = None
+    bos: str = "default"
+    baseline: str | Source | None = None
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "auto"
+    resident: str = "auto"
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class PerplexityReport:
+    """Scores and the protocol they were measured by."""
+
+    scores: Scores
+    protocol: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """The fixed keys; those of the baseline only where there is one."""
+        scores = dataclasses.asdict(self.scores)
+        if self.scores.baseline_perplexity is None:
+            scores = {key: scores[key] for key in ("perplexity", "standard_error", "windows", "seconds")}
+        return {**scores, "protocol": self.protocol}
+
+
+def measure_perplexity(options: PerplexityOptions) -> PerplexityReport:
+    """Loads text and models and scores them.
+
+    Cheap checks come first: the names of the models, the device, the text, then the windows, and last the weights.
+
+    Raises:
+        NestQuantError: any bad input; see `resolve`, `load_text`, `tokenize`, `cut_windows`, `load_model` and `score`.
+    """
+    import torch
+
+    if options.max_windows is not None and options.max_windows < 1:
+        raise NestQuantError(f"--max-windows {options.max_windows}", "nothing was scored", "use 1 or more")
+    source = resolve(options.model, options.revision)
+    baseline_source = resolve(options.baseline) if options.baseline else None
+    device = pick_device(options.device)
+    tokenizer = load_tokenizer(source)
+    text = load_text(options.dataset, options.split, tokenizer, options.text_field)
+    wanted = tokens_of(options.max_windows, options.seqlen, options.bos)
+    tokens, whole = tokenize(text, tokenizer, options.bos, wanted)
+    windows = cut_windows(tokens, tokenizer, options.seqlen, options.bos, text.name)
+    if baseline_source is not None:
+        baseline_tokens, _ = tokenize(text, load_tokenizer(baseline_source), options.bos, wanted)
+        if not torch.equal(tokens, baseline_tokens):
+            raise NestQuantError(
+                f"{source.name} and {baseline_source.name} turn the text into different tokens",
+                "they cannot be compared token by token",
+                "give as --baseline the model that was quantized",
+            )
+    torch.manual_seed(options.seed)
+    model = load_model(source, options.dtype, device)
+    baseline = load_model(baseline_source, options.dtype, device) if baseline_source is not None else None
+    held = hold_weights(model, options.resident)
+    if baseline is not None:
+        hold_weights(baseline, options.resident)
+    scores = score(model, windows[: options.max_windows].long(), baseline_model=baseline)
+    protocol = {
+        "dataset": text.name,
+        "split": text.split,
+        "text_sha256": text.sha256,
+        **text.source,
+        "tokens": len(tokens) if whole else None,
+        "windows": scores.windows,
+        "windows_in_text": len(windows) if whole else None,
+        "seqlen": options.seqlen,
+        "stride": window_stride(options.seqlen, options.bos),
+        "scored_per_window": options.seqlen - 1,
+        "bos": options.bos,
+        "log_softmax": "float32",
+        "seed": options.seed,
+        "resident": held,
+        "processes": team().size,
+        "model": model_protocol(source, model),
+        "baseline": model_protocol(baseline_source, baseline) if baseline_source and baseline else None,
+        "versions": versions(),
+    }
+    return PerplexityReport(scores, protocol)

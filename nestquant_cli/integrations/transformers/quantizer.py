@@ -1,0 +1,147 @@
+"""The quantizer that transformers calls when a checkpoint's config.json says `quant_method: nestquant`.
+
+It is imported while transformers itself may still be on its way in, so model code is imported when it is used.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ...base.errors import NestQuantError
+from ...base.names import refuse_unknown
+from ...modules.layout import QUANT_METHOD, Layout
+from ...storage.files import read_json
+from .section import config_section
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from ...pipeline.recipe import Recipe
+
+
+_SETTINGS = ("bits", "act_bits", "kv_bits", "seed", "layout", "recipe")
+
+
+@register_quantization_config(QUANT_METHOD)
+class NestQuantConfig(QuantizationConfigMixin):
+    """`quantization_config` of a packed checkpoint; with `bits` as a number, the wish to quantize a model on loading.
+
+    Args:
+        layout: as in `modules.layout`, JSON-ready.
+        recipe: settings of the quantization, for people to read; nothing is computed from it.
+        bits: nominal bits of weights, activations and keys and values, for people to read; or the bits of the weights
+            of a model that is to be quantized without calibration.
+        act_bits, kv_bits: bits of activations, and of keys and values, of such a model.
+        seed: seed of its rotation signs and fits.
+        unknown: what transformers adds, `quant_method`; any other name is refused.
+
+    Raises:
+        NestQuantError: there is no code with so many bits, or a name that is not known.
+
+    Example:
+        >>> AutoModelForCausalLM.from_pretrained("org/model", quantization_config=NestQuantConfig(bits=4))
+    """
+
+    def __init__(
+        self,
+        layout: dict[str, Any] | None = None,
+        recipe: dict[str, Any] | None = None,
+        bits: dict[str, float] | float | None = None,
+        act_bits: float = 16,
+        kv_bits: float = 16,
+        seed: int = 0,
+        **unknown: Any,
+    ) -> None:
+        refuse_unknown(set(unknown) - {"quant_method"}, _SETTINGS, "NestQuantConfig", "nothing was loaded")
+        self.quant_method = QUANT_METHOD  # type: ignore[assignment]
+        self.recipe = recipe or {}
+        self.layout = layout or {}
+        self.wanted: Recipe | None = None
+        self.bits: dict[str, float] = {}
+        if isinstance(bits, dict):
+            self.bits = bits
+        elif bits is not None:
+            from ...pipeline.data_free import data_free_recipe
+
+            self.wanted = data_free_recipe(bits, act_bits, kv_bits, seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        return config_section(self.layout, self.recipe, self.bits)
+
+
+@register_quantizer(QUANT_METHOD)
+class NestQuantHfQuantizer(HfQuantizer):
+    """Checks the files against the manifest, then builds the packed modules for transformers to load tensors into.
+
+    A model that is not packed is quantized once transformers has loaded it.
+    """
+
+    quantization_config: NestQuantConfig
+    report: dict[str, Any] | None = None  # of the quantization, for saving the model again
+
+    def update_attn_implementation(self, config: "PretrainedConfig") -> "PretrainedConfig":
+        """Refuses a configuration that does not fit manifest and layout: transformers asks this before it builds."""
+        from ...checkpoint.expected import packed_model
+        from ...checkpoint.manifest import MANIFEST, check_files
+
+        if not self.pre_quantized:
+            if self.quantization_config.wanted is None:
+                raise NestQuantError(
+                    "the NestQuantConfig has no bits", "the model was not quantized", "use NestQuantConfig(bits=4)"
+                )
+            return config
+        folder = Path(config.name_or_path or "")
+        if config.name_or_path and (folder / MANIFEST).is_file():
+            check_files(folder, tensors=False)
+        packed_model(config, Layout.from_dict(self.quantization_config.layout))
+        return config
+
+    update_tp_plan = update_attn_implementation  # what earlier versions of transformers 5 ask at this place
+
+    def _process_model_before_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
+        from ...checkpoint.manifest import REPORT
+        from ...checkpoint.read import check_checkpoint
+        from ...models.limits import refuse_size
+        from ...models.shards import read_shard
+        from ...modules.attach import attach
+        from .on_hub import fetch_records
+
+        if not self.pre_quantized:
+            return model
+        files = [Path(file) for file in kwargs.get("checkpoint_files") or ()]
+        for folder in {file.parent for file in files}:
+            if fetch_records(folder, model.config.name_or_path or ""):
+                check_checkpoint(folder)
+            if (folder / REPORT).is_file():
+                self.report = read_json(folder / REPORT)
+        attach(model, Layout.from_dict(self.quantization_config.layout))
+        if files:
+            entries = {name: entry.shape for file in files for name, entry in read_shard(file).entries.items()}
+            refuse_size(model, entries)
+        return model
+
+    def _process_model_after_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
+        from ...kernels.dense import use_float32_products
+        from .saving import saving_class
+
+        if not self.pre_quantized:
+            from ...pipeline.data_free import quantize_loaded
+
+            config = self.quantization_config
+            assert config.wanted is not None
+            layout, self.report = quantize_loaded(model, config.wanted)
+            config.layout, config.recipe, config.bits = layout.to_dict(), self.report["recipe"], self.report["bits"]
+        use_float32_products(model)
+        kind: Any = type(model)
+        model.__class__ = saving_class(kind)
+        return model
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True  # adapters on top of frozen packed layers

@@ -1,0 +1,71 @@
+"""`save_pretrained` of a packed model: what transformers writes, and what makes it a whole checkpoint of ours.
+
+transformers has no hook after it has written the weights, so a packed model has a class of its own: that of its
+architecture with another `save_pretrained`.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ...checkpoint.manifest import CONFIG, INDEX, MANIFEST, REPORT, describe_tensors, write_index, write_manifest
+from ...storage.files import read_json, write_json
+from .auto import AUTO_MAP, LOADER, write_loader
+
+_SINGLE = "model.safetensors"
+_GENERATION = "generation_config.json"
+
+
+class SavesWhole:
+    """Mixed into the class of a packed model; its `hf_quantizer` has the report of the quantization, or None."""
+
+    def save_pretrained(
+        self, save_directory: Any, is_main_process: bool = True, *arguments: Any, **settings: Any
+    ) -> None:
+        """As `PreTrainedModel.save_pretrained`; index, report and manifest are added where the report is known."""
+        folder, model = Path(save_directory), vars(self)
+        adapters = model.get("_hf_peft_config_loaded", False)  # then they alone are saved
+        if is_main_process and not adapters and not folder.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / MANIFEST).unlink(missing_ok=True)
+            write_loader(folder)
+            model["config"].auto_map = dict(AUTO_MAP)
+        settings.setdefault("save_original_format", False)  # the manifest has the names that the model has
+        super().save_pretrained(folder, is_main_process, *arguments, **settings)  # type: ignore[misc]
+        quantizer = model.get("hf_quantizer")
+        if is_main_process and not adapters and quantizer is not None and quantizer.report is not None:
+            complete(folder, quantizer.report)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """By the class of the architecture: pickle finds no class that has no name in a module."""
+        return _blank, (type(self).__mro__[2],), self.__dict__
+
+
+def _blank(kind: type) -> Any:
+    made = saving_class(kind)
+    return made.__new__(made)
+
+
+@cache
+def saving_class(kind: type) -> Any:
+    """The class `kind` of a model, whose models save themselves as whole checkpoints."""
+    same = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (SavesWhole, kind), same)
+
+
+def complete(folder: Path, report: dict[str, Any]) -> None:
+    """Adds index, report and manifest to what transformers saved.
+
+    Args:
+        folder: with config.json and shards as transformers names them.
+        report: for quantization_report.json.
+    """
+    sharded = (folder / INDEX).is_file() and not (folder / _SINGLE).is_file()
+    shards = sorted(set(read_json(folder / INDEX)["weight_map"].values())) if sharded else [_SINGLE]
+    if not all((folder / name).is_file() for name in (CONFIG, *shards)):
+        return  # saved in another form, which has no manifest
+    tensors = describe_tensors(folder, shards)
+    write_index(folder, tensors)
+    write_json(folder / REPORT, report)
+    others = [name for name in (LOADER, _GENERATION) if (folder / name).is_file()]
+    write_manifest(folder, sorted([CONFIG, INDEX, REPORT, *others, *shards]), tensors)

@@ -1,0 +1,216 @@
+"""Attention of a few queries to packed keys and values, decoded tile by tile and never stored. Compiled by Numba.
+
+Queries are rotated instead of the keys, and the weighted sum of the values is un-rotated instead of the values. The
+past is cut into chunks whose softmax statistics are merged at the end, the same chunks on any number of threads.
+"""
+
+import numpy as np
+
+from .e8 import INFINITY, LANES, ONE, OPTIONS, ZERO
+from .heads import WORK, _load, _unload, decode_column, read_scales
+from .jit import njit
+from .rotate_heads import rotate_tile
+from .threads import spread
+
+CHUNK = 8 * LANES  # tokens of a part of the past
+
+_LOG2E = np.float32(1.4426950408889634)
+_LEAST = np.float32(-126)  # 2^x below is taken for zero
+# The Taylor series of 2^x, whose remainder on |x| ≤ ½ is below half a unit in the last place.
+_C1, _C2, _C3, _C4, _C5, _C6, _C7 = (
+    np.float32(np.log(2) ** i / f) for i, f in ((1, 1), (2, 2), (3, 6), (4, 24), (5, 120), (6, 720), (7, 5040))
+)
+_HALF = np.float32(0.5)
+
+
+@njit(**OPTIONS)
+def attend(queries, shift, place, keys, values, mask, masked, scale, key_code, value_code, key_turn, out, start, stop):  # type: ignore[no-untyped-def]
+    """Attention of all queries of a head to one chunk of its past, for the parts start … stop.
+
+    Args:
+        queries: (heads, G, n) float32 of batch · key heads; part i is chunk i mod chunks of head i div chunks.
+        shift: (heads, G) float32, the products of queries with the center of their keys; or nothing.
+        place: key heads in a sequence, tokens.
+        keys, values: bytes (flat uint8) and where they are: offset and strides of batch, head and token.
+        mask: (batch, key heads, G, tokens) float32, added to the scores if `masked`.
+        scale: float32 factor of the scores.
+        key_code, value_code: `fixed` of cpu_heads.encode.
+        key_turn: diagonal, steps and matrices of the keys, forward.
+        out: sums (parts, G, n of values) of rotated values, peaks and totals (parts, G) of the softmax; filled.
+    """
+    heads, tokens = place
+    sums, peaks, totals = out
+    chunks = (tokens + CHUNK - 1) // CHUNK
+    group, n = queries.shape[1], queries.shape[2]
+    rotated = np.empty((group, n), np.float32)
+    weights = np.empty((group, CHUNK), np.float32)
+    work = np.zeros(WORK, np.float32)
+    words = np.zeros(LANES, np.uint64)
+    scales = np.empty((CHUNK // LANES, LANES), np.float32)
+    for part in range(start, stop):
+        which = part // chunks
+        first = part % chunks * CHUNK
+        count = min(CHUNK, tokens - first)
+        batch, head = which // heads, which % heads
+        _rotate(queries[which], scale, key_turn, rotated)
+        begin = keys[1] + batch * keys[2] + head * keys[3] + first * keys[4]
+        shifts = shift[which] * scale if shift.shape[0] else np.zeros(group, np.float32)
+        _scores(rotated, shifts, keys[0], begin, keys[4], count, key_code, words, work, scales, weights)
+        for g in range(group):
+            if masked:
+                for t in range(count):
+                    weights[g, t] += mask[batch, head, g, first + t]
+            peaks[part, g], totals[part, g] = _softmax(weights[g, : (count + LANES - 1) // LANES * LANES], count)
+        begin = values[1] + batch * values[2] + head * values[3] + first * values[4]
+        _sums(weights, values[0], begin, values[4], count, value_code, words, work, scales, sums[part])
+
+
+@njit(**OPTIONS)
+def attend_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    """`attend` on several threads, see `cpu_team.share`."""
+    spread(attend, fixed, first, items, step, threads, team)
+
+
+@njit(**OPTIONS)
+def _rotate(queries, scale, key_turn, rotated):  # type: ignore[no-untyped-def]
+    """R times the rows of queries (G, n), G ≤ LANES, times the scale of the scores."""
+    diagonal, steps, matrices = key_turn
+    group, n = queries.shape
+    tile = np.zeros(2 * n * LANES, np.float32)
+    _load(queries, diagonal, 0, group, tile)
+    rotate_tile(tile, steps, matrices)
+    for g in range(group):
+        for j in range(n):
+            rotated[g, j] = tile[j * LANES + g] * scale
+
+
+@njit(**OPTIONS)
+def _scores(queries, shifts, stream, begin, stride, count, code, words, work, scales, scores):  # type: ignore[no-untyped-def]
+    """Products of queries (G, n) with `count` packed keys: fills scores (G, CHUNK) up to there.
+
+    A key with a subtracted center gets the query's share of `shifts` (G,) too.
+    """
+    group, n = queries.shape
+    sums = np.empty((group, LANES), np.float32)
+    for first in range(0, count, LANES):
+        size = min(LANES, count - first)
+        sums[:] = ZERO
+        at = begin + first * stride
+        for column in range(n // 8):
+            decode_column(stream, at, stride, size, column, code, words, work)
+            for g in range(group):
+                _add_products(queries[g, 8 * column : 8 * column + 8], work, sums[g])
+        read_scales(stream, at, stride, size, scales[0])
+        for g in range(group):
+            for lane in range(size):
+                own = scales[0, lane]
+                scores[g, first + lane] = sums[g, lane] * abs(own) + (shifts[g] if own < ZERO else ZERO)
+
+
+@njit(**OPTIONS)
+def _add_products(query, work, sums):  # type: ignore[no-untyped-def]
+    """Adds the products of eight entries of a query with the blocks in `work`, lane by lane."""
+    q0, q1, q2, q3, q4, q5, q6, q7 = query[0], query[1], query[2], query[3], query[4], query[5], query[6], query[7]
+    for lane in range(LANES):
+        low = q0 * work[lane] + q1 * work[LANES + lane] + q2 * work[2 * LANES + lane] + q3 * work[3 * LANES + lane]
+        high = q4 * work[4 * LANES + lane] + q5 * work[5 * LANES + lane]
+        sums[lane] += low + (high + q6 * work[6 * LANES + lane] + q7 * work[7 * LANES + lane])
+
+
+@njit(**OPTIONS)
+def _softmax(scores, count):  # type: ignore[no-untyped-def]
+    """Replaces scores (whole tiles) by exp(score − peak), zero from `count` on; returns the peak and their sum."""
+    peak = -INFINITY
+    for t in range(count):
+        peak = max(peak, scores[t])
+    scores[count:] = -INFINITY
+    if peak == -INFINITY:
+        scores[:] = ZERO
+        return peak, ZERO
+    bits = np.empty(LANES, np.int32)
+    powers = bits.view(np.float32)
+    partial = np.zeros(LANES, np.float32)
+    for first in range(0, scores.shape[0], LANES):
+        row = scores[first : first + LANES]
+        for lane in range(LANES):
+            x = (row[lane] - peak) * _LOG2E
+            whole = np.floor(max(x, _LEAST) + _HALF)
+            bits[lane] = (np.int32(whole) + 127) << 23
+        for lane in range(LANES):
+            x = (row[lane] - peak) * _LOG2E
+            r = x - np.floor(max(x, _LEAST) + _HALF)
+            power = ONE + r * (_C1 + r * (_C2 + r * (_C3 + r * (_C4 + r * (_C5 + r * (_C6 + r * _C7))))))
+            row[lane] = ZERO if x < _LEAST else power * powers[lane]
+            partial[lane] += row[lane]
+    return peak, np.sum(partial)
+
+
+@njit(**OPTIONS)
+def _sums(weights, stream, begin, stride, count, code, words, work, scales, sums):  # type: ignore[no-untyped-def]
+    """Sums of `count` packed values under weights (G, CHUNK), zero beyond: fills sums (G, n) in the rotated basis."""
+    group, n = sums.shape
+    for first in range(0, count, LANES):
+        tile = scales[first // LANES]
+        read_scales(stream, begin + first * stride, stride, min(LANES, count - first), tile)
+        for g in range(group):
+            for lane in range(LANES):
+                weights[g, first + lane] *= abs(tile[lane])
+    partial = np.empty((group, 8 * LANES), np.float32)
+    for column in range(n // 8):
+        partial[:] = ZERO
+        for first in range(0, count, LANES):
+            at = begin + first * stride
+            decode_column(stream, at, stride, min(LANES, count - first), column, code, words, work)
+            for g in range(group):
+                _add_weighted(weights[g, first : first + LANES], work, partial[g])
+        for g in range(group):
+            for half in (LANES // 2, LANES // 4, LANES // 8, LANES // 16, LANES // 32, LANES // 64):
+                for i in range(8):
+                    _fold(partial[g, i * LANES : i * LANES + 2 * half], half)
+            for i in range(8):
+                sums[g, 8 * column + i] = partial[g, i * LANES]
+
+
+@njit(**OPTIONS)
+def _add_weighted(weights, work, sums):  # type: ignore[no-untyped-def]
+    """Adds the blocks in `work` under the weights of their lanes."""
+    for i in range(8):
+        for lane in range(LANES):
+            sums[i * LANES + lane] += weights[lane] * work[i * LANES + lane]
+
+
+@njit(**OPTIONS)
+def _fold(row, half):  # type: ignore[no-untyped-def]
+    """Adds the second half of a row to the first."""
+    for lane in range(half):
+        row[lane] += row[half + lane]
+
+
+@njit(**OPTIONS)
+def merge(parts, chunks, value_turn, out):  # type: ignore[no-untyped-def]
+    """Puts the chunks of each head together, divides by the totals and un-rotates: fills out (heads, G, n).
+
+    A query that may look nowhere gets zeros.
+    """
+    diagonal, steps, matrices = value_turn
+    sums, peaks, totals = parts
+    heads, group, n = out.shape
+    tile = np.zeros(2 * n * LANES, np.float32)
+    ones = np.ones(LANES, np.float32)
+    for head in range(heads):
+        first = head * chunks
+        tile[:] = ZERO
+        for g in range(group):
+            peak = np.max(peaks[first : first + chunks, g])
+            total = ZERO
+            for part in range(first, first + chunks):
+                if totals[part, g] != ZERO:
+                    factor = np.exp(peaks[part, g] - peak)
+                    total += factor * totals[part, g]
+                    for j in range(n):
+                        tile[j * LANES + g] += factor * sums[part, g, j]
+            inverse = ONE / total if total != ZERO else ZERO
+            for j in range(n):
+                tile[j * LANES + g] *= inverse
+        rotate_tile(tile, steps, matrices)
+        _unload(tile, ones, diagonal, 0, group, out[head])

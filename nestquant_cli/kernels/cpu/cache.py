@@ -1,0 +1,149 @@
+"""The packed cache on the CPU, on torch tensors: coding, decoding and attending to head vectors.
+
+A packed vector is its words followed by the two bytes of its bfloat16 scale, whose sign says whether the center of
+the vector's head was subtracted.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...e8.code import BLOCK, NestedCode, row_bytes
+from ..reference import nested as reference
+from . import attention as cpu_attention
+from . import heads as cpu_heads
+from . import nested as cpu
+from .e8 import LANES
+from .rotate_heads import Turn, head_rotation
+from .threads import share
+
+MOST_QUERIES = LANES  # of one key head that `attend` takes
+
+
+def encode(
+    x: Tensor, code: NestedCode, unit: float, seed: int, restore: bool, centers: Tensor | None = None, run: int = 1
+) -> tuple[Tensor, Tensor | None]:
+    """Rotates, codes and packs vectors.
+
+    Args:
+        x: (rows, n) floating point.
+        code: the nested code.
+        unit: size of v = 1 for a vector with root mean square 1.
+        seed: seed of the rotation signs.
+        restore: whether to return what the vectors decode to.
+        centers: (heads, n) float32, subtracted where that makes a vector smaller.
+        run: vectors of a head that follow each other; row i belongs to head (i div run) mod heads.
+
+    Returns:
+        (rows, row bytes + 2) uint8, and (rows, n) float32 as `decode` gives them, or None.
+    """
+    x = x.float().contiguous()
+    rows, n = x.shape
+    turn = head_rotation(n, seed)
+    y, factors = np.empty((rows, n), np.float32), np.empty(rows, np.float32)
+    v = torch.empty(rows, n, dtype=reference.entry_type(code))
+    choices = np.empty(rows * (n // BLOCK), np.uint8)
+    width = row_bytes(n, code.word_bits)
+    packed = torch.empty(rows, width + 2, dtype=torch.uint8)
+    filled = y, factors, (cpu.bytes_of(v), v.view(-1).numpy()), choices, packed.numpy()
+    heads = _centers(centers, n), run
+    fixed = x.numpy(), *heads, turn.diagonal, turn.steps, turn.forward, np.float32(unit), _fixed(code)
+    share(cpu_heads.encode_on_team, (*fixed, *filled), rows, n // BLOCK)
+    return packed, _restore(v, packed, turn, heads) if restore else None
+
+
+def _restore(v: Tensor, packed: Tensor, turn: Turn, heads: tuple[np.ndarray, int]) -> Tensor:
+    out = torch.empty(v.shape)
+    fixed = v.numpy(), packed.numpy(), *heads, turn.diagonal, turn.steps, turn.backward, out.numpy()
+    share(cpu_heads.restore_on_team, fixed, v.shape[0], v.shape[1] // BLOCK)
+    return out
+
+
+def decode(
+    packed: Tensor, size: int, code: NestedCode, seed: int, centers: Tensor | None = None, run: int = 1
+) -> Tensor:
+    """Packed vectors (rows, bytes) to (rows, size) float32; `centers` and `run` as they were encoded with."""
+    turn = head_rotation(size, seed)
+    out = torch.empty(packed.shape[0], size)
+    heads = _centers(centers, size), run
+    fixed = packed.contiguous().numpy(), _fixed(code), *heads, turn.diagonal, turn.steps, turn.backward, out.numpy()
+    share(cpu_heads.decode_on_team, fixed, packed.shape[0], size // BLOCK)
+    return out
+
+
+def attend(
+    query: Tensor,
+    keys: tuple[Tensor, NestedCode],
+    values: tuple[Tensor, NestedCode, int],
+    seed: int,
+    mask: Tensor | None,
+    scale: float,
+    centers: Tensor | None = None,
+) -> Tensor:
+    """softmax(scale·query·keysᵀ + mask)·values without decoding more than a tile of keys or values at a time.
+
+    Args:
+        query: (batch, key heads, queries, n) floating point, at most MOST_QUERIES queries.
+        keys: packed (batch, key heads, tokens, bytes), any strides but the last, and their code.
+        values: the same, and their head size m.
+        seed: seed of the rotation signs of both.
+        mask: floating point, broadcastable to (batch, key heads, queries, tokens), or None.
+        scale: factor of the scores.
+        centers: centers of the keys, (key heads, n) float32.
+
+    Returns:
+        (batch, key heads, queries, m) float32; zeros where the mask leaves nothing.
+    """
+    batch, heads, group, n = query.shape
+    tokens, size = keys[0].shape[2], values[2]
+    chunks = -(-tokens // cpu_attention.CHUNK)
+    parts = batch * heads * chunks
+    shape = batch, heads, group, tokens
+    added = torch.zeros(1, 1, 1, 1) if mask is None else mask.float().expand(shape)
+    forward, backward = head_rotation(n, seed), head_rotation(size, seed)
+    sums, peaks, totals = (np.empty(of, np.float32) for of in ((parts, group, size), (parts, group), (parts, group)))
+    partial = sums, peaks, totals
+    queries = query.float().reshape(batch * heads, group, n).contiguous().numpy()
+    fixed: tuple[Any, ...] = (
+        queries,
+        _shift(query, centers),
+        (heads, tokens),
+        _where(keys[0]),
+        _where(values[0]),
+        added.numpy(),
+        mask is not None,
+        np.float32(scale),
+        _fixed(keys[1]),
+        _fixed(values[1]),
+        (forward.diagonal, forward.steps, forward.forward),
+        partial,
+    )
+    blocks = cpu_attention.CHUNK * (n + size) // BLOCK
+    share(cpu_attention.attend_on_team, fixed, parts, min(blocks, tokens * n // BLOCK))
+    out = torch.empty(batch * heads, group, size)
+    cpu_attention.merge(partial, chunks, (backward.diagonal, backward.steps, backward.backward), out.numpy())
+    return out.view(batch, heads, group, size)
+
+
+def _centers(centers: Tensor | None, size: int) -> np.ndarray:
+    return np.empty((0, size), np.float32) if centers is None else centers.numpy()
+
+
+def _shift(query: Tensor, centers: Tensor | None) -> np.ndarray:
+    """Products of queries (batch, key heads, G, n) with the center of their keys, (batch · key heads, G)."""
+    if centers is None:
+        return np.empty((0, query.shape[2]), np.float32)
+    return (query.float() @ centers[:, :, None]).reshape(-1, query.shape[2]).numpy()
+
+
+def _where(packed: Tensor) -> tuple[Any, ...]:
+    """All bytes of a tensor's storage, and where its own begin and how far batches, heads and tokens are apart."""
+    stream = packed.as_strided((packed.untyped_storage().nbytes(),), (1,), 0)
+    return (stream.numpy(), packed.storage_offset(), *packed.stride()[:3])
+
+
+def _fixed(code: NestedCode) -> tuple[Any, ...]:
+    side, limit = np.float32(code.q), np.float32(code.limit)
+    return cpu.multipliers_of(code), side, limit, code.q, code.word_bits

@@ -1,0 +1,164 @@
+"""Rotating and coding the inputs of Linears on the CPU, and what follows their product, on torch tensors."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...e8.code import BLOCK, NestedCode
+from ...rotation.orders import atoms
+from ...rotation.transform import factor_matrix, rotation
+from ..reference import nested as reference
+from . import after_product as cpu_after
+from . import grid as cpu_grid
+from . import tokens as cpu_tokens
+from .nested import multipliers_of
+from .rotate import LARGEST_FACTOR, TOKENS
+from .threads import share
+
+_NO_FLOATS = np.empty((0, 0), np.float32)
+_NO_BITS = np.empty((0, 0), np.uint16)
+_NO_ROW = np.empty(0, np.float32)
+_NO_MARKS = np.empty(0, np.bool_)
+
+
+def rotate(x: Tensor, order: int, seed: int) -> Tensor | None:
+    """R x of tokens padded with zeros to the order, as `rotation.transform` defines R.
+
+    Args:
+        x: (tokens, features ≤ order) float32, bfloat16 or float16.
+        order: order of the rotation.
+        seed: seed of the rotation signs.
+
+    Returns:
+        (tokens, order) bfloat16 for bfloat16, else float32; None where a factor of the order is too large.
+    """
+    plan = plan_of(order, seed)
+    if plan is None:
+        return None
+    narrow = x.dtype == torch.bfloat16
+    out = torch.empty(x.shape[0], order, dtype=torch.bfloat16 if narrow else torch.float32)
+    fixed = *sides(x), plan, *sides(out)
+    share(cpu_tokens.rotate_on_team, fixed, x.shape[0], order // BLOCK, TOKENS)
+    return out
+
+
+def encode(
+    x: Tensor, order: int, seed: int, code: NestedCode, unit: float, center: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """Rotates tokens as `rotate` does and rounds each to the code, at `unit` times its root mean square.
+
+    Args:
+        center: (order,) float32, subtracted from those rotated tokens that it makes smaller.
+
+    Returns:
+        v (tokens, order) int8 or int16, the size of v = 1 (tokens,) float32, which is 1 for a token of zeros, and
+        whether the center was subtracted (tokens,) bool; None where a factor of the order is too large.
+    """
+    plan = plan_of(order, seed)
+    if plan is None:
+        return None
+    v = torch.empty(x.shape[0], order, dtype=reference.entry_type(code))
+    scale = torch.empty(x.shape[0])
+    centered = None if center is None else torch.empty(x.shape[0], dtype=torch.bool)
+    sizes = np.float32(unit), multipliers_of(code), np.float32(code.q), np.float32(code.limit)
+    filled = v.view(torch.int32).numpy(), not code.int8, scale.numpy(), _or(_NO_MARKS, centered)
+    share(
+        cpu_tokens.encode_on_team,
+        (*sides(x), plan, _or(_NO_ROW, center), *sizes, *filled),
+        x.shape[0],
+        order // BLOCK,
+        TOKENS,
+    )
+    return v, scale, centered
+
+
+def to_grid(x: Tensor, order: int, seed: int) -> tuple[Tensor, Tensor] | None:
+    """Rotates tokens as `rotate` does and rounds each to int8 multiples of a power of four.
+
+    Returns:
+        v (tokens, order) int8 and the exponent (tokens,) int8 as `grid.to_grid` has them; None where a factor of the
+        order is too large.
+    """
+    plan = plan_of(order, seed)
+    if plan is None:
+        return None
+    v = torch.empty(x.shape[0], order, dtype=torch.int8)
+    exponent = torch.empty(x.shape[0], dtype=torch.int8)
+    fixed = *sides(x), plan, v.numpy(), exponent.numpy()
+    share(cpu_grid.round_tokens_on_team, fixed, x.shape[0], order // BLOCK, TOKENS)
+    return v, exponent
+
+
+def scaled(
+    sums: Tensor,
+    token_scale: Tensor,
+    row_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    centered: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """(sums · token_scale + centered · shift) · row_scale + bias in one pass.
+
+    Args:
+        sums: (tokens, rows) int32.
+        token_scale: (tokens,) float32.
+        row_scale, bias, shift: (rows,) float32, the last two may be None.
+        dtype: dtype of the result (tokens, rows).
+        centered: (tokens,) bool; needed with a shift.
+    """
+    narrow = dtype == torch.bfloat16
+    out = torch.empty(sums.shape, dtype=torch.bfloat16 if narrow else torch.float32)
+    token = token_scale.numpy(), _or(_NO_MARKS, centered), _or(_NO_ROW, shift)
+    fixed = sums.numpy(), *token, row_scale.numpy(), _or(_NO_ROW, bias), *sides(out)
+    share(cpu_after.epilogue_on_team, fixed, sums.shape[0], sums.shape[1] // BLOCK)
+    return out.to(dtype)
+
+
+def _or(nothing: np.ndarray, values: Tensor | None) -> np.ndarray:
+    return nothing if values is None else values.numpy()
+
+
+def fingerprint(x: Tensor) -> int | None:
+    """64 bits of the contents of x, to see whether it was changed; None where x cannot be read as whole words."""
+    if not x.is_contiguous() or x.nbytes % 8 or x.data_ptr() % 8:
+        return None
+    words = x.detach().view(-1).view(torch.uint8).numpy().view(np.uint64)
+    return int(cpu_after.fingerprint(words))
+
+
+def sides(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """x as float32 or as bits of bfloat16, and nothing in the other's place."""
+    if x.dtype == torch.bfloat16:
+        return _NO_FLOATS, x.contiguous().view(torch.uint16).numpy()
+    return x.float().contiguous().numpy(), _NO_BITS
+
+
+@lru_cache(maxsize=256)
+def plan_of(order: int, seed: int) -> tuple[np.ndarray, ...] | None:
+    """What cpu_tokens.rotate takes."""
+    turn = rotation(order, seed)
+    numbers, factors, signs = [], [], []
+    for size in turn.block_orders:
+        groups = _grouped(atoms(size))
+        matrices = [factor_matrix(group) for group in groups]
+        if any(len(matrix) > LARGEST_FACTOR for matrix in matrices):
+            return None
+        numbers.append(len(matrices))
+        factors += [len(matrix) for matrix in matrices]
+        signs += [matrix.astype(np.float32).ravel() for matrix in matrices]
+    signs.append(np.ones(1, np.float32))  # an order of 1 has no factors, and nothing may be empty
+    whole = (np.asarray(list(each), np.int64) for each in (turn.block_orders, numbers, factors or [1]))
+    return turn.scale, *whole, np.concatenate(signs)
+
+
+def _grouped(factors: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Twos taken together, at most four; on the fastest axis one, two or four, as `cpu_rotate.transform` has it."""
+    twos = factors.count(2)
+    groups = [(factor,) for factor in factors if factor != 2]
+    last = 4 if twos >= 4 else min(twos, 2)
+    rest = twos - last
+    sizes = [rest % 4] * bool(rest % 4) + [4] * (rest // 4) + [last] * bool(last)
+    return groups + [(2,) * size for size in sizes]

@@ -1,0 +1,127 @@
+"""The K-best search for points z of a box with the least ‖y − l(z)·T‖², T lower triangular. Compiled by Numba.
+
+The last coordinate is chosen first, as in Babai's nearest plane, which is the search with one path. With K paths, the
+K cheapest sets of choices for all coordinates so far survive each step.
+"""
+
+import numpy as np
+
+from .e8 import LANE, OPTIONS
+from .jit import njit
+
+NEAREST = 2  # levels that a path branches to
+
+
+@njit(**OPTIONS)
+def search_panel(residual, cost, alive, T, kind, levels, counts, digits, parent, paths):  # type: ignore[no-untyped-def]
+    """Chooses the columns of one panel for every row.
+
+    Args:
+        residual: (rows, paths, width) float32, y minus the contribution of the columns after the panel; overwritten
+            with the chosen levels.
+        cost: (rows, paths) float32, cost of the columns after the panel; the cost of the panel is added.
+        alive: number of paths in use.
+        T: (width, width) float32, the panel's part of the triangle.
+        kind: (width,) int64, which row of `levels` a column has.
+        levels: (kinds, most) float32, increasing up to the count of each.
+        counts: (kinds,) int64.
+        digits: (rows, paths, width) uint8, output: the number of each chosen level.
+        parent: (rows, paths) int64, output: the path from before the panel that each path continues.
+        paths: most paths to keep.
+
+    Returns:
+        number of paths in use now, the same for every row.
+    """
+    width, start = T.shape[0], alive
+    found = np.empty(paths * NEAREST, np.float32)
+    both = np.empty((2, paths, width), np.float32)  # residuals before a column and after it, by turns
+    first, chosen = np.empty(paths, np.int64), np.empty(paths * NEAREST + 1, np.int64)
+    came, digit = np.empty((width, paths), np.int64), np.empty((width, paths), np.uint8)
+    for row in range(residual.shape[0]):
+        alive = start
+        for path in range(alive):
+            _copy(both[width & 1, path], residual[row, path])
+        for column in range(width - 1, -1, -1):
+            u, rest = both[(column + 1) & 1], both[column & 1]
+            table, count, pivot = levels[kind[column]], counts[kind[column]], T[column, column]
+            for path in range(alive):
+                first[path] = _below(u[path, column] / pivot, table, count)
+                for number in range(NEAREST):
+                    gap = u[path, column] - table[first[path] + number] * pivot
+                    found[path * NEAREST + number] = cost[row, path] + gap * gap
+            alive = choose(found, alive * NEAREST, paths, chosen)
+            for new in range(alive):
+                path = chosen[new] // NEAREST
+                level = first[path] + chosen[new] % NEAREST
+                cost[row, new], came[column, new], digit[column, new] = found[chosen[new]], path, level
+                _less(rest[new], u[path], table[level], T[column], column)
+        for new in range(alive):
+            path = new
+            for column in range(width):
+                digits[row, new, column] = digit[column, path]
+                residual[row, new, column] = levels[kind[column], digit[column, path]]
+                path = came[column, path]
+            parent[row, new] = path
+    return alive
+
+
+@njit(**LANE)
+def _copy(out, u):  # type: ignore[no-untyped-def]
+    for column in range(u.shape[0]):
+        out[column] = u[column]
+
+
+@njit(**LANE)
+def _less(out, u, level, row, count):  # type: ignore[no-untyped-def]
+    for left in range(count):
+        out[left] = u[left] - level * row[left]
+
+
+@njit(**OPTIONS)
+def choose(found, total, room, chosen):  # type: ignore[no-untyped-def]
+    """Writes the positions of the `room` smallest of `found[:total]`, ascending, to `chosen`; returns how many.
+
+    Floats that are not negative compare like their bits. Bisection over the bits has no branches that depend on the
+    data; selection by pivots has.
+    """
+    if total <= room:
+        for place in range(total):
+            chosen[place] = place
+        return total
+    bits = found[:total].view(np.int32)
+    low, high = np.int64(bits.min()) - 1, np.int64(bits.max())
+    # the invariant: fewer than `room` values are at most `low`, and at least `room` values are at most `high`
+    while high - low > 1:
+        middle = (low + high) >> 1
+        count = _up_to(bits, np.int32(middle))
+        if count < room:
+            low = middle
+        else:
+            high = middle
+            if count == room:
+                break
+    count, ties = 0, room - _up_to(bits, np.int32(low)) if high - low == 1 else room
+    for place in range(total):
+        equal = high - low == 1 and bits[place] == high
+        chosen[count] = place
+        count += bits[place] <= high and (not equal or ties > 0)
+        ties -= equal
+    return count
+
+
+@njit(**LANE)
+def _up_to(bits, limit):  # type: ignore[no-untyped-def]
+    count = np.int32(0)
+    for place in range(bits.shape[0]):
+        count += np.int32(bits[place] <= limit)
+    return count
+
+
+@njit(**LANE)
+def _below(x, table, count):  # type: ignore[no-untyped-def]
+    """The number of the level below x, clamped so that the next one exists too; `count` is a power of 2."""
+    low, step = 0, count >> 1
+    while step > 0:
+        low += step if table[low + step - 1] < x else 0
+        step >>= 1
+    return min(max(low - 1 if x <= table[low] else low, 0), count - NEAREST)

@@ -1,0 +1,243 @@
+"""Tokens rotated and coded in one pass over memory: a tile of them stays in the cache. Compiled by Numba."""
+
+import numpy as np
+
+from .after_product import rounded
+from .center import subtract_from_tile, subtract_nearer
+from .e8 import LANES, ONE, OPTIONS, ZERO
+from .encode import _ROWS, CHOSEN, choose, quantize, store
+from .jit import njit
+from .rotate import FEW, TOKENS, WORK, transform, transform_one
+from .threads import spread
+
+_TOGETHER = LANES // TOKENS  # blocks of a token that are encoded together
+
+
+@njit(**OPTIONS)
+def rotate(wide, narrow, plan, out, out_narrow, start, stop):  # type: ignore[no-untyped-def]
+    """Rotates the tokens start … stop.
+
+    Args:
+        wide, narrow: the input (tokens, features), float32 or the bits of bfloat16 (uint16); the other one has no rows.
+        plan: scale (order,) float32, then orders, numbers of factors, factors and signs of the Hadamard blocks.
+        out, out_narrow: the output (tokens, order), likewise.
+    """
+    order = plan[0].shape[0]
+    work = np.zeros(WORK, np.float32)
+    if stop - start <= FEW:
+        line = np.empty(order, np.float32)
+        other = np.empty(order, np.float32)
+        for token in range(start, stop):
+            row = out[token] if out.shape[0] else line
+            _rotated_one(wide, narrow, token, plan, row, work, other)
+            if out_narrow.shape[0]:
+                row16, row_bits = out_narrow[token], line.view(np.int32)
+                for i in range(order):
+                    row16[i] = rounded(row_bits[i])
+        return
+    tile = np.empty(order * TOKENS, np.float32)
+    bits = tile.view(np.int32)
+    for first in range(start, stop, TOKENS):
+        count = min(TOKENS, stop - first)
+        load_rotated(wide, narrow, first, count, plan, tile, bits, work)
+        if out.shape[0]:
+            for lane in range(count):
+                row = out[first + lane]
+                for i in range(order):
+                    row[i] = tile[i * TOKENS + lane]
+        else:
+            for lane in range(count):
+                row16 = out_narrow[first + lane]
+                for i in range(order):
+                    row16[i] = rounded(bits[i * TOKENS + lane])
+
+
+@njit(**OPTIONS)
+def rotate_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    """`rotate` on several threads, see `cpu_team.share`."""
+    spread(rotate, fixed, first, items, step, threads, team)
+
+
+@njit(**OPTIONS)
+def encode(  # type: ignore[no-untyped-def]
+    wide, narrow, plan, center, unit, multipliers, q, limit, v, is_wide, scale, centered, start, stop
+):
+    """Rotates and codes the tokens start … stop.
+
+    Args:
+        wide, narrow, plan: as in `rotate`; the order is a multiple of 8.
+        center: (order,) float32, subtracted from rotated tokens that it makes smaller; or nothing.
+        unit: size of v = 1 in units of a token's root mean square.
+        multipliers: (k,) float32.
+        q, limit: float32.
+        v: (tokens, order/4) or (tokens, order/2) int32, the bytes of int8 or, if `is_wide`, int16 entries.
+        scale: (tokens,) float32, filled with the size of v = 1.
+        centered: (tokens,) bool, filled with whether the center was subtracted; or nothing without one.
+    """
+    order = plan[0].shape[0]
+    width = order // 8
+    if stop - start <= FEW:
+        _encode_few(wide, narrow, plan, center, unit, multipliers, q, limit, v, is_wide, scale, centered, start, stop)
+        return
+    tile = np.empty(order * TOKENS, np.float32)
+    bits = tile.view(np.int32)
+    work = np.zeros(max(WORK, _ROWS), np.float32)
+    spare = np.zeros(_ROWS, np.float32)
+    words = np.empty(4 * LANES, np.int32)
+    factor = np.empty(TOKENS, np.float32)
+    for first in range(start, stop, TOKENS):
+        count = min(TOKENS, stop - first)
+        load_rotated(wide, narrow, first, count, plan, tile, bits, work)
+        if center.shape[0]:
+            subtract_from_tile(tile, center, work)
+            for lane in range(count):
+                centered[first + lane] = work[lane] != ZERO
+        _scales(tile, width, unit, factor, work)
+        for lane in range(count):
+            scale[first + lane] = factor[lane]
+        for lane in range(TOKENS):
+            factor[lane] = ONE / factor[lane]
+        for block in range(0, width, _TOGETHER):
+            here = min(_TOGETHER, width - block)
+            _take(tile, block, here, factor, work)
+            choose(work, multipliers, q, limit, spare)
+            store(work, CHOSEN, 0, LANES, words, words, is_wide)
+            _place(words, v, first, count, block, here, 4 if is_wide else 2)
+
+
+@njit(**OPTIONS)
+def encode_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    """`encode` on several threads, see `cpu_team.share`."""
+    spread(encode, fixed, first, items, step, threads, team)
+
+
+@njit(**OPTIONS)
+def _encode_few(  # type: ignore[no-untyped-def]
+    wide, narrow, plan, center, unit, multipliers, q, limit, v, is_wide, scale, centered, start, stop
+):
+    """`encode` for a few tokens: rotated one by one, then coded like rows of a weight."""
+    order = plan[0].shape[0]
+    width = order // 8
+    tokens = stop - start
+    rows = np.empty((tokens, order), np.float32)
+    other = np.empty(order, np.float32)
+    work = np.zeros(WORK, np.float32)
+    factors = np.empty(tokens, np.float32)
+    for i in range(tokens):
+        row = rows[i]
+        _rotated_one(wide, narrow, start + i, plan, row, work, other)
+        if center.shape[0]:
+            centered[start + i] = subtract_nearer(row, center)
+        total = ZERO
+        for j in range(order):
+            total += row[j] * row[j]
+        size = np.sqrt(total / np.float32(order)) * unit
+        scale[start + i] = ONE if size == ZERO else size
+        factors[i] = ONE / scale[start + i]
+    index = np.empty(tokens * width, np.uint8)
+    flat = rows.reshape(tokens * order)
+    part = v[start:stop].reshape(tokens * v.shape[1])
+    quantize(flat, factors, width, multipliers, q, limit, part, is_wide, index, 0, tokens * width)
+
+
+@njit(**OPTIONS)
+def _rotated_one(wide, narrow, token, plan, row, work, other):  # type: ignore[no-untyped-def]
+    """Loads a token into a row and rotates it."""
+    scale, orders, numbers, factors, signs = plan
+    row[:] = ZERO
+    if wide.shape[0]:
+        for i in range(wide.shape[1]):
+            row[i] = wide[token, i] * scale[i]
+    else:
+        bits = row.view(np.int32)
+        for i in range(narrow.shape[1]):
+            bits[i] = np.int32(narrow[token, i]) << 16
+        for i in range(narrow.shape[1]):
+            row[i] *= scale[i]
+    start = 0
+    at = 0
+    sign = 0
+    for block in range(orders.shape[0]):
+        sizes = factors[at : at + numbers[block]]
+        end = start + orders[block]
+        transform_one(row[start:end], sizes, signs[sign:], work, other[start:end])
+        start = end
+        at += numbers[block]
+        for p in sizes:
+            sign += p * p
+
+
+@njit(**OPTIONS)
+def load_rotated(wide, narrow, first, count, plan, tile, bits, work):  # type: ignore[no-untyped-def]
+    """Loads `count` tokens into a tile, the rest zeros, and rotates them."""
+    scale, orders, numbers, factors, signs = plan
+    features = wide.shape[1] if wide.shape[0] else narrow.shape[1]
+    if count < TOKENS or features < scale.shape[0]:
+        tile[:] = ZERO
+    if wide.shape[0]:
+        for lane in range(count):
+            row = wide[first + lane]
+            for i in range(features):
+                tile[i * TOKENS + lane] = row[i]
+    else:
+        for lane in range(count):
+            row16 = narrow[first + lane]
+            for i in range(features):
+                bits[i * TOKENS + lane] = np.int32(row16[i]) << 16
+    for i in range(scale.shape[0]):
+        part = tile[i * TOKENS : (i + 1) * TOKENS]
+        size = scale[i]
+        for lane in range(TOKENS):
+            part[lane] *= size
+    start = 0
+    at = 0
+    sign = 0
+    for block in range(orders.shape[0]):
+        sizes = factors[at : at + numbers[block]]
+        transform(tile[start : start + orders[block] * TOKENS], sizes, signs[sign:], work)
+        start += orders[block] * TOKENS
+        at += numbers[block]
+        for p in sizes:
+            sign += p * p
+
+
+@njit(**OPTIONS)
+def _scales(tile, width, unit, scale, work):  # type: ignore[no-untyped-def]
+    """Size of v = 1 of each token of a tile; 1 for a token of zeros."""
+    for lane in range(8 * TOKENS):
+        work[lane] = ZERO
+    for block in range(width):
+        part = tile[8 * block * TOKENS : 8 * (block + 1) * TOKENS]
+        for lane in range(8 * TOKENS):
+            work[lane] += part[lane] * part[lane]
+    for lane in range(TOKENS):
+        total = ZERO
+        for i in range(8):
+            total += work[i * TOKENS + lane]
+        size = np.sqrt(total / np.float32(8 * width)) * unit
+        scale[lane] = ONE if size == ZERO else size
+
+
+@njit(**OPTIONS)
+def _take(tile, block, here, factor, work):  # type: ignore[no-untyped-def]
+    """Blocks of a tile, in units of v, to the lanes of the encoder's tile: lane = block·TOKENS + token."""
+    for j in range(_TOGETHER):
+        if j < here:
+            part = tile[8 * (block + j) * TOKENS : 8 * (block + j + 1) * TOKENS]
+            for i in range(8):
+                row = work[i * LANES + j * TOKENS : i * LANES + (j + 1) * TOKENS]
+                for lane in range(TOKENS):
+                    row[lane] = part[i * TOKENS + lane] * factor[lane]
+        else:
+            for i in range(8):
+                for lane in range(TOKENS):
+                    work[i * LANES + j * TOKENS + lane] = ZERO
+
+
+@njit(**OPTIONS)
+def _place(words, v, first, count, block, here, size):  # type: ignore[no-untyped-def]
+    for lane in range(count):
+        row = v[first + lane, size * block : size * (block + here)]
+        for j in range(here):
+            for i in range(size):
+                row[size * j + i] = words[size * (j * TOKENS + lane) + i]

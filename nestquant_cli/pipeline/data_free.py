@@ -1,0 +1,125 @@
+"""A model quantized in memory, without calibration: what `from_pretrained` does with a NestQuantConfig(bits=…).
+
+Without text there is no Hessian, so weights are rounded plainly, as with H = I. Behind the rotation the inputs of
+Linears, keys and values look Gaussian, so codes for them are fitted to Gaussian vectors.
+"""
+
+from contextlib import ExitStack
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..base.errors import NestQuantError
+from ..base.progress import track
+from ..calibration.observer import InputGroups
+from ..calibration.statistics import InputStatistics, LayerStatistics
+from ..codecs.protocol import VectorCode
+from ..codecs.registry import fit_heads
+from ..models.structure import Decoder, find_decoder, linears, refuse_stray_matrices
+from ..modules.attach import attach, quantized_linears
+from ..modules.cache import plain_layers
+from ..modules.cache_codes import CacheCodes
+from ..modules.inputs import padded_size
+from ..modules.layout import Layout
+from ..parallel.team import Team
+from .division import quantize_matrices
+from .finish import quantization_report
+from .layer_part import LayerPart, join_layouts, part_of
+from .recipe import Recipe
+
+_SAMPLE = 1 << 16  # entries that a code is fitted to
+_PROBE = 8  # tokens of the forward that shows which Linears share an input
+
+
+def data_free_recipe(weight_bits: float, act_bits: float, kv_bits: float, seed: int) -> Recipe:
+    """A recipe that needs no text."""
+    without: dict[str, Any] = {"feedback": "none", "qa": False, "centering": False, "dataset": "none"}
+    settings: dict[str, Any] = {"weight_bits": weight_bits, "act_bits": act_bits, "kv_bits": kv_bits, "seed": seed}
+    return Recipe(**settings, **without)
+
+
+def quantize_loaded(model: PreTrainedModel, recipe: Recipe) -> tuple[Layout, dict[str, Any]]:
+    """Replaces the Linears of a loaded model's decoder layers by packed ones, and packs its cache.
+
+    Args:
+        model: a model in 16 or 32 bits, on any devices.
+        recipe: what `data_free_recipe` returned.
+
+    Returns:
+        the layout for config.json, and the report of the quantization.
+
+    Raises:
+        NestQuantError: a model of an unsupported kind, or one with weights that are not in memory.
+    """
+    decoder = find_decoder(model)
+    refuse_stray_matrices(model, decoder)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise NestQuantError(
+            "some weights are offloaded",
+            "the model was not quantized",
+            "use 'nestquant quantize', which streams layers",
+        )
+    cache = _cache_codes(model, recipe)
+    tensors, parts = dict[str, Tensor](), list[LayerPart]()
+    groups = _groups(model, decoder)
+    for index, layer in enumerate(track(decoder.layers, "rounding layers", total=len(decoder.layers))):
+        own, part = _quantize_layer(decoder.layer_name(index), layer, groups[index], cache, recipe)
+        tensors |= own
+        parts.append(part)
+    layout = join_layouts(recipe, parts)
+    attach(model, layout)
+    for name, module in quantized_linears(model).items():
+        for leaf, buffer in module.named_buffers(recurse=False):
+            buffer.copy_(tensors[f"{name}.{leaf}"])
+    return layout, quantization_report(recipe.to_dict() | {"samples": 0, "seqlen": 0}, recipe, parts)
+
+
+def _quantize_layer(
+    prefix: str, layer: nn.Module, groups: dict[str, list[str]], cache: CacheCodes | None, recipe: Recipe
+) -> tuple[dict[str, Tensor], LayerPart]:
+    modules = linears(layer)
+    inputs = {}
+    for leader, members in groups.items():
+        order, device = padded_size(modules[leader].in_features), modules[leader].weight.device
+        code = _gaussian_code(recipe, "act", order)
+        inputs[leader] = InputStatistics(
+            tuple(members), torch.ones(order, device=device), torch.zeros(order, device=device), code
+        )
+    statistics = LayerStatistics(inputs, cache)
+    packed = quantize_matrices(modules, statistics, recipe, prefix, Team())
+    return part_of(prefix, layer, statistics, packed, recipe)
+
+
+@torch.no_grad()
+def _groups(model: PreTrainedModel, decoder: Decoder) -> list[dict[str, list[str]]]:
+    """Which Linears of each layer take the same input, from a look at one forward."""
+    watchers = [InputGroups() for _ in decoder.layers]
+    with ExitStack() as stack:
+        for watcher, layer in zip(watchers, decoder.layers, strict=True):
+            stack.enter_context(watcher.watch(linears(layer)))
+        model(input_ids=torch.arange(_PROBE, device=model.device)[None], use_cache=False)
+    return [watcher.members for watcher in watchers]
+
+
+def _cache_codes(model: PreTrainedModel, recipe: Recipe) -> CacheCodes | None:
+    config = model.config.get_text_config(decoder=True)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    code = _gaussian_code(recipe, "kv", size)
+    if code is None:
+        return None
+    plain_layers(config)
+    return CacheCodes(code, code)
+
+
+@lru_cache(maxsize=64)
+def _gaussian_code(recipe: Recipe, part: str, entries: int) -> VectorCode | None:
+    """The code of "act" or "kv" for Gaussian vectors of so many entries; None where that part stays in 16 bits."""
+    shape = recipe.shape(part)
+    if shape is None:
+        return None
+    generator = torch.Generator().manual_seed(recipe.seed)
+    vectors = torch.randn(1, max(1, _SAMPLE // entries), entries, generator=generator)
+    return fit_heads(vectors, shape, recipe.seed, centering=False)

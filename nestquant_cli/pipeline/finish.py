@@ -1,0 +1,110 @@
+"""The end of a quantization: tensors outside the decoder layers, tokenizer, report, config.json."""
+
+import platform
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .. import __version__
+from ..checkpoint.output import Output
+from ..integrations.transformers.auto import AUTO_MAP, write_loader
+from ..integrations.transformers.section import config_section
+from ..models.structure import find_decoder
+from ..models.weight_set import CHOICE
+from ..models.weights import Weights
+from ..storage.files import write_json
+from .layer_part import LayerPart, join_layouts
+from .recipe import Recipe
+
+
+def write_rest(
+    output: Output,
+    weights: Weights,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    parts: list[LayerPart],
+    origin: dict[str, Any],
+) -> dict[str, Any]:
+    """Completes the checkpoint and returns its report.
+
+    Args:
+        output: the output, with all layers written.
+        weights: weights of the original, for what is outside its decoder layers.
+        tokenizer: saved beside it.
+        recipe: settings of this quantization.
+        parts: results of all layers in order.
+        origin: what it was made from: hashes of model and calibration text, and the model's Hub id if it has one.
+    """
+    model = weights.model
+    if output.done(output.parts - 1) is None:
+        output.write(output.parts - 1, other_tensors(model), {}, weights.fetch)
+    output.add_files(lambda folder: _add_files(folder, tokenizer, model))
+    report = quantization_report(recipe.to_dict() | origin, recipe, parts)
+    section = config_section(join_layouts(recipe, parts).to_dict(), report["recipe"], report["bits"])
+    output.finish(model_config(model) | {"auto_map": AUTO_MAP, "quantization_config": section}, report)
+    return report
+
+
+def _add_files(folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    tokenizer.save_pretrained(folder)
+    write_loader(folder)
+    if model.generation_config is not None:
+        # its own save_pretrained refuses settings that published models do have, after hours of work
+        write_json(folder / "generation_config.json", model.generation_config.to_diff_dict())
+
+
+def quantization_report(settings: dict[str, Any], recipe: Recipe, parts: list[LayerPart]) -> dict[str, Any]:
+    """What quantization_report.json says of a quantization by `recipe`, with `settings` for what was used."""
+    return {
+        "recipe": settings,
+        "bits": {part: recipe.bits(part) for part in ("weight", "act", "kv")},
+        "versions": versions(),
+        "matrices": {name: record for part in parts for name, record in part.report.items()},
+    }
+
+
+def run_figures(start: float) -> dict[str, Any]:
+    """Seconds since `start`, a value of time.monotonic(), and the peak memory of this process in bytes."""
+    return {
+        "seconds": round(time.monotonic() - start, 1),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def other_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Tensors outside the decoder layers by name, of tied ones the source; without data where the model has none."""
+    prefix = find_decoder(model).prefix + "."
+    tied = set(model.all_tied_weights_keys)
+    return {
+        name: tensor for name, tensor in model.state_dict().items() if not name.startswith(prefix) and name not in tied
+    }
+
+
+def model_config(model: PreTrainedModel) -> dict[str, Any]:
+    """config.json of the model as transformers would write it, without the traces of how it was loaded."""
+    config = model.config.to_diff_dict()
+    for key in ("auto_map", "quantization_config", "_name_or_path", "_attn_implementation_autoset", CHOICE):
+        config.pop(key, None)
+    if model.get_expanded_tied_weights_keys() and not model.all_tied_weights_keys:
+        config["tie_word_embeddings"] = False  # its files had another head than its embeddings
+    return config | {
+        "architectures": [type(model).__name__],
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "transformers_version": transformers.__version__,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    return {
+        "nestquant": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }

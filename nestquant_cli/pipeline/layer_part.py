@@ -1,0 +1,103 @@
+"""What one quantized decoder layer adds to the checkpoint: its tensors, its share of the layout and of the report."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calibration.statistics import LayerStatistics
+from ..codecs.lattice.code import LatticeCode
+from ..e8.code import NestedCode
+from ..e8.shape import CodeShape
+from ..modules.layout import Layout, LinearLayout
+from ..quantization.layer import QuantizedMatrix
+from .recipe import Recipe
+
+REFLECTORS = "turn.reflectors"  # of an input with a learned rotation
+
+
+@dataclass(frozen=True)
+class LayerPart:
+    """Share of one layer in config.json and the report.
+
+    Attributes:
+        layout: a layout of this layer alone: its linears, inputs and cache codes.
+        report: record of each matrix by its full name.
+    """
+
+    layout: Layout
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"layout": self.layout.to_dict(), "report": self.report}
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> "LayerPart":
+        """The inverse of `to_dict`."""
+        return LayerPart(Layout.from_dict(value["layout"]), value["report"])
+
+
+def part_of(
+    prefix: str, layer: nn.Module, statistics: LayerStatistics, packed: dict[str, QuantizedMatrix], recipe: Recipe
+) -> tuple[dict[str, Tensor], LayerPart]:
+    """Tensors of a layer by full name, quantized and not, and its part.
+
+    Args:
+        prefix: name of the layer.
+        layer: the layer with its original weights.
+        statistics: statistics of its inputs.
+        packed: its quantized matrices by name in the layer; empty where weights stay in 16 bits.
+        recipe: settings that choose the codes.
+    """
+    layout, tensors = empty_layout(recipe), dict[str, Tensor]()
+    coded = bool(packed) or recipe.shape("act") is not None
+    for leader, item in statistics.inputs.items() if coded else ():
+        source = f"{prefix}.{leader}"
+        layout.inputs[source] = item.code
+        if item.reflectors is not None:
+            layout.reflections[source] = len(item.reflectors)
+            tensors[f"{source}.{REFLECTORS}"] = item.reflectors.to(torch.bfloat16).view(torch.int16)
+        for name in item.members:
+            linear = layer.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            code = packed[name].code if name in packed else None
+            multipliers = code.multipliers if isinstance(code, NestedCode) else None
+            own: Any = packed[name].shape if name in packed else None
+            own = own if isinstance(own, CodeShape) and own != layout.weight_shape else None
+            layout.linears[f"{prefix}.{name}"] = LinearLayout(
+                linear.in_features,
+                linear.out_features,
+                linear.bias is not None,
+                source,
+                multipliers,
+                code if isinstance(code, LatticeCode) else own,
+            )
+    if statistics.cache is not None:
+        layout.cache.append(statistics.cache)
+
+    for name, matrix in packed.items():
+        tensors |= {f"{prefix}.{name}.{leaf}": tensor for leaf, tensor in matrix.tensors.items()}
+    replaced = {f"{name}.weight" for name in packed}
+    for name, tensor in layer.state_dict().items():
+        if name not in replaced:
+            tensors[f"{prefix}.{name}"] = tensor
+    return tensors, LayerPart(layout, {f"{prefix}.{name}": matrix.record for name, matrix in packed.items()})
+
+
+def empty_layout(recipe: Recipe) -> Layout:
+    """The layout of a recipe before any layer."""
+    weight, act, kv = (recipe.shape(part) for part in ("weight", "act", "kv"))
+    return Layout(weight, act, kv, recipe.seed, rotation=recipe.rotation)
+
+
+def join_layouts(recipe: Recipe, parts: list[LayerPart]) -> Layout:
+    """The layout of all layers."""
+    layout = empty_layout(recipe)
+    for part in parts:
+        layout.linears.update(part.layout.linears)
+        layout.inputs.update(part.layout.inputs)
+        layout.reflections.update(part.layout.reflections)
+        layout.cache.extend(part.layout.cache)
+    return layout

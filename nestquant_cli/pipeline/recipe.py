@@ -1,0 +1,195 @@
+"""What to quantize and how: validated settings, from the command line or a YAML file."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..base.errors import NestQuantError
+from ..base.names import nearest, refuse_unknown
+from ..calibration.windows import BOS_MODES
+from ..codecs.nested.row_search import MOST_PATHS
+from ..codecs.protocol import Shape
+from ..codecs.registry import CODECS, shape_of
+from ..modules.layout import ROTATIONS
+from ..tuning.settings import TuneSettings
+
+SIXTEEN = 16.0  # bits that mean "leave alone"
+FEEDBACKS = ("none", "ldlq")
+WEIGHTS_ONLY = ("glvq",)  # methods that leave activations, keys and values in 16 bits
+ALLOCATIONS = ("uniform", "mixed")
+_CHOICES = {
+    "method": tuple(CODECS),
+    "rotation": ROTATIONS,
+    "feedback": FEEDBACKS,
+    "allocation": ALLOCATIONS,
+    "bos": BOS_MODES,
+}
+PATHS = {"nestquant": 8, "integer": 1, "glvq": 16}  # of the K-best search for weights alone
+_RANGES = (("samples", 1, 1 << 20), ("seqlen", 2, 1 << 20), ("seed", 0, (1 << 63) - 1), ("reflections", 1, 4096))
+_NOTHING = "nothing was quantized"
+_REMEDIES = {
+    "nestquant": "2 to 8 bits in steps of 0.125",
+    "integer": "whole bits from 2 to 8 and groups in multiples of 8",
+    "glvq": "2 to 8 bits in steps of 0.125 for weights, groups in multiples of 32, and dimension 8, 16 or 32",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of one quantization.
+
+    Attributes:
+        method: the codec, "nestquant", "integer" or "glvq", which is for weights alone.
+        weight_bits, act_bits, kv_bits: 2 to 8 in eighths, or 16 to leave that part alone.
+        weight_code, act_code, kv_code: the code by hand: {"q": …, "k": …} of nestquant; of integer any of "symmetric",
+            "group" (entries that share a scale; null is the row, token or head) and "clip" ("mse", or a fraction of the
+            largest entry); of glvq any of "dimension", "group", "shared" and "companding". None chooses nestquant's
+            by bits, symmetric integers of least squared error, and glvq's defaults.
+        rotation: of inputs, keys and values: "none", "hadamard", or "learned", which adds reflections learned on
+            calibration text to the inputs of Linears.
+        reflections: how many a learned rotation has.
+        feedback: "ldlq" feeds rounding errors of weights back (with integers that is GPTQ), "none" rounds plainly.
+        paths: K of the K-best search over the rows of a weight, 1 to 64: 1 goes on with one choice for all columns so
+            far, as LDLQ does; None chooses by method.
+        qa: whether weights are made for the rounded input (QA-LDLQ), or for the unrounded one.
+        centering: whether nested codes of activations and keys may subtract a center that is theirs in common.
+        sequential: whether each matrix is calibrated behind those before it as they are after quantization, and makes
+            up for their errors; only where activations, keys and values stay in 16 bits.
+        dataset, samples, seqlen: calibration text and how much of it.
+        text_field: of the data set's records; None takes "text", or else "messages".
+        bos: what calibration windows begin with: "default", "each" or "none", see `calibration.windows.window_start`.
+        seed: of rotation signs, window sampling and fits.
+        damping: added to the Hessian, as a fraction of its mean diagonal.
+        allocation: "uniform" gives all matrices the same bits; "mixed" takes `weight_bits` for an average.
+        tune: settings of `tuning.settings.TuneSettings` by name, {} for its defaults; None leaves the result untuned.
+
+    Raises:
+        NestQuantError: a setting is out of range or of the wrong type.
+    """
+
+    method: str = "nestquant"
+    weight_bits: float = 4.0
+    act_bits: float = 4.0
+    kv_bits: float = 4.0
+    weight_code: dict[str, Any] | None = None
+    act_code: dict[str, Any] | None = None
+    kv_code: dict[str, Any] | None = None
+    dataset: str = "wikitext2"
+    samples: int = 128
+    seqlen: int = 2048
+    text_field: str | None = None
+    bos: str = "default"
+    seed: int = 0
+    damping: float = 0.01
+    rotation: str = "hadamard"
+    reflections: int = 16
+    feedback: str = "ldlq"
+    paths: int | None = None
+    qa: bool = True
+    centering: bool = True
+    sequential: bool = False
+    allocation: str = "uniform"
+    tune: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                cause = f"there is no {name} '{getattr(self, name)}'"
+                raise NestQuantError(cause, _NOTHING, nearest(getattr(self, name), known))
+        for name in ("qa", "centering", "sequential"):
+            if type(getattr(self, name)) is not bool:
+                raise NestQuantError(f"{name} {getattr(self, name)} is not true or false", _NOTHING, f"correct {name}")
+        for part in ("weight", "act", "kv"):
+            self.shape(part)
+        if all(self.shape(part) is None for part in ("weight", "act", "kv")):
+            raise NestQuantError("weights, activations and KV cache are all left at 16 bits", _NOTHING, "give --bits")
+        if self.sequential and (self.shape("act") is not None or self.shape("kv") is not None):
+            raise NestQuantError(
+                "sequential calibration is for weights alone: with rounded activations it makes a model worse",
+                _NOTHING,
+                "leave sequential out, or leave activations, keys and values at 16 bits",
+            )
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise NestQuantError(
+                    f"{name} {value} is not an integer from {low} to {high}", _NOTHING, f"correct {name}"
+                )
+        self._check_paths()
+        if not _is_number(self.damping) or not 0 < self.damping <= 1:
+            raise NestQuantError(f"damping {self.damping} is not in (0, 1]", _NOTHING, "use 0.01 or so")
+        if self.allocation == "mixed" and (self.weight_code is not None or self.method != "nestquant"):
+            raise NestQuantError(
+                "mixed rates choose nested codes for the weights",
+                _NOTHING,
+                "use method nestquant and give no weight_code",
+            )
+        if self.tune is not None and (self.method != "nestquant" or self.rotation == "learned"):
+            raise NestQuantError(
+                "tuning knows nested codes and fixed rotations only", _NOTHING, "leave tune out, or method and rotation"
+            )
+        if self.tune is not None:
+            TuneSettings.from_dict(self.tune)
+        if not isinstance(self.dataset, str) or not self.dataset:
+            raise NestQuantError("dataset is not a name", _NOTHING, "use wikitext2, c4, demo or a .txt or .jsonl file")
+        if self.text_field is not None and (not isinstance(self.text_field, str) or not self.text_field):
+            raise NestQuantError("text_field is not a name", _NOTHING, "name a field of the data set, such as text")
+
+    def _check_paths(self) -> None:
+        if self.paths is None:
+            return
+        if type(self.paths) is not int or not 1 <= self.paths <= MOST_PATHS:
+            cause = f"paths {self.paths!r} is not an integer from 1 to {MOST_PATHS}"
+            raise NestQuantError(cause, _NOTHING, "correct paths, or leave it out")
+        if self.paths > 1 and (self.method == "integer" or (self.method == "nestquant" and self.feedback == "none")):
+            cause = f"a search over {self.paths} paths needs feedback, and nested codes or lattices"
+            raise NestQuantError(cause, _NOTHING, "leave paths out, or give 1")
+
+    @property
+    def search_paths(self) -> int:
+        """`paths`, or what the method chooses."""
+        if self.paths is not None:
+            return self.paths
+        plain = self.feedback == "none" or self.shape("act") is not None  # where noise of inputs hides what it gains
+        return 1 if self.method == "nestquant" and plain else PATHS[self.method]
+
+    def shape(self, part: str) -> Shape | None:
+        """The code of "weight", "act" or "kv"; None for 16 bits."""
+        bits, code = getattr(self, f"{part}_bits"), getattr(self, f"{part}_code")
+        if not _is_number(bits):
+            raise NestQuantError(f"{part}_bits {bits!r} is not a number", _NOTHING, "use 2 to 8 in eighths, or 16")
+        if bits == SIXTEEN:
+            return None
+        if isinstance(code, dict):
+            refuse_unknown(code, CODECS[self.method].settings, f"{part}_code", _NOTHING)
+        try:
+            return shape_of(self.method, float(bits), code, f"{part}_code")
+        except ValueError as error:
+            raise NestQuantError(
+                str(error), _NOTHING, f"use {_REMEDIES[self.method]}, or 16 to leave a part alone"
+            ) from error
+
+    def tag(self) -> str:
+        """Short name of the bits, as in `w4a4kv4`."""
+        names = {"weight": "w", "act": "a", "kv": "kv"}
+        parts = [name + f"{self.bits(part):g}" for part, name in names.items() if self.shape(part) is not None]
+        return "".join(parts)
+
+    def bits(self, part: str) -> float:
+        """Bits per entry of a part's words, 16 where it is left alone."""
+        shape = self.shape(part)
+        return SIXTEEN if shape is None else shape.word_bits / 8
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return dataclasses.asdict(self)
+
+
+def names() -> tuple[str, ...]:
+    """The settings of a recipe."""
+    return tuple(field.name for field in dataclasses.fields(Recipe))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

@@ -1,0 +1,63 @@
+"""A whole report, from names to files: what `nestquant report` runs."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..evaluation.measure import PerplexityOptions, measure_perplexity
+from ..generation.sampling import Sampling
+from ..generation.writer import open_writer
+from ..models.device import pick_device
+from ..models.source import Source, resolve
+from ..storage.files import replacing, write_text
+from ..storage.resume import refuse_foreign
+from .facts import Contents, Sample, read_contents
+from .page import html
+from .pictures import draw
+
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What to report; the fields are the options of `nestquant report`.
+
+    Attributes:
+        folder: of the checkpoint.
+        output: folder for page and pictures.
+        scoring: model, baseline, text and circumstances; scored only where it has a baseline.
+        prompt: that the models continue; empty for no sample.
+        max_new_tokens: of the sample.
+    """
+
+    folder: Path
+    output: Path
+    scoring: PerplexityOptions
+    prompt: str
+    max_new_tokens: int = 48
+
+
+def make_report(options: ReportOptions) -> Contents:
+    """Scores and writes text where asked for, and puts page and pictures into the folder, the page last.
+
+    Raises:
+        NestQuantError: no packed checkpoint, an output folder with other files, or bad input of the evaluation.
+    """
+    refuse_foreign(options.output, PAGE)
+    read_contents(options.folder)  # before any work
+    own, baseline = resolve(options.scoring.model), options.scoring.baseline and resolve(options.scoring.baseline)
+    scores = measure_perplexity(replace(options.scoring, model=own, baseline=baseline)) if baseline else None
+    samples = [_sample(source, options) for source in (own, baseline) if source and options.prompt]
+    found = read_contents(options.folder, scores, options.prompt, samples)
+    pictures = draw(found)
+    for name, png in pictures.items():
+        with replacing(options.output / name) as temporary:
+            temporary.write_bytes(png)
+    write_text(options.output / PAGE, html(options.folder.resolve().name, found, pictures))
+    return found
+
+
+def _sample(source: Source, options: ReportOptions) -> Sample:
+    how = options.scoring
+    sampling = Sampling(options.max_new_tokens, temperature=0)
+    writer = open_writer(source, sampling, how.resident, how.dtype, pick_device(how.device))
+    return Sample(source.name, writer.write(writer.tokenizer(options.prompt)["input_ids"]).text)

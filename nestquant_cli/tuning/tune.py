@@ -1,0 +1,168 @@
+"""Tunes a packed checkpoint: the few continuous numbers that are left move, its words stay.
+
+The packed model runs as it will run, with rounded activations, keys and values, beside the original. The KL divergence
+between their next-token distributions on windows of text is what Adam lowers, through straight-through gradients.
+"""
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.errors import NestQuantError
+from ..base.processor import machine
+from ..base.progress import steps
+from ..checkpoint.manifest import CONFIG, MANIFEST
+from ..checkpoint.output import Output
+from ..checkpoint.read import open_checkpoint, read_layout, read_quantization_config
+from ..models.source import Source, fingerprint, load_config, load_model, load_tokenizer, resolve
+from ..modules.resident import set_resident
+from ..storage.files import sha256_file
+from ..storage.resume import refuse_foreign
+from .distill import Distillation
+from .held_out import TuneText, TuneWindows, read_tune_windows
+from .parameters import Tunables
+from .result import shards_of, write_tuned
+from .settings import TuneSettings
+from .state import TuneState
+
+STATE = "tuning.pt"
+SAVE_SECONDS = 60.0  # between two savings of the state
+
+logger = logging.getLogger("nestquant")
+
+
+def tune(
+    checkpoint: Path,
+    original: Source,
+    settings: TuneSettings,
+    folder: Path,
+    device: str,
+    text: TuneText,
+    seed: int = 0,
+    resume: bool = True,
+    output: Output | None = None,
+) -> dict[str, Any]:
+    """Tunes a packed checkpoint into a new one.
+
+    Args:
+        checkpoint: folder of the packed checkpoint, which stays as it is.
+        original: the model that it was made from.
+        settings: how long and how fast.
+        folder: the output.
+        device: where to compute.
+        text: to tune on; its "train" split where it has splits.
+        seed: of the order of windows and the choice of those held out.
+        resume: go on with an unfinished run of the same key.
+        output: of a run that this is the end of, in the same folder; None where it is a run of its own.
+
+    Returns:
+        the report, as in quantization_report.json, with the seconds that this process took added.
+
+    Raises:
+        NestQuantError: the checkpoint is tuned already or was made from another model, the text is too short, or the
+            loss is not finite.
+    """
+    start = time.monotonic()
+    if output is None:
+        refuse_foreign(folder, CONFIG)
+    shards = shards_of(open_checkpoint(checkpoint))
+    _refuse_others(checkpoint, original)
+    source = resolve(str(checkpoint))
+    windows = read_tune_windows(text, load_tokenizer(source), load_config(source), settings, seed)
+    about = {**settings.to_dict(), **windows.about, "seed": seed}
+    own = {"checkpoint_sha256": sha256_file(checkpoint / MANIFEST), "tune": about, "device": device}
+    if output is None:
+        output = Output(folder, own | {"torch": torch.__version__, **machine(device)}, len(shards), resume)
+    with output.divided(len(shards)) as output:
+        report = output.finished()
+        if report is None:
+            dtype = read_quantization_config(checkpoint)["recipe"].get("dtype", "auto")
+            student, teacher = load_model(source, "auto", device), load_model(original, dtype, device)
+            set_resident(student, "int8")
+            tunables = Tunables(student)
+            distillation = Distillation(teacher, student, read_layout(checkpoint))
+            state = descend(tunables, distillation, windows, settings, output.state.work / STATE)
+            tunables.set(state.best)
+            report = write_tuned(output, checkpoint, tunables.tensors(), teacher, about, state.record())
+    return report | {"seconds": round(time.monotonic() - start, 1)}
+
+
+def descend(
+    tunables: Tunables, distillation: Distillation, windows: TuneWindows, settings: TuneSettings, path: Path
+) -> TuneState:
+    """Takes all the steps, or those that are left.
+
+    Args:
+        tunables: the parameters; they are left as after the last step.
+        distillation: the loss.
+        windows: of the text.
+        settings: how long and how fast.
+        path: of the saved state.
+    """
+    state = TuneState(len(tunables.theta), settings)
+    state.load(path)
+    tunables.set(state.theta)
+    saved = time.monotonic()
+    with steps("tuning", settings.steps) as advance:
+        advance(state.done)
+        if not state.checks:
+            _check(state, distillation, windows.held_out, settings)
+        while state.done < settings.steps:
+            losses = []
+            for ids in windows.of_step(state.done, settings.batch):
+                loss = distillation.loss(ids)
+                (loss / settings.batch).backward()
+                losses.append(float(loss.detach()))
+            _refuse_infinite(losses)
+            state.step(tunables.take_gradient(), sum(losses) / settings.batch)
+            tunables.set(state.theta)
+            advance(1)
+            if settings.is_check(state.done):
+                _check(state, distillation, windows.held_out, settings)
+            if time.monotonic() - saved > SAVE_SECONDS or state.done == settings.steps:
+                state.save(path)
+                saved = time.monotonic()
+    return state
+
+
+def _check(state: TuneState, distillation: Distillation, held_out: Tensor, settings: TuneSettings) -> None:
+    tuned_on = state.mean_loss
+    loss = distillation.score(held_out)
+    _refuse_infinite([loss])
+    state.check(loss)
+    seen = "" if tuned_on is None else f", {tuned_on:.4f} on the windows since the last check"
+    logger.info("after %d of %d steps: KL %.4f on held-out windows%s", state.done, settings.steps, loss, seen)
+
+
+def _refuse_infinite(losses: list[float]) -> None:
+    if not all(math.isfinite(loss) for loss in losses):
+        raise NestQuantError(
+            "the KL divergence from the original is not finite", "the tuning stopped", "use a smaller rate"
+        )
+
+
+def _refuse_others(checkpoint: Path, original: Source) -> None:
+    """Raises NestQuantError unless the checkpoint is untuned and was made from the original."""
+    recipe = read_quantization_config(checkpoint).get("recipe")
+    recipe = recipe if isinstance(recipe, dict) else {}
+    if recipe.get("tune") is not None:
+        raise NestQuantError(
+            f"{checkpoint} is tuned already", "it was not tuned again", "tune the checkpoint it was made from"
+        )
+    layout = read_layout(checkpoint)
+    if not layout.plain or layout.rotation == "learned":
+        raise NestQuantError(
+            f"{checkpoint} has codes other than nested ones, or learned rotations",
+            "it was not tuned",
+            "tune a checkpoint of nested codes behind the Hadamard rotation",
+        )
+    found = fingerprint(original)
+    if recipe.get("model_sha256", found) != found:
+        raise NestQuantError(
+            f"{checkpoint} was not made from {original.name}", "it was not tuned", "give the model it was made from"
+        )

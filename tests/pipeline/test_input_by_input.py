@@ -1,0 +1,101 @@
+"""Sequential quantization by the real pipeline: better, reproducible, resumable, refused where it has no meaning."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.quantization.test_pipeline import hashes
+from tests.test_team import torchrun
+
+from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.calibration.text import load_text
+from nestquant_cli.calibration.windows import sample_windows
+from nestquant_cli.checkpoint.output import Output
+from nestquant_cli.models.source import load_model, load_tokenizer, resolve
+from nestquant_cli.pipeline.quantize import calibrate
+from nestquant_cli.pipeline.recipe import Recipe
+from tests.families import pack
+
+WEIGHTS: dict[str, Any] = {"weight_bits": 3, "act_bits": 16, "kv_bits": 16, "samples": 64}
+
+
+@pytest.fixture(scope="module")
+def sequential(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, tiny_text_file: Path) -> Path:
+    folder = tmp_path_factory.mktemp("sequence") / "packed"
+    return pack(tiny_model_folder, tiny_text_file, folder, sequential=True, **WEIGHTS)
+
+
+def hidden_error(original: Path, packed: Path, text: Path) -> float:
+    """Relative squared error of the last hidden states on the text."""
+    states = []
+    ids = sample_windows(load_text(str(text), "test"), load_tokenizer(resolve(str(original))), 64, 16, seed=7).ids
+    for folder in (original, packed):
+        model: Any = load_model(resolve(str(folder)), dtype="float32")
+        with torch.inference_mode():
+            states.append(model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states[-1])
+    return float((states[1] - states[0]).square().sum() / states[0].square().sum())
+
+
+def better(sequential: Path, plain: Path, original: Path, text: Path) -> bool:
+    return hidden_error(original, sequential, text) < 0.8 * hidden_error(original, plain, text)
+
+
+def test_hidden_states_stay_closer_to_the_original(
+    sequential: Path, tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path
+) -> None:
+    plain = pack(tiny_model_folder, tiny_text_file, tmp_path / "plain", **WEIGHTS)
+    assert better(sequential, plain, tiny_model_folder, tiny_text_file)
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    sequential: Path,
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    tiny_text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write = Output.write
+
+    def stopping(self: Output, number: int, *rest: Any, **named: Any) -> None:
+        if number == 1:
+            raise KeyboardInterrupt
+        write(self, number, *rest, **named)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Output, "write", stopping)
+        pack(tiny_model_folder, tiny_text_file, tmp_path / "packed", sequential=True, **WEIGHTS)
+    again = pack(tiny_model_folder, tiny_text_file, tmp_path / "packed", sequential=True, **WEIGHTS)
+    assert hashes(again) == hashes(sequential)
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_same_bytes(
+    sequential: Path, tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path
+) -> None:
+    text = ["--dataset", tiny_text_file, "--samples", 64, "--seqlen", 64]
+    torchrun("quantize", tiny_model_folder, "--weight-bits", 3, "--sequential", *text, "--output", tmp_path / "packed")
+    for path in sequential.glob("*.safetensors"):
+        assert (tmp_path / "packed" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("settings", [{"method": "integer"}, {"rotation": "learned"}, {"rotation": "none"}])
+def test_it_works_with_every_codec_and_rotation(
+    settings: dict[str, Any], tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path
+) -> None:
+    plain, found = (
+        pack(tiny_model_folder, tiny_text_file, tmp_path / str(way), sequential=way, **WEIGHTS, **settings)
+        for way in (False, True)
+    )
+    assert better(found, plain, tiny_model_folder, tiny_text_file)
+
+
+def test_rounded_activations_and_stored_calibrations_are_refused(
+    tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path
+) -> None:
+    with pytest.raises(NestQuantError, match="sequential calibration is for weights alone"):
+        Recipe(sequential=True)
+    recipe = Recipe(weight_bits=3, act_bits=16, kv_bits=16, sequential=True)
+    with pytest.raises(NestQuantError, match="follows the quantization from layer to layer"):
+        calibrate(resolve(str(tiny_model_folder)), recipe, tmp_path / "calibration", "cpu")
+    assert not (tmp_path / "calibration").exists()

@@ -1,0 +1,86 @@
+"""Mixed rates from end to end: the average on disk, sound files, the same bytes again and after an interruption."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.checkpoint.inspect import inspect
+from nestquant_cli.checkpoint.output import Output
+from nestquant_cli.checkpoint.read import read_layout
+from nestquant_cli.checkpoint.verify import verify
+from nestquant_cli.modules.resident import set_resident
+from nestquant_cli.pipeline import mixed_rates as mixed
+from nestquant_cli.pipeline.recipe import Recipe
+from nestquant_cli.storage.files import read_json
+from tests.families import load, logits, pack, random_ids
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, tiny_text_file: Path) -> Path:
+    output = tmp_path_factory.mktemp("mixed") / "packed"
+    return pack(tiny_model_folder, tiny_text_file, output, weight_bits=3.5, allocation="mixed")
+
+
+def test_the_checkpoint_is_sound_and_keeps_the_average(folder: Path, tiny_model_folder: Path) -> None:
+    assert verify(folder, str(tiny_model_folder)).problems == []
+    matrices = inspect(folder).matrices
+    bits = {matrix.word_bits for matrix in matrices}
+    assert len(bits) > 1 and max(bits) <= 34
+    average = sum(8 * matrix.word_bytes for matrix in matrices) / sum(matrix.weights for matrix in matrices)
+    assert 3.3 < average <= 3.5
+    assert read_json(folder / "config.json")["quantization_config"]["layout"]["format_version"] >= 2
+    assert type(read_layout(folder)).from_dict(read_layout(folder).to_dict()) == read_layout(folder)
+
+
+def test_sensitivities_are_saved_and_drawn(folder: Path) -> None:
+    saved = read_json(folder / mixed.SENSITIVITIES)
+    assert saved["expected_kl"] < saved["expected_kl_uniform"]
+    for name, item in saved["matrices"].items():
+        code = read_layout(folder).code_of(read_layout(folder).linears[name])
+        assert code is not None and code.word_bits == 8 * item["bits"]
+    assert (folder / mixed.PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert {mixed.SENSITIVITIES, mixed.PICTURE} <= set(read_json(folder / "nestquant_manifest.json")["files"])
+
+
+def test_it_runs_the_same_packed_and_in_int8(folder: Path) -> None:
+    model, ids = load(folder), random_ids(1, 24)
+    packed = logits(model, ids)
+    set_resident(model, "int8")
+    assert torch.isfinite(packed).all() and torch.equal(packed, logits(model, ids))
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    folder: Path, tiny_model_folder: Path, tiny_text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def again() -> Path:
+        return pack(tiny_model_folder, tiny_text_file, tmp_path / "cut", weight_bits=3.5, allocation="mixed")
+
+    write = Output.write
+
+    def dying(output: Output, number: int, *arguments: Any) -> None:
+        if number == 1:
+            raise KeyboardInterrupt
+        write(output, number, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "write", dying)
+        with pytest.raises(KeyboardInterrupt):
+            again()
+    with monkeypatch.context() as patch:
+        patch.setattr(mixed, "measure", dying)  # which is not called again
+        again()
+    assert contents(tmp_path / "cut") == contents(folder)
+
+
+def test_what_does_not_go_together_is_refused() -> None:
+    with pytest.raises(NestQuantError, match="no allocation 'best'"):
+        Recipe(allocation="best")
+    with pytest.raises(NestQuantError, match="choose nested codes"):
+        Recipe(allocation="mixed", weight_code={"q": 14, "k": 4}, weight_bits=4.125)
