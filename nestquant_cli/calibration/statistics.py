@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..codecs.protocol import Shape, VectorCode
+from ..codecs.protocol import Shape
 from ..codecs.registry import fit_heads
+from ..codecs.vectors import VectorCode
 from ..modules.cache_codes import CacheCodes
 from ..rotation.transform import rotation
 

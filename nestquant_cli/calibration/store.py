@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..base.errors import NestQuantError
-from ..codecs.protocol import Shape, VectorCode
+from ..codecs.protocol import Shape
 from ..codecs.registry import vector_from
+from ..codecs.vectors import VectorCode
 from ..models.shards import write_shard
 from ..modules.cache_codes import CacheCodes
 from ..storage.files import read_json, sha256_file, write_json

@@ -10,7 +10,8 @@ from .integer.codec import Integers
 from .lattice.codec import Glvq
 from .nested.centered import fit_centered
 from .nested.codec import NestQuant
-from .protocol import Codec, RoundedRows, Rounder, Shape, TensorForms, VectorCode, WeightCode
+from .protocol import Codec, RoundedRows, Rounder, Shape, TensorForms, WeightCode
+from .vectors import VectorCode
 
 _CODECS: tuple[Codec, ...] = (NestQuant(), Integers(), Glvq())
 CODECS = {codec.name: codec for codec in _CODECS}

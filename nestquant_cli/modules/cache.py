@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from ..base.errors import NestQuantError
 from ..codecs.nested.centered import nested_code
-from ..codecs.protocol import VectorCode
+from ..codecs.vectors import VectorCode
 from . import operators
 from .cache_codes import CacheCodes, pack_heads, refuse_other_heads, round_heads, unpack_heads
 from .packed_attention import PackedStates

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..base.errors import NestQuantError
 from ..codecs.nested.centered import CenteredCode, nested_code, own_centers
-from ..codecs.protocol import Rounded, VectorCode
+from ..codecs.vectors import Rounded, VectorCode
 from ..e8.code import BLOCK
 from ..rotation.transform import rotation
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..codecs.nested.centered import CenteredCode, nested_code
-from ..codecs.protocol import Rounded, VectorCode
+from ..codecs.vectors import Rounded, VectorCode
 from ..e8.code import BLOCK
 from ..rotation.reflections import Reflected, Reflections
 from ..rotation.transform import Identity, Rotation, rotation

@@ -10,8 +10,9 @@ from ..base.errors import NestQuantError
 from ..codecs.lattice.code import LatticeCode
 from ..codecs.nested.centered import CenteredCode, centered_from
 from ..codecs.nested.fit import ScaledCode
-from ..codecs.protocol import Shape, VectorCode, WeightCode
+from ..codecs.protocol import Shape, WeightCode
 from ..codecs.registry import shape_from, vector_from, weight_code
+from ..codecs.vectors import VectorCode
 from ..e8.shape import CodeShape
 from .cache_codes import CacheCodes
 from .fields import Fields, checked, unusable

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..codecs.nested.centered import nested_code
 from ..codecs.nested.fit import ScaledCode
-from ..codecs.protocol import VectorCode
+from ..codecs.vectors import VectorCode
 from .cache_codes import centers_of, unpack_heads
 
 # What can be answered without decoding.

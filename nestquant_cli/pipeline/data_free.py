@@ -16,8 +16,8 @@ from ..base.errors import NestQuantError
 from ..base.progress import track
 from ..calibration.observer import InputGroups
 from ..calibration.statistics import InputStatistics, LayerStatistics
-from ..codecs.protocol import VectorCode
 from ..codecs.registry import fit_heads
+from ..codecs.vectors import VectorCode
 from ..models.structure import Decoder, find_decoder, linears, refuse_stray_matrices
 from ..modules.attach import attach, quantized_linears
 from ..modules.cache import plain_layers

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nestquant_cli.codecs.nested.centered import CenteredCode
 from nestquant_cli.codecs.nested.fit import ScaledCode
-from nestquant_cli.codecs.protocol import VectorCode
+from nestquant_cli.codecs.vectors import VectorCode
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.kernels import for_device
 from nestquant_cli.modules.inputs import InputQuantizer, LinearInput

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..protocol import RoundedRows, Rounder, Shape, VectorCode, WeightCode
+from ..protocol import RoundedRows, Rounder, Shape, WeightCode
+from ..vectors import VectorCode
 from .code import IntegerCode
 from .rounder import IntegerRounder
 

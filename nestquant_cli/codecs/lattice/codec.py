@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ...parallel.tiles import product
-from ..protocol import RoundedRows, Rounder, Shape, VectorCode, WeightCode
+from ..protocol import RoundedRows, Rounder, Shape, WeightCode
+from ..vectors import VectorCode
 from .code import LatticeCode
 from .learn import learn
 from .search import search, triangle

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...e8.shape import CodeShape
-from ..protocol import Rounded, VectorCode
+from ..vectors import Rounded, VectorCode
 from .fit import ScaledCode, fit_rows
 
 WORTH = 0.1  # of the vectors' energy, which a center must take away to be kept

@@ -9,7 +9,8 @@ from torch import Tensor
 from ...e8.code import BLOCK, MOST_MULTIPLIERS, NestedCode
 from ...e8.shape import CodeShape, shape_for_bits, shape_for_q
 from ...kernels import for_device
-from ..protocol import RoundedRows, Rounder, Shape, VectorCode, WeightCode
+from ..protocol import RoundedRows, Rounder, Shape, WeightCode
+from ..vectors import VectorCode
 from .centered import centered_from
 from .fit import ScaledCode, fit_rows
 

@@ -13,7 +13,7 @@ from ...e8.scales import exchange, mean_error, shortest_path
 from ...e8.shape import CodeShape
 from ...e8.voronoi import gauge
 from ...kernels import for_device
-from ..protocol import Rounded
+from ..vectors import Rounded
 
 # Blocks a fit looks at: on Gaussian and heavier-tailed blocks at 2, 3 and 4 bits the fitted code errs at most 4 %,
 # and mostly less than 1 %, more than one fitted to 25 times as many.
