@@ -16,18 +16,19 @@ from torch import Tensor, nn
 
 from ..models.structure import linears
 from ..parallel.team import team
-from .collector import InputCollector
-from .hidden import HiddenStates
-from .layer import MeasuredLayer
-from .observer import InputGroups, current_window
-from .stack import LayerStack
+from .current_window import current_window
+from .hidden_states import HiddenStates
+from .input_collector import InputCollector
+from .input_groups import InputGroups
+from .layer_measurement import LayerMeasurement
+from .layer_stack import LayerStack
 from .statistics import InputStatistics, LayerStatistics
 
 STATES_SHARE, INPUTS_SHARE = 4, 2  # a quarter of the memory for each kind of hidden state, half for inputs of a layer
 
 
 @dataclass(frozen=True)
-class Sequel:
+class QuantizerCallbacks:
     """What a sequential calibration needs from the quantizer between two measurements.
 
     Attributes:
@@ -42,17 +43,19 @@ class Sequel:
     hidden: Callable[[int], HiddenStates]
 
 
-def sequential_statistics(layer: MeasuredLayer, behind: LayerStack, sequel: Sequel) -> LayerStatistics:
+def sequential_statistics(
+    layer: LayerMeasurement, behind: LayerStack, callbacks: QuantizerCallbacks
+) -> LayerStatistics:
     """Measures and quantizes the inputs of a layer one after the other.
 
     Args:
         layer: the layer, with the hidden states of the original model in front of it, which move behind it.
         behind: the same layers with hidden states that passed the quantized layers; they move behind the layer, too.
-        sequel: what quantizes between two measurements.
+        callbacks: what quantizes between two measurements.
     """
     group, groups = team(), InputGroups()
     originals: dict[str, HiddenStates] = {}
-    group.run_on_all(lambda: originals.update(_original_inputs(layer, groups, sequel.hidden)))
+    group.run_on_all(lambda: originals.update(_original_inputs(layer, groups, callbacks.hidden)))
     inputs: dict[str, InputStatistics] = {}
     weights: dict[str, Tensor] = {}
     for leader, members in groups.members.items():
@@ -60,7 +63,7 @@ def sequential_statistics(layer: MeasuredLayer, behind: LayerStack, sequel: Sequ
         group.run_on_all(partial(_run_until, layer, leader, behind, weights, originals.pop(leader), collector))
         collector.join(group)
         inputs[leader] = layer.finish(leader, members, collector)
-        weights |= sequel.quantize(layer.index, inputs[leader])
+        weights |= callbacks.quantize(layer.index, inputs[leader])
     run_quantized(behind, layer.index, weights)
     return LayerStatistics(inputs, None)
 
@@ -72,7 +75,7 @@ def run_quantized(stack: LayerStack, index: int, weights: dict[str, Tensor]) -> 
 
 
 def _original_inputs(
-    layer: MeasuredLayer, groups: InputGroups, store: Callable[[int], HiddenStates]
+    layer: LayerMeasurement, groups: InputGroups, store: Callable[[int], HiddenStates]
 ) -> dict[str, HiddenStates]:
     """Runs the windows through the original layer; returns each input of its Linears, by the first Linear with it."""
     steps = layer.stack.run(layer.index)
@@ -100,7 +103,7 @@ def _original_inputs(
 
 
 def _run_until(
-    layer: MeasuredLayer,
+    layer: LayerMeasurement,
     leader: str,
     behind: LayerStack,
     weights: dict[str, Tensor],

@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import NestQuantError
 from ..base.names import nearest
 from ..models.resolve import HUB_ID
-from .demo_text import demo_documents
-from .documents import (
+from .named_datasets import hub_records, named_documents
+from .record_text import Fields
+from .text_files import (
     NOT_READ,
     Marks,
     Records,
@@ -26,17 +26,12 @@ from .documents import (
     text_pieces,
     with_line_feeds,
 )
-from .records import Fields
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 JOIN = "\n\n"  # between documents; also what a text file is taken to hold already
 SPLITS = ("train", "validation", "test")
-WIKITEXT2 = ("Salesforce/wikitext", "wikitext-2-raw-v1")
-C4 = "allenai/c4"
-C4_FILES = {"train": "en/c4-train.00000-of-01024.json.gz", "validation": "en/c4-validation.00000-of-00008.json.gz"}
-C4_DOCUMENTS = {"train": 8000, "validation": 1100}  # the first ones: 4 million and half a million tokens
 
 logger = logging.getLogger("nestquant")
 
@@ -121,30 +116,8 @@ def load_text(
             dataset, part, lambda: (line_feeds(each, marks) for each in fields.texts(rows())), JOIN, marks, fields
         )
     _refuse_field(dataset, field)
-    documents, part = _named(dataset, split)
+    documents, part = named_documents(dataset, split)
     return _text(dataset, part, lambda: (line_feeds(each, marks) for each in documents), JOIN, marks, fields)
-
-
-def _named(dataset: str, split: str) -> tuple[list[str], str]:
-    """The documents of a data set that is known by name, and the part of it."""
-    if dataset == "demo":
-        part = "train" if split == "train" else "test"
-        return demo_documents(part), part
-    if dataset == "wikitext2":
-        return _download("wikitext2", WIKITEXT2, split), split
-    if dataset == "c4":
-        part = "train" if split == "train" else "validation"
-        return _download("c4", (C4,), part), part
-    raise NestQuantError(
-        f"'{dataset}' is not a data set that is known here",
-        NOT_READ,
-        nearest(
-            dataset,
-            ("wikitext2", "c4", "demo"),
-            otherwise="use wikitext2, c4, demo, a .txt, .jsonl, .json or .parquet file, a folder of save_to_disk, or "
-            "ORG/NAME of the Hub",
-        ),
-    )
 
 
 def _records(dataset: str, split: str, marks: Marks) -> tuple[str, Callable[[], Records] | None]:
@@ -160,7 +133,7 @@ def _records(dataset: str, split: str, marks: Marks) -> tuple[str, Callable[[], 
         return split, saved_records(dataset, split)
     repository, _, config = dataset.partition(":")
     if suffix != ".txt" and "/" in repository and HUB_ID.fullmatch(repository) and not path.parent.is_dir():
-        return split, _hub_records(dataset, (repository, config) if config else (repository,), split)
+        return split, hub_records(dataset, (repository, config) if config else (repository,), split)
     return split, None
 
 
@@ -214,40 +187,3 @@ def _joined(documents: Iterator[str], join: str) -> Iterator[str]:
 def _refuse_field(dataset: str, field: str | None) -> None:
     if field is not None:
         raise NestQuantError(f"{dataset} has no fields", NOT_READ, "leave out --text-field")
-
-
-def _hub_records(name: str, repository: tuple[str, ...], split: str) -> Callable[[], Records]:
-    """The rows of a data set that the `datasets` library downloads, and keeps in its cache."""
-    with _from_hub(name):
-        import datasets
-
-        rows = datasets.load_dataset(*repository, split=split)
-    return lambda: ((f"{name} row {number}", row) for number, row in enumerate(rows))
-
-
-def _download(name: str, repository: tuple[str, ...], split: str) -> list[str]:
-    arguments: dict[str, Any] = {"split": split}
-    if name == "c4":
-        arguments |= {"data_files": {split: C4_FILES[split]}, "streaming": True}
-    with _from_hub(name):
-        import datasets
-
-        rows = datasets.load_dataset(*repository, **arguments)
-        rows = rows.take(C4_DOCUMENTS[split]) if name == "c4" else rows
-        return [row["text"] for row in rows]
-
-
-@contextmanager
-def _from_hub(name: str) -> Iterator[None]:
-    """Turns what a download raises into one line."""
-    from ..models.hub import cache_only_when_unreachable, reason_of, unreachable
-
-    try:
-        with cache_only_when_unreachable():
-            yield
-    except Exception as error:  # the Hub's client, its transport and the data reader each have errors of their own
-        raise NestQuantError(
-            f"{name} cannot be read from the Hugging Face Hub ({unreachable() or reason_of(error)})",
-            NOT_READ,
-            "check the connection, or give a local .txt or .jsonl file with --dataset",
-        ) from error

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..base.errors import NestQuantError
 from ..base.names import nearest
-from .stream import Affixes, affixes, token_stream
 from .text import Text
+from .token_stream import Affixes, affixes, token_stream
 
 if TYPE_CHECKING:
     from torch import Tensor

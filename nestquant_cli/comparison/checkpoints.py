@@ -14,8 +14,8 @@ from ..checkpoint.read import check_checkpoint, read_quantization_config
 from ..evaluation.perplexity import check_fit
 from ..models.source import Source
 from ..parallel.team import team
+from ..pipeline.original_model import about_model, open_original, origin_of, read_windows, refuse_other_caches, text_of
 from ..pipeline.quantize import calibrate, quantize
-from ..pipeline.subject import about_model, open_subject, origin_of, read_windows, refuse_other_caches, text_of
 from .entries import NOT_COMPARED, Entry, calibrations
 from .state import State
 
@@ -69,12 +69,12 @@ def run_keys(source: Source, entries: Sequence[Entry], device: str, dtype: str, 
     Raises:
         NestQuantError: a recipe cannot be used for the model, or the model cannot take `windows`, which are scored.
     """
-    subject = open_subject(source, device, dtype)
-    check_fit(subject.weights.model, None, windows)
+    original = open_original(source, device, dtype)
+    check_fit(original.weights.model, None, windows)
     keys = {}
     for entry in entries:
-        refuse_other_caches(subject, entry.recipe)
-        about, text = about_model(subject, entry.recipe, team()), text_of(read_windows(subject, entry.recipe))
+        refuse_other_caches(original, entry.recipe)
+        about, text = about_model(original, entry.recipe, team()), text_of(read_windows(original, entry.recipe))
         key = entry.recipe.to_dict() | origin_of(source, about, text, dtype)
         keys[entry.name] = json.loads(json.dumps(key))
     return keys

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..base.errors import NestQuantError
 from ..base.progress import track
-from ..calibration.observer import InputGroups
+from ..calibration.input_groups import InputGroups
 from ..calibration.statistics import InputStatistics, LayerStatistics
 from ..codecs.registry import fit_heads
 from ..codecs.vectors import VectorCode
@@ -25,8 +25,8 @@ from ..modules.cache_codes import CacheCodes
 from ..modules.inputs import padded_size
 from ..modules.layout import Layout
 from ..parallel.team import Team
-from .division import quantize_matrices
 from .finish import quantization_report
+from .layer_matrices import quantize_matrices
 from .layer_part import LayerPart, join_layouts, part_of
 from .recipe import Recipe
 

@@ -9,9 +9,9 @@ from ..e8.code import BLOCK
 from ..parallel.team import Team
 from ..quantization.allocation import Sensitivity, allocate
 from ..storage.files import read_json, write_json
+from .original_model import OriginalModel, read_windows
 from .recipe import Recipe
 from .sensitivity import measure
-from .subject import Subject, read_windows
 
 SENSITIVITIES, PICTURE = "sensitivities.json", "sensitivities.png"
 SAMPLES, SEQLEN = 16, 512  # windows that sensitivities are measured on, and tokens in each, at most
@@ -21,14 +21,14 @@ logger = logging.getLogger("nestquant")
 
 
 def mixed_words(
-    subject: Subject, recipe: Recipe, text: dict[str, Any], output: Output, group: Team
+    original: OriginalModel, recipe: Recipe, text: dict[str, Any], output: Output, group: Team
 ) -> dict[str, int] | None:
     """Bits of a word of each matrix by full name; None where the recipe gives all of them the same.
 
     Args:
-        subject: the model.
+        original: the model.
         recipe: with the average in `weight_bits`.
-        text: what is recorded of the calibration text, see `subject.text_of`.
+        text: what is recorded of the calibration text, see `original.text_of`.
         output: where sensitivities.json and sensitivities.png go; of a run that is resumed it has them.
         group: of processes, all of which call this.
     """
@@ -39,8 +39,8 @@ def mixed_words(
         samples, seqlen = min(SAMPLES, recipe.samples), min(SEQLEN, recipe.seqlen)
         read = {name: text[name] for name in ("dataset", "text_field", "bos")}
         few = dataclasses.replace(recipe, samples=samples, seqlen=seqlen, **read)
-        windows = read_windows(subject, few)
-        found = measure(subject, recipe, windows.ids, group)
+        windows = read_windows(original, few)
+        found = measure(original, recipe, windows.ids, group)
         words = allocate(found, shape.word_bits)
         group.run_on_rank0(lambda: _save(found, words, shape.word_bits, windows.sha256, output))
     matrices: dict[str, dict[str, Any]] = group.run_on_rank0(lambda: read_json(output.folder / SENSITIVITIES))[

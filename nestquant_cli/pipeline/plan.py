@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..calibration.documents import suffix_of
-from ..calibration.hidden import DEFAULT_BUDGET
-from ..calibration.stream import BLOCK, can_split
+from ..calibration.hidden_states import DEFAULT_BUDGET
+from ..calibration.text_files import suffix_of
+from ..calibration.token_stream import BLOCK, can_split
 from ..calibration.windows import WHOLE_UP_TO
 from ..codecs.registry import columns_of, stored_tensors
 from ..models.limits import meta_model

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..base.errors import NestQuantError
 from ..base.memory import return_blocks, reuse_blocks
 from ..base.progress import track
-from ..calibration.hidden import DEFAULT_BUDGET
+from ..calibration.hidden_states import DEFAULT_BUDGET
 from ..calibration.statistics import LayerStatistics
 from ..calibration.store import FILE, Calibration, CalibrationWriter
 from ..calibration.windows import Windows
@@ -28,25 +28,25 @@ from ..quantization.layer import QuantizedMatrix
 from ..storage.disk import refuse_full_disk
 from ..storage.files import sha256_file
 from ..storage.resume import refuse_foreign
-from .division import quantize_matrices
 from .finish import run_figures, write_rest
-from .input_by_input import Sequence
+from .layer_matrices import quantize_matrices
 from .layer_part import LayerPart, part_of
-from .layer_statistics import Measuring, refuse_stored
 from .mixed_rates import mixed_words
-from .plan import make_plan
-from .recipe import Recipe
-from .subject import (
+from .original_model import (
     TEXT_KEYS,
-    Subject,
+    OriginalModel,
     about_model,
     circumstances,
-    open_subject,
+    open_original,
     origin_of,
     read_windows,
     refuse_other_caches,
     text_of,
 )
+from .plan import make_plan
+from .recipe import Recipe
+from .sequential_quantizer import SequentialQuantizer
+from .statistics_source import StatisticsSource, refuse_stored
 
 _TEXT_SETTINGS = ("dataset", "samples", "seqlen", "bos", "text_field")
 
@@ -71,20 +71,20 @@ def calibrate(
     group = team()
     refuse_stored(recipe)
     group.run_on_rank0(lambda: refuse_foreign(folder, FILE))
-    subject = open_subject(source, device, dtype)
-    refuse_other_caches(subject, recipe)
-    windows = read_windows(subject, recipe)
-    about = about_model(subject, recipe, group) | text_of(windows) | {"dtype": dtype}
-    writer = group.run_on_rank0(lambda: CalibrationWriter(folder, about, circumstances(subject)))
+    original = open_original(source, device, dtype)
+    refuse_other_caches(original, recipe)
+    windows = read_windows(original, recipe)
+    about = about_model(original, recipe, group) | text_of(windows) | {"dtype": dtype}
+    writer = group.run_on_rank0(lambda: CalibrationWriter(folder, about, circumstances(original)))
     with writer:
-        done = group.run_on_rank0(lambda: [writer.done(index) for index in range(subject.depth)])
-        stream = Measuring(subject, recipe, None, windows, folder, budget).layers(done)
+        done = group.run_on_rank0(lambda: [writer.done(index) for index in range(original.depth)])
+        stream = StatisticsSource(original, recipe, None, windows, folder, budget).layers(done)
         try:
-            for index, layer in enumerate(track(stream, "calibrating layers", total=subject.depth)):
+            for index, layer in enumerate(track(stream, "calibrating layers", total=original.depth)):
                 if layer is not None:
                     group.run_on_rank0(partial(writer.write, index, layer))
                     done[index] = True
-            group.run_on_rank0(lambda: writer.finish(subject.depth))
+            group.run_on_rank0(lambda: writer.finish(original.depth))
         except NestQuantError:
             if group.leads and not any(done):
                 writer.state.give_up()
@@ -127,24 +127,24 @@ def quantize(
     group = team()
     group.run_on_rank0(lambda: refuse_foreign(folder, CONFIG))
     stored = None if calibration is None else Calibration(calibration)
-    subject = open_subject(source, device, dtype)
-    refuse_other_caches(subject, recipe)
-    about = about_model(subject, recipe, group)
-    windows, text, calibrated = _text(subject, recipe, about, stored, explicit)
-    group.run_on_rank0(lambda: _refuse_full_disk(subject, recipe, folder, windows, budget))
-    key = {"recipe": recipe.to_dict(), **about, **text, **calibrated, **circumstances(subject)}
-    output = group.run_on_rank0(lambda: Output(folder, key, subject.depth + 1, resume))
+    original = open_original(source, device, dtype)
+    refuse_other_caches(original, recipe)
+    about = about_model(original, recipe, group)
+    windows, text, calibrated = _text(original, recipe, about, stored, explicit)
+    group.run_on_rank0(lambda: _refuse_full_disk(original, recipe, folder, windows, budget))
+    key = {"recipe": recipe.to_dict(), **about, **text, **calibrated, **circumstances(original)}
+    output = group.run_on_rank0(lambda: Output(folder, key, original.depth + 1, resume))
     with output:
         finished = group.run_on_rank0(output.finished)
         if finished is not None:
             return finished | run_figures(start)
         try:
-            words = mixed_words(subject, recipe, text, output, group)
-            measuring = Measuring(subject, recipe, stored, windows, folder, budget)
+            words = mixed_words(original, recipe, text, output, group)
+            measuring = StatisticsSource(original, recipe, stored, windows, folder, budget)
             parts = _quantize_layers(measuring, output, group, words)
             origin = origin_of(source, about, text, dtype)
             report = group.run_on_rank0(
-                lambda: write_rest(output, subject.weights, subject.tokenizer, recipe, parts, origin)
+                lambda: write_rest(output, original.weights, original.tokenizer, recipe, parts, origin)
             )
         except NestQuantError:
             if group.leads:
@@ -154,7 +154,11 @@ def quantize(
 
 
 def _text(
-    subject: Subject, recipe: Recipe, about: dict[str, Any], stored: Calibration | None, explicit: Collection[str]
+    original: OriginalModel,
+    recipe: Recipe,
+    about: dict[str, Any],
+    stored: Calibration | None,
+    explicit: Collection[str],
 ) -> tuple[Windows | None, dict[str, Any], dict[str, Any]]:
     """The windows to calibrate on, none where that was done; what is recorded of the text; the hash of what is stored.
 
@@ -162,7 +166,7 @@ def _text(
         NestQuantError: the stored calibration is of another model, or was made with other settings.
     """
     if stored is None:
-        windows = read_windows(subject, recipe)
+        windows = read_windows(original, recipe)
         return windows, text_of(windows), {}
     refuse_stored(recipe)
     asked = {name: getattr(recipe, name) for name in _TEXT_SETTINGS if name in explicit}
@@ -172,20 +176,26 @@ def _text(
 
 
 def _quantize_layers(
-    measuring: Measuring, output: Output, group: Team, words: dict[str, int] | None
+    measuring: StatisticsSource, output: Output, group: Team, words: dict[str, int] | None
 ) -> list[LayerPart]:
     """Writes every layer that is not written yet; the parts of all."""
-    subject, recipe = measuring.subject, measuring.recipe
-    depth = subject.depth
+    original, recipe = measuring.original, measuring.recipe
+    depth = original.depth
     written = group.run_on_rank0(lambda: [output.done(index) for index in range(depth)])
     parts = [LayerPart.from_dict(done) if done else None for done in written]
-    sequence = Sequence(subject, recipe, output, parts, group, words, measuring.hidden) if recipe.sequential else None
-    stream = measuring.layers([part is not None for part in parts], None if sequence is None else sequence.sequel)
+    sequential = (
+        SequentialQuantizer(original, recipe, output, parts, group, words, measuring.hidden)
+        if recipe.sequential
+        else None
+    )
+    stream = measuring.layers(
+        [part is not None for part in parts], None if sequential is None else sequential.callbacks
+    )
     for index, statistics in enumerate(track(stream, "quantizing layers", total=depth)):
         if parts[index] is None:
             assert statistics is not None
-            packed = None if sequence is None else sequence.take()
-            tensors, part = quantize_layer(subject, index, statistics, recipe, group, words, packed)
+            packed = None if sequential is None else sequential.take()
+            tensors, part = quantize_layer(original, index, statistics, recipe, group, words, packed)
             group.run_on_rank0(partial(output.write, index, tensors, part.to_dict()))
             parts[index] = part
             del tensors, statistics, packed  # nothing of this layer is there while the next one is measured
@@ -194,7 +204,7 @@ def _quantize_layers(
 
 
 def quantize_layer(
-    subject: Subject,
+    original: OriginalModel,
     index: int,
     statistics: LayerStatistics,
     recipe: Recipe,
@@ -205,7 +215,7 @@ def quantize_layer(
     """Packs one decoder layer: its tensors by full name, and what is said of it.
 
     Args:
-        subject: the model.
+        original: the model.
         index: of the layer.
         statistics: of its inputs.
         recipe: what to quantize and how.
@@ -213,17 +223,19 @@ def quantize_layer(
         words: see `quantize_matrices`.
         packed: its matrices by name in the layer where they are quantized already.
     """
-    prefix = subject.weights.decoder.layer_name(index)
-    layer = subject.weights.decoder.layers[index]
-    with subject.weights.layer(index):
+    prefix = original.weights.decoder.layer_name(index)
+    layer = original.weights.decoder.layers[index]
+    with original.weights.layer(index):
         if packed is None:
             packed = quantize_matrices(linears(layer), statistics, recipe, prefix, group, words)
         return part_of(prefix, layer, statistics, packed, recipe)
 
 
-def _refuse_full_disk(subject: Subject, recipe: Recipe, folder: Path, windows: Windows | None, budget: int) -> None:
+def _refuse_full_disk(
+    original: OriginalModel, recipe: Recipe, folder: Path, windows: Windows | None, budget: int
+) -> None:
     """Raises NestQuantError when the checkpoint and the hidden states beyond the budget do not fit the disk."""
-    plan = make_plan(subject.source, recipe, subject.weights.model, budget)
+    plan = make_plan(original.source, recipe, original.weights.model, budget)
     there = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else 0
     spilled = 0 if windows is None else max(0, plan.hidden_bytes - budget)
     refuse_full_disk(folder, max(0, plan.file_bytes - there) + spilled, "the checkpoint")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..base.progress import track
-from ..calibration.collect import collect
+from ..calibration.measure_layers import measure_layers
 from ..calibration.statistics import InputStatistics
 from ..e8.code import BLOCK
 from ..models.source import load_model
@@ -29,31 +29,31 @@ from ..parallel.team import Team
 from ..parallel.tiles import diagonal_blocks
 from ..quantization.allocation import Sensitivity
 from ..quantization.factors import damped_factor
+from .original_model import OriginalModel, fit_settings
 from .recipe import Recipe
-from .subject import Subject, coding_of
 
 Fisher = dict[str, Tensor]  # E[g²] a token of every output (out,), by full name of the Linear
 
 
-def measure(subject: Subject, recipe: Recipe, windows: Tensor, group: Team) -> dict[str, Sensitivity]:
+def measure(original: OriginalModel, recipe: Recipe, windows: Tensor, group: Team) -> dict[str, Sensitivity]:
     """Sensitivities of all matrices by full name.
 
     The model is run forward and backward, so it has to fit into memory whole.
 
     Args:
-        subject: the model.
+        original: the model.
         recipe: of the quantization.
         windows: (windows, tokens) int64.
         group: of processes, all of which call this.
     """
-    fishers = group.run_on_rank0(lambda: fisher(_whole(subject), windows, recipe.seed))
+    fishers = group.run_on_rank0(lambda: fisher(_whole(original), windows, recipe.seed))
     found = {}
-    decoder = subject.weights.decoder
-    stream = collect(subject.weights, windows, coding_of(recipe))
-    for index, statistics in enumerate(track(stream, "measuring sensitivities", total=subject.depth)):
+    decoder = original.weights.decoder
+    stream = measure_layers(original.weights, windows, fit_settings(recipe))
+    for index, statistics in enumerate(track(stream, "measuring sensitivities", total=original.depth)):
         assert statistics is not None
         modules = linears(decoder.layers[index])
-        with subject.weights.layer(index):
+        with original.weights.layer(index):
             for item in statistics.inputs.values():
                 trace = feedback_trace(item, recipe.damping)
                 for member in item.members:
@@ -118,7 +118,7 @@ def feedback_trace(item: InputStatistics, damping: float) -> float:
     return float(diagonal_blocks(C, BLOCK).square().sum())
 
 
-def _whole(subject: Subject) -> PreTrainedModel:
-    if not subject.weights.lazy:
-        return subject.weights.model
-    return load_model(subject.source, subject.dtype, str(subject.weights.device))
+def _whole(original: OriginalModel) -> PreTrainedModel:
+    if not original.weights.lazy:
+        return original.weights.model
+    return load_model(original.source, original.dtype, str(original.weights.device))

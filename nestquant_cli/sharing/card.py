@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..base.markdown import escaped, table
-from ..calibration.text import C4, WIKITEXT2
+from ..calibration.named_datasets import C4, WIKITEXT2
 from ..checkpoint.byte_counts import Inspection
 from .kept import TAGS, Kept
 from .results import Measured, without_folder

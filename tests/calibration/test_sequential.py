@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nestquant_cli.calibration.collect import collect
-from nestquant_cli.calibration.hidden import HiddenStates
-from nestquant_cli.calibration.request import Coding
-from nestquant_cli.calibration.sequential import Sequel
+from nestquant_cli.calibration.fit_settings import FitSettings
+from nestquant_cli.calibration.hidden_states import HiddenStates
+from nestquant_cli.calibration.measure_layers import measure_layers
+from nestquant_cli.calibration.sequential import QuantizerCallbacks
 from nestquant_cli.calibration.statistics import InputStatistics, LayerStatistics
 from nestquant_cli.models.structure import find_decoder, linears
 from nestquant_cli.models.weights import Weights
@@ -18,7 +18,7 @@ from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian, make_model, random_ids
 
 WINDOWS = random_ids(3, 24)
-CODING = Coding(None, None, 5)
+SETTINGS = FitSettings(None, None, 5)
 
 
 class Altering:
@@ -44,8 +44,8 @@ class Altering:
 def statistics(
     model: PreTrainedModel, altering: Altering, skip: list[bool] | None = None
 ) -> Iterator[LayerStatistics | None]:
-    sequel = Sequel(altering.quantize, altering.quantized, lambda share: HiddenStates(1 << 20))
-    return collect(Weights(model), WINDOWS, CODING, skip, sequel=sequel)
+    callbacks = QuantizerCallbacks(altering.quantize, altering.quantized, lambda share: HiddenStates(1 << 20))
+    return measure_layers(Weights(model), WINDOWS, SETTINGS, skip, callbacks=callbacks)
 
 
 def inputs_of(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -58,7 +58,7 @@ def inputs_of(model: PreTrainedModel) -> dict[str, Tensor]:
             def see(_: Any, args: tuple[Tensor, ...], name: str = f"{index}.{name}") -> None:
                 x = args[0].flatten(0, 1).float()
                 padded = F.pad(x, (0, -x.shape[1] % 8))
-                found[name] = rotation(padded.shape[1], CODING.seed).apply(padded)
+                found[name] = rotation(padded.shape[1], SETTINGS.seed).apply(padded)
 
             linear.register_forward_pre_hook(see)
     call: Any = model
@@ -97,7 +97,7 @@ def test_inputs_are_those_behind_every_quantized_matrix_before(family: str) -> N
 def test_unchanged_weights_leave_the_ordinary_statistics() -> None:
     model = make_model("qwen2")
     sequential = statistics(model, Altering(model, 0.0))
-    for plain, found in zip(collect(Weights(model), WINDOWS, CODING), sequential, strict=True):
+    for plain, found in zip(measure_layers(Weights(model), WINDOWS, SETTINGS), sequential, strict=True):
         assert plain is not None and found is not None
         for name, item in plain.inputs.items():
             other = found.inputs[name]

@@ -189,12 +189,12 @@ def test_pieces_of_a_file_may_end_anywhere(tmp_path: Path, monkeypatch: pytest.M
     content = "\ufeffä\r\n\r\n🙂\r x\r\n".encode()
     (tmp_path / "a.txt").write_bytes(content)
     for size in range(1, len(content) + 1):
-        monkeypatch.setattr("nestquant_cli.calibration.documents.PIECE", size)
+        monkeypatch.setattr("nestquant_cli.calibration.text_files.PIECE", size)
         text = load_text(str(tmp_path / "a.txt"), "train")
         assert text.text == "ä\n\n🙂\r x\n" and text.line_ends != "LF" and text.byte_order_mark
     (tmp_path / "a.txt").write_bytes(content + b"\xe4")
     for size in (1, 5, 100):
-        monkeypatch.setattr("nestquant_cli.calibration.documents.PIECE", size)
+        monkeypatch.setattr("nestquant_cli.calibration.text_files.PIECE", size)
         with pytest.raises(NestQuantError, match=rf"byte {len(content)}\)"):
             load_text(str(tmp_path / "a.txt"), "train")
 

@@ -9,8 +9,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.calibration import windows as windows_of
-from nestquant_cli.calibration.stream import token_stream
 from nestquant_cli.calibration.text import Text, load_text
+from nestquant_cli.calibration.token_stream import token_stream
 from nestquant_cli.calibration.windows import hash_tokens, sample_windows, token_windows, tokenize
 
 

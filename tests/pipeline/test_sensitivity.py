@@ -10,9 +10,9 @@ from nestquant_cli.calibration.statistics import InputStatistics
 from nestquant_cli.evaluation.divergence import divergence
 from nestquant_cli.models.source import resolve
 from nestquant_cli.parallel.team import Team
+from nestquant_cli.pipeline.original_model import open_original, read_windows
 from nestquant_cli.pipeline.recipe import Recipe
 from nestquant_cli.pipeline.sensitivity import feedback_trace, fisher, measure
-from nestquant_cli.pipeline.subject import open_subject, read_windows
 from nestquant_cli.quantization.factors import feedback
 from tests.families import gaussian, logits, make_model, random_ids
 
@@ -47,9 +47,9 @@ def test_the_trace_is_what_feedback_leaves() -> None:
 
 def test_every_matrix_is_measured_and_the_same_every_time(tiny_model_folder: Path, tiny_text_file: Path) -> None:
     recipe = Recipe(dataset=str(tiny_text_file), samples=3, seqlen=48)
-    subject = open_subject(resolve(str(tiny_model_folder)), "cpu")
-    windows = read_windows(subject, recipe).ids
-    found = measure(subject, recipe, windows, Team())
+    original = open_original(resolve(str(tiny_model_folder)), "cpu")
+    windows = read_windows(original, recipe).ids
+    found = measure(original, recipe, windows, Team())
     assert len(found) == 14 and all(item.cost > 0 for item in found.values())
     assert found["model.layers.1.mlp.down_proj"].weights == 64 * 128
-    assert measure(subject, recipe, windows, Team()) == found
+    assert measure(original, recipe, windows, Team()) == found

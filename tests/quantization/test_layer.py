@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.calibration.collector import InputCollector
+from nestquant_cli.calibration.input_collector import InputCollector
 from nestquant_cli.calibration.statistics import InputStatistics
 from nestquant_cli.codecs.integer.code import IntegerCode
 from nestquant_cli.codecs.protocol import Shape

@@ -17,8 +17,8 @@ from ..parallel.team import Team
 from ..parallel.tiles import over_rows, run_pieces
 from ..rotation.reflections import Reflections
 from ..rotation.transform import rotation
+from .current_window import choose, current_window, window_generator
 from .gram import CrossSum, GramSum, Grid
-from .observer import choose, current_window, window_generator
 from .statistics import InputStatistics
 
 logger = logging.getLogger("nestquant")

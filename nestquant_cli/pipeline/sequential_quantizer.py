@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..calibration.hidden import HiddenStates
-from ..calibration.sequential import Sequel
+from ..calibration.hidden_states import HiddenStates
+from ..calibration.sequential import QuantizerCallbacks
 from ..calibration.statistics import InputStatistics, LayerStatistics
 from ..checkpoint.output import Output
 from ..codecs.protocol import WeightCode
@@ -18,28 +18,28 @@ from ..modules.inputs import padded_size
 from ..parallel.team import Team
 from ..quantization.layer import QuantizedMatrix
 from ..rotation.reflections import rotation_for
-from .division import quantize_matrices
+from .layer_matrices import quantize_matrices
 from .layer_part import REFLECTORS, LayerPart
+from .original_model import OriginalModel
 from .recipe import Recipe
-from .subject import Subject
 
 
-class Sequence:
+class SequentialQuantizer:
     """What a sequential calibration hands its measurements to.
 
     Args:
-        subject: the model.
+        original: the model.
         recipe: what to quantize and how.
         output: where finished layers are.
         parts: results of the finished layers.
         group: the processes, all of which measure.
         words: see `quantize_matrices`.
-        hidden: see `Sequel`.
+        hidden: see `QuantizerCallbacks`.
     """
 
     def __init__(
         self,
-        subject: Subject,
+        original: OriginalModel,
         recipe: Recipe,
         output: Output,
         parts: list[LayerPart | None],
@@ -47,9 +47,9 @@ class Sequence:
         words: dict[str, int] | None,
         hidden: Callable[[int], HiddenStates],
     ) -> None:
-        self.subject, self.recipe, self.output, self.parts = subject, recipe, output, parts
+        self.original, self.recipe, self.output, self.parts = original, recipe, output, parts
         self.group, self.words = group, words
-        self.sequel = Sequel(self._quantize, self._quantized, hidden)
+        self.callbacks = QuantizerCallbacks(self._quantize, self._quantized, hidden)
         self._packed: dict[str, QuantizedMatrix] = {}
 
     def take(self) -> dict[str, QuantizedMatrix]:
@@ -58,7 +58,7 @@ class Sequence:
         return packed
 
     def _quantize(self, index: int, item: InputStatistics) -> dict[str, Tensor]:
-        decoder = self.subject.weights.decoder
+        decoder = self.original.weights.decoder
         modules, place = linears(decoder.layers[index]), decoder.layer_name(index)
         statistics = LayerStatistics({item.members[0]: item}, None)
         found = quantize_matrices(modules, statistics, self.recipe, place, self.group, self.words)
@@ -71,7 +71,7 @@ class Sequence:
     def _quantized(self, index: int) -> dict[str, Tensor]:
         part = self.parts[index]
         assert part is not None
-        decoder, layout = self.subject.weights.decoder, part.layout
+        decoder, layout = self.original.weights.decoder, part.layout
         modules, prefix = linears(decoder.layers[index]), decoder.layer_name(index) + "."
         path: Path = self.output.folder / self.output.shard(index)
         tensors = self.group.run_on_rank0(lambda: load_file(path))

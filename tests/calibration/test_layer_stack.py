@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.calibration.observer import KVObserver
-from nestquant_cli.calibration.stack import LayerStack
+from nestquant_cli.calibration.kv_observer import KVObserver
+from nestquant_cli.calibration.layer_stack import LayerStack
 from nestquant_cli.models.weights import Weights
 from tests.families import CONFIGS, WINDOW, make_model, random_ids
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.calibration.collector import InputCollector, watch_all
+from nestquant_cli.calibration.input_collector import InputCollector, watch_all
 from nestquant_cli.calibration.statistics import InputStatistics
 from nestquant_cli.codecs.nested.fit import gaussian_error
 from nestquant_cli.e8.shape import CodeShape, shape_for_bits

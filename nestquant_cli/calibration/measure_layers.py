@@ -7,22 +7,22 @@ from torch import Tensor
 from ..base.errors import NestQuantError
 from ..models.weights import Weights
 from ..parallel.team import team
-from .hidden import HiddenStates
-from .layer import MeasuredLayer
-from .observer import TOKENS, KVObserver
-from .request import Coding
-from .sequential import STATES_SHARE, Sequel, run_quantized, sequential_statistics
-from .stack import LayerStack
+from .fit_settings import FitSettings
+from .hidden_states import HiddenStates
+from .kv_observer import TOKENS, KVObserver
+from .layer_measurement import LayerMeasurement
+from .layer_stack import LayerStack
+from .sequential import STATES_SHARE, QuantizerCallbacks, run_quantized, sequential_statistics
 from .statistics import NOISE_TOKENS, LayerStatistics
 
 
-def collect(
+def measure_layers(
     weights: Weights,
     windows: Tensor,
-    coding: Coding,
+    settings: FitSettings,
     skip: list[bool] | None = None,
     hidden: HiddenStates | None = None,
-    sequel: Sequel | None = None,
+    callbacks: QuantizerCallbacks | None = None,
 ) -> Iterator[LayerStatistics | None]:
     """Statistics of each decoder layer in order, which is held until the next one is asked for.
 
@@ -31,10 +31,10 @@ def collect(
     Args:
         weights: weights of a model in evaluation mode; its layers are left unchanged.
         windows: (windows, tokens) int64, all of them on every process.
-        coding: what to fit.
+        settings: what to fit.
         skip: layers whose statistics are not needed; None is yielded for them.
         hidden: where hidden states are kept, empty.
-        sequel: quantizes the layers on the way, so that each is measured behind those before it as they will be.
+        callbacks: quantizes the layers on the way, so that each is measured behind those before it as they will be.
 
     Raises:
         NestQuantError: hidden states that are not finite, heads that cannot be coded, or fewer windows than processes.
@@ -50,19 +50,19 @@ def collect(
     observer = KVObserver(config, TOKENS / max(1, windows.numel()))
     own = group.share(len(windows))
     stack = LayerStack(weights, windows[own.start : own.stop], observer, hidden)
-    behind = None if sequel is None else stack.twin(sequel.hidden(STATES_SHARE))
-    observer.watching = coding.kv_shape is not None
+    behind = None if callbacks is None else stack.twin(callbacks.hidden(STATES_SHARE))
+    observer.watching = settings.kv_shape is not None
     per_window = -(-NOISE_TOKENS // len(windows))
     for index in range(len(weights.decoder.layers)):
         with weights.layer(index):
-            layer = MeasuredLayer(stack, index, coding, own.start, per_window)
+            layer = LayerMeasurement(stack, index, settings, own.start, per_window)
             if skip is not None and skip[index]:
                 if not all(skip[index:]):
-                    layer.pass_by()  # the next layers need the hidden states behind this one
-                    if sequel is not None and behind is not None:
-                        run_quantized(behind, index, sequel.quantized(index))
+                    layer.run_unmeasured()  # the next layers need the hidden states behind this one
+                    if callbacks is not None and behind is not None:
+                        run_quantized(behind, index, callbacks.quantized(index))
                 yield None
-            elif sequel is not None and behind is not None:
-                yield sequential_statistics(layer, behind, sequel)
+            elif callbacks is not None and behind is not None:
+                yield sequential_statistics(layer, behind, callbacks)
             else:
                 yield layer.statistics()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import NestQuantError
-from .documents import NOT_READ, Records, one_line
+from .text_files import NOT_READ, Records, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

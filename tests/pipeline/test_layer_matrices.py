@@ -1,6 +1,6 @@
 import pytest
 
-from nestquant_cli.pipeline.division import divide
+from nestquant_cli.pipeline.layer_matrices import divide
 
 
 def test_everything_is_done_once_and_loads_are_even() -> None:

@@ -25,7 +25,7 @@ STEPS = 100
 RATE = 0.2  # of a step, relative to the length of a reflector
 
 
-def learn(kinds: Sequence[tuple[Tensor, Shape]], count: int, seed: int) -> Tensor:
+def learn_reflectors(kinds: Sequence[tuple[Tensor, Shape]], count: int, seed: int) -> Tensor:
     """Reflectors (count, n) float32 for vectors that are rounded; zeros, which reflect nothing, where none help.
 
     Args:

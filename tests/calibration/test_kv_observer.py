@@ -1,9 +1,8 @@
 import pytest
 import torch
-from torch import nn
 
-from nestquant_cli.calibration.observer import InputGroups, KVObserver, choose, in_window
-from nestquant_cli.models.structure import linears
+from nestquant_cli.calibration.current_window import in_window
+from nestquant_cli.calibration.kv_observer import KVObserver
 from tests.families import gaussian, make_model
 
 
@@ -50,34 +49,3 @@ def test_an_observer_that_does_not_watch_keeps_nothing(observer: KVObserver) -> 
     observer.watching = False
     observer.update(gaussian(1, 1, 4, 8), gaussian(1, 1, 4, 8), 0)
     assert observer.take() is None
-
-
-class Layer(nn.Module):
-    """Two matrices on one input, one on a copy of it, and one that is never called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.copy, self.idle, self.second = (nn.Linear(8, 8) for _ in range(4))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.first(x) + self.copy(x.clone()) + self.second(x)
-
-
-def test_linears_are_grouped_by_the_tensor_they_are_given() -> None:
-    layer, groups = Layer(), InputGroups()
-    x, y = gaussian(3, 8), gaussian(3, 8, seed=1)
-    with groups.watch(linears(layer)):
-        layer(x)
-        with in_window(1):
-            layer(y)
-    assert groups.members == {"first": ["first", "second"], "copy": ["copy"]}
-    assert groups.inputs["first"][0] is x and groups.inputs["first"][1] is y
-    layer(x)
-    assert not any(module._forward_pre_hooks for module in layer.children())
-
-
-def test_choose_takes_different_indices() -> None:
-    generator = torch.Generator().manual_seed(0)
-    chosen = choose(10, 4, generator)
-    assert len(set(chosen.tolist())) == 4 and int(chosen.max()) < 10
-    assert len(choose(3, 100, generator)) == 3

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from .. import __version__
 from ..base.errors import NestQuantError
 from ..base.processor import machine
-from ..calibration.request import Coding
+from ..calibration.fit_settings import FitSettings
 from ..calibration.text import load_text
 from ..calibration.windows import Windows, sample_windows
 from ..codecs.protocol import Shape
@@ -38,7 +38,7 @@ TEXT_KEYS = (
 
 
 @dataclass(frozen=True)
-class Subject:
+class OriginalModel:
     """A model that is to be quantized; `dtype` is what was asked for, "auto" for its own."""
 
     source: Source
@@ -52,7 +52,7 @@ class Subject:
         return len(self.weights.decoder.layers)
 
 
-def open_subject(source: Source, device: str, dtype: str = "auto") -> Subject:
+def open_original(source: Source, device: str, dtype: str = "auto") -> OriginalModel:
     """Opens a model and refuses what cannot be quantized.
 
     Args:
@@ -74,25 +74,25 @@ def open_subject(source: Source, device: str, dtype: str = "auto") -> Subject:
         )
     refuse_stray_matrices(weights.model, weights.decoder)
     team().run_on_rank0(weights.refuse_unusable)
-    return Subject(source, weights, load_tokenizer(source), dtype)
+    return OriginalModel(source, weights, load_tokenizer(source), dtype)
 
 
-def refuse_other_caches(subject: Subject, recipe: Recipe) -> None:
+def refuse_other_caches(original: OriginalModel, recipe: Recipe) -> None:
     """Raises NestQuantError when keys and values are to be packed and the model's cache keeps something else."""
     if recipe.shape("kv") is not None:
-        plain_layers(subject.weights.model.config.get_text_config(decoder=True))
+        plain_layers(original.weights.model.config.get_text_config(decoder=True))
 
 
-def read_windows(subject: Subject, recipe: Recipe) -> Windows:
+def read_windows(original: OriginalModel, recipe: Recipe) -> Windows:
     """Calibration windows of a recipe.
 
     Raises:
         NestQuantError: the text cannot be read, or the model does not know a token of it.
     """
-    model = subject.weights.model
+    model = original.weights.model
     refuse_long_windows(recipe.seqlen, model.config, NOTHING)
-    text = load_text(recipe.dataset, "train", subject.tokenizer, recipe.text_field)
-    windows = sample_windows(text, subject.tokenizer, recipe.seqlen, recipe.samples, recipe.seed, recipe.bos)
+    text = load_text(recipe.dataset, "train", original.tokenizer, recipe.text_field)
+    windows = sample_windows(text, original.tokenizer, recipe.seqlen, recipe.samples, recipe.seed, recipe.bos)
     refuse_unknown_tokens(int(windows.ids.max()), known_tokens(model), NOTHING)
     return windows
 
@@ -112,14 +112,14 @@ def text_of(windows: Windows) -> dict[str, Any]:
     }
 
 
-def about_model(subject: Subject, recipe: Recipe, group: Team) -> dict[str, Any]:
+def about_model(original: OriginalModel, recipe: Recipe, group: Team) -> dict[str, Any]:
     """What a calibration must share with the quantization that uses it."""
     shapes = {part: recipe.shape(part) for part in ("act", "kv")}
     codes = {f"{part}_code": shape and _code_key(shape) for part, shape in shapes.items()}
     if recipe.rotation == "learned":  # on the weights as they are coded
         shape = recipe.shape("weight")
         codes["weight_code"] = shape and _code_key(shape)
-    sha256 = group.run_on_rank0(lambda: fingerprint(subject.source))
+    sha256 = group.run_on_rank0(lambda: fingerprint(original.source))
     return {
         "model_sha256": sha256,
         "seed": recipe.seed,
@@ -148,11 +148,13 @@ def _code_key(shape: Shape) -> Any:
     return [shape.q, shape.k] if isinstance(shape, CodeShape) else shape.to_dict()
 
 
-def coding_of(recipe: Recipe) -> Coding:
+def fit_settings(recipe: Recipe) -> FitSettings:
     shapes = recipe.shape("act"), recipe.shape("kv")
-    return Coding(*shapes, recipe.seed, recipe.rotation, recipe.shape("weight"), recipe.reflections, recipe.centering)
+    return FitSettings(
+        *shapes, recipe.seed, recipe.rotation, recipe.shape("weight"), recipe.reflections, recipe.centering
+    )
 
 
-def circumstances(subject: Subject) -> dict[str, Any]:
+def circumstances(original: OriginalModel) -> dict[str, Any]:
     """What else the last bits of a result depend on: half a run must not be finished under other ones."""
-    return {"versions": versions(), "dtype": subject.dtype, **machine(str(subject.weights.device))}
+    return {"versions": versions(), "dtype": original.dtype, **machine(str(original.weights.device))}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.calibration.hidden import HiddenStates
+from nestquant_cli.calibration.hidden_states import HiddenStates
 from tests.families import gaussian
 
 ONE = 3 * 8 * 2  # bytes of a window

@@ -6,7 +6,7 @@ from ..codecs.protocol import Shape
 
 
 @dataclass(frozen=True)
-class Coding:
+class FitSettings:
     """What calibration fits codes to.
 
     Attributes:

@@ -18,8 +18,9 @@ from ..base.errors import NestQuantError
 from ..base.memory import return_blocks
 from ..models.weights import Weights
 from ..parallel.tiles import run_pieces
-from .hidden import HiddenStates
-from .observer import KVObserver, in_window
+from .current_window import in_window
+from .hidden_states import HiddenStates
+from .kv_observer import KVObserver
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given besides hidden states
 

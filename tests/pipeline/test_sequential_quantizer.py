@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.quantization.test_pipeline import hashes
-from tests.test_team import torchrun
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.calibration.text import load_text
@@ -16,6 +14,8 @@ from nestquant_cli.models.source import load_model, load_tokenizer, resolve
 from nestquant_cli.pipeline.quantize import calibrate
 from nestquant_cli.pipeline.recipe import Recipe
 from tests.families import pack
+from tests.parallel.test_team import torchrun
+from tests.pipeline.test_quantize import hashes
 
 WEIGHTS: dict[str, Any] = {"weight_bits": 3, "act_bits": 16, "kv_bits": 16, "samples": 64}
 

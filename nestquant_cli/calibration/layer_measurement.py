@@ -15,33 +15,33 @@ from ..modules.cache_codes import CacheCodes, check_head_size
 from ..parallel.team import team
 from ..parallel.tiles import over_rows, run_tasks
 from ..rotation.transform import rotation
-from .collector import InputCollector, watch_all
-from .learn import learn
-from .observer import InputGroups
-from .request import Coding
-from .stack import LayerStack
+from .fit_settings import FitSettings
+from .input_collector import InputCollector, watch_all
+from .input_groups import InputGroups
+from .layer_stack import LayerStack
+from .learned_rotation import learn_reflectors
 from .statistics import InputStatistics, LayerStatistics, fit_cache
 
 
-class MeasuredLayer:
+class LayerMeasurement:
     """One decoder layer while it is measured.
 
     Args:
         stack: the layers, with the hidden states in front of this one.
         index: number of the layer.
-        coding: what to fit.
+        settings: what to fit.
         first: number of this process's first window.
         per_window: tokens that are kept of each window.
     """
 
-    def __init__(self, stack: LayerStack, index: int, coding: Coding, first: int, per_window: int) -> None:
-        self.stack, self.index, self.coding, self.first, self.per_window = stack, index, coding, first, per_window
+    def __init__(self, stack: LayerStack, index: int, settings: FitSettings, first: int, per_window: int) -> None:
+        self.stack, self.index, self.settings, self.first, self.per_window = stack, index, settings, first, per_window
         self.name = stack.decoder.layer_name(index)
         self.modules = linears(stack.decoder.layers[index])
 
     def statistics(self) -> LayerStatistics:
         """Runs the layer on all windows."""
-        self.stack.observer.reseed(self.coding.seed + self.index, self.first)
+        self.stack.observer.reseed(self.settings.seed + self.index, self.first)
         group = team()
         groups, collectors = InputGroups(), dict[str, InputCollector]()
         group.run_on_all(lambda: self._run(groups, collectors))
@@ -55,9 +55,9 @@ class MeasuredLayer:
 
         run_tasks(finish, order, sum(2 * collector.gram.upper.nbytes for collector in collectors.values()))
         inputs = {leader: inputs[leader] for leader in order}
-        return LayerStatistics(inputs, None if self.coding.kv_shape is None else self._cache(self.coding.kv_shape))
+        return LayerStatistics(inputs, None if self.settings.kv_shape is None else self._cache(self.settings.kv_shape))
 
-    def pass_by(self) -> None:
+    def run_unmeasured(self) -> None:
         """Runs the layer on all windows without looking."""
         deque(self.stack.run(self.index), maxlen=0)
         self.stack.observer.take()
@@ -65,28 +65,28 @@ class MeasuredLayer:
     def collector(self, leader: str, sequential: bool = False) -> InputCollector:
         """For the input of the Linear `leader`; see `InputCollector`."""
         features, device = self.modules[leader].in_features, self.stack.device
-        return InputCollector(features, self.per_window, self.coding.seed, device, self.first, sequential)
+        return InputCollector(features, self.per_window, self.settings.seed, device, self.first, sequential)
 
     def finish(self, leader: str, members: list[str], collector: InputCollector) -> InputStatistics:
         """Statistics of one input, whose sums are used up by it."""
-        coding, place = self.coding, f"{self.name}.{leader}"
-        rotated, learned = coding.rotation_seed is not None, self._learning(members)
-        return collector.finish(members, coding.act_shape, place, rotated, learned, coding.centering)
+        settings, place = self.settings, f"{self.name}.{leader}"
+        rotated, learned = settings.rotation_seed is not None, self._learning(members)
+        return collector.finish(members, settings.act_shape, place, rotated, learned, settings.centering)
 
     def _learning(self, members: list[str]) -> Callable[[Tensor], Tensor] | None:
         """What learns the rotation of an input from its tokens and the weights of its members."""
-        coding = self.coding
-        if coding.rotation != "learned":
+        settings = self.settings
+        if settings.rotation != "learned":
             return None
 
         def learned(tokens: Tensor) -> Tensor:
-            kinds = [] if coding.act_shape is None else [(tokens, coding.act_shape)]
-            if coding.weight_shape is not None:
-                turn = rotation(tokens.shape[1], coding.rotation_seed)
+            kinds = [] if settings.act_shape is None else [(tokens, settings.act_shape)]
+            if settings.weight_shape is not None:
+                turn = rotation(tokens.shape[1], settings.rotation_seed)
                 rows = torch.cat([self.modules[name].weight.detach().float() for name in members])
                 padded = F.pad(rows.to(tokens.device), (0, tokens.shape[1] - rows.shape[1]))
-                kinds.append((over_rows(turn.apply, padded), coding.weight_shape))
-            return learn(kinds, coding.reflections, coding.seed)
+                kinds.append((over_rows(turn.apply, padded), settings.weight_shape))
+            return learn_reflectors(kinds, settings.reflections, settings.seed)
 
         return learned
 
@@ -130,4 +130,4 @@ class MeasuredLayer:
             check_head_size(vectors.shape[-1])
         keys, values = zip(*team().gather(sample), strict=True)
         gathered = torch.cat(keys, 1), torch.cat(values, 1)
-        return fit_cache(gathered, shape, self.coding.seed, self.coding.rotation_seed, self.coding.centering)
+        return fit_cache(gathered, shape, self.settings.seed, self.settings.rotation_seed, self.settings.centering)

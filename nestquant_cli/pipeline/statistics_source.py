@@ -5,23 +5,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.errors import NestQuantError
-from ..calibration.collect import collect
-from ..calibration.hidden import HiddenStates
-from ..calibration.sequential import STATES_SHARE, Sequel
+from ..calibration.hidden_states import HiddenStates
+from ..calibration.measure_layers import measure_layers
+from ..calibration.sequential import STATES_SHARE, QuantizerCallbacks
 from ..calibration.statistics import LayerStatistics
 from ..calibration.store import Calibration, to_device
 from ..calibration.windows import Windows
 from ..storage.resume import WORK
+from .original_model import OriginalModel, fit_settings
 from .recipe import Recipe
-from .subject import Subject, coding_of
 
 
 @dataclass(frozen=True)
-class Measuring:
+class StatisticsSource:
     """One of `stored` and `windows` is there.
 
     Attributes:
-        subject: the model.
+        original: the model.
         recipe: what to calibrate for.
         stored: a finished calibration.
         windows: calibration text.
@@ -29,29 +29,31 @@ class Measuring:
         budget: bytes of hidden states that may stay in memory.
     """
 
-    subject: Subject
+    original: OriginalModel
     recipe: Recipe
     stored: Calibration | None
     windows: Windows | None
     folder: Path
     budget: int
 
-    def layers(self, done: list[bool], sequel: Sequel | None = None) -> Iterator[LayerStatistics | None]:
+    def layers(self, done: list[bool], callbacks: QuantizerCallbacks | None = None) -> Iterator[LayerStatistics | None]:
         """Statistics of each layer in order; None for a layer that is done already.
 
         Args:
             done: whether each layer is finished.
-            sequel: for a sequential calibration.
+            callbacks: for a sequential calibration.
         """
         if self.stored is None:
             assert self.windows is not None
-            hidden = self.hidden(1 if sequel is None else STATES_SHARE)
-            yield from collect(self.subject.weights, self.windows.ids, coding_of(self.recipe), done, hidden, sequel)
+            hidden = self.hidden(1 if callbacks is None else STATES_SHARE)
+            yield from measure_layers(
+                self.original.weights, self.windows.ids, fit_settings(self.recipe), done, hidden, callbacks
+            )
             return
         shapes = self.recipe.shape("act"), self.recipe.shape("kv")
         for index, finished in enumerate(done):
             layer = None if finished else self.stored.layer(index, *shapes)
-            yield layer and to_device(layer, self.subject.weights.device)
+            yield layer and to_device(layer, self.original.weights.device)
 
     def hidden(self, share: int) -> HiddenStates:
         """Room for one tensor a window, with one of `share` parts of the budget.

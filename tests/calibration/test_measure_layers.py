@@ -6,20 +6,22 @@ import torch
 from transformers import LlamaConfig, PreTrainedModel
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.calibration.collect import collect
-from nestquant_cli.calibration.observer import KVObserver
-from nestquant_cli.calibration.request import Coding
+from nestquant_cli.calibration.fit_settings import FitSettings
+from nestquant_cli.calibration.kv_observer import KVObserver
+from nestquant_cli.calibration.measure_layers import measure_layers
 from nestquant_cli.calibration.statistics import LayerStatistics
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.models.weights import Weights
 from tests.families import from_config, make_model, random_ids
 
 FOUR = shape_for_bits(4)
-CODING = Coding(FOUR, FOUR, 0)
+SETTINGS = FitSettings(FOUR, FOUR, 0)
 
 
-def statistics(model: PreTrainedModel, coding: Coding = CODING, **options: Any) -> Iterator[LayerStatistics | None]:
-    return collect(Weights(model), random_ids(2, 24), coding, **options)
+def statistics(
+    model: PreTrainedModel, settings: FitSettings = SETTINGS, **options: Any
+) -> Iterator[LayerStatistics | None]:
+    return measure_layers(Weights(model), random_ids(2, 24), settings, **options)
 
 
 def assert_equal(one: LayerStatistics | None, other: LayerStatistics | None) -> None:
@@ -47,7 +49,7 @@ def test_every_distinct_input_has_statistics() -> None:
 
 
 def test_sixteen_bits_ask_for_no_codes() -> None:
-    for layer in statistics(make_model("llama"), Coding(None, None, 0)):
+    for layer in statistics(make_model("llama"), FitSettings(None, None, 0)):
         assert layer is not None and layer.cache is None
         assert all(item.code is None and not item.noise.any() for item in layer.inputs.values())
 
@@ -73,7 +75,7 @@ def test_head_sizes_that_blocks_do_not_divide_are_refused_for_the_cache_only() -
     model = from_config(LlamaConfig(vocab_size=300, **sizes))
     with pytest.raises(NestQuantError, match=r"head size 12 is not a multiple of 8.*--kv-bits 16"):
         list(statistics(model))
-    assert len(list(statistics(model, Coding(FOUR, None, 0)))) == 1
+    assert len(list(statistics(model, FitSettings(FOUR, None, 0)))) == 1
 
 
 def test_hidden_states_that_are_not_finite_name_the_layer_and_the_window() -> None:

@@ -1,0 +1,35 @@
+"""Which calibration window a thread works on, and the random choices in a window, which depend on its number alone."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_thread = threading.local()
+
+
+@contextmanager
+def in_window(number: int) -> Iterator[None]:
+    """Within it, this thread works on window `number` of this process."""
+    _thread.window = number
+    try:
+        yield
+    finally:
+        _thread.window = 0
+
+
+def current_window() -> int:
+    """The window that this thread works on."""
+    return getattr(_thread, "window", 0)
+
+
+def window_generator(seed: int, window: int) -> torch.Generator:
+    """What draws in one window: the choice depends on the window's number, not on who looks at the windows before."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + window) % (1 << 63))
+
+
+def choose(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` different indices below `total`, in random order."""
+    return torch.randperm(total, generator=generator)[:count]

@@ -1,0 +1,61 @@
+"""A sample of a layer's keys and values, taken by a cache that attention can update and that keeps no past."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+from transformers.cache_utils import DynamicCache
+
+from .current_window import choose, current_window, window_generator
+
+TOKENS = 512  # whose keys and values are kept of a layer: as many vectors of each head
+
+
+class KVObserver(DynamicCache):
+    """A cache that attention layers can update and that keeps a sample of keys and values, never the past.
+
+    Args:
+        config: the model's configuration.
+        share: fraction of each update's tokens that are kept.
+    """
+
+    def __init__(self, config: PretrainedConfig, share: float) -> None:
+        super().__init__(config=config)
+        self.share = share
+        self.watching = False
+        self._seed = self._first = 0
+        self.keys: dict[int, Tensor] = {}  # (heads, tokens, head size) of each window
+        self.values: dict[int, Tensor] = {}
+
+    def reseed(self, seed: int, first: int = 0) -> None:
+        """Makes the choice of the next layer's sample a function of `seed` and the windows, whatever came before.
+
+        Args:
+            seed: of the layer.
+            first: number of the window that is seen first.
+        """
+        self._seed, self._first = seed, first
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        if self.watching:
+            window = current_window()
+            generator = window_generator(self._seed, self._first + window)
+            self.keys[window] = self._sample(key_states, generator)
+            self.values[window] = self._sample(value_states, generator)
+        return key_states, value_states
+
+    def take(self) -> tuple[Tensor, Tensor] | None:
+        """Samples (heads, tokens, head size) of keys and values since the last call; None if no cache was updated."""
+        if not self.keys:
+            return None
+        keys, values = (torch.cat([part[window] for window in sorted(part)], 1) for part in (self.keys, self.values))
+        self.keys, self.values = {}, {}
+        return keys, values
+
+    def _sample(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        heads = x.transpose(0, 1).flatten(1, 2)  # (heads, batch · tokens, head size)
+        count = min(heads.shape[1], max(1, round(heads.shape[1] * self.share)))
+        return heads[:, choose(heads.shape[1], count, generator).to(x.device)].float().cpu()
