@@ -139,7 +139,7 @@ def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
 
 
 def test_only_a_real_terminal_is_one() -> None:
-    program = "from nestquant_cli import progress; raise SystemExit(progress.on_terminal())"
+    program = "from nestquant_cli.base import progress; raise SystemExit(progress.on_terminal())"
     command = [sys.executable, "-c", program]
     environment = os.environ | {"TERM": "xterm", "FORCE_COLOR": "1"}
     assert subprocess.run(command, stderr=subprocess.PIPE, env=environment).returncode == 0

@@ -70,7 +70,7 @@ FIELD = Case("body", "", "")
 BASELINE = Case("{other}", "", "no/such/model")
 BUDGET = Case("500MB", "budget", "much", 500_000_000)
 FOLDER = Case("{new}", "folder", "{full}")
-RESULT = Case("{new}.json", "path", "{full}", acts="files:write_json")
+RESULT = Case("{new}.json", "path", "{full}", acts="storage.files:write_json")
 NEW_TOKENS = Case(7, "sampling.max_new_tokens", 0)
 SAMPLING = {
     "max_new_tokens": NEW_TOKENS,

@@ -41,7 +41,7 @@ from tests.cli.option_table_use import USE
 
 COMMANDS: dict[str, Command] = {
     "calibrate": Command(
-        "quantization.pipeline:calibrate",
+        "pipeline.quantize:calibrate",
         {"model": "{model}", "output": "{new}"},
         {
             "model": MODEL,
@@ -55,7 +55,7 @@ COMMANDS: dict[str, Command] = {
         },
     ),
     "quantize": Command(
-        "quantization.tuned:quantize_and_tune",
+        "pipeline.quantize_and_tune:quantize_and_tune",
         {"model": "{model}", "output": "{new}"},
         {
             "model": MODEL,
@@ -78,7 +78,7 @@ COMMANDS: dict[str, Command] = {
                 tune=Case(True, "", expected={}),
             ),
             "calibration": Case("{full}", "calibration", "{new}"),
-            "plan": Case(True, "source.path", expected="{model}", acts="quantization.plan:make_plan"),
+            "plan": Case(True, "source.path", expected="{model}", acts="pipeline.plan:make_plan"),
             "resume": Case(False, "resume"),
             "memory_budget": replace(BUDGET, at="limits.budget"),
             "dtype": replace(DTYPE, at="dtype"),
@@ -87,7 +87,7 @@ COMMANDS: dict[str, Command] = {
         },
     ),
     "tune": Command(
-        "tuning.run:tune",
+        "tuning.tune:tune",
         {"checkpoint": "{packed}", "model": "{model}", "output": "{new}"},
         {
             "checkpoint": replace(CHECKPOINT, at="checkpoint"),
@@ -112,7 +112,7 @@ COMMANDS: dict[str, Command] = {
         },
     ),
     "eval-ppl": Command(
-        "evaluation.report:measure_perplexity",
+        "evaluation.measure:measure_perplexity",
         {"model": "{model}", "dataset": "{text}", "seqlen": 32, "max_windows": 1},
         at(
             "options",
@@ -163,7 +163,7 @@ COMMANDS: dict[str, Command] = {
         TaskReport({}, "", "", {"seconds": 1.0}, [Verdict("sample_piqa acc >= 0.5", "", True)], []),
     ),
     "compare": Command(
-        "comparison.run:compare",
+        "comparison.compare:compare",
         {"model": "{model}", "recipes": "{recipe}", "dataset": "demo", "output": "{new}"},
         at(
             "options",

@@ -75,7 +75,7 @@ USE: dict[str, Command] = {
         {"checkpoint": CHECKPOINT, "original": Case("{model}", "original", "no/such/model"), "output": RESULT},
     ),
     "report": Command(
-        "report.run:make_report",
+        "report.write:make_report",
         {"checkpoint": "{packed}", "output": "{new}"},
         {
             "checkpoint": replace(CHECKPOINT, at="options.folder"),
@@ -112,7 +112,7 @@ USE: dict[str, Command] = {
         ),
     ),
     "export": Command(
-        "export.run:export",
+        "export.export:export",
         {"checkpoint": "{packed}", "output": "{new}"},
         {
             "checkpoint": CHECKPOINT,

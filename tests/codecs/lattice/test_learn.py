@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.codecs.test_glvq_search import lower
 
 from nestquant_cli.codecs.lattice import learn as glvq_learn
 from nestquant_cli.codecs.lattice.code import LatticeCode
@@ -10,6 +9,7 @@ from nestquant_cli.codecs.lattice.codec import Glvq
 from nestquant_cli.codecs.lattice.learn import learn
 from nestquant_cli.codecs.lattice.search import loss, search, triangle
 from nestquant_cli.codecs.registry import decoded
+from tests.codecs.lattice.test_search import lower
 from tests.families import gaussian
 
 
