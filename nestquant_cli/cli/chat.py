@@ -43,17 +43,17 @@ def chat(
     second and memory follow each answer.
     """
     from ..generation.conversation import Conversation
+    from ..generation.generator import load_generator
     from ..generation.sampling import Sampling, described
-    from ..generation.writer import open_writer
     from ..models.device import pick_device
     from ..models.source import resolve
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed)
     source = resolve(model, revision)
-    writer = open_writer(source, sampling, resident.value, dtype.value, pick_device(device))
-    conversation = Conversation(writer, system)
+    generator = load_generator(source, sampling, resident.value, dtype.value, pick_device(device))
+    conversation = Conversation(generator, system)
     print_settings(context)
-    console.note(f"talking with {source.name}, {described(writer.config)}; {COMMANDS}")
+    console.note(f"talking with {source.name}, {described(generator.config)}; {COMMANDS}")
     typed = console.is_terminal(sys.stdin)
     refused = 0
     for number, message in _messages(typed):
@@ -84,7 +84,7 @@ def _answer(conversation: "Conversation", message: str, number: int | None) -> b
         console.print_error(str(error) if number is None else f"line {number}: {error}")
         return False
     console.stream("\n")
-    print_answer(answer, conversation.writer.context)
+    print_answer(answer, conversation.generator.context)
     if answer.interrupted and number is not None:
         raise KeyboardInterrupt
     return True

@@ -155,7 +155,7 @@ def _scored(dataset: str, eval_dataset: str | None) -> str:
 
 def _print(found: "Comparison", folder: Path) -> None:
     from ..comparison.tables import cells, columns
-    from ..evaluation.circumstances import windows_said
+    from ..evaluation.provenance import windows_said
 
     protocol = found.protocol
     console.table(columns(found), cells(found), title=found.model)

@@ -29,7 +29,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..evaluation.measure import PerplexityReport
+    from ..evaluation.measure_perplexity import PerplexityReport
 
 
 class Dtype(str, Enum):
@@ -85,7 +85,7 @@ def eval_ppl(
     """
     from ..evaluation.gates import judge_perplexity
     from ..evaluation.junit import refuse_no_gates
-    from ..evaluation.measure import PerplexityOptions, measure_perplexity
+    from ..evaluation.measure_perplexity import PerplexityOptions, measure_perplexity
     from ..models.device import pick_device
     from ..parallel.team import joined, launched
     from ..storage.files import write_json
@@ -124,7 +124,7 @@ def eval_ppl(
 
 
 def _print(report: "PerplexityReport") -> None:
-    from ..evaluation.circumstances import windows_said
+    from ..evaluation.provenance import windows_said
 
     scores, protocol = report.scores, report.protocol
     tokens = "" if protocol["tokens"] is None else f", {protocol['tokens']} tokens"

@@ -142,7 +142,7 @@ def eval_tasks(
     from ..base.errors import NestQuantError
     from ..evaluation.gates import NOT_EVALUATED
     from ..evaluation.junit import refuse_no_gates
-    from ..evaluation.tasks import TaskOptions, measure_tasks
+    from ..evaluation.measure_tasks import TaskOptions, measure_tasks
     from ..models.device import pick_device
     from ..parallel.team import joined, launched
     from ..storage.files import write_json, write_text

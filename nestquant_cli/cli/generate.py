@@ -21,7 +21,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..generation.writer import Answer
+    from ..generation.generator import Answer
 
 PromptArgument = Annotated[
     str | None,
@@ -73,9 +73,9 @@ def generate(
     Standard output has the new text alone, so that it can be piped on; the figures go to standard error.
     """
     from ..base.errors import NestQuantError
-    from ..evaluation.circumstances import model_protocol, versions
+    from ..evaluation.provenance import model_protocol, versions
+    from ..generation.generator import load_generator
     from ..generation.sampling import NOT_GENERATED, Sampling, described
-    from ..generation.writer import open_writer
     from ..models.device import pick_device
     from ..models.source import resolve
     from ..storage.files import BYTE_ORDER_MARK, write_json
@@ -87,18 +87,22 @@ def generate(
         if console.is_terminal(sys.stdin):
             raise NestQuantError("there is no prompt", NOT_GENERATED, f'run: nestquant generate {model} "Once upon"')
         prompt = sys.stdin.read().removeprefix(BYTE_ORDER_MARK).rstrip("\n")
-    writer = open_writer(source, sampling, resident.value, dtype.value, place)
+    generator = load_generator(source, sampling, resident.value, dtype.value, place)
     print_settings(context)
-    console.note(f"continuing with up to {max_new_tokens} tokens, {described(writer.config)}")
+    console.note(f"continuing with up to {max_new_tokens} tokens, {described(generator.config)}")
     if console.out.is_terminal:
         console.stream(prompt)
-    answer = writer.write(writer.tokenizer(prompt)["input_ids"], console.stream)
+    answer = generator.generate(generator.tokenizer(prompt)["input_ids"], console.stream)
     console.stream("\n")
-    print_answer(answer, writer.context)
+    print_answer(answer, generator.context)
     if output is not None:
-        protocol = {"model": model_protocol(source, writer.model), "sampling": asdict(sampling), "versions": versions()}
+        protocol = {
+            "model": model_protocol(source, generator.model),
+            "sampling": asdict(sampling),
+            "versions": versions(),
+        }
         found = {"prompt": prompt, "text": answer.text, "tokens": answer.tokens, "ending": answer.ending}
-        found["figures"] = answer.figures.as_json()
+        found["figures"] = answer.statistics.as_json()
         write_json(output, found | {"protocol": protocol, "settings": settings(context)})
         console.note(f"result: {output}")
     if answer.interrupted:
@@ -109,4 +113,4 @@ def print_answer(answer: "Answer", context: int | None) -> None:
     """Says what an answer took, and that the context is full where that ended it."""
     if answer.ending == "context":
         console.note(f"the context of {context} tokens is full")
-    console.note(answer.figures.line(), ending=answer.ending, **answer.figures.as_json())
+    console.note(answer.statistics.line(), ending=answer.ending, **answer.statistics.as_json())

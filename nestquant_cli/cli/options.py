@@ -52,9 +52,9 @@ def by_comma(text: str, option: str) -> tuple[str, ...]:
 def writable(context: typer.Context, path: Path | None) -> Path | None:
     """Refuses a file that cannot be written before the work that it is for, not behind it."""
     if path is not None and not context.resilient_parsing:
-        from ..storage.disk import refuse_no_file
+        from ..storage.output_checks import refuse_unusable_file
 
-        refuse_no_file(path)
+        refuse_unusable_file(path)
     return path
 
 

@@ -50,7 +50,7 @@ def report_checkpoint(
     With --baseline also perplexity, KL divergence and a sample beside the original. The page holds its pictures; they
     lie beside it as PNG, too.
     """
-    from ..evaluation.measure import PerplexityOptions
+    from ..evaluation.measure_perplexity import PerplexityOptions
     from ..report.write import PAGE, ReportOptions, make_report
 
     folder = output if output is not None else Path(f"{checkpoint.absolute().name}-report")

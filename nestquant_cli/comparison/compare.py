@@ -11,10 +11,10 @@ from ..base.processor import machine
 from ..calibration.text import load_text
 from ..calibration.windows import cut_windows, hash_tokens, tokenize, tokens_of, window_stride
 from ..checkpoint.manifest import MANIFEST
-from ..evaluation.circumstances import versions
 from ..evaluation.gates import main_metric
+from ..evaluation.measure_tasks import TaskOptions, measure_tasks
+from ..evaluation.provenance import versions
 from ..evaluation.task_definitions import load_tasks
-from ..evaluation.tasks import TaskOptions, measure_tasks
 from ..models.describe import describe
 from ..models.device import pick_device
 from ..models.source import Source, fingerprint, load_tokenizer, resolve
@@ -41,10 +41,10 @@ class CompareOptions:
         folder: of the checkpoints and the result.
         against: name of the recipe whose gap the others close; None for none.
         dataset, split, text_field, seqlen, max_windows, bos: text that is scored.
-        tasks, limit, include_path: of lm-eval, see `evaluation.tasks.TaskOptions`.
+        tasks, limit, include_path: of lm-eval, see `evaluation.measure_tasks.TaskOptions`.
         seed: of tasks.
         dtype: that models are loaded in, for quantizing and scoring.
-        device, resident: as in `evaluation.measure.PerplexityOptions`.
+        device, resident: as in `evaluation.measure_perplexity.PerplexityOptions`.
     """
 
     model: Source

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..base.progress import logger, track
-from ..evaluation.circumstances import hold_weights
 from ..evaluation.perplexity import Totals, check_fit, score_window
 from ..models.source import Source, load_model, weight_files
+from ..modules.resident import set_resident_if_quantized
 from .state import State
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Scoring:
 
     Attributes:
         windows: (windows, seqlen) int64.
-        dtype, device, resident: as in `evaluation.measure.PerplexityOptions`.
+        dtype, device, resident: as in `evaluation.measure_perplexity.PerplexityOptions`.
     """
 
     windows: "Tensor"
@@ -57,7 +57,7 @@ def score_models(
             logger.info("scoring %s against the reference", ", ".join(names))
             loaded = {name: load_model(models[name], scoring.dtype, scoring.device) for name in names}
             for model in loaded.values():
-                hold_weights(model, scoring.resident)
+                set_resident_if_quantized(model, scoring.resident)
                 check_fit(model, original, scoring.windows)
             for number in track(range(len(scoring.windows)), "scoring windows"):
                 todo = [name for name in names if len(known[name]) <= number]

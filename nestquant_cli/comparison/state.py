@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import NestQuantError
-from ..storage.disk import refuse_no_folder
 from ..storage.files import not_written, read_json, write_json
 from ..storage.locks import Lock
+from ..storage.output_checks import refuse_unusable_folder
 
 FILE, LOCK = "progress.json", "progress.lock"
 SECTIONS = ("runs", "scores", "tasks")
@@ -25,7 +25,7 @@ class State:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / FILE
-        refuse_no_folder(folder)
+        refuse_unusable_folder(folder)
         foreign = folder.is_dir() and any(each.name != LOCK for each in folder.iterdir())
         if foreign and not self.path.is_file():
             raise NestQuantError(

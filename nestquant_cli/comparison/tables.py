@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ..base.markdown import escaped, table
-from ..evaluation.circumstances import windows_said
+from ..evaluation.provenance import windows_said
 from .result import Comparison, Row
 
 _NOTE = (

@@ -20,8 +20,8 @@ from ..models.limits import describing, meta_model
 from ..models.shards import Entry, read_shard, read_tensor
 from ..models.source import fingerprint, resolve
 from ..modules.layout import Layout
-from ..storage.disk import refuse_full_disk
 from ..storage.files import read_json, write_text
+from ..storage.output_checks import refuse_full_disk
 from ..storage.resume import refuse_foreign
 from .loading import CLASS, MODULE, NOTE, code, note
 from .scheme import Scheme, cannot, matrix_tensors, scheme_of, transform_name, transform_weight, transforms

@@ -4,8 +4,8 @@ import logging
 from typing import Any
 
 from ..base.errors import NestQuantError
+from .generator import Answer, Show, TextGenerator
 from .sampling import NOT_GENERATED
-from .writer import Answer, Show, Writer
 
 logger = logging.getLogger("nestquant")
 
@@ -14,19 +14,19 @@ class Conversation:
     """What was said, and what the model says next.
 
     Args:
-        writer: what generates the model's text.
+        generator: what generates the model's text.
         system: a message that stands before all others; None leaves that to the template.
 
     Raises:
         NestQuantError: the model has no chat template.
     """
 
-    def __init__(self, writer: Writer, system: str | None = None) -> None:
-        if not writer.tokenizer.chat_template:
+    def __init__(self, generator: TextGenerator, system: str | None = None) -> None:
+        if not generator.tokenizer.chat_template:
             raise NestQuantError(
                 "the model has no chat template", NOT_GENERATED, "let it continue text with 'nestquant generate'"
             )
-        self.writer = writer
+        self.generator = generator
         self._before = [] if system is None else [_message("system", system)]
         self.history: list[dict[str, str]] = list(self._before)
 
@@ -49,21 +49,21 @@ class Conversation:
         messages = [*self.history, _message("user", text)]
         ids = self._ids(messages)
         first = len(self._before)
-        while self.writer.room is not None and len(ids) > self.writer.room and len(messages) > first + 2:
+        while self.generator.room is not None and len(ids) > self.generator.room and len(messages) > first + 2:
             del messages[first : first + 2]
             ids = self._ids(messages)
-        self.writer.refuse_unfit(ids)
+        self.generator.refuse_unfit(ids)
         forgotten = len(self.history) + 1 - len(messages)
         if forgotten:
             logger.info(
                 "the conversation is longer than the model takes: its %d oldest messages are left out", forgotten
             )
-        answer = self.writer.write(ids, show)
+        answer = self.generator.generate(ids, show)
         self.history = [*messages, _message("assistant", answer.text)]
         return answer
 
     def _ids(self, messages: list[dict[str, str]]) -> list[int]:
-        tokenizer = self.writer.tokenizer
+        tokenizer = self.generator.tokenizer
         try:
             found: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         except Exception as error:  # a template is a program that comes with the model

@@ -54,6 +54,12 @@ def set_resident(model: nn.Module, form: str) -> str:
     return form
 
 
+def set_resident_if_quantized(model: nn.Module, form: str) -> str | None:
+    """As `set_resident`; returns None, and changes nothing, where the model has no quantized Linear."""
+    quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
+    return set_resident(model, form) if quantized else None
+
+
 def resident_bytes(model: nn.Module) -> int:
     """Bytes of the weights of all quantized Linears in memory, row scales included."""
     return sum(module.resident_bytes() for module in model.modules() if isinstance(module, QuantizedLinear))

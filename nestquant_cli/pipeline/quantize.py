@@ -25,8 +25,8 @@ from ..models.source import Source
 from ..models.structure import linears
 from ..parallel.team import Team, team
 from ..quantization.layer import QuantizedMatrix
-from ..storage.disk import refuse_full_disk
 from ..storage.files import sha256_file
+from ..storage.output_checks import refuse_full_disk
 from ..storage.resume import refuse_foreign
 from .finish import run_figures, write_rest
 from .layer_matrices import quantize_matrices

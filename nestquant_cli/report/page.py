@@ -6,14 +6,14 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..evaluation.circumstances import windows_said
+from ..evaluation.provenance import windows_said
 from ..sharing.results import without_folder
-from .facts import Contents
+from .page_data import PageData
 
 _DAMAGED = 12  # matrices listed
 
 
-def html(name: str, found: Contents, pictures: dict[str, bytes]) -> str:
+def html(name: str, found: PageData, pictures: dict[str, bytes]) -> str:
     """The page, in which names and texts of others are escaped.
 
     Args:
@@ -41,7 +41,7 @@ def html(name: str, found: Contents, pictures: dict[str, bytes]) -> str:
     )
 
 
-def _summary(found: Contents) -> list[tuple[str, str]]:
+def _summary(found: PageData) -> list[tuple[str, str]]:
     own = found.inspection
     return [
         ("bits of the codes (16 is not quantized)", ", ".join(f"{part} {value:g}" for part, value in own.bits.items())),
@@ -51,7 +51,7 @@ def _summary(found: Contents) -> list[tuple[str, str]]:
     ]
 
 
-def _damaged(found: Contents) -> list[tuple[str, ...]]:
+def _damaged(found: PageData) -> list[tuple[str, ...]]:
     bits = {matrix.name: matrix.bits_per_weight for matrix in found.inspection.matrices}
     return [
         (name, f"{record['hessian_error']:.5f}", f"{record['relative_error']:.5f}", f"{bits[name]:.3f}")
@@ -60,7 +60,7 @@ def _damaged(found: Contents) -> list[tuple[str, ...]]:
     ]
 
 
-def _betas(found: Contents) -> list[Sequence[str]]:
+def _betas(found: PageData) -> list[Sequence[str]]:
     """The table with its heads; empty without nested codes."""
     rows = [(kind, *(f"{share:.3f}" for share in shares)) for kind, shares in found.betas().items()]
     longest = max(map(len, rows), default=0)

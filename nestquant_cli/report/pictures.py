@@ -4,7 +4,7 @@ import io
 import logging
 from typing import Any
 
-from .facts import Contents
+from .page_data import PageData
 
 logger = logging.getLogger("nestquant")
 
@@ -12,7 +12,7 @@ _SIZE = (9.0, 3.6)  # inches
 _DPI = 110
 
 
-def draw(found: Contents) -> dict[str, bytes]:
+def draw(found: PageData) -> dict[str, bytes]:
     """PNGs by file name; none, and a line in the log, without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -31,7 +31,7 @@ def draw(found: Contents) -> dict[str, bytes]:
     return made
 
 
-def _errors(found: Contents, axes: Any) -> bool:
+def _errors(found: PageData, axes: Any) -> bool:
     for key, label in (("relative_error", "weights"), ("hessian_error", "outputs, on calibration text")):
         axes.plot(found.layer_errors(key), marker="o", markersize=4, label=label)
     axes.set_yscale("log")
@@ -41,7 +41,7 @@ def _errors(found: Contents, axes: Any) -> bool:
     return _over_layers(axes)
 
 
-def _bits(found: Contents, axes: Any) -> bool:
+def _bits(found: PageData, axes: Any) -> bool:
     bits = found.layer_bits()
     axes.bar(range(len(bits)), bits, color="C2")
     axes.set_ylabel("bits per weight")
@@ -57,7 +57,7 @@ def _over_layers(axes: Any) -> bool:
     return True
 
 
-def _betas(found: Contents, axes: Any) -> bool:
+def _betas(found: PageData, axes: Any) -> bool:
     shares = found.betas()
     for place in range(max(map(len, shares.values()), default=0)):
         heights = [share[place] if place < len(share) else 0.0 for share in shares.values()]
@@ -70,7 +70,7 @@ def _betas(found: Contents, axes: Any) -> bool:
     return bool(shares)
 
 
-def _perplexity(found: Contents, axes: Any) -> bool:
+def _perplexity(found: PageData, axes: Any) -> bool:
     if found.scores is None:
         return False
     scores = found.scores.scores

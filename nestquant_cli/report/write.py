@@ -3,15 +3,15 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..evaluation.measure import PerplexityOptions, measure_perplexity
+from ..evaluation.measure_perplexity import PerplexityOptions, measure_perplexity
+from ..generation.generator import load_generator
 from ..generation.sampling import Sampling
-from ..generation.writer import open_writer
 from ..models.device import pick_device
 from ..models.source import Source, resolve
 from ..storage.files import replacing, write_text
 from ..storage.resume import refuse_foreign
-from .facts import Contents, Sample, read_contents
 from .page import html
+from .page_data import PageData, Sample, read_page_data
 from .pictures import draw
 
 PAGE = "report.html"
@@ -36,18 +36,18 @@ class ReportOptions:
     max_new_tokens: int = 48
 
 
-def make_report(options: ReportOptions) -> Contents:
+def make_report(options: ReportOptions) -> PageData:
     """Scores and writes text where asked for, and puts page and pictures into the folder, the page last.
 
     Raises:
         NestQuantError: no packed checkpoint, an output folder with other files, or bad input of the evaluation.
     """
     refuse_foreign(options.output, PAGE)
-    read_contents(options.folder)  # before any work
+    read_page_data(options.folder)  # before any work
     own, baseline = resolve(options.scoring.model), options.scoring.baseline and resolve(options.scoring.baseline)
     scores = measure_perplexity(replace(options.scoring, model=own, baseline=baseline)) if baseline else None
     samples = [_sample(source, options) for source in (own, baseline) if source and options.prompt]
-    found = read_contents(options.folder, scores, options.prompt, samples)
+    found = read_page_data(options.folder, scores, options.prompt, samples)
     pictures = draw(found)
     for name, png in pictures.items():
         with replacing(options.output / name) as temporary:
@@ -59,5 +59,5 @@ def make_report(options: ReportOptions) -> Contents:
 def _sample(source: Source, options: ReportOptions) -> Sample:
     how = options.scoring
     sampling = Sampling(options.max_new_tokens, temperature=0)
-    writer = open_writer(source, sampling, how.resident, how.dtype, pick_device(how.device))
-    return Sample(source.name, writer.write(writer.tokenizer(options.prompt)["input_ids"]).text)
+    generator = load_generator(source, sampling, how.resident, how.dtype, pick_device(how.device))
+    return Sample(source.name, generator.generate(generator.tokenizer(options.prompt)["input_ids"]).text)

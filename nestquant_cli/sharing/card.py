@@ -8,8 +8,8 @@ from urllib.parse import quote
 from ..base.markdown import escaped, table
 from ..calibration.named_datasets import C4, WIKITEXT2
 from ..checkpoint.byte_counts import Inspection
-from .kept import TAGS, Kept
 from .results import Measured, without_folder
+from .user_text import TAGS, UserText
 
 CARRIED = ("license", "license_name", "license_link", "language")  # of the base model's card
 _DATASETS = {"wikitext2": WIKITEXT2[0], "c4": C4}
@@ -42,7 +42,7 @@ class Facts:
     commands: Sequence[str]
 
 
-def model_card(facts: Facts, kept: Kept, pushed: str | None) -> str:
+def model_card(facts: Facts, kept: UserText, pushed: str | None) -> str:
     """The whole card.
 
     Args:
@@ -53,7 +53,7 @@ def model_card(facts: Facts, kept: Kept, pushed: str | None) -> str:
     return f"---\n{_metadata(facts, kept)}\n---\n\n{kept.around(_body(facts), pushed)}"
 
 
-def _metadata(facts: Facts, kept: Kept) -> str:
+def _metadata(facts: Facts, kept: UserText) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [

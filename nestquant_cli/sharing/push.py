@@ -15,8 +15,8 @@ from ..models.hub import reason_of
 from ..models.source import fingerprint, load_tokenizer, resolve
 from ..storage.files import write_text
 from .card import CARRIED, Facts, Origin, model_card
-from .kept import NOT_PUSHED, newest, read_kept
 from .results import read_results
+from .user_text import NOT_PUSHED, newest, read_user_text
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def hub_api() -> Any:
 def push(options: PushOptions, api: Any = None) -> list[str]:
     """Verifies, writes the card into the folder, and uploads the files of the checkpoint in one commit.
 
-    What people wrote into the card outside of the generated part stays, here and on the Hub, see `sharing.kept`.
+    What people wrote into the card outside of the generated part stays, here and on the Hub, see `sharing.user_text`.
 
     Args:
         options: what and where to.
@@ -80,7 +80,7 @@ def push(options: PushOptions, api: Any = None) -> list[str]:
     files = sorted(own | _tokenizer_files(options.folder))
     facts = Facts(options.repo, origin, inspection, measured, commands)
     own_card = options.folder / CARD
-    kept = read_kept(own_card.read_text(encoding="utf-8") if own_card.is_file() else None, str(own_card))
+    kept = read_user_text(own_card.read_text(encoding="utf-8") if own_card.is_file() else None, str(own_card))
     write_text(own_card, model_card(facts, kept, kept.pushed))
     if options.dry_run:
         return files
@@ -88,7 +88,9 @@ def push(options: PushOptions, api: Any = None) -> list[str]:
     info = _call(lambda: api.model_info(options.repo))
     if not options.public and info.private is False:
         raise NestQuantError(f"{options.repo} is public already", NOT_PUSHED, "give --public, or another name")
-    kept = newest(kept, read_kept(_card_on_hub(options.repo, info, api), f"the card of {options.repo}"), options.repo)
+    kept = newest(
+        kept, read_user_text(_card_on_hub(options.repo, info, api), f"the card of {options.repo}"), options.repo
+    )
     write_text(own_card, model_card(facts, kept, kept.digest))
     about = {"repo_id": options.repo, "folder_path": str(options.folder), "allow_patterns": files}
     about |= {"commit_message": "Upload a checkpoint packed by nestquant", "parent_commit": info.sha}

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import NestQuantError
-from ..evaluation.circumstances import windows_said
 from ..evaluation.gates import main_metric, main_name
+from ..evaluation.provenance import windows_said
 from ..storage.files import read_json
-from .kept import NOT_PUSHED
+from .user_text import NOT_PUSHED
 
 # options of the two commands that a figure depends on
 _SCORING = ("dataset", "split", "text_field", "seqlen", "max_windows", "bos", "baseline")

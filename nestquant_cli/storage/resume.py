@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import NestQuantError
-from .disk import refuse_no_folder
 from .files import leftovers, not_written, read_json, replacing, sha256_file, write_json
 from .locks import Lock, refuse_held
+from .output_checks import refuse_unusable_folder
 
 WORK = "INCOMPLETE"
 LOCK = "lock"
@@ -201,7 +201,7 @@ def refuse_foreign(folder: Path, last: str) -> None:
         folder: the output folder.
         last: name of the file that completes it.
     """
-    refuse_no_folder(folder)
+    refuse_unusable_folder(folder)
     work = folder / WORK
     refuse_held(work / LOCK, folder)
     if (folder / last).is_file() and work.is_dir() and {each.name for each in work.iterdir()} <= {_NAMES, LOCK}:

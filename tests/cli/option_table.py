@@ -8,7 +8,7 @@ makes.
 from dataclasses import replace
 
 from nestquant_cli.evaluation.gates import Verdict
-from nestquant_cli.evaluation.tasks import TaskReport
+from nestquant_cli.evaluation.measure_tasks import TaskReport
 from tests.cli.option_case import (
     ANYTHING,
     BASELINE,
@@ -112,7 +112,7 @@ COMMANDS: dict[str, Command] = {
         },
     ),
     "eval-ppl": Command(
-        "evaluation.measure:measure_perplexity",
+        "evaluation.measure_perplexity:measure_perplexity",
         {"model": "{model}", "dataset": "{text}", "seqlen": 32, "max_windows": 1},
         at(
             "options",
@@ -135,7 +135,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "eval-tasks": Command(
-        "evaluation.tasks:measure_tasks",
+        "evaluation.measure_tasks:measure_tasks",
         {"model": "{model}", "tasks": "sample_piqa", "include_path": str(TASKS), "limit": 1},
         at(
             "options",

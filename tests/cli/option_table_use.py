@@ -34,18 +34,18 @@ def _prompt(arguments: Mapping[str, Any]) -> Any:
 
 USE: dict[str, Command] = {
     "generate": Command(
-        "generation.writer:open_writer",
+        "generation.generator:load_generator",
         {"model": "{model}", "prompt": "the lattice", "max_new_tokens": 1},
         {
             "model": MODEL,
-            "prompt": Case("holds every point", _prompt, ANYTHING, acts="generation.writer:Writer.write"),
+            "prompt": Case("holds every point", _prompt, ANYTHING, acts="generation.generator:TextGenerator.generate"),
             "output": RESULT,
             **SAMPLING,
             "revision": REVISION,
         },
     ),
     "chat": Command(
-        "generation.writer:open_writer",
+        "generation.generator:load_generator",
         {"model": "{talking}"},
         {
             "model": replace(MODEL, value="{talking}"),

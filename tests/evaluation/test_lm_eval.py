@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nestquant_cli.evaluation.tasks import TaskOptions, measure_tasks
+from nestquant_cli.evaluation.measure_tasks import TaskOptions, measure_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("sample_piqa", "sample_arc_easy")

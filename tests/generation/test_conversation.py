@@ -5,25 +5,25 @@ import pytest
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.generation.conversation import Conversation
+from nestquant_cli.generation.generator import TextGenerator, load_generator
 from nestquant_cli.generation.sampling import Sampling
-from nestquant_cli.generation.writer import Writer, open_writer
 from nestquant_cli.models.source import resolve
 
 
-def writer(folder: Path, new: int = 8) -> Writer:
-    return open_writer(resolve(str(folder)), Sampling(max_new_tokens=new), "auto", "float32", "cpu")
+def generator(folder: Path, new: int = 8) -> TextGenerator:
+    return load_generator(resolve(str(folder)), Sampling(max_new_tokens=new), "auto", "float32", "cpu")
 
 
 def test_history_goes_through_the_template(talking_packed: Path) -> None:
-    own = writer(talking_packed)
+    own = generator(talking_packed)
     talk, prompts = Conversation(own, "be brief"), list[str]()
-    real = own.write
+    real = own.generate
 
     def recorded(ids: list[int], show: object) -> object:
         prompts.append(own.tokenizer.decode(ids))
         return real(ids)
 
-    own.write = recorded  # type: ignore[method-assign, assignment]
+    own.generate = recorded  # type: ignore[method-assign, assignment]
     first, second = talk.say("hello"), talk.say("again")
     assert prompts[0] == "s: be brief\nu: hello\na: "
     assert prompts[1] == f"s: be brief\nu: hello\na: {first.text}\nu: again\na: "
@@ -36,7 +36,7 @@ def test_history_goes_through_the_template(talking_packed: Path) -> None:
 
 def test_the_oldest_messages_go_when_it_grows_too_long(talking: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "nestquant")
-    talk = Conversation(writer(talking), "first")
+    talk = Conversation(generator(talking), "first")
     for number in range(12):
         talk.say(f"question {number} about the lattice")
     roles = [each["role"] for each in talk.history]
@@ -51,7 +51,7 @@ def test_the_oldest_messages_go_when_it_grows_too_long(talking: Path, caplog: py
 
 
 def test_answers_longer_than_the_context_leave_the_conversation_its_half(talking: Path) -> None:
-    talk = Conversation(writer(talking, new=1000))
+    talk = Conversation(generator(talking, new=1000))
     talk.history = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
     talk.say("hello")
     assert [each["content"] for each in talk.history][:3] == ["x", "y", "hello"]
@@ -59,8 +59,8 @@ def test_answers_longer_than_the_context_leave_the_conversation_its_half(talking
 
 def test_without_a_template_or_with_one_that_refuses(tiny_model_folder: Path, talking: Path) -> None:
     with pytest.raises(NestQuantError, match=r"no chat template; .*nestquant generate"):
-        Conversation(writer(tiny_model_folder))
-    talk = Conversation(writer(talking))
+        Conversation(generator(tiny_model_folder))
+    talk = Conversation(generator(talking))
     talk.history = [{"role": "robot", "content": "beep"}]
     with pytest.raises(NestQuantError, match=r"refuses the conversation \(no robots\)"):
         talk.say("hello")

@@ -13,8 +13,8 @@ import pytest
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.inspect import inspect
-from nestquant_cli.report.facts import Contents, Sample, read_contents
 from nestquant_cli.report.page import html
+from nestquant_cli.report.page_data import PageData, Sample, read_page_data
 from nestquant_cli.storage.files import read_json, write_json
 from tests.families import Outcome, in_process, tell
 
@@ -75,7 +75,7 @@ def test_the_page_holds_figures_pictures_and_samples(
 
 
 def test_contents_are_what_was_recorded(talking_packed: Path) -> None:
-    found = read_contents(talking_packed)
+    found = read_page_data(talking_packed)
     records = read_json(talking_packed / "quantization_report.json")["matrices"]
     worst, record = found.most_damaged(3)[0]
     assert record["hessian_error"] == max(each["hessian_error"] for each in records.values())
@@ -88,8 +88,8 @@ def test_contents_are_what_was_recorded(talking_packed: Path) -> None:
 
 
 def test_names_and_texts_cannot_become_markup(talking_packed: Path) -> None:
-    found = read_contents(talking_packed)
-    own = Contents(found.inspection, found.records, None, "<b>", [Sample("<i>", "<script>alert(1)</script>")])
+    found = read_page_data(talking_packed)
+    own = PageData(found.inspection, found.records, None, "<b>", [Sample("<i>", "<script>alert(1)</script>")])
     text = html("<u>", own, {})
     Page(text)
     assert not re.search(r"<(script|i|u)>", text)
@@ -124,4 +124,4 @@ def test_what_is_no_checkpoint_is_refused(
     copy = Path(shutil.copytree(talking_packed, tmp_path / "copy"))
     write_json(copy / "quantization_report.json", {})
     with pytest.raises(NestQuantError, match="has no record of model"):
-        read_contents(copy)
+        read_page_data(copy)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.output import Output
-from nestquant_cli.storage.disk import refuse_full_disk
+from nestquant_cli.storage.output_checks import refuse_full_disk
 from nestquant_cli.storage.resume import WORK, RunState
 from tests.families import Outcome, in_process, pack, tell
 

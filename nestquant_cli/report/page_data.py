@@ -9,7 +9,7 @@ from ..base.errors import NestQuantError
 from ..checkpoint.byte_counts import Inspection
 from ..checkpoint.inspect import inspect
 from ..checkpoint.manifest import REPORT
-from ..evaluation.measure import PerplexityReport
+from ..evaluation.measure_perplexity import PerplexityReport
 from ..storage.files import read_json
 
 
@@ -22,7 +22,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Contents:
+class PageData:
     """Everything on the page.
 
     Attributes:
@@ -68,9 +68,9 @@ class Contents:
         return order[:count]
 
 
-def read_contents(
+def read_page_data(
     folder: Path, scores: PerplexityReport | None = None, prompt: str = "", samples: list[Sample] | None = None
-) -> Contents:
+) -> PageData:
     """The contents for a checkpoint.
 
     Raises:
@@ -82,4 +82,4 @@ def read_contents(
     if not found.matrices or missing:
         cause = f"{folder} has no record of {missing[0]}" if missing else f"no weight of {folder} is quantized"
         raise NestQuantError(cause, "no report was made", "give a checkpoint as 'nestquant quantize' wrote it")
-    return Contents(found, records, scores, prompt, samples or [])
+    return PageData(found, records, scores, prompt, samples or [])

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import NestQuantError
 from ..models.device import pick_device
 from ..models.source import Source, load_model, load_tokenizer, resolve
+from ..modules.resident import set_resident_if_quantized
 from ..parallel.team import team
-from .circumstances import hold_weights, model_protocol, versions
 from .gates import NOT_EVALUATED, Gate, Verdict, judge, parse_gate
 from .prompts import Prompting, complete_special_tokens, prompting, read_gen_kwargs
+from .provenance import model_protocol, versions
 from .task_definitions import load_tasks
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def measure_tasks(options: TaskOptions) -> TaskReport:
     Raises:
         NestQuantError: bad input, data of a task that cannot be read, or logits that are NaN or infinite.
     """
-    from .task_run import Settings, run_tasks
+    from .lm_eval_run import Settings, run_tasks
 
     start = time.monotonic()
     _check_numbers(options)
@@ -111,7 +112,7 @@ def measure_tasks(options: TaskOptions) -> TaskReport:
     if how.template is None and tokenizer.chat_template:
         logger.info("the tokenizer has a chat template; scores are without it (with it: --apply-chat-template)")
     model = load_model(source, options.dtype, device)
-    held = hold_weights(model, options.resident)
+    held = set_resident_if_quantized(model, options.resident)
     settings = Settings(
         options.num_fewshot, options.limit, options.batch_size, how, gen_kwargs, options.log_samples, options.seed
     )

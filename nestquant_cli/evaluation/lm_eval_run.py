@@ -13,7 +13,7 @@ import torch
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
-from .harness import Harness
+from .lm_eval_model import LmEvalModel
 from .prompts import Prompting
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def run_tasks(
     Raises:
         NestQuantError: logits that are NaN or infinite, or what a task asks for cannot be done.
     """
-    harness = Harness(model, tokenizer, settings.batch_size, settings.prompting)
+    harness = LmEvalModel(model, tokenizer, settings.batch_size, settings.prompting)
     loaded = TaskManager(include_defaults=False).load(tasks)  # they are objects; all definitions are read without it
     for name, task in loaded["tasks"].items():
         _set_up(name, task, settings)

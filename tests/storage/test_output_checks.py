@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.storage.disk import refuse_no_file
+from nestquant_cli.storage.output_checks import refuse_unusable_file
 from tests.families import Outcome, in_process, tell
 
 FILES: dict[str, Callable[[Path], tuple[Path, str]]] = {
@@ -40,13 +40,13 @@ def folder(tmp_path: Path) -> Path:
 def test_what_cannot_be_a_file_is_refused_with_its_cause(folder: Path, case: str) -> None:
     path, told = FILES[case](folder)
     with pytest.raises(NestQuantError, match=told):
-        refuse_no_file(path)
+        refuse_unusable_file(path)
 
 
 @pytest.mark.parametrize("name", ["new.json", "file", "new/folder/out.json", "link"])
 def test_what_can_be_written_is_taken_and_nothing_is_made(folder: Path, name: str) -> None:
     before = sorted(folder.rglob("*"))
-    refuse_no_file(folder / name)
+    refuse_unusable_file(folder / name)
     assert sorted(folder.rglob("*")) == before
 
 

@@ -9,9 +9,10 @@ from ..calibration.text import load_text
 from ..calibration.windows import cut_windows, tokenize, tokens_of, window_stride
 from ..models.device import pick_device
 from ..models.source import Source, load_model, load_tokenizer, resolve
+from ..modules.resident import set_resident_if_quantized
 from ..parallel.team import team
-from .circumstances import hold_weights, model_protocol, versions
 from .perplexity import Scores, score
+from .provenance import model_protocol, versions
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,9 @@ def measure_perplexity(options: PerplexityOptions) -> PerplexityReport:
     torch.manual_seed(options.seed)
     model = load_model(source, options.dtype, device)
     baseline = load_model(baseline_source, options.dtype, device) if baseline_source is not None else None
-    held = hold_weights(model, options.resident)
+    held = set_resident_if_quantized(model, options.resident)
     if baseline is not None:
-        hold_weights(baseline, options.resident)
+        set_resident_if_quantized(baseline, options.resident)
     scores = score(model, windows[: options.max_windows].long(), baseline_model=baseline)
     protocol = {
         "dataset": text.name,

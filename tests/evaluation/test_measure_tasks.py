@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.evaluation.lm_eval_run import Settings, run_tasks
+from nestquant_cli.evaluation.measure_tasks import TaskOptions, measure_tasks
 from nestquant_cli.evaluation.task_definitions import load_tasks
-from nestquant_cli.evaluation.task_run import Settings, run_tasks
-from nestquant_cli.evaluation.tasks import TaskOptions, measure_tasks
 from nestquant_cli.models.source import load_model, load_tokenizer, resolve
 from tests.families import in_process
 

@@ -26,7 +26,7 @@ def refuse_full_disk(folder: Path, needed: int, what: str) -> None:
     _refuse_unwritable(place)
 
 
-def refuse_no_folder(folder: Path) -> None:
+def refuse_unusable_folder(folder: Path) -> None:
     """Raises NestQuantError where a path cannot be a folder: its name, a file or a link to nothing forbids it."""
     try:
         for place in (folder, *folder.parents):
@@ -40,9 +40,9 @@ def refuse_no_folder(folder: Path) -> None:
         raise _not_used(f"{folder} cannot be used ({error.strerror or error})") from error
 
 
-def refuse_no_file(path: Path) -> None:
+def refuse_unusable_file(path: Path) -> None:
     """Raises NestQuantError where a file cannot be written to a path: a folder is there, or its own cannot be one."""
-    refuse_no_folder(path.parent)
+    refuse_unusable_folder(path.parent)
     try:
         path.lstat()
     except FileNotFoundError:

@@ -24,7 +24,7 @@ TAGS = ("nestquant", "quantized")
 
 
 @dataclass(frozen=True)
-class Kept:
+class UserText:
     """What is not generated.
 
     Attributes:
@@ -57,7 +57,7 @@ class Kept:
         return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def read_kept(text: str | None, place: str) -> Kept:
+def read_user_text(text: str | None, place: str) -> UserText:
     """What a card that is there has beside the generated part; all of it where it has no markers.
 
     Raises:
@@ -66,7 +66,7 @@ def read_kept(text: str | None, place: str) -> Kept:
     from huggingface_hub import ModelCard
 
     if text is None:
-        return Kept()
+        return UserText()
     metadata: dict[str, Any] = {}
     if text.lstrip().startswith("---"):
         try:
@@ -79,12 +79,12 @@ def read_kept(text: str | None, place: str) -> Kept:
     own = {key: value for key, value in metadata.items() if key not in GENERATED} | ({"tags": tags} if tags else {})
     begin = _BEGIN.search(text)
     if begin is None:
-        return Kept(own, "", text.strip())
+        return UserText(own, "", text.strip())
     after = text[begin.end() :].partition(_END)[2]
-    return Kept(own, text[: begin.start()].strip(), after.strip(), begin[1])
+    return UserText(own, text[: begin.start()].strip(), after.strip(), begin[1])
 
 
-def newest(here: Kept, there: Kept, repo: str) -> Kept:
+def newest(here: UserText, there: UserText, repo: str) -> UserText:
     """Which of both is to stay: the one that was edited since the last push.
 
     Raises:

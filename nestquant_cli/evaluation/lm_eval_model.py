@@ -26,12 +26,12 @@ _SHARE = 0.25  # of the free memory for a batch
 logger = logging.getLogger("nestquant")
 
 
-class Harness(HFLM):
+class LmEvalModel(HFLM):
     """lm-eval's model for one that is loaded: shares requests with the processes of the team, tells progress, and
     refuses logits that are NaN or infinite, which lm-eval would count as an ordinary wrong answer.
 
     Args:
-        batch_size, prompting: see `task_run.Settings`.
+        batch_size, prompting: see `evaluation.lm_eval_run.Settings`.
     """
 
     batch_schedule: float  # lm-eval's: how often "auto" looks for a batch size
@@ -75,12 +75,14 @@ class Harness(HFLM):
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Any]:
         """Log-likelihoods of continuations, and whether they are the most likely ones."""
-        return self._told("loglikelihood", len(requests), lambda: super(Harness, self).loglikelihood(requests, True))
+        return self._with_progress(
+            "loglikelihood", len(requests), lambda: super(LmEvalModel, self).loglikelihood(requests, True)
+        )
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Any]:
         """Log-likelihoods of whole texts. Progress counts windows, whose number is not known at the start."""
-        return self._told(
-            "loglikelihood_rolling", None, lambda: super(Harness, self).loglikelihood_rolling(requests, True)
+        return self._with_progress(
+            "loglikelihood_rolling", None, lambda: super(LmEvalModel, self).loglikelihood_rolling(requests, True)
         )
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Any]:
@@ -90,8 +92,8 @@ class Harness(HFLM):
             NestQuantError: a task or --gen-kwargs asks for what the model cannot do.
         """
         try:
-            return self._told(
-                "generate_until", len(requests), lambda: super(Harness, self).generate_until(requests, True)
+            return self._with_progress(
+                "generate_until", len(requests), lambda: super(LmEvalModel, self).generate_until(requests, True)
             )
         except (AssertionError, TypeError, ValueError) as error:  # how lm-eval and transformers refuse settings
             raise NestQuantError(
@@ -100,7 +102,7 @@ class Harness(HFLM):
                 "change the settings with --gen-kwargs, such as max_gen_toks=64",
             ) from error
 
-    def _told(self, kind: str, total: int | None, work: Callable[[], T]) -> T:
+    def _with_progress(self, kind: str, total: int | None, work: Callable[[], T]) -> T:
         with steps(f"running {kind} requests", total) as advance:
             self.set_cache_hook(_Counter(advance, windows=total is None))
             return work()

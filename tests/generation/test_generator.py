@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.generation.generator import TextGenerator, load_generator
 from nestquant_cli.generation.sampling import Sampling
-from nestquant_cli.generation.writer import Writer, open_writer
 from nestquant_cli.models.source import resolve
 from tests.families import CONTEXT, load, make_model, random_ids
 
 PROMPT = random_ids(1, 20)[0].tolist()
 
 
-def opened(folder: Path, new: int = 12, dtype: str = "float32", **settings: Any) -> Writer:
-    return open_writer(resolve(str(folder)), Sampling(max_new_tokens=new, **settings), "packed", dtype, "cpu")
+def opened(folder: Path, new: int = 12, dtype: str = "float32", **settings: Any) -> TextGenerator:
+    return load_generator(resolve(str(folder)), Sampling(max_new_tokens=new, **settings), "packed", dtype, "cpu")
 
 
 def by_hand(folder: Path, ids: list[int], new: int) -> list[int]:
@@ -29,19 +29,19 @@ def by_hand(folder: Path, ids: list[int], new: int) -> list[int]:
 @pytest.mark.parametrize("name", ["talking", "talking_packed"])
 def test_the_text_is_that_of_generate_and_comes_in_pieces(name: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(name)
-    writer, pieces = opened(folder), list[str]()
-    answer = writer.write(PROMPT, pieces.append)
+    generator, pieces = opened(folder), list[str]()
+    answer = generator.generate(PROMPT, pieces.append)
     assert answer.tokens == by_hand(folder, PROMPT, 12)
-    assert "".join(pieces) == answer.text == writer.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+    assert "".join(pieces) == answer.text == generator.tokenizer.decode(answer.tokens, skip_special_tokens=True)
     assert not answer.interrupted
 
 
 def test_figures_count_what_is_there(talking: Path, talking_packed: Path) -> None:
-    plain, packed = (opened(folder).write(PROMPT).figures for folder in (talking, talking_packed))
-    for figures in (plain, packed):
-        assert (figures.prompt_tokens, figures.reused_tokens, figures.new_tokens) == (20, 0, 12)
-        assert figures.tokens_per_second and figures.tokens_per_second > 0
-        assert "tokens/s" in figures.line() and figures.peak_bytes > 1 << 26
+    plain, packed = (opened(folder).generate(PROMPT).statistics for folder in (talking, talking_packed))
+    for statistics in (plain, packed):
+        assert (statistics.prompt_tokens, statistics.reused_tokens, statistics.new_tokens) == (20, 0, 12)
+        assert statistics.tokens_per_second and statistics.tokens_per_second > 0
+        assert "tokens/s" in statistics.line() and statistics.peak_bytes > 1 << 26
     model = load(talking, dtype=torch.float32)
     assert plain.weight_bytes == sum(each.nbytes for each in model.parameters())
     assert plain.cache_bytes == 2 * 2 * (20 + 11) * 32 * 4  # layers, keys and values, tokens, heads × size, float32
@@ -54,81 +54,81 @@ def test_figures_count_what_is_there(talking: Path, talking_packed: Path) -> Non
 @pytest.mark.parametrize("name", ["talking", "talking_packed"])
 def test_what_texts_have_in_common_is_not_computed_again(name: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(name)
-    writer = opened(folder)
-    first = writer.write(PROMPT)
+    generator = opened(folder)
+    first = generator.generate(PROMPT)
     longer = [*PROMPT, *first.tokens, 5, 6]
-    second = writer.write(longer)
-    assert second.figures.reused_tokens == len(PROMPT) + 11
-    assert second.figures.prompt_tokens == len(longer) - len(PROMPT) - 11
-    assert second.tokens == opened(folder).write(longer).tokens
+    second = generator.generate(longer)
+    assert second.statistics.reused_tokens == len(PROMPT) + 11
+    assert second.statistics.prompt_tokens == len(longer) - len(PROMPT) - 11
+    assert second.tokens == opened(folder).generate(longer).tokens
     other = [*longer[:25], 9, 10]
-    third = writer.write(other)
-    assert third.figures.reused_tokens == 25
-    assert third.tokens == opened(folder).write(other).tokens
-    assert writer.write([200, *PROMPT]).figures.reused_tokens == 0
+    third = generator.generate(other)
+    assert third.statistics.reused_tokens == 25
+    assert third.tokens == opened(folder).generate(other).tokens
+    assert generator.generate([200, *PROMPT]).statistics.reused_tokens == 0
 
 
 @pytest.mark.parametrize("name", ["talking", "talking_packed"])
 def test_a_model_that_would_keep_no_cache_answers_as_one_that_would(name: str, request: pytest.FixtureRequest) -> None:
     """Training often leaves use_cache false in a model's configuration."""
     folder = request.getfixturevalue(name)
-    writer = opened(folder)
+    generator = opened(folder)
     model = load(folder, dtype=torch.float32)
     model.config.use_cache = model.generation_config.use_cache = False
-    other = Writer(model, writer.tokenizer, Sampling(max_new_tokens=12), "packed")
-    first, second = PROMPT, [*PROMPT, *opened(folder).write(PROMPT).tokens, 5, 6]
+    other = TextGenerator(model, generator.tokenizer, Sampling(max_new_tokens=12), "packed")
+    first, second = PROMPT, [*PROMPT, *opened(folder).generate(PROMPT).tokens, 5, 6]
     for text in (first, second):
-        found, expected = other.write(text), writer.write(text)
-        assert found.tokens == expected.tokens and found.figures.cache_bytes == expected.figures.cache_bytes
-    assert found.figures.reused_tokens == len(PROMPT) + 11
+        found, expected = other.generate(text), generator.generate(text)
+        assert found.tokens == expected.tokens and found.statistics.cache_bytes == expected.statistics.cache_bytes
+    assert found.statistics.reused_tokens == len(PROMPT) + 11
 
 
 def test_a_sliding_window_starts_anew(tiny_tokenizer_folder: Path) -> None:
     from nestquant_cli.models.source import Source, load_tokenizer
 
     tokenizer = load_tokenizer(Source("folder", str(tiny_tokenizer_folder), None, "tiny"))
-    writer = Writer(make_model("mistral"), tokenizer, Sampling(max_new_tokens=5))
-    first = writer.write(PROMPT)
-    second = writer.write([*PROMPT, *first.tokens, 5])
-    assert second.figures.reused_tokens == 0
-    fresh = Writer(make_model("mistral"), tokenizer, Sampling(max_new_tokens=5))
-    assert second.tokens == fresh.write([*PROMPT, *first.tokens, 5]).tokens
+    generator = TextGenerator(make_model("mistral"), tokenizer, Sampling(max_new_tokens=5))
+    first = generator.generate(PROMPT)
+    second = generator.generate([*PROMPT, *first.tokens, 5])
+    assert second.statistics.reused_tokens == 0
+    fresh = TextGenerator(make_model("mistral"), tokenizer, Sampling(max_new_tokens=5))
+    assert second.tokens == fresh.generate([*PROMPT, *first.tokens, 5]).tokens
 
 
 def test_a_seed_repeats_a_draw(talking: Path) -> None:
-    draw: Callable[[int], list[int]] = lambda seed: opened(talking, temperature=2.0, seed=seed).write(PROMPT).tokens  # noqa: E731
+    draw: Callable[[int], list[int]] = lambda seed: opened(talking, temperature=2.0, seed=seed).generate(PROMPT).tokens  # noqa: E731
     assert draw(1) == draw(1) != draw(2)
 
 
 def test_the_text_ends_where_the_model_does(talking: Path) -> None:
-    writer = opened(talking)
-    assert writer.room == CONTEXT - 12
-    answer = writer.write([5] * (CONTEXT - 3))
+    generator = opened(talking)
+    assert generator.room == CONTEXT - 12
+    answer = generator.generate([5] * (CONTEXT - 3))
     assert len(answer.tokens) == 3 and answer.ending == "context"
-    assert writer.write(PROMPT).ending == "max_new_tokens"
+    assert generator.generate(PROMPT).ending == "max_new_tokens"
     assert opened(talking, new=2 * CONTEXT).room == CONTEXT // 2
     for ids, told in (([5] * CONTEXT, "256 tokens"), ([], "empty")):
         with pytest.raises(NestQuantError, match=told):
-            writer.write(ids)
+            generator.generate(ids)
 
 
 def test_an_interrupted_text_is_kept_and_its_cache_is_not(talking: Path) -> None:
-    writer, pieces = opened(talking, new=50), list[str]()
+    generator, pieces = opened(talking, new=50), list[str]()
 
     def stop(text: str) -> None:
         pieces.append(text)
         raise KeyboardInterrupt
 
-    answer = writer.write(PROMPT, stop)
+    answer = generator.generate(PROMPT, stop)
     assert answer.interrupted and 0 < len(answer.tokens) < 50
-    assert answer.text.startswith("".join(pieces)) and answer.figures.cache_bytes is None
-    again = writer.write(PROMPT)
-    assert again.figures.reused_tokens == 0 and again.tokens[: len(answer.tokens)] == answer.tokens
+    assert answer.text.startswith("".join(pieces)) and answer.statistics.cache_bytes is None
+    again = generator.generate(PROMPT)
+    assert again.statistics.reused_tokens == 0 and again.tokens[: len(answer.tokens)] == answer.tokens
 
 
 def test_an_end_token_ends_a_text_even_at_the_last_place(talking: Path) -> None:
-    free = opened(talking).write(PROMPT).tokens
-    writer = opened(talking, new=3)
-    writer.config.eos_token_id = [free[2]]
-    answer = writer.write(PROMPT)
+    free = opened(talking).generate(PROMPT).tokens
+    generator = opened(talking, new=3)
+    generator.config.eos_token_id = [free[2]]
+    answer = generator.generate(PROMPT)
     assert answer.tokens == free[:3] and answer.ending == "end of text"

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.calibration.text import load_text
 from nestquant_cli.calibration.windows import token_windows
-from nestquant_cli.evaluation.measure import PerplexityOptions, measure_perplexity
+from nestquant_cli.evaluation.measure_perplexity import PerplexityOptions, measure_perplexity
 from nestquant_cli.evaluation.perplexity import score
 from nestquant_cli.models.source import fingerprint, load_model, resolve
 from tests.families import in_process

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestquant_cli.evaluation.harness import LARGEST_BATCH, largest_batch
+from nestquant_cli.evaluation.lm_eval_model import LARGEST_BATCH, largest_batch
 
 SIZES = SimpleNamespace(vocab_size=32000, hidden_size=4096)
 

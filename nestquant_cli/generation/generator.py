@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from transformers import TextStreamer
 
 from ..base.errors import NestQuantError
-from ..evaluation.circumstances import hold_weights
 from ..models.source import Source, load_model, load_tokenizer
 from ..models.vocabulary import known_tokens, refuse_unknown_tokens
+from ..modules.resident import set_resident_if_quantized
 from .sampling import NOT_GENERATED, Sampling
-from .speed import Figures, cache_bytes, peak_bytes, weight_bytes
+from .statistics import GenerationStatistics, cache_bytes, peak_bytes, weight_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,14 +29,14 @@ class Answer:
     Attributes:
         text: without the prompt and without special tokens.
         tokens: the new ones.
-        figures: what it took.
+        statistics: speed and memory of the generation.
         ending: why it ends: at a token that ends a text, after as many tokens as were asked for, before that because
             the model's context is full, or because the user stopped it.
     """
 
     text: str
     tokens: list[int]
-    figures: Figures
+    statistics: GenerationStatistics
     ending: Ending
 
     @property
@@ -45,7 +45,7 @@ class Answer:
         return self.ending == "interrupted"
 
 
-class Writer:
+class TextGenerator:
     """Continues texts one after the other.
 
     Keys and values of the tokens that a text has in common with the one before are not computed again, where the
@@ -55,7 +55,7 @@ class Writer:
         model: any causal language model, in eval mode.
         tokenizer: that belongs to it.
         sampling: how tokens are chosen; its seed is set once, here.
-        resident: the form of quantized weights, for the figures.
+        resident: the form of quantized weights, for the statistics.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Writer:
             raise NestQuantError(cause, NOT_GENERATED, "shorten it")
         refuse_unknown_tokens(max(ids), known_tokens(self.model), NOT_GENERATED)
 
-    def write(self, ids: Sequence[int], show: Show = lambda text: None) -> Answer:
+    def generate(self, ids: Sequence[int], show: Show = lambda text: None) -> Answer:
         """Continues a text up to an end token, `max_new_tokens` or the model's longest text.
 
         Args:
@@ -122,11 +122,11 @@ class Writer:
                 found = model.generate(prompt, **named, streamer=stream, return_dict_in_generate=True)
         except KeyboardInterrupt:
             stream.end()
-        figures = self._figures(stream, len(ids) - kept, kept, found and cache_bytes(found.past_key_values))
+        statistics = self._statistics(stream, len(ids) - kept, kept, found and cache_bytes(found.past_key_values))
         if found is not None:
             self._remember(found.past_key_values, found.sequences[0].tolist())
         ending = "interrupted" if found is None else self._ending(stream.tokens, int(config.max_new_tokens or 0))
-        return Answer(stream.text, stream.tokens, figures, ending)
+        return Answer(stream.text, stream.tokens, statistics, ending)
 
     def _ending(self, tokens: list[int], most: int) -> Ending:
         ends: Any = self.config.eos_token_id or ()
@@ -153,8 +153,8 @@ class Writer:
         if whole:
             self._cache, self._seen = cache, sequence[: cache.get_seq_length()]
 
-    def _figures(self, stream: "_Stream", read: int, reused: int, held: int | None) -> Figures:
-        return Figures(
+    def _statistics(self, stream: "_Stream", read: int, reused: int, held: int | None) -> GenerationStatistics:
+        return GenerationStatistics(
             prompt_tokens=read,
             reused_tokens=reused,
             prompt_seconds=stream.first - stream.begin,
@@ -167,7 +167,7 @@ class Writer:
         )
 
 
-def open_writer(source: Source, sampling: Sampling, resident: str, dtype: str, device: str) -> Writer:
+def load_generator(source: Source, sampling: Sampling, resident: str, dtype: str, device: str) -> TextGenerator:
     """Loads tokenizer and model.
 
     Args:
@@ -181,7 +181,7 @@ def open_writer(source: Source, sampling: Sampling, resident: str, dtype: str, d
     """
     tokenizer = load_tokenizer(source)
     model = load_model(source, dtype, device)
-    return Writer(model, tokenizer, sampling, hold_weights(model, resident))
+    return TextGenerator(model, tokenizer, sampling, set_resident_if_quantized(model, resident))
 
 
 class _Stream(TextStreamer):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Figures:
+class GenerationStatistics:
     """What a generation took.
 
     Attributes:

@@ -50,11 +50,3 @@ def device_name(model: "PreTrainedModel") -> str:
 
     device = model.device
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-
-
-def hold_weights(model: "PreTrainedModel", form: str) -> str | None:
-    """Brings quantized weights into a form, see `modules.resident.set_resident`; None where the model has none."""
-    from ..modules.attach import quantized_linears
-    from ..modules.resident import set_resident
-
-    return set_resident(model, form) if quantized_linears(model) else None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nestquant_cli.evaluation.tasks import TaskOptions, measure_tasks
+from nestquant_cli.evaluation.measure_tasks import TaskOptions, measure_tasks
 from nestquant_cli.models.source import load_model, load_tokenizer, resolve
 
 TASKS = Path(__file__).resolve().parents[1] / "tasks"
@@ -72,7 +72,7 @@ def test_a_cut_prompt_is_told_once(options: TaskOptions, caplog: pytest.LogCaptu
 def test_an_automatic_batch_scores_the_same(options: TaskOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = measure_tasks(options)
     for free, size in ((1 << 40, 64), (1, 1)):
-        monkeypatch.setattr("nestquant_cli.evaluation.harness.free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("nestquant_cli.evaluation.lm_eval_model.free_memory", lambda device, free=free: free)
         report = measure_tasks(dataclasses.replace(options, batch_size="auto:9"))
         assert set(report.protocol["batch_sizes"]) == {size} and report.how.endswith(f"batch size auto:9 ({size})")
         assert report.results["sample_piqa"]["acc,none"] == alone.results["sample_piqa"]["acc,none"]
