@@ -13,23 +13,30 @@ or to quantize one while it loads, without calibration:
     ... )
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
+from .base.version import __version__
 from .integrations.transformers.registration import register_with_transformers
 
 if TYPE_CHECKING:
     from .integrations.transformers.quantizer import NestQuantConfig
 
+# The modules of these names import torch or transformers, so each is imported when its name is first used. They are
+# named by strings: this file imports nothing that imports it.
+_MODULES = {
+    "NestQuantConfig": "integrations.transformers.quantizer",
+}
+
 __all__ = ["NestQuantConfig", "__version__"]
-__version__ = "0.1.0"
 
 register_with_transformers()
 
 
 def __getattr__(name: str) -> Any:
-    """NestQuantConfig, whose module imports transformers, on first use."""
-    if name == "NestQuantConfig":
-        from .integrations.transformers.quantizer import NestQuantConfig
-
-        return NestQuantConfig
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """A public name, whose module is imported on first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

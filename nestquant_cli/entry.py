@@ -15,9 +15,8 @@ from datetime import datetime, timezone
 from types import FrameType
 from typing import NoReturn
 
-INTERRUPTED = 130  # exit code
-INTERRUPTION = "interrupted; the command stopped before its end; run it again"
-_STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # by their descriptors
+from .base.process import INTERRUPTED, INTERRUPTION, repair_streams
+
 _IMPORTING = "<frozen importlib"
 
 
@@ -36,24 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run(arguments)
     except KeyboardInterrupt:
         _stop()
-
-
-def repair_streams() -> None:
-    """Gives a process that was started with closed standard streams ones that lead nowhere.
-
-    Otherwise the next file that is opened takes the place of a closed one, and is written into by whoever prints.
-    """
-    for descriptor, (name, mode) in enumerate(_STREAMS):
-        if getattr(sys, name) is not None:
-            continue
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            if nowhere != descriptor:
-                os.dup2(nowhere, descriptor)
-                os.close(nowhere)
-        setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it lasts as long as the process
 
 
 def _interrupt(_: int, frame: FrameType | None) -> None:

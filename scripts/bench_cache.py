@@ -23,10 +23,11 @@ from rich.table import Table
 from transformers.cache_utils import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.checkpoint.read import read_layout
 from nestquant_cli.codecs.nested.fit import SAMPLE_BLOCKS, fit_scales
 from nestquant_cli.e8.shape import shape_for_bits
-from nestquant_cli.models.source import load_model, resolve
+from nestquant_cli.models.source import resolve
 from nestquant_cli.modules.cache import PackedCache
 from nestquant_cli.modules.cache_codes import CacheCodes
 from nestquant_cli.storage.files import write_json

@@ -21,8 +21,9 @@ from rich.table import Table
 
 from nestquant_cli.calibration.text import load_text
 from nestquant_cli.calibration.windows import token_windows
+from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.evaluation.perplexity import score
-from nestquant_cli.models.source import load_model, load_tokenizer, resolve
+from nestquant_cli.models.source import load_tokenizer, resolve
 from nestquant_cli.modules.attach import quantized_linears
 from nestquant_cli.modules.cache import is_packed
 from nestquant_cli.modules.resident import resident_bytes, set_resident

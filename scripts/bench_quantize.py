@@ -18,7 +18,8 @@ from rich.table import Table
 
 from nestquant_cli.calibration.text import load_text
 from nestquant_cli.calibration.windows import sample_windows
-from nestquant_cli.models.source import Source, load_model, load_tokenizer, resolve
+from nestquant_cli.checkpoint.load import load_model
+from nestquant_cli.models.source import Source, load_tokenizer, resolve
 from nestquant_cli.pipeline.quantize import quantize
 from nestquant_cli.pipeline.recipe import Recipe
 from nestquant_cli.storage.files import write_json

@@ -84,7 +84,8 @@ def of_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     """The same of the packed checkpoint, by nestquant."""
     import torch
 
-    from nestquant_cli.models.source import load_model, load_tokenizer, resolve
+    from nestquant_cli.checkpoint.load import load_model
+    from nestquant_cli.models.source import load_tokenizer, resolve
     from nestquant_cli.modules.attach import quantized_linears
 
     source = resolve(arguments.checkpoint)

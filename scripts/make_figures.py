@@ -20,12 +20,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from nestquant_cli.calibration.text import load_text
+from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.codecs.nested.fit import ScaledCode, fit_scales
 from nestquant_cli.e8.rates import BEST
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.e8.voronoi import gauge
 from nestquant_cli.kernels import for_device
-from nestquant_cli.models.source import load_model, load_tokenizer, resolve
+from nestquant_cli.models.source import load_tokenizer, resolve
 from nestquant_cli.modules.inputs import padded_size
 from nestquant_cli.rotation.transform import rotation
 from nestquant_cli.storage.files import replacing

@@ -25,9 +25,10 @@ from transformers import AutoModelForCausalLM
 
 import nestquant_cli  # noqa: F401  registers the format
 from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.checkpoint.manifest import MANIFEST
 from nestquant_cli.checkpoint.verify import verify
-from nestquant_cli.models.source import load_model, load_tokenizer, resolve
+from nestquant_cli.models.source import load_tokenizer, resolve
 
 IDS = torch.arange(16)[None] % 200 + 3
 LONGEST = 60  # seconds for one look

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nestquant_cli.entry import INTERRUPTION, repair_streams
+from nestquant_cli.base.process import INTERRUPTION, repair_streams
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERRUPTED_AT_IMPORT = """
@@ -110,7 +110,7 @@ def test_a_closed_standard_input_is_an_empty_one(talking_packed: Path) -> None:
 
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
     program = (
-        "import sys; from nestquant_cli.entry import repair_streams; repair_streams(); file = open('data', 'w');"
+        "import sys; from nestquant_cli.base.process import repair_streams; repair_streams(); file = open('data', 'w');"
         "print('printed'); sys.stdin.read(); file.write(str(file.fileno() > 2)); file.close()"
     )
     command = ["sh", "-c", 'exec "$@" <&- >&-', "sh", sys.executable, "-c", program]

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from ..base.errors import NestQuantError
 from ..codecs.protocol import Shape
 from ..codecs.registry import vector_from
 from ..codecs.vectors import VectorCode
-from ..models.shards import write_shard
+from ..models.shards import read_tensors, write_shard
 from ..modules.cache_codes import CacheCodes
 from ..storage.files import read_json, sha256_file, write_json
 from ..storage.resume import RunState
@@ -137,7 +135,7 @@ class Calibration:
             info = self.layers[index]
             if sha256_file(path) != info["sha256"]:
                 raise NestQuantError(f"{path} was altered or truncated", _NOT_USED, _AGAIN)
-            tensors = load_file(path)
+            tensors = read_tensors(path)
             inputs = {
                 leader: InputStatistics(
                     tuple(item["members"]),
@@ -154,7 +152,7 @@ class Calibration:
                 keys, values = (_code_from(info["cache"][part], kv_shape) for part in ("keys", "values"))
                 assert keys is not None and values is not None
                 cache = CacheCodes(keys, values)
-        except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        except (OSError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
             raise NestQuantError(f"{path} or {FILE} is damaged ({error!r})", _NOT_USED, _AGAIN) from error
         return LayerStatistics(inputs, cache)
 

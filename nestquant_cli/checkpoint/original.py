@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from ..base.errors import NestQuantError
 from ..codecs.protocol import WeightCode
 from ..codecs.registry import decoded
-from ..models.source import load_model, resolve
+from ..models.load import load_unpacked_model
+from ..models.source import resolve
 from ..modules.layout import LinearLayout
 from ..rotation.reflections import Reflected
 from ..rotation.transform import Identity, Rotation
@@ -29,7 +30,7 @@ def load_original(model: str, dtype: str = "auto") -> PreTrainedModel:
         raise NestQuantError(
             f"{model} is a packed checkpoint", "the checkpoint was not compared with it", "give the original model"
         )
-    return load_model(source, dtype)
+    return load_unpacked_model(source, dtype)
 
 
 def relative_error(

@@ -19,7 +19,7 @@ from rich.text import Text
 from ..base import progress
 from ..base.errors import NestQuantError
 from ..base.printable import escaped, shown
-from ..entry import INTERRUPTED, INTERRUPTION
+from ..base.process import INTERRUPTED, INTERRUPTION
 from ..parallel.team import launched
 from .log import JsonHandler, LogFormat, handler
 

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
-from ..entry import repair_streams
+from ..base.process import repair_streams
+from ..base.version import __version__
 from . import console
 from .calibrate import calibrate
 from .chat import chat

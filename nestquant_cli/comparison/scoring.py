@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..base.progress import logger, track
+from ..checkpoint.load import load_model
 from ..evaluation.perplexity import Totals, check_fit, score_window
-from ..models.source import Source, load_model, weight_files
+from ..models.source import Source, weight_files
 from ..modules.resident import set_resident_if_quantized
 from .state import State
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import NestQuantError
+from ..checkpoint.load import load_model
 from ..models.device import pick_device
-from ..models.source import Source, load_model, load_tokenizer, resolve
+from ..models.source import Source, load_tokenizer, resolve
 from ..modules.resident import set_resident_if_quantized
 from ..parallel.team import team
 from .gates import NOT_EVALUATED, Gate, Verdict, judge, parse_gate

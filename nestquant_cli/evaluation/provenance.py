@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..base.version import __version__
 from ..models.describe import describe
 from ..models.source import Source, fingerprint
 
@@ -16,10 +17,8 @@ PACKAGES = ("torch", "transformers")
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions of Python, this package, torch, transformers and further installed `packages`."""
-    import nestquant_cli
-
     found = {package: importlib.metadata.version(package) for package in (*PACKAGES, *packages)}
-    return {"python": platform.python_version(), "nestquant_cli": nestquant_cli.__version__, **found}
+    return {"python": platform.python_version(), "nestquant_cli": __version__, **found}
 
 
 def model_protocol(source: Source, model: "PreTrainedModel") -> dict[str, Any]:

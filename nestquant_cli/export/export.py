@@ -10,8 +10,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from .. import __version__
 from ..base.progress import track
+from ..base.version import __version__
 from ..checkpoint.manifest import CONFIG, INDEX, MANIFEST, REPORT
 from ..checkpoint.output import Output
 from ..checkpoint.read import check_checkpoint, open_checkpoint, read_layout

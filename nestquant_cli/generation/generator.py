@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from transformers import TextStreamer
 
 from ..base.errors import NestQuantError
-from ..models.source import Source, load_model, load_tokenizer
+from ..checkpoint.load import load_model
+from ..models.source import Source, load_tokenizer
 from ..models.vocabulary import known_tokens, refuse_unknown_tokens
 from ..modules.resident import set_resident_if_quantized
 from .sampling import NOT_GENERATED, Sampling
@@ -174,7 +175,7 @@ def load_generator(source: Source, sampling: Sampling, resident: str, dtype: str
         source: any kind of model.
         sampling: how tokens are chosen.
         resident: form of quantized weights in memory, see `modules.resident.set_resident`.
-        dtype, device: as `models.source.load_model` takes them.
+        dtype, device: as `checkpoint.load.load_model` takes them.
 
     Raises:
         NestQuantError: see `load_tokenizer`, `load_model`.

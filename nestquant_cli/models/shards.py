@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# safetensors' name of a dtype: torch's name and the bytes of one entry
+# safetensors' name of a dtype: torch's name and the bytes of one entry; tensors of the last ones come first in a shard
 DTYPES = {
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 1),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 1),
+    "F8_E8M0": ("float8_e8m0fnu", 1),
     "BOOL": ("bool", 1),
     "U8": ("uint8", 1),
     "I8": ("int8", 1),
@@ -34,6 +39,7 @@ DTYPES = {
     "F64": ("float64", 8),
     "I64": ("int64", 8),
     "U64": ("uint64", 8),
+    "C64": ("complex64", 8),
 }
 PIECE = 1 << 22  # entries that are compared at a time
 LENGTH_BYTES = 8  # the header's length, little-endian, is what a file begins with
@@ -116,6 +122,15 @@ def read_tensor(path: Path, entry: Entry) -> "Tensor":
         NestQuantError: the file ends before the tensor does, or cannot be read.
     """
     return _read(path, entry, 0, math.prod(entry.shape)).view(entry.shape)
+
+
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    """All tensors of a shard by name, in memory of their own on the CPU.
+
+    Raises:
+        NestQuantError: missing, truncated, or not a valid safetensors file.
+    """
+    return {name: read_tensor(path, entry) for name, entry in read_shard(path).entries.items()}
 
 
 def same_values(one: tuple[Path, Entry], other: tuple[Path, Entry], dtype: "torch.dtype") -> bool:

@@ -24,8 +24,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from ..base.errors import NestQuantError
 from ..kernels.dense import use_float32_products
 from .limits import describing, refuse_misfit
+from .load import load_unpacked_model, warn_unused
 from .shards import Entry, read_shard, read_tensor, same_values
-from .source import Source, load_config, load_model, warn_unused, weight_files
+from .source import Source, load_config, weight_files
 from .structure import Decoder, find_decoder
 
 PIECE = 1 << 24  # entries looked at a time
@@ -142,7 +143,7 @@ def open_weights(source: Source, device: str, dtype: str = "auto") -> Weights:
     reason, opened = _open_lazily(source, device, dtype)
     if opened is None:
         logger.info("%s is loaded whole: %s", source.name, reason)
-        return Weights(load_model(source, dtype, device))
+        return Weights(load_unpacked_model(source, dtype, device))
     logger.info("%s is read layer by layer", source.name)
     return opened
 

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import __version__
+from ..base.version import __version__
 from ..checkpoint.output import Output
 from ..integrations.transformers.auto import AUTO_MAP, write_loader
 from ..integrations.transformers.section import config_section

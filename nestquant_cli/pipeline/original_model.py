@@ -5,9 +5,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .. import __version__
 from ..base.errors import NestQuantError
 from ..base.processor import machine
+from ..base.version import __version__
 from ..calibration.fit_settings import FitSettings
 from ..calibration.text import load_text
 from ..calibration.windows import Windows, sample_windows

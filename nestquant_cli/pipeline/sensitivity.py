@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from ..base.progress import track
 from ..calibration.measure_layers import measure_layers
 from ..calibration.statistics import InputStatistics
+from ..checkpoint.load import load_model
 from ..e8.code import BLOCK
-from ..models.source import load_model
 from ..models.structure import find_decoder, linears
 from ..parallel.team import Team
 from ..parallel.tiles import diagonal_blocks

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..calibration.hidden_states import HiddenStates
@@ -13,6 +12,7 @@ from ..calibration.statistics import InputStatistics, LayerStatistics
 from ..checkpoint.output import Output
 from ..codecs.protocol import WeightCode
 from ..codecs.registry import decoded
+from ..models.shards import read_tensors
 from ..models.structure import linears
 from ..modules.inputs import padded_size
 from ..parallel.team import Team
@@ -74,7 +74,7 @@ class SequentialQuantizer:
         decoder, layout = self.original.weights.decoder, part.layout
         modules, prefix = linears(decoder.layers[index]), decoder.layer_name(index) + "."
         path: Path = self.output.folder / self.output.shard(index)
-        tensors = self.group.run_on_rank0(lambda: load_file(path))
+        tensors = self.group.run_on_rank0(lambda: read_tensors(path))
         weights = {}
         for name, linear in layout.linears.items():
             code = layout.code_of(linear)

@@ -11,7 +11,7 @@ from ..checkpoint.manifest import CONFIG, INDEX, REPORT, read_manifest
 from ..checkpoint.original import relative_change, relative_error
 from ..checkpoint.output import Output
 from ..checkpoint.read import read_layout
-from ..models.shards import read_shard, read_tensor
+from ..models.shards import read_tensors
 from ..modules.inputs import padded_size
 from ..modules.layout import Layout
 from ..rotation.reflections import rotation_for
@@ -47,8 +47,7 @@ def write_tuned(
     changes: dict[str, float] = {}
     shards = shards_of(manifest)
     for number, file in enumerate(shards):
-        shard = read_shard(checkpoint / file)
-        tensors = {name: read_tensor(shard.path, entry) for name, entry in shard.entries.items()}
+        tensors = read_tensors(checkpoint / file)
         for name in sorted(tuned.keys() & tensors.keys()):
             tensors[name] = tuned[name].to(tensors[name].dtype)
             matrix, _, leaf = name.rpartition(".")

@@ -16,10 +16,11 @@ from torch import Tensor
 from ..base.errors import NestQuantError
 from ..base.processor import machine
 from ..base.progress import steps
+from ..checkpoint.load import load_model
 from ..checkpoint.manifest import CONFIG, MANIFEST
 from ..checkpoint.output import Output
 from ..checkpoint.read import open_checkpoint, read_layout, read_quantization_config
-from ..models.source import Source, fingerprint, load_config, load_model, load_tokenizer, resolve
+from ..models.source import Source, fingerprint, load_config, load_tokenizer, resolve
 from ..modules.resident import set_resident
 from ..storage.files import sha256_file
 from ..storage.resume import refuse_foreign

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.checkpoint.manifest import INDEX
 from nestquant_cli.checkpoint.read import check_checkpoint, open_checkpoint, read_layout
-from nestquant_cli.models.source import load_model, resolve
+from nestquant_cli.models.source import resolve
 from nestquant_cli.pipeline.recipe import Recipe
 
 Rewrite = Callable[[str, Any], None]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.evaluation.measure_tasks import TaskOptions, measure_tasks
-from nestquant_cli.models.source import load_model, load_tokenizer, resolve
+from nestquant_cli.models.source import load_tokenizer, resolve
 
 TASKS = Path(__file__).resolve().parents[1] / "tasks"
 

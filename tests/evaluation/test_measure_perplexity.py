@@ -14,7 +14,7 @@ from nestquant_cli.calibration.text import load_text
 from nestquant_cli.calibration.windows import token_windows
 from nestquant_cli.evaluation.measure_perplexity import PerplexityOptions, measure_perplexity
 from nestquant_cli.evaluation.perplexity import score
-from nestquant_cli.models.source import fingerprint, load_model, resolve
+from nestquant_cli.models.source import fingerprint, resolve
 from tests.families import in_process
 
 

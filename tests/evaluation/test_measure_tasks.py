@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.evaluation.lm_eval_run import Settings, run_tasks
 from nestquant_cli.evaluation.measure_tasks import TaskOptions, measure_tasks
 from nestquant_cli.evaluation.task_definitions import load_tasks
-from nestquant_cli.models.source import load_model, load_tokenizer, resolve
+from nestquant_cli.models.source import load_tokenizer, resolve
 from tests.families import in_process
 
 TASKS = Path(__file__).resolve().parents[1] / "tasks"

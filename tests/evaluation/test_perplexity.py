@@ -9,10 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.evaluation import perplexity
 from nestquant_cli.evaluation.divergence import divergence
 from nestquant_cli.evaluation.perplexity import perplexity_of, score
-from nestquant_cli.models.source import load_model, resolve
+from nestquant_cli.models.source import resolve
 
 
 @pytest.fixture

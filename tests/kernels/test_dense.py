@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.kernels import dense
-from nestquant_cli.models.source import load_model, resolve
+from nestquant_cli.models.source import resolve
 from nestquant_cli.models.weights import open_weights
 
 ULP = 2.0**-7  # of bfloat16, relative: rounding to nearest errs by half of it

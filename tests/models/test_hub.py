@@ -9,9 +9,10 @@ from huggingface_hub import close_session, constants
 from transformers import AutoModelForCausalLM
 
 from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.models import hub as module
 from nestquant_cli.models.resolve import resolve
-from nestquant_cli.models.source import load_model, load_tokenizer, weight_files
+from nestquant_cli.models.source import load_tokenizer, weight_files
 from nestquant_cli.models.weight_set import INDEX
 from tests.hub_server import Hub, Repository, Request, serving
 

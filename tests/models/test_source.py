@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.models.fingerprint import fingerprint_files
-from nestquant_cli.models.source import fingerprint, load_model, load_tokenizer, resolve, weight_files
+from nestquant_cli.models.source import fingerprint, load_tokenizer, resolve, weight_files
 
 
 @pytest.fixture

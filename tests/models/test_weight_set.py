@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.models.source import fingerprint, load_model, resolve, weight_files
+from nestquant_cli.checkpoint.load import load_model
+from nestquant_cli.models.source import fingerprint, resolve, weight_files
 from nestquant_cli.models.weight_set import INDEX, SINGLE, weight_set
 from nestquant_cli.models.weights import open_weights
 

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.models.source import load_model, resolve
+from nestquant_cli.checkpoint.load import load_model
+from nestquant_cli.models.source import resolve
 from nestquant_cli.models.weights import LazyWeights, Weights, open_weights
 from nestquant_cli.pipeline.finish import other_tensors
 from nestquant_cli.storage.files import read_json, write_json

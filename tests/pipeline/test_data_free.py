@@ -10,9 +10,10 @@ import torch
 from nestquant_cli import NestQuantConfig
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.inspect import inspect
+from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.checkpoint.verify import verify
 from nestquant_cli.evaluation.perplexity import score
-from nestquant_cli.models.source import load_model, resolve
+from nestquant_cli.models.source import resolve
 from nestquant_cli.modules.attach import quantized_linears
 from tests.families import load, logits, make_model, random_ids, relative_error, save_model
 

@@ -9,7 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nestquant_cli.calibration.hidden_states import DEFAULT_BUDGET
-from nestquant_cli.models.source import load_model, resolve
+from nestquant_cli.checkpoint.load import load_model
+from nestquant_cli.models.source import resolve
 from nestquant_cli.models.structure import find_decoder
 from nestquant_cli.models.weights import open_weights
 from nestquant_cli.pipeline import estimate

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.calibration.store import CalibrationWriter
+from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.checkpoint.output import Output
 from nestquant_cli.checkpoint.read import read_layout
 from nestquant_cli.checkpoint.verify import verify
 from nestquant_cli.models.shards import write_shard
-from nestquant_cli.models.source import load_model, resolve
+from nestquant_cli.models.source import resolve
 from nestquant_cli.modules.attach import attach
 from nestquant_cli.pipeline.quantize import calibrate
 from nestquant_cli.pipeline.recipe import Recipe

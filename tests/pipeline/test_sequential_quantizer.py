@@ -9,8 +9,9 @@ import torch
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.calibration.text import load_text
 from nestquant_cli.calibration.windows import sample_windows
+from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.checkpoint.output import Output
-from nestquant_cli.models.source import load_model, load_tokenizer, resolve
+from nestquant_cli.models.source import load_tokenizer, resolve
 from nestquant_cli.pipeline.quantize import calibrate
 from nestquant_cli.pipeline.recipe import Recipe
 from tests.families import pack

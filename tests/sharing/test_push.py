@@ -15,7 +15,8 @@ import yaml
 from huggingface_hub import HfApi, ModelCardData
 
 from nestquant_cli.checkpoint.inspect import inspect as count_bits
-from nestquant_cli.models.source import load_model, load_tokenizer, resolve
+from nestquant_cli.checkpoint.load import load_model
+from nestquant_cli.models.source import load_tokenizer, resolve
 from nestquant_cli.sharing import push as module
 from tests.families import Outcome, in_process, tell
 

@@ -10,9 +10,10 @@ import torch
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.calibration.text import load_text
 from nestquant_cli.calibration.windows import token_windows
+from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.checkpoint.read import read_layout
 from nestquant_cli.checkpoint.verify import verify
-from nestquant_cli.models.source import load_model, load_tokenizer, resolve
+from nestquant_cli.models.source import load_tokenizer, resolve
 from nestquant_cli.storage.files import read_json
 from nestquant_cli.storage.resume import WORK
 from nestquant_cli.tuning import tune as run

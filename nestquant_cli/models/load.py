@@ -1,0 +1,136 @@
+"""Loads a model that is not packed: a folder, a GGUF file, or what the Hub has.
+
+Files are compared with the configuration before anything is allocated for them, and code that comes with a model is
+never run.
+"""
+
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..base.errors import NestQuantError
+from ..base.names import nearest
+from .limits import Shapes, refuse_depth, refuse_misfit
+from .resolve import NOT_LOADED, Source
+from .shards import read_shard
+from .source import chosen_weight_set, gguf_argument, load_config, unreadable, weight_files
+from .weight_set import CHOICE, INDEX, SINGLE
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+logger = logging.getLogger("nestquant")
+
+
+def check_dtype(dtype: "str | torch.dtype") -> None:
+    """Raises NestQuantError for the name of a dtype that torch does not have; "auto" is one."""
+    import torch
+
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        known = ("auto", "float32", "bfloat16", "float16")
+        raise NestQuantError(f"there is no dtype '{dtype}'", "the model was not loaded", nearest(dtype, known))
+
+
+def load_unpacked_model(source: Source, dtype: "str | torch.dtype" = "auto", device: str = "cpu") -> "PreTrainedModel":
+    """Loads a model in eval mode on one device.
+
+    Args:
+        source: any model that is not a packed checkpoint.
+        dtype: a torch dtype or its name; "auto" is the checkpoint's, and bfloat16 for GGUF, which is de-quantized.
+        device: a torch device.
+
+    Raises:
+        NestQuantError: files are missing, truncated or damaged, tensors are missing, the model is not a decoder, or
+            there is no such dtype.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ..kernels.dense import use_float32_products
+
+    check_dtype(dtype)
+    config = load_config(source)
+    arguments: dict[str, Any] = {"dtype": dtype, "config": config, "output_loading_info": True}
+    if source.gguf_file:
+        arguments |= {"dtype": torch.bfloat16 if dtype == "auto" else dtype, **gguf_argument(source), **_dequantize()}
+    else:
+        _refuse_misfit(config, _shapes(source))
+        _choose_weights(source, config)
+        arguments["use_safetensors"] = True  # a pickle in the same folder is never read
+    logger.info("loading %s", source.name)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source.path, trust_remote_code=False, **arguments)
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise
+        raise unreadable(source, "weights", error) from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise NestQuantError(
+            f"the weights of {source.name} lack {len(missing)} tensors, the first is {missing[0]}",
+            "it would run with random numbers in their place and was not loaded",
+            "download or copy the model again",
+        )
+    warn_unused(source, model, info["unexpected_keys"])
+    if source.gguf_file:
+        _forget_gguf(model)
+    vars(model.config).pop(CHOICE, None)  # it names a file of this folder, and would be saved with other files
+    use_float32_products(model)
+    return model.to(device).eval()
+
+
+def warn_unused(source: Source, model: "PreTrainedModel", names: Iterable[str]) -> None:
+    """Names tensors of a model's files that the model has no place for, but for those that its class says to ignore."""
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    unused = sorted(name for name in names if not any(re.search(pattern, name) for pattern in ignored))
+    if unused:
+        more = f" and {len(unused) - 1} more tensors" if len(unused) > 1 else ""
+        logger.warning("%s%s in the files of %s are not used by the model", unused[0], more, source.name)
+
+
+def _choose_weights(source: Source, config: "PretrainedConfig") -> None:
+    """Has transformers read the files of `weight_files` where it would choose others by itself."""
+    entry = chosen_weight_set(source).entry
+    usual = SINGLE if (Path(source.path) / SINGLE).is_file() else INDEX
+    if entry not in (None, usual):
+        setattr(config, CHOICE, entry)
+
+
+def _refuse_misfit(config: "PretrainedConfig", shapes: Shapes) -> None:
+    if getattr(config, "quantization_config", None) is None:
+        refuse_misfit(config, shapes)
+    else:  # the files hold something else than the tensors of the model that the configuration alone describes
+        refuse_depth(config, len(shapes), "the tensors of its files are")
+
+
+def _shapes(source: Source) -> Shapes:
+    """Shapes of all tensors; names the file when one is truncated, which the loader's message does not."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(source):
+        try:
+            shapes |= {name: entry.shape for name, entry in read_shard(file).entries.items()}
+        except NestQuantError as error:
+            reason = error.cause.removeprefix(f"{file} ").removeprefix("is damaged: ")
+            raise NestQuantError(
+                f"{file} is truncated or damaged ({reason})", NOT_LOADED, "download or copy it again"
+            ) from error
+    return shapes
+
+
+def _dequantize() -> dict[str, Any]:
+    """Versions of transformers that can keep GGUF blocks packed must be set not to."""
+    import transformers
+
+    gguf_config = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": gguf_config(dequantize=True)} if gguf_config else {}
+
+
+def _forget_gguf(model: Any) -> None:
+    """Once de-quantized it is a plain model, and must save and quantize like one."""
+    for owner, attribute in ((model.config, "quantization_config"), (model, "hf_quantizer")):
+        if hasattr(owner, attribute):
+            delattr(owner, attribute)
+    model.is_quantized = False
