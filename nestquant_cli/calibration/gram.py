@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.grid import to_grid
-from ..kernels.grid_limits import EMPTY, INFINITE
-from ..kernels.int8 import integer_product
+from ..base.device import on_host
+from ..kernels import for_device
+from ..kernels.contract.constants import EMPTY, INFINITE
 from ..parallel.tiles import slices
 
 _MOST_TOKENS = 1 << 16  # in one product: 2¹⁶·127² is below 2³¹
@@ -43,7 +43,7 @@ def on_grid(x: Tensor, order: int, seed: int) -> Grid:
 
     A token whose step is below the most common one takes the common step, which is coarser.
     """
-    v, exponent = to_grid(x, order, seed)
+    v, exponent = for_device(x.device).to_grid(x, order, seed)
     return Grid(v, exponent, _round_small(v, exponent))
 
 
@@ -124,6 +124,7 @@ class GramSum:
             self._settle()
 
     def _settle(self) -> None:
+        integer_product = for_device(self._upper.device).integer_product
         for power, (rows,) in self._waiting.take():
             across = _across(rows)
             for part in slices(self.order, rows.device, _STRIP):
@@ -178,6 +179,7 @@ class CrossSum:
             self._settle()
 
     def _settle(self) -> None:
+        integer_product = for_device(self._total.device).integer_product
         for power, (left, right) in self._waiting.take():
             a, b = _across(left), _across(right)
             for part in slices(self.order, left.device, _STRIP):
@@ -198,8 +200,8 @@ def _counts(power: Tensor) -> dict[int, int]:
 
 
 def _across(v: Tensor) -> Tensor:
-    """v (tokens, n) as (n, tokens), as its device's int8 products take it."""
-    return F.pad(v, (0, 0, 0, -len(v) % 8)).t().contiguous() if v.is_cuda else v.t()
+    """v (tokens, n) as (n, tokens), as its device's int8 products take it: on a GPU a multiple of 8 tokens."""
+    return v.t() if on_host(v.device) else F.pad(v, (0, 0, 0, -len(v) % 8)).t().contiguous()
 
 
 def _round_small(v: Tensor, exponent: Tensor) -> bool:

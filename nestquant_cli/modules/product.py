@@ -129,9 +129,9 @@ def packed_product(
         y = _shifted(y, coded, None if shift is None else shift * row_scale.float())
     else:
         x = coded.dequantized()
-        if x.shape[0] <= products.FEW_TOKENS:
+        if x.shape[0] <= products.limits.dot_tokens:
             y = products.product_one(words, row_scale, x, code)
-        elif x.shape[0] <= products.FUSED_TOKENS and code.int8 and dtype == torch.bfloat16:
+        elif x.shape[0] <= products.limits.fused_tokens and code.int8 and dtype == torch.bfloat16:
             y = products.product_many(words, row_scale, x.to(dtype), code)
         else:
             return None

@@ -8,9 +8,9 @@ from typing import Any
 from ..base.errors import NestQuantError
 from ..base.names import nearest, refuse_unknown
 from ..calibration.windows import BOS_MODES
-from ..codecs.nested.row_search import MOST_PATHS
 from ..codecs.protocol import Shape
 from ..codecs.registry import CODECS, shape_of
+from ..kernels.contract.constants import MOST_PATHS
 from ..modules.layout import ROTATIONS
 from ..tuning.settings import TuneSettings
 

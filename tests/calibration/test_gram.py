@@ -6,13 +6,14 @@ from torch import Tensor
 
 from nestquant_cli.calibration import gram
 from nestquant_cli.calibration.gram import CrossSum, GramSum, on_grid
-from nestquant_cli.kernels.grid import to_grid
-from nestquant_cli.kernels.grid_limits import EMPTY, INFINITE
+from nestquant_cli.kernels import for_device
+from nestquant_cli.kernels.contract.constants import EMPTY, INFINITE
 from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian
 
 CPU = torch.device("cpu")
 SEED = 3
+to_grid = for_device(CPU).to_grid
 
 
 def tokens_of_many_sizes(count: int, features: int, seed: int = 0) -> Tensor:

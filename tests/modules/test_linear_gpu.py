@@ -13,6 +13,7 @@ from tests.families import gaussian, relative_error
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from nestquant_cli.kernels.device_kernels import of_family
 from nestquant_cli.kernels.gpu import product as gpu_product
 from nestquant_cli.kernels.reference import nested as reference
 
@@ -62,7 +63,7 @@ def test_products(
 
     for name in ("product", "product_one", "product_many"):
         monkeypatch.setattr(gpu_product, name, noting(name))
-    monkeypatch.setattr(product, "products_for", lambda device: gpu_product)
+    monkeypatch.setattr(product, "products_for", lambda device: of_family("gpu"))
     y = layer(x)
     assert calls == ([] if taken is None else [taken])
     assert y.dtype == dtype and relative_error(y, expected.double()) < 1e-2
@@ -71,7 +72,7 @@ def test_products(
 
 
 def test_gradients_take_the_way_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product, "products_for", lambda device: gpu_product)
+    monkeypatch.setattr(product, "products_for", lambda device: of_family("gpu"))
     x = gaussian(2, 60).requires_grad_()
     make(FOUR, None, torch.float32)(x).sum().backward()
     assert x.grad is not None and x.grad.abs().sum() > 0

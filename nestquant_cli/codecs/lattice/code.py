@@ -8,13 +8,13 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ...e8.code import BLOCK
+from ...kernels import for_device
+from ...kernels.contract.searches import LatticeGroup
 from ..digits import pack_digits, unpack_digits
 from ..protocol import TensorForms
 
@@ -163,26 +163,19 @@ class LatticeCode:
     def decode(self, words: Tensor, lattice: Tensor, entries: int) -> Tensor:
         """G·l(z) (rows, entries) float32 of stored digits (rows, bytes) and matrices."""
         lattices = lattice.view(torch.float16).float()
-        if words.device.type != "cpu":
-            return self.multiply(self.unpack(words, entries), lattices)
-        from ...kernels.cpu import lattice_decode as cpu_glvq
-        from ...kernels.cpu.threads import share
+        tables = self.tables(words.device)[0]
+        kernels = for_device(words.device)
+        return kernels.decode_lattices(words, entries, self._by_group(entries), tables, lattices)
 
-        values = torch.empty(len(words), entries)
-        turned = lattices.transpose(1, 2).contiguous().numpy()
-        fixed = words.contiguous().numpy(), *self._by_group(entries), turned, values.numpy()
-        share(cpu_glvq.decode_on_team, fixed, len(words), entries // BLOCK)
-        return values
-
-    def _by_group(self, entries: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """`groups` and `tables` of `kernels.cpu.lattice_decode.decode`."""
+    def _by_group(self, entries: int) -> list[LatticeGroup]:
+        """The groups of a row as `decode_lattices` takes them."""
         assert self.group_bits is not None
         groups, byte = [], 0
         for part, bits in zip(self.groups(entries), self.group_bits, strict=True):
             width = part.stop - part.start
             groups.append((part.start, width, bits, byte))
             byte += width * bits // 8
-        return np.array(groups), self.tables(torch.device("cpu"))[0].numpy()
+        return groups
 
     def multiply(self, digits: Tensor, lattices: Tensor) -> Tensor:
         """G·l(z) (rows, entries) float32 of digits (rows, entries) and matrices (count, d, d) float32."""

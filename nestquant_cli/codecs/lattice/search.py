@@ -9,13 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.cpu import lattice_beam as cpu_beam
-from ...kernels.reference import lattice_beam as reference_beam
-from ...kernels.reference.paths import best, follow, numbered, search_pieces
+from ...kernels import for_device
+from ...kernels.contract.constants import PANEL
 from ...parallel.tiles import diagonal_blocks, product, run_pieces, slices
+from ..paths import best, follow, numbered, search_pieces
 from .code import LatticeCode
-
-PANEL = 64  # columns between two products with the whole triangle
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class _Box:
 
 def _search_rows(y: Tensor, T: Tensor, box: _Box, paths: int) -> Tensor:
     m, n = y.shape
-    panel = _compiled if y.device.type == "cpu" else _plain
+    search_panel = for_device(y.device).search_lattice_panel
     residual = y[:, None]  # (m, alive, columns that are left)
     panels = []
     cost = y.new_zeros(m, 1)
@@ -95,32 +93,13 @@ def _search_rows(y: Tensor, T: Tensor, box: _Box, paths: int) -> Tensor:
         start = max(0, end - PANEL)
         own = T[start:end, start:end].contiguous()
         before = cost.shape[1]
-        z, chosen, parent, cost = panel(residual[:, :, start:end], cost, own, box, box.kind[start:end], paths)
+        of_box = box.levels, box.counts, box.kind[start:end]
+        z, chosen, parent, cost = search_panel(residual[:, :, start:end], cost, own, *of_box, paths)
         panels.append((z, parent))
         residual = follow(residual[:, :, :start], numbered(parent, before)).flatten(0, 1)
         residual.addmm_(chosen.flatten(0, 1), T[start:end, :start], alpha=-1)
         residual = residual.view(*parent.shape, start)
     return best(panels, cost)
-
-
-def _plain(
-    residual: Tensor, cost: Tensor, own: Tensor, box: _Box, kind: Tensor, paths: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `reference_beam.search_panel`."""
-    return reference_beam.search_panel(residual, cost, own, box.levels[kind], box.counts[kind], paths)
-
-
-def _compiled(
-    residual: Tensor, cost: Tensor, own: Tensor, box: _Box, kind: Tensor, paths: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same as `_plain` but for rounding and ties, by the compiled kernel."""
-    rows, alive, width = residual.shape
-    u, costs = residual.new_zeros(rows, paths, width), residual.new_zeros(rows, paths)
-    u[:, :alive], costs[:, :alive] = residual, cost
-    digits, parent = torch.empty(u.shape, dtype=torch.uint8), torch.empty(costs.shape, dtype=torch.int64)
-    arrays = [x.numpy() for x in (own, kind, box.levels, box.counts, digits, parent)]
-    alive = cpu_beam.search_panel(u.numpy(), costs.numpy(), alive, *arrays, paths)
-    return digits[:, :alive], u[:, :alive], parent[:, :alive], costs[:, :alive]
 
 
 def loss(X: Tensor, rounded: Tensor, C: Tensor) -> float:

@@ -4,10 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...e8.code import BLOCK, NestedCode
-from ...e8.words import unpack_words, unsigned_quotient
+from ...e8.code import NestedCode
+from ...kernels import for_device
 
-_PART = 1 << 20  # words that are taken apart at a time
 _NIBBLE = 16
 
 
@@ -22,19 +21,7 @@ def multiplier_indices(words: Tensor, entries: int, code: NestedCode) -> Tensor:
     Returns:
         (rows, entries/8) uint8; the largest index for words that no encoder writes.
     """
-    blocks = entries // BLOCK
-    if words.device.type == "cpu":
-        from ...kernels.cpu.nested import indices
-
-        return indices(words, blocks, code)
-    step = max(1, _PART // max(1, blocks))
-    parts = []
-    for start in range(0, words.shape[0], step):
-        word = unpack_words(words[start : start + step], blocks, code.word_bits)
-        for _ in range(BLOCK):
-            word = unsigned_quotient(word, code.q)
-        parts.append(word.clamp(0, code.k - 1).to(torch.uint8))
-    return torch.cat(parts)
+    return for_device(words.device).multiplier_indices(words, entries, code)
 
 
 def join_indices(index: Tensor, k: int) -> Tensor:

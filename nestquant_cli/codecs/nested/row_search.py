@@ -10,23 +10,16 @@ with t_b the target of block b, which includes the feedback of all later blocks.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...e8.code import BLOCK, NestedCode
-from ...kernels.cpu import nested_beam as cpu_nested_beam
-from ...kernels.cpu.e8 import LANES
-from ...kernels.cpu.encode import OVERLOADED
-from ...kernels.cpu.nested import multipliers_of
-from ...kernels.reference import nested_beam as reference_nested_beam
-from ...kernels.reference.paths import best, follow, numbered, search_pieces
+from ...kernels import for_device
+from ...kernels.contract.constants import OVERLOADED, PANEL
 from ...modules.linear import row_scale_bits, row_scale_of
 from ...quantization.factors import Feedback
+from ..paths import best, follow, numbered, search_pieces
 from .fit import ScaledCode
-
-MOST_PATHS = LANES
-PANEL = cpu_nested_beam.PANEL
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,8 @@ def search_rows(
     def search(part: slice) -> None:
         v[part], index[part] = _search(target[part] / scale[part, None], problem)
 
-    search_pieces(search, target, paths, multiple=LANES // paths)  # this many rows fill the lanes of a tile
+    lanes = for_device(target.device).limits.lanes
+    search_pieces(search, target, paths, multiple=max(1, lanes // paths))  # this many rows fill a tile of the kernel
     overloaded = index == OVERLOADED
     index[overloaded] = code.k - 1
     return v, index, scale, [int(part.sum()) for part in overloaded.split(rows)]
@@ -72,13 +66,15 @@ def search_rows(
 def _search(W: Tensor, problem: _Problem) -> tuple[Tensor, Tensor]:
     """Searches rows W (rows, n), each divided by its scale: v (rows, n) float32 and multiplier index (rows, n/8)."""
     rows, n = W.shape
-    panel = _compiled if W.device.type == "cpu" else _plain
+    search_panel = for_device(W.device).search_nested_panel
     t, cost = W[:, None], W.new_zeros(rows, 1)
     chosen, marked = [], []
     for end in range(n, 0, -PANEL):
         own = slice(max(0, end - PANEL), end)
         before = cost.shape[1]
-        values, marks, parent, cost = panel(t[:, :, own], W[:, own], cost, problem, own)
+        L, blocks = problem.L[own, own], problem.blocks[own.start // BLOCK : own.stop // BLOCK]
+        arguments = t[:, :, own], W[:, own], cost, L, blocks, problem.code, problem.paths
+        values, marks, parent, cost = search_panel(*arguments)
         came = numbered(parent, before)
         chosen.append((values, parent))
         marked.append((marks, parent))
@@ -86,35 +82,3 @@ def _search(W: Tensor, problem: _Problem) -> tuple[Tensor, Tensor]:
         t.addmm_((W[:, None, own] - values).flatten(0, 1), problem.L[own, : own.start])
         t = t.view(*parent.shape, own.start)
     return best(chosen, cost), best(marked, cost)
-
-
-def _plain(t: Tensor, W: Tensor, cost: Tensor, problem: _Problem, own: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One panel in plain torch, on any device: `reference_nested_beam.search_panel`."""
-    L, blocks = problem.L[own, own], problem.blocks[own.start // BLOCK : own.stop // BLOCK]
-    return reference_nested_beam.search_panel(t, W, cost, L, blocks, problem.code, problem.paths)
-
-
-def _compiled(
-    t: Tensor, W: Tensor, cost: Tensor, problem: _Problem, own: slice
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One panel by the compiled kernel; equal to `_plain` up to float rounding."""
-    code, (rows, alive, width) = problem.code, t.shape
-    values, costs = t.new_zeros(rows, problem.paths, width), t.new_zeros(rows, problem.paths)
-    values[:, :alive], costs[:, :alive] = t, cost
-    marks = torch.empty(rows, problem.paths, width // BLOCK, dtype=torch.uint8)
-    parent = torch.empty(costs.shape, dtype=torch.int64)
-    L, blocks = problem.L[own, own].contiguous(), problem.blocks[own.start // BLOCK : own.stop // BLOCK]
-    alive = cpu_nested_beam.search_panel(
-        values.numpy(),
-        W.contiguous().numpy(),
-        costs.numpy(),
-        alive,
-        L.numpy(),
-        blocks.contiguous().numpy(),
-        multipliers_of(code),
-        np.float32(code.q),
-        np.float32(code.limit),
-        marks.numpy(),
-        parent.numpy(),
-    )
-    return values[:, :alive], marks[:, :alive], parent[:, :alive], costs[:, :alive]

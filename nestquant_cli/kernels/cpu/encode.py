@@ -2,12 +2,10 @@
 
 import numpy as np
 
-from ..reference.nested import CLIP_STEPS
+from ..contract.constants import CLIP_STEPS, OVERLOADED
 from .e8 import HALF, INFINITY, LANES, ONE, OPTIONS, POINT, TWO, ZERO, nearest, odd
 from .jit import njit
 from .threads import spread
-
-OVERLOADED = 255  # index of a block that no multiplier holds
 
 CHOSEN = 16 * LANES  # rows of the tile: blocks, their nearest points, the best points so far, error and index of those
 _BEST = 24 * LANES

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..grid_limits import EMPTY, INFINITE, LARGEST, LEAST_POWER, MOST_POWER
+from ..contract.constants import EMPTY, INFINITE, LARGEST, LEAST_POWER, MOST_POWER
 from .e8 import OPTIONS, ZERO
 from .jit import njit
 from .rotate import TOKENS, WORK

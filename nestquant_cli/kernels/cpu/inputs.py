@@ -9,6 +9,7 @@ from torch import Tensor
 from ...e8.code import BLOCK, NestedCode
 from ...rotation.orders import atoms
 from ...rotation.transform import factor_matrix, rotation
+from ..reference import grid as reference_grid
 from ..reference import nested as reference
 from . import after_product as cpu_after
 from . import grid as cpu_grid
@@ -74,16 +75,14 @@ def encode(
     return v, scale, centered
 
 
-def to_grid(x: Tensor, order: int, seed: int) -> tuple[Tensor, Tensor] | None:
-    """Rotates tokens as `rotate` does and rounds each to int8 multiples of a power of four.
+def to_grid(x: Tensor, order: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Rotates tokens and rounds each to int8 multiples of 2^exponent: `contract.inputs.to_grid`.
 
-    Returns:
-        v (tokens, order) int8 and the exponent (tokens,) int8 as `grid.to_grid` has them; None where a factor of the
-        order is too large.
+    Orders with a factor that is too large for the pass are rotated by the reference.
     """
     plan = plan_of(order, seed)
     if plan is None:
-        return None
+        return reference_grid.to_grid(x, order, seed)
     v = torch.empty(x.shape[0], order, dtype=torch.int8)
     exponent = torch.empty(x.shape[0], dtype=torch.int8)
     fixed = *sides(x), plan, v.numpy(), exponent.numpy()

@@ -6,10 +6,9 @@ K cheapest sets of choices for all coordinates so far survive each step.
 
 import numpy as np
 
+from ..contract.constants import NEAREST_LEVELS
 from .e8 import LANE, OPTIONS
 from .jit import njit
-
-NEAREST = 2  # levels that a path branches to
 
 
 @njit(**OPTIONS)
@@ -33,9 +32,9 @@ def search_panel(residual, cost, alive, T, kind, levels, counts, digits, parent,
         number of paths in use now, the same for every row.
     """
     width, start = T.shape[0], alive
-    found = np.empty(paths * NEAREST, np.float32)
+    found = np.empty(paths * NEAREST_LEVELS, np.float32)
     both = np.empty((2, paths, width), np.float32)  # residuals before a column and after it, by turns
-    first, chosen = np.empty(paths, np.int64), np.empty(paths * NEAREST + 1, np.int64)
+    first, chosen = np.empty(paths, np.int64), np.empty(paths * NEAREST_LEVELS + 1, np.int64)
     came, digit = np.empty((width, paths), np.int64), np.empty((width, paths), np.uint8)
     for row in range(residual.shape[0]):
         alive = start
@@ -46,13 +45,13 @@ def search_panel(residual, cost, alive, T, kind, levels, counts, digits, parent,
             table, count, pivot = levels[kind[column]], counts[kind[column]], T[column, column]
             for path in range(alive):
                 first[path] = _below(u[path, column] / pivot, table, count)
-                for number in range(NEAREST):
+                for number in range(NEAREST_LEVELS):
                     gap = u[path, column] - table[first[path] + number] * pivot
-                    found[path * NEAREST + number] = cost[row, path] + gap * gap
-            alive = choose(found, alive * NEAREST, paths, chosen)
+                    found[path * NEAREST_LEVELS + number] = cost[row, path] + gap * gap
+            alive = choose(found, alive * NEAREST_LEVELS, paths, chosen)
             for new in range(alive):
-                path = chosen[new] // NEAREST
-                level = first[path] + chosen[new] % NEAREST
+                path = chosen[new] // NEAREST_LEVELS
+                level = first[path] + chosen[new] % NEAREST_LEVELS
                 cost[row, new], came[column, new], digit[column, new] = found[chosen[new]], path, level
                 _less(rest[new], u[path], table[level], T[column], column)
         for new in range(alive):
@@ -124,4 +123,4 @@ def _below(x, table, count):  # type: ignore[no-untyped-def]
     while step > 0:
         low += step if table[low + step - 1] < x else 0
         step >>= 1
-    return min(max(low - 1 if x <= table[low] else low, 0), count - NEAREST)
+    return min(max(low - 1 if x <= table[low] else low, 0), count - NEAREST_LEVELS)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...e8.code import BLOCK, NestedCode, row_bytes
+from ..contract.constants import OVERLOADED
 from ..reference import nested as reference
 from . import encode as cpu_encode
 from . import words as cpu_words
@@ -28,7 +29,7 @@ def quantize(x: Tensor, scale: Tensor, code: NestedCode) -> tuple[Tensor, Tensor
     choices = index.view(-1).numpy()
     filled = bytes_of(v), not code.int8, choices
     share(cpu_encode.quantize_on_team, (*fixed, *filled), rows * width)
-    overloaded = choices == cpu_encode.OVERLOADED
+    overloaded = choices == OVERLOADED
     choices[overloaded] = code.k - 1
     return v, index, int(np.count_nonzero(overloaded))
 
@@ -62,8 +63,9 @@ def unpack(packed: Tensor, entries: int, code: NestedCode) -> Tensor:
     return v
 
 
-def indices(packed: Tensor, width: int, code: NestedCode) -> Tensor:
-    """Multiplier indices (rows, width) uint8 of packed words; the largest one for words that no encoder writes."""
+def multiplier_indices(packed: Tensor, entries: int, code: NestedCode) -> Tensor:
+    """Multiplier indices (rows, entries/8) uint8 of packed words; the largest for words that no encoder writes."""
+    width = entries // BLOCK
     index = torch.zeros(packed.shape[0], width, dtype=torch.uint8)
     if code.k == 1:  # q⁸ may not even fit 64 bits
         return index

@@ -7,13 +7,11 @@ tile has all paths of some rows in its lanes (see cpu_lattice).
 
 import numpy as np
 
+from ..contract.constants import FEW_MULTIPLIERS, OVERLOADED, PANEL
 from .e8 import HALF, INFINITY, LANE, LANES, OPTIONS, POINT, ZERO, nearest
-from .encode import CHOSEN, OVERLOADED, clip
+from .encode import CHOSEN, clip
 from .jit import njit
 from .lattice_beam import choose
-
-PANEL = 64  # columns that are searched at once
-FEW = 3  # multipliers, up to which the other coset is tried
 
 # Rows of a tile behind those that rounding needs: the panel's values, W, two copies of its targets, errors of a block,
 # costs of the paths, and for each branch its error and its eight values.
@@ -50,7 +48,7 @@ def search_panel(t, W, cost, alive, L, blocks, multipliers, q, limit, index, par
     rows, paths, width = t.shape
     each = LANES // paths  # rows in a tile
     k = multipliers.shape[0]
-    count = 2 * k if k <= FEW else k
+    count = 2 * k if k <= FEW_MULTIPLIERS else k
     work = np.zeros(_BRANCHES + count * _BRANCH, np.float32)
     spare = np.zeros(_VALUES, np.float32)
     found, chosen = np.empty(count * paths, np.float32), np.empty(count * paths + 1, np.int64)

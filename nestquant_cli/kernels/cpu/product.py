@@ -22,6 +22,13 @@ _TOKEN = _ROWS  # after the rows of the decoder: the eight coordinates that meet
 _SUMS = _ROWS + LANES
 
 
+def product_one(words: Tensor, row_scale: Tensor, x: Tensor, code: NestedCode) -> Tensor:
+    """Product of packed words with one token that is not coded: `contract.products.product_one`, by `dot`."""
+    if len(x) != 1:
+        raise ValueError(f"{len(x)} tokens are not one")
+    return dot(words, x[0], code)[None] * row_scale.float()
+
+
 def dot(packed: Tensor, x: Tensor, code: NestedCode) -> Tensor:
     """V·x of the integers V that packed words stand for.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...e8.code import BLOCK, NestedCode
 from ...e8.words import pack_words
+from ..contract.constants import CLIP_STEPS
 from ..reference import nested as reference
 from .encode import errors_kernel, quantize_kernel
 from .launch import on, tables
@@ -52,9 +53,7 @@ def encode(x: Tensor, scale: Tensor, code: NestedCode) -> tuple[Tensor, Tensor, 
             code.k,
         )
         with on(x.device):
-            quantize_kernel[(-(-total // _TILE),)](
-                *arguments, LIMIT=code.limit, Q=code.q, STEPS=reference.CLIP_STEPS, TILE=_TILE
-            )
+            quantize_kernel[(-(-total // _TILE),)](*arguments, LIMIT=code.limit, Q=code.q, STEPS=CLIP_STEPS, TILE=_TILE)
     return v, index, overloads
 
 

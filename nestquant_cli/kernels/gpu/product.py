@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ...e8.code import BLOCK, NestedCode, row_bytes
+from ..limits import LIMITS
 from .launch import on, tables, word_rows
 from .tiles import dot_kernel, packed_tile_kernel, tile_kernel
 from .unpack import unpack
 
-FEW_TOKENS = 4  # up to here the products of a row are summed by the threads that decode it
-FUSED_TOKENS = 64  # up to here one tile holds all tokens, so every word is decoded once
-
+FEW_TOKENS = LIMITS["gpu"].dot_tokens
+FUSED_TOKENS = LIMITS["gpu"].fused_tokens
 _ROWS, _WORDS = 4, 64  # of the weight, for a program of `product_one` in one step
 _PROGRAMS = 1024  # fewer leave processors idle; then the input dimension is split
 

@@ -6,9 +6,10 @@ from torch import Tensor
 from ...e8.code import BLOCK, NestedCode
 from ...e8.nearest import nearest_point
 from ...e8.voronoi import digits_of, gauge, point_of, reduce
-from ...e8.words import join, pack_words, split, unpack_words
+from ...e8.words import join, pack_words, split, unpack_words, unsigned_quotient
+from ..contract.constants import CLIP_STEPS
 
-CLIP_STEPS = 32  # an overloaded block shrinks by 1/32 of its way to zero at a time
+_WORDS = 1 << 20  # words whose multiplier indices are read at a time
 
 
 def entry_type(code: NestedCode) -> torch.dtype:
@@ -116,6 +117,22 @@ def unpack(packed: Tensor, entries: int, code: NestedCode) -> Tensor:
     m = torch.tensor(code.multipliers, dtype=torch.int32, device=packed.device)[index.clamp(0, code.k - 1)]
     v = m[..., None] * point_of(digits, code.q)
     return v.to(entry_type(code)).view(packed.shape[0], entries)
+
+
+def multiplier_indices(packed: Tensor, entries: int, code: NestedCode) -> Tensor:
+    """Multiplier index of each block (rows, entries/8) uint8 from packed words: word div q⁸, eight divisions by q.
+
+    2²⁰ words are taken apart at a time, as each is eight bytes meanwhile.
+    """
+    blocks = entries // BLOCK
+    index = torch.zeros(packed.shape[0], blocks, dtype=torch.uint8, device=packed.device)
+    step = max(1, _WORDS // max(1, blocks))
+    for start in range(0, packed.shape[0], step):
+        word = unpack_words(packed[start : start + step], blocks, code.word_bits)
+        for _ in range(BLOCK):
+            word = unsigned_quotient(word, code.q)
+        index[start : start + step] = word.clamp(0, code.k - 1).to(torch.uint8)
+    return index
 
 
 def block_errors(x: Tensor, scales: Tensor, multipliers: Tensor, q: int, limit: int) -> Tensor:

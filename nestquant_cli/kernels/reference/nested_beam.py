@@ -1,33 +1,17 @@
-"""The K-best search of `cpu_nested_beam` in plain torch, all rows at a time, on any device."""
+"""The K-best search of nested codes in plain torch: all rows at a time, on any device."""
 
 import torch
 from torch import Tensor
 
 from ...e8.code import BLOCK, NestedCode
-from ..cpu.encode import OVERLOADED
-from ..cpu.nested_beam import FEW
+from ..contract.constants import FEW_MULTIPLIERS, OVERLOADED
 from .nested import clip, round_under
 
 
 def search_panel(
     t: Tensor, W: Tensor, cost: Tensor, L: Tensor, blocks: Tensor, code: NestedCode, paths: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Chooses the blocks of one panel for every row, all in units of v.
-
-    Args:
-        t: (rows, alive, width) float32, targets with the feedback of the columns after the panel.
-        W: (rows, width) float32, targets without feedback.
-        cost: (rows, alive) float32, of the columns after the panel.
-        L: (width, width) float32, the panel's part of the feedback, unit block-lower-triangular.
-        blocks: (width/8, 8, 8) float32, the panel's diagonal blocks C_b of C, H + J = C·Cᵀ.
-        code: the nested code.
-        paths: most that are kept.
-
-    Returns:
-        of the paths that are kept: v (rows, kept, width) float32, the numbers of multipliers (rows, kept, width/8)
-        uint8, OVERLOADED for a clipped block, the path from before the panel that each goes on (rows, kept) int64, and
-        cost (rows, kept).
-    """
+    """Chooses the blocks of one panel for every row: `contract.searches.search_nested_panel` in plain torch."""
     rows, alive, width = t.shape
     parent = torch.arange(alive, device=t.device).expand(rows, alive)
     v, index = torch.zeros_like(t), t.new_zeros((rows, alive, width // BLOCK), dtype=torch.uint8)
@@ -67,7 +51,7 @@ def _branches(y: Tensor, code: NestedCode) -> tuple[Tensor, Tensor, Tensor]:
         values (n, count, 8) float32, numbers of multipliers (count,), and which are codewords (n, count).
     """
     found = [round_under(y, m, code) for m in code.multipliers]
-    if code.k <= FEW:
+    if code.k <= FEW_MULTIPLIERS:
         found += [round_under(y, m, code, other=True) for m in code.multipliers]
     marks = torch.arange(len(found), device=y.device) % code.k
     m = torch.tensor(code.multipliers, device=y.device)[marks]

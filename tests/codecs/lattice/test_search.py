@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from nestquant_cli.codecs import paths
 from nestquant_cli.codecs.lattice import search as glvq_search
 from nestquant_cli.codecs.lattice.code import LatticeCode
 from nestquant_cli.codecs.lattice.search import PANEL, loss, search, spread, triangle
-from nestquant_cli.kernels.reference import paths
+from nestquant_cli.kernels.device_kernels import of_family
 from tests.families import gaussian
 
 BITS = LatticeCode(2, 8, 32, group_bits=(2, 3, 2), curves=(1, 2, 1))
@@ -88,7 +89,7 @@ def test_a_device_without_the_compiled_search_gets_the_same_digits(monkeypatch: 
     X, C, G = gaussian(40, 96), lower(96), lattices(3, 8)
     work = triangle(C, G, BITS)
     digits = search(X, work, BITS, 16)
-    monkeypatch.setattr(glvq_search, "_compiled", glvq_search._plain)
+    monkeypatch.setattr(glvq_search, "for_device", lambda _: of_family("reference"))
     monkeypatch.setattr(paths, "_CHUNK", 1)  # row by row
     assert torch.equal(search(X, work, BITS, 16), digits)
 

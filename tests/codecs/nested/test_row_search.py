@@ -11,6 +11,7 @@ from nestquant_cli.codecs.nested.codec import NestQuant
 from nestquant_cli.codecs.nested.fit import ScaledCode
 from nestquant_cli.codecs.nested.row_search import PANEL, search_rows
 from nestquant_cli.kernels import for_device
+from nestquant_cli.kernels.device_kernels import of_family
 from nestquant_cli.quantization.factors import Feedback, feedback
 from nestquant_cli.quantization.layer import round_rows
 from tests.families import gaussian
@@ -46,7 +47,7 @@ def test_the_compiled_search_is_the_reference(bits: float, paths: int, monkeypat
     scaled = replace(fine, unit=fine.unit / 8)  # so small that no multiplier holds the larger blocks
     found = search_rows(W, [30, 7], step, scaled, paths)
     assert found[3][0] > 0
-    monkeypatch.setattr(row_search, "_compiled", row_search._plain)
+    monkeypatch.setattr(row_search, "for_device", lambda _: of_family("reference"))
     expected = search_rows(W, [30, 7], step, scaled, paths)
     assert found[3] == expected[3]
     for a, b in zip(found[:3], expected[:3], strict=True):

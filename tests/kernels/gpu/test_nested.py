@@ -3,14 +3,12 @@
 The interpreter is chosen in tests/conftest.py, as it must be before triton is first imported.
 """
 
-from types import ModuleType
-
 import pytest
 import torch
 from torch import Tensor
 
 from nestquant_cli.e8.code import NestedCode, row_bytes
-from nestquant_cli.kernels import for_device, products_for
+from nestquant_cli.kernels import for_device, has
 from nestquant_cli.kernels.cpu import nested as cpu
 from nestquant_cli.kernels.reference import nested as reference
 
@@ -221,7 +219,6 @@ def test_shapes_and_types_that_do_not_fit_are_refused() -> None:
 
 
 def test_for_device() -> None:
-    cuda: ModuleType = for_device(torch.device("cuda", 0))  # type: ignore[assignment]
-    assert cuda is gpu
-    products: ModuleType = products_for(torch.device("cuda", 0))  # type: ignore[assignment]
-    assert products is gpu_product and products_for(torch.device("cpu")) is None
+    cuda = torch.device("cuda", 0)
+    assert for_device(cuda).quantize is gpu.quantize and for_device(cuda).product_many is gpu_product.product_many
+    assert has(cuda, "product") and not has(cuda, "attend") and not has(torch.device("cpu"), "product")

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ...parallel.tiles import TILE, run_pieces, slices
+from ..base.device import on_host
+from ..parallel.tiles import TILE, run_pieces, slices
 
 _CHUNK = 1 << 21  # entries of all paths of the rows that are searched at once
 _CHUNK_GPU = 1 << 28  # the same on a GPU
@@ -18,7 +19,7 @@ def search_pieces(search: Callable[[slice], object], like: Tensor, paths: int, m
     turn.
     """
     m, n = like.shape
-    if like.device.type == "cpu":
+    if on_host(like.device):
         size = min(TILE, _CHUNK // (n * paths)) // multiple * multiple
         run_pieces(search, slices(m, like.device, max(multiple, size)))
         return

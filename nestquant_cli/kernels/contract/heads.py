@@ -1,0 +1,82 @@
+"""Operations on the packed cache: head vectors of keys and values to bytes, back, and attention to the bytes."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from ...e8.code import NestedCode
+
+
+class HeadKernels(Protocol):
+    """Head vectors of keys and values, rotated and packed one by one.
+
+    A packed vector is its words followed by the two bytes of its bfloat16 scale, whose sign says whether the center of
+    the vector's head was subtracted.
+    """
+
+    def encode_heads(
+        self,
+        x: Tensor,
+        code: NestedCode,
+        unit: float,
+        seed: int | None,
+        restore: bool,
+        centers: Tensor | None = None,
+        run: int = 1,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Rotates, codes and packs vectors.
+
+        Args:
+            x: (rows, n) floating point, n a multiple of 8.
+            code: the nested code.
+            unit: size of v = 1 for a vector with root mean square 1.
+            seed: seed of the rotation signs; None does not rotate.
+            restore: whether to return what the vectors decode to.
+            centers: (heads, n) float32, subtracted where that makes a vector smaller.
+            run: vectors of a head that follow each other; row i belongs to head (i div run) mod heads.
+
+        Returns:
+            (rows, row bytes + 2) uint8, and (rows, n) float32 as `decode_heads` gives them, or None.
+        """
+        ...
+
+    def decode_heads(
+        self, packed: Tensor, size: int, code: NestedCode, seed: int | None, centers: Tensor | None = None, run: int = 1
+    ) -> Tensor:
+        """Decodes packed vectors and un-rotates them.
+
+        Args:
+            packed: (rows, row bytes + 2) uint8.
+            size: n, entries of a vector.
+            code, seed, centers, run: as the vectors were encoded with.
+
+        Returns:
+            (rows, n) float32.
+        """
+        ...
+
+    def attend(
+        self,
+        query: Tensor,
+        keys: tuple[Tensor, NestedCode],
+        values: tuple[Tensor, NestedCode, int],
+        seed: int,
+        mask: Tensor | None,
+        scale: float,
+        centers: Tensor | None = None,
+    ) -> Tensor:
+        """softmax(scale·query·keysᵀ + mask)·values of packed keys and values.
+
+        Args:
+            query: (batch, key heads, queries, n) floating point, at most `limits.queries` queries.
+            keys: packed (batch, key heads, tokens, bytes), any strides but the last, and their code.
+            values: the same, and their head size m.
+            seed: seed of the rotation signs of both.
+            mask: floating point, broadcastable to (batch, key heads, queries, tokens), or None.
+            scale: factor of the scores.
+            centers: centers of the keys, (key heads, n) float32.
+
+        Returns:
+            (batch, key heads, queries, m) float32; zeros where the mask leaves nothing.
+        """
+        ...

@@ -1,0 +1,64 @@
+"""Operations on tokens: rotation, rounding, and whether a tensor was changed."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from ...e8.code import NestedCode
+
+
+class InputKernels(Protocol):
+    """Tokens on their way into a quantized Linear."""
+
+    def rotate_tokens(self, x: Tensor, order: int, seed: int | None) -> Tensor:
+        """R x of tokens padded with zeros to the order, R as `rotation.transform` defines it.
+
+        Args:
+            x: (tokens, features ≤ order) float32, bfloat16 or float16.
+            order: order of the rotation.
+            seed: seed of the rotation signs; None does not rotate.
+
+        Returns:
+            (tokens, order) float32. A kernel that rotates in one pass gives bfloat16 for bfloat16.
+        """
+        ...
+
+    def encode_tokens(
+        self, x: Tensor, order: int, seed: int | None, code: NestedCode, unit: float, center: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Rotates tokens as `rotate_tokens` and rounds each to the code, at `unit` times its root mean square.
+
+        Args:
+            x, order, seed: as in `rotate_tokens`.
+            code: the nested code.
+            unit: size of v = 1 for a token with root mean square 1.
+            center: (order,) float32, subtracted from those rotated tokens that it makes smaller.
+
+        Returns:
+            v (tokens, order) int8 or int16, the size of v = 1 (tokens,) float32, which is 1 for a token of zeros, and
+            whether the center was subtracted (tokens,) bool, None without a center.
+        """
+        ...
+
+    def to_grid(self, x: Tensor, order: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Rotates tokens as `rotate_tokens` and rounds each to int8 multiples of 2^exponent, a step of its own.
+
+        Args:
+            x, order, seed: as in `rotate_tokens`.
+
+        Returns:
+            v (tokens, order) int8 and exponent (tokens,) int8: the least even one for which no entry is beyond ±127,
+            EMPTY for a token of zeros, INFINITE for one that is not finite.
+        """
+        ...
+
+    def fingerprint(self, x: Tensor) -> Tensor | int:
+        """What differs after x was changed in place.
+
+        Args:
+            x: a tensor of any shape and dtype.
+
+        Returns:
+            64 bits that depend on all of the contents; a copy of x where they cannot be had faster than one.
+        """
+        ...

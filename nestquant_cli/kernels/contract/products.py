@@ -1,0 +1,115 @@
+"""Operations that multiply quantized weights."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...e8.code import NestedCode
+
+
+class ProductKernels(Protocol):
+    """Products of tokens with packed words or with int8 rows."""
+
+    def integer_product(self, a: Tensor, b: Tensor) -> Tensor:
+        """a·bᵀ of int8 matrices, exact.
+
+        Args:
+            a: (m, k) int8.
+            b: (n, k) int8. On a GPU k must be a multiple of 8.
+
+        Returns:
+            (m, n) int32.
+        """
+        ...
+
+    def scale_sums(
+        self,
+        sums: Tensor,
+        token_scale: Tensor,
+        row_scale: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        centered: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
+        """(sums · token_scale + centered · shift) · row_scale + bias, what follows an integer product.
+
+        Args:
+            sums: (tokens, rows) int32.
+            token_scale: (tokens,) float32.
+            row_scale, bias, shift: (rows,) float32; the last two may be None.
+            dtype: dtype of the result.
+            centered: (tokens,) bool; needed with a shift.
+
+        Returns:
+            (tokens, rows) of dtype.
+        """
+        ...
+
+    def rotated_product(self, x: Tensor, seed: int, v: Tensor, row_scale: Tensor) -> Tensor | None:
+        """diag(row_scale)·V·R x of at most `limits.joined_tokens` tokens and int8 rows, rotation included.
+
+        Args:
+            x: (tokens, features) floating point.
+            seed: seed of the rotation signs.
+            v: (rows, padded features) int8, contiguous.
+            row_scale: (rows,) int16, the bits of a bfloat16.
+
+        Returns:
+            (tokens, rows) in x's dtype, sums in float32; None where a factor of the rotation's order is too large.
+        """
+        ...
+
+    def product(self, words: Tensor, row_scale: Tensor, v_a: Tensor, scale_a: Tensor, code: NestedCode) -> Tensor:
+        """Product of packed words with integer activations: exact int32 sums, then the scales.
+
+        Args:
+            words: (rows, row bytes) uint8, of any size; entries beyond the limit, which no encoder writes, wrap as
+                they do in `unpack`.
+            row_scale: (rows,) floating point, the size of v = 1 in each row of the weight.
+            v_a: (tokens, entries) int8.
+            scale_a: (tokens,) float32.
+            code: code of the weight, an int8 one.
+
+        Returns:
+            (tokens, rows) float32: sums·scale_a·row_scale.
+
+        Raises:
+            ValueError: the shapes do not fit together, or either side is not int8.
+        """
+        ...
+
+    def product_one(self, words: Tensor, row_scale: Tensor, x: Tensor, code: NestedCode) -> Tensor:
+        """Product of packed words of any code with at most `limits.dot_tokens` tokens that are not coded.
+
+        Args:
+            words: (rows, row bytes) uint8; entries beyond the limit do not wrap.
+            row_scale: (rows,) floating point.
+            x: (tokens, entries) floating point, rotated.
+            code: code of the weight.
+
+        Returns:
+            (tokens, rows) float32. The sums are taken in an order that depends on the shapes alone.
+
+        Raises:
+            ValueError: the shapes do not fit together, or there are more tokens.
+        """
+        ...
+
+    def product_many(self, words: Tensor, row_scale: Tensor, x: Tensor, code: NestedCode) -> Tensor:
+        """Product of packed words of an int8 code with bfloat16 or float16 tokens, sums in float32.
+
+        Args:
+            words: (rows, row bytes) uint8; entries beyond the limit need not wrap.
+            row_scale: (rows,) floating point.
+            x: (tokens, entries) bfloat16 or float16, rotated.
+            code: code of the weight.
+
+        Returns:
+            (tokens, rows) float32.
+
+        Raises:
+            ValueError: the shapes do not fit together, or the types are others.
+        """
+        ...

@@ -1,0 +1,35 @@
+"""How much the kernels of a device take at a time, as data."""
+
+from dataclasses import dataclass
+
+UNLIMITED = 1 << 62
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one family of kernels.
+
+    Attributes:
+        dot_tokens: most tokens of `product_one`; 0 where decoding first is the faster way for every number of tokens.
+        fused_tokens: most tokens for which `product_many` is faster than decoding first; 0 for none.
+        joined_tokens: most tokens of `rotated_product`; 0 for none.
+        queries: most queries of one key head that `attend` takes.
+        lanes: rows times paths that fill a tile of the searches: pieces of rows are a multiple of this much.
+    """
+
+    dot_tokens: int = 0
+    fused_tokens: int = 0
+    joined_tokens: int = 0
+    queries: int = UNLIMITED
+    lanes: int = 1
+
+
+LIMITS = {
+    "reference": Limits(),
+    # One token reads every word once; for two, decoding to int8 first is already faster. Int8 rows are multiplied
+    # without converting the matrix up to four tokens. Tiles of the search and of `attend` have 64 lanes.
+    "cpu": Limits(dot_tokens=1, joined_tokens=4, queries=64, lanes=64),
+    # By count of instructions (docs/kernels.md), never measured: up to 4 tokens the threads that decode a row sum its
+    # products; up to 64 one tile holds all tokens, so that every word is decoded once.
+    "gpu": Limits(dot_tokens=4, fused_tokens=64),
+}
