@@ -8,19 +8,23 @@ import typer
 
 from ..storage.files import BYTE_ORDER_MARK
 from . import console
-from .config import ConfigOption, print_settings
-from .eval_ppl import Dtype, DtypeOption
+from .config import print_settings
 from .generate import NewTokensOption, TemperatureOption, TopKOption, TopPOption, print_answer
-from .options import DeviceOption, ModelArgument, Resident, ResidentOption, RevisionOption, SeedOption
+from .option_groups import GenerationRun, expand_groups
+from .options import ModelArgument, SeedOption
 
 if TYPE_CHECKING:
     from ..generation.conversation import Conversation
 
-SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message before all others.")]
+SystemOption = Annotated[
+    str | None,
+    typer.Option("--system", metavar="TEXT", help="System message at the start of the conversation."),
+]
 COMMANDS = "/reset forgets the conversation, /exit leaves"
 PROMPT = "> "
 
 
+@expand_groups
 def chat(
     context: typer.Context,
     model: ModelArgument,
@@ -30,17 +34,14 @@ def chat(
     top_p: TopPOption = None,
     top_k: TopKOption = None,
     seed: SeedOption = 0,
-    resident: ResidentOption = Resident.auto,
-    dtype: DtypeOption = Dtype.auto,
-    device: DeviceOption = "auto",
-    revision: RevisionOption = None,
-    config: ConfigOption = None,
+    *,
+    run: GenerationRun,
 ) -> None:
-    """Talk with a model by its chat template; it remembers what was said. /reset forgets it, /exit leaves.
+    """Talk with a model through its chat template. /reset starts a new conversation, /exit leaves.
 
-    Ctrl-C ends an answer, Ctrl-D the conversation. Through a pipe every line is a message, and standard output has the
-    answers alone; a message that the model cannot take is left out, and the exit code at the end is 2. Tokens per
-    second and memory follow each answer.
+    Ctrl-C ends an answer, Ctrl-D the conversation. Tokens per second and memory follow each answer. When messages come
+    through a pipe, each line is a message and standard output gets the answers only. A message that the model cannot
+    take is left out, and the exit code at the end is 2.
     """
     from ..generation.conversation import Conversation
     from ..generation.generator import load_generator
@@ -49,8 +50,8 @@ def chat(
     from ..models.source import resolve
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed)
-    source = resolve(model, revision)
-    generator = load_generator(source, sampling, resident.value, dtype.value, pick_device(device))
+    source = resolve(model, run.revision)
+    generator = load_generator(source, sampling, run.resident.value, run.dtype.value, pick_device(run.device))
     conversation = Conversation(generator, system)
     print_settings(context)
     console.note(f"talking with {source.name}, {described(generator.config)}; {COMMANDS}")
@@ -71,10 +72,16 @@ def chat(
 
 
 def _answer(conversation: "Conversation", message: str, number: int | None) -> bool:
-    """Whether the message was answered; the conversation goes on without one that the model cannot take.
+    """Prints the model's answer. A message that the model cannot take is reported, and the conversation continues.
 
     Args:
-        number: of the line in a pipe; None for a message that was typed.
+        number: line number of a message from a pipe; None for one that was typed.
+
+    Returns:
+        whether the message was answered.
+
+    Raises:
+        KeyboardInterrupt: the answer to a line of a pipe was interrupted.
     """
     from ..base.errors import NestQuantError
 
@@ -91,7 +98,7 @@ def _answer(conversation: "Conversation", message: str, number: int | None) -> b
 
 
 def _messages(typed: bool) -> Iterator[tuple[int | None, str]]:
-    """Messages as they come, empty ones passed over: lines of a pipe with their numbers, or typed ones without."""
+    """Yields the messages that are not empty: lines of a pipe with their numbers, or typed ones with None."""
     if not typed:
         lines = (line.removeprefix(BYTE_ORDER_MARK).strip() for line in sys.stdin)
         yield from ((number, text) for number, text in enumerate(lines, 1) if text)

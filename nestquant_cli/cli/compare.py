@@ -1,25 +1,20 @@
-"""`nestquant compare`: several recipes on one model, quantized, scored side by side, as table, plots and report."""
+"""`nestquant compare`: several recipes on one model, quantized and scored, as a table, plots and a report."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import console
-from .config import ConfigOption, given, print_settings
-from .eval_ppl import Dtype, DtypeOption
+from .config import given, print_settings
 from .eval_tasks import IncludeOption, LimitOption
+from .option_groups import EvaluationRun, expand_groups
 from .options import (
     Bos,
     DatasetOption,
-    DeviceOption,
     MaxWindowsOption,
     ModelArgument,
-    Resident,
-    ResidentOption,
-    RevisionOption,
     SamplesOption,
-    SeedOption,
     SeqlenOption,
     SplitOption,
     TextFieldOption,
@@ -34,20 +29,24 @@ RecipesOption = Annotated[
     typer.Option(
         "--recipes",
         metavar="A.yaml,B.yaml",
-        help="Recipe files, separated by commas; each row is named after its file.",
+        help="Recipe files, separated by commas. Each becomes a row of the table, named after its file.",
     ),
 ]
 AgainstOption = Annotated[
     str | None,
-    typer.Option("--against", metavar="NAME", help="Print how much of this recipe's gap the others close."),
+    typer.Option(
+        "--against",
+        metavar="NAME",
+        help="Row to compare the others with: prints how much of its gap to the original model each of them closes.",
+    ),
 ]
 EvalDatasetOption = Annotated[
     str | None,
     typer.Option(
         "--eval-dataset",
         metavar="DATASET",
-        help="Text to score; required if --dataset is a local file.",
-        show_default="that of --dataset",
+        help="Text to score, in the forms that --dataset takes. Required if --dataset is a local file.",
+        show_default="the data set of --dataset",
     ),
 ]
 EvalFieldOption = Annotated[
@@ -55,7 +54,7 @@ EvalFieldOption = Annotated[
     typer.Option(
         "--eval-text-field",
         metavar="NAME",
-        help="Field of --eval-dataset; see --text-field.",
+        help="Field of the records of --eval-dataset that holds the text.",
         show_default="that of --text-field where the data set is the same",
     ),
 ]
@@ -63,19 +62,31 @@ ComparisonBosOption = Annotated[
     Bos,
     typer.Option(
         "--bos",
-        help="Where the scored text gets BOS (default: as the tokenizer does, once; each: in every window; none: "
-        "nowhere). Where it is given, calibration windows get it by the same word, see 'nestquant quantize'.",
+        help="Where the scored text gets a beginning-of-sequence token (BOS). default: once, if the tokenizer adds "
+        "one; each: at the start of every window; none: nowhere. If given, it replaces the bos of the recipes as well.",
     ),
 ]
 OutputOption = Annotated[
     Path | None,
-    typer.Option("--output", metavar="DIR", help="Folder for checkpoints and result; resumes a comparison in it."),
+    typer.Option(
+        "--output",
+        metavar="DIR",
+        help="Folder for checkpoints and results. A comparison that is already in it continues.",
+        show_default="MODEL-comparison",
+    ),
 ]
 SomeTasksOption = Annotated[
-    str | None, typer.Option("--tasks", metavar="A,B", help="Also run these lm-eval tasks on every model.")
+    str | None,
+    typer.Option(
+        "--tasks",
+        metavar="A,B",
+        help="lm-eval tasks to run on every model as well, separated by commas.",
+        show_default="none",
+    ),
 ]
 
 
+@expand_groups
 def compare(
     context: typer.Context,
     model: ModelArgument,
@@ -94,33 +105,27 @@ def compare(
     tasks: SomeTasksOption = None,
     limit: LimitOption = None,
     include_path: IncludeOption = None,
-    resident: ResidentOption = Resident.auto,
-    dtype: DtypeOption = Dtype.auto,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    revision: RevisionOption = None,
-    config: ConfigOption = None,
+    *,
+    run: EvaluationRun,
 ) -> None:
-    """Quantize a model by several recipes and score all of them beside it, in one run.
+    """Quantize a model by several recipes, and score all results and the original in one run.
 
-    --dataset, --text-field, --samples, --seqlen, --bos and --seed win over the recipes where they are given. The
-    folder gets a checkpoint for each recipe, comparison.json, report.md and plots. The same command goes on after an
-    interruption, and a further recipe costs only itself.
+    --dataset, --text-field, --samples, --seqlen, --bos and --seed override the recipes where they are given. The folder
+    gets a checkpoint for each recipe, comparison.json, report.md and plots. After an interruption, the same command
+    continues; a further recipe costs only its own time.
     """
     from ..base.errors import NestQuantError
-    from ..comparison.compare import CompareOptions
-    from ..comparison.compare import compare as run
     from ..comparison.entries import read_entries
-    from ..models.source import resolve
 
     if tasks is None and (limit is not None or include_path is not None):
         raise NestQuantError("--limit and --include-path are for tasks", "nothing was compared", "add --tasks A,B")
     entries = read_entries([Path(name) for name in by_comma(recipes, "--recipes")], given(context))
-    source = resolve(model, revision)
-    options = CompareOptions(
-        model=source,
+    _compare(
+        context,
+        run,
+        model,
         entries=tuple(entries),
-        folder=output if output is not None else Path(f"{source.name.rpartition('/')[2]}-comparison"),
+        folder=output,
         against=against,
         dataset=_scored(dataset, eval_dataset),
         split=split,
@@ -131,38 +136,50 @@ def compare(
         tasks=() if tasks is None else by_comma(tasks, "--tasks"),
         limit=limit,
         include_path=include_path,
-        seed=seed,
-        dtype=dtype.value,
-        device=device,
-        resident=resident.value,
     )
-    console.note(f"quantizing {model} by {len(entries)} recipes and scoring all beside it, in {options.folder}")
+
+
+def _compare(context: typer.Context, run: EvaluationRun, model: str, folder: Path | None, **fields: Any) -> None:
+    """Runs the comparison and prints it; `fields` are those of `CompareOptions` that the others do not give."""
+    from ..comparison.compare import CompareOptions, compare
+    from ..models.source import resolve
+
+    source = resolve(model, run.revision)
+    folder = folder if folder is not None else Path(f"{source.name.rpartition('/')[2]}-comparison")
+    settings = {name: value for name, value in run.settings().items() if name != "revision"}
+    options = CompareOptions(model=source, folder=folder, **fields, **settings)
+    console.note(f"quantizing {model} by {len(options.entries)} recipes and scoring all of them in {folder}")
     print_settings(context)
-    _print(run(options), options.folder)
+    _print(compare(options), folder)
 
 
 def _scored(dataset: str, eval_dataset: str | None) -> str:
+    """Name of the data set to score: `eval_dataset`, or the one of --dataset where that has splits.
+
+    Raises:
+        NestQuantError: --dataset is a local file, whose text calibrates, and nothing else is named.
+    """
     from ..base.errors import NestQuantError
 
     if eval_dataset is None and Path(dataset).suffix:
         raise NestQuantError(
-            f"{dataset} has no part that is kept for evaluation",
+            f"{dataset} has no split that is kept for evaluation",
             "nothing was compared",
             "name other text with --eval-dataset",
         )
     return eval_dataset or dataset
 
 
-def _print(found: "Comparison", folder: Path) -> None:
+def _print(comparison: "Comparison", folder: Path) -> None:
     from ..comparison.tables import cells, columns
     from ..evaluation.provenance import windows_said
 
-    protocol = found.protocol
-    console.table(columns(found), cells(found), title=found.model)
+    protocol = comparison.protocol
+    console.table(columns(comparison), cells(comparison), title=comparison.model)
     console.line(
         f"{protocol['dataset']} ({protocol['split']}): {windows_said(protocol)} windows "
         f"of {protocol['seqlen']}, BOS {protocol['bos']}, fp32 log-softmax"
     )
     console.line(f"reference: {protocol['reference']}")
-    best = min(found.rows[1:], key=lambda row: row.perplexity)
+    best = min(comparison.rows[1:], key=lambda row: row.perplexity)
     console.ending(folder / "report.md", "inspect", folder / best.name)

@@ -1,4 +1,4 @@
-"""`--config FILE.yaml` of every command: settings by the names of the options, which the command line wins over."""
+"""`--config FILE.yaml` of every command: settings named like the options, which the command line overrides."""
 
 import shlex
 from collections.abc import Iterable
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from ..pipeline.recipe import Recipe
 
 NOTHING = "nothing was done"
-_NOT_SETTINGS = ("config", "help")  # of the options
-_SWITCHES = ("tune",)  # yes or no as an option, settings in a recipe: the command joins the two
-_BY_USER = ("COMMANDLINE", "DEFAULT_MAP", "ENVIRONMENT")  # where a value comes from that is not a default
+_NOT_SETTINGS = ("config", "help")  # options that no file may have
+_SWITCHES = ("tune",)  # yes or no as an option, a mapping in a recipe; the command combines the two
+_BY_USER = ("COMMANDLINE", "DEFAULT_MAP", "ENVIRONMENT")  # sources of a value that is not a default
 
 
 def _take(context: typer.Context, path: Path | None) -> Path | None:
@@ -26,8 +26,11 @@ def _take(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-def _take_beside_recipe(context: typer.Context, path: Path | None) -> Path | None:
-    """As `_take`, for commands that read the settings of a recipe from the same file by themselves."""
+def _take_all_but_recipe(context: typer.Context, path: Path | None) -> Path | None:
+    """Makes the settings of a file that are not a recipe's the defaults of a command's options.
+
+    The command reads the recipe from the same file itself.
+    """
     if path is not None and not context.resilient_parsing:
         from ..pipeline.recipe_file import SETTINGS
 
@@ -40,7 +43,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         metavar="FILE.yaml",
-        help="YAML file with settings, named like these options; the command line wins over it.",
+        help="YAML file with settings named like these options. Options on the command line override it.",
         is_eager=True,
         callback=_take,
     ),
@@ -50,44 +53,48 @@ RecipeOption = Annotated[
     typer.Option(
         "--config",
         metavar="FILE.yaml",
-        help="YAML file with a recipe and settings, named like these options; the command line wins over it.",
+        help="YAML file with a recipe and other settings, named like these options. Options on the command line "
+        "override it.",
         is_eager=True,
-        callback=_take_beside_recipe,
+        callback=_take_all_but_recipe,
     ),
 ]
 
 
 def settings(context: typer.Context) -> dict[str, Any]:
-    """All settings of this run, JSON-ready: given, from a file, or defaults."""
+    """All settings of this run by name, JSON-ready: from the command line, from a file, or defaults."""
     return {name: _plain(value) for name, value in context.params.items() if name not in _NOT_SETTINGS}
 
 
 def given(context: typer.Context) -> dict[str, Any]:
-    """The settings of a recipe that the user gave as options, or a file in their place: whichever a command has."""
+    """The settings of a recipe that were given on the command line or by --config, by name and JSON-ready.
+
+    Defaults are left out, so that they do not override a recipe file.
+    """
     from ..pipeline.recipe_file import SETTINGS
 
-    found = {}
+    values = {}
     for name in SETTINGS:
         source = context.get_parameter_source(name)
         if name in context.params and name not in _SWITCHES and source is not None and source.name in _BY_USER:
-            found[name] = _plain(context.params[name])
-    return {name: value for name, value in found.items() if value is not None}
+            values[name] = _plain(context.params[name])
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def taken(context: typer.Context) -> set[str]:
-    """Names of the options that a file has set."""
+    """Names of the options that the file of --config has set."""
     return set(context.default_map or ())
 
 
 def print_settings(context: typer.Context) -> None:
-    """Says what a run with a file came down to."""
+    """Prints all settings of a run that has a --config file."""
     if context.params.get("config") is not None:
         pairs = (f"{name} {_word(value)}" for name, value in settings(context).items() if value is not None)
         console.note(f"settings: {', '.join(pairs)}")
 
 
 def print_recipe(recipe: "Recipe") -> None:
-    """Says what settings of a quantization came down to; the checkpoint has them, too."""
+    """Prints every setting of a recipe, defaults included; the checkpoint records them as well."""
     pairs = (f"{name} {_word(value)}" for name, value in recipe.to_dict().items() if value is not None)
     console.note(f"recipe: {', '.join(pairs)}")
 
@@ -97,17 +104,20 @@ def _apply(context: typer.Context, path: Path, elsewhere: Iterable[str]) -> None
     from ..storage.settings_file import read_settings
 
     options = {str(each.name): each for each in context.command.params if each.name not in _NOT_SETTINGS}
-    found = {name: value for name, value in read_settings(path, words=True).items() if name not in elsewhere}
-    refuse_unknown(found, [*options, *elsewhere], str(path), NOTHING)
+    values = {name: value for name, value in read_settings(path, words=True).items() if name not in elsewhere}
+    refuse_unknown(values, [*options, *elsewhere], str(path), NOTHING)
     context.default_map = {
         name: _value(path, name, value, many=getattr(options[name], "multiple", False))
-        for name, value in found.items()
+        for name, value in values.items()
         if value is not None
     }
 
 
 def _value(path: Path, name: str, value: Any, many: bool) -> Any:
-    """As the command line would have it: words. A list is one for a repeatable option, else its items by comma."""
+    """A value of the file in the form of the command line: a string.
+
+    A list stays a list of strings for a repeatable option, and is joined by commas for any other.
+    """
     from ..base.errors import NestQuantError
 
     items = value if isinstance(value, list) else [value]

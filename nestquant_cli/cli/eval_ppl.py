@@ -1,27 +1,22 @@
-"""`nestquant eval-ppl`: perplexity of a model, alone or beside a baseline."""
+"""`nestquant eval-ppl`: perplexity of a model, alone or compared with a baseline."""
 
 from dataclasses import replace
-from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import console
-from .config import ConfigOption, print_settings, settings
+from .config import print_settings, settings
 from .gate_results import JunitOption, report_gates
+from .option_groups import EvaluationRun, expand_groups
 from .options import (
     BaselineOption,
     Bos,
     BosOption,
     DatasetOption,
-    DeviceOption,
     MaxWindowsOption,
     ModelArgument,
     ReportOption,
-    Resident,
-    ResidentOption,
-    RevisionOption,
-    SeedOption,
     SeqlenOption,
     SplitOption,
     TextFieldOption,
@@ -29,16 +24,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..evaluation.measure_perplexity import PerplexityReport
-
-
-class Dtype(str, Enum):
-    """The dtype a model computes in."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+    from ..evaluation.measure_perplexity import PerplexityOptions, PerplexityReport
 
 
 def _perplexity(text: str | float) -> float:
@@ -48,16 +34,18 @@ def _perplexity(text: str | float) -> float:
     return number
 
 
-DtypeOption = Annotated[
-    Dtype,
-    typer.Option("--dtype", help="Dtype to compute in; auto is that of the checkpoint, or bfloat16 for a GGUF file."),
-]
 FailAboveOption = Annotated[
     float | None,
-    typer.Option("--fail-above", parser=_perplexity, metavar="X", help="Exit with 1 when the perplexity is above X."),
+    typer.Option(
+        "--fail-above",
+        parser=_perplexity,
+        metavar="X",
+        help="Quality gate: exit with code 1 if the perplexity is above X.",
+    ),
 ]
 
 
+@expand_groups
 def eval_ppl(
     context: typer.Context,
     model: ModelArgument,
@@ -71,16 +59,12 @@ def eval_ppl(
     output: ReportOption = None,
     fail_above: FailAboveOption = None,
     junit: JunitOption = None,
-    resident: ResidentOption = Resident.auto,
-    dtype: DtypeOption = Dtype.auto,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    revision: RevisionOption = None,
-    config: ConfigOption = None,
+    *,
+    run: EvaluationRun,
 ) -> None:
-    """Perplexity by the standard protocol: text tokenized once, windows without overlap, all of them.
+    """Score a model's perplexity by the standard protocol: text tokenized once, windows without overlap, all of them.
 
-    With --baseline both models score the same windows, and their KL divergence and top-1 agreement are reported too.
+    With --baseline, both models score the same windows, and the KL divergence and top-1 agreement are reported too.
     Several processes share the windows: torchrun --nproc-per-node 2 -m nestquant_cli eval-ppl …
     """
     from ..evaluation.gates import judge_perplexity
@@ -91,27 +75,13 @@ def eval_ppl(
     from ..storage.files import write_json
 
     refuse_no_gates(junit, fail_above, "--fail-above")
-    options = PerplexityOptions(
-        model=model,
-        dataset=dataset,
-        split=split,
-        text_field=text_field,
-        seqlen=seqlen,
-        max_windows=max_windows,
-        bos=bos.value,
-        baseline=baseline,
-        seed=seed,
-        dtype=dtype.value,
-        resident=resident.value,
-        device=device,
-        revision=revision,
-    )
-    windows = f"the first {max_windows}" if max_windows else "all"
-    beside = f" beside {baseline}" if baseline else ""
-    console.note(f"scoring {model}{beside} on {windows} windows of {seqlen} tokens of {dataset} ({split})")
+    text: dict[str, Any] = {"dataset": dataset, "split": split, "text_field": text_field}
+    windows: dict[str, Any] = {"seqlen": seqlen, "max_windows": max_windows, "bos": bos.value}
+    options = PerplexityOptions(model, baseline=baseline, **text, **windows, **run.settings())
+    _print_start(options)
     print_settings(context)
-    with joined(pick_device(device)) as own:
-        report = measure_perplexity(replace(options, device=own))
+    with joined(pick_device(run.device)) as device:
+        report = measure_perplexity(replace(options, device=device))
     _print(report)
     if output is not None and launched().leads:
         write_json(output, report.as_json() | {"settings": settings(context)})
@@ -123,41 +93,56 @@ def eval_ppl(
         console.ending(output, "quantize", model, "--bits", 4)
 
 
+def _print_start(options: "PerplexityOptions") -> None:
+    windows = f"the first {options.max_windows}" if options.max_windows else "all"
+    models = f"{options.model} and {options.baseline}" if options.baseline else str(options.model)
+    text = f"{options.dataset} ({options.split})"
+    console.note(f"scoring {models} on {windows} windows of {options.seqlen} tokens of {text}")
+
+
 def _print(report: "PerplexityReport") -> None:
     from ..evaluation.provenance import windows_said
 
-    scores, protocol = report.scores, report.protocol
+    _print_scores(report)
+    protocol = report.protocol
     tokens = "" if protocol["tokens"] is None else f", {protocol['tokens']} tokens"
-    model, original = protocol["model"], protocol["baseline"]
+    console.line(
+        f"{protocol['dataset']} ({protocol['split']}{tokens}): {windows_said(protocol)} "
+        f"windows of {protocol['seqlen']}, stride {protocol['stride']}, "
+        f"{protocol['scored_per_window']} scored in each, BOS {protocol['bos']}, fp32 log-softmax"
+    )
+    _print_model(protocol["model"], "", protocol["resident"])
+    if protocol["baseline"]:
+        _print_model(protocol["baseline"], "reference: ", None)
+    versions = ", ".join(f"{name} {version}" for name, version in protocol["versions"].items())
+    console.line(f"{versions}; seed {protocol['seed']}; {report.scores.seconds:.0f} s")
+
+
+def _print_scores(report: "PerplexityReport") -> None:
+    scores, baseline = report.scores, report.protocol["baseline"]
     columns = ["model", "perplexity", "± s.e.", "KL (nats)", "top-1"]
     rows: list[tuple[object, ...]] = [
         (
-            model["name"],
+            report.protocol["model"]["name"],
             f"{scores.perplexity:.4f}",
             _number(scores.standard_error),
             _number(scores.kl_divergence, 5),
             _number(scores.top1_agreement),
         )
     ]
-    if original:
+    if baseline:
         errors = _number(scores.baseline_perplexity), _number(scores.baseline_standard_error)
-        rows.append((original["name"], *errors, "", ""))
-    width = len(columns) if original else 3
+        rows.append((baseline["name"], *errors, "", ""))
+    width = len(columns) if baseline else 3
     console.table(columns[:width], [row[:width] for row in rows])
+
+
+def _print_model(model: dict[str, Any], label: str, resident: str | None) -> None:
+    weights = f"weights {resident}, " if resident else ""
     console.line(
-        f"{protocol['dataset']} ({protocol['split']}{tokens}): {windows_said(protocol)} "
-        f"windows of {protocol['seqlen']}, stride {protocol['stride']}, "
-        f"{protocol['scored_per_window']} scored in each, BOS {protocol['bos']}, fp32 log-softmax"
+        f"{label}{model['description']}: {model['dtype']}, {model['attention']} attention, {model['device']}, "
+        f"{weights}sha256 {model['sha256'][:12]}"
     )
-    for each in filter(None, (model, original)):
-        label = "reference: " if each is original else ""
-        console.line(
-            f"{label}{each['description']}: {each['dtype']}, {each['attention']} attention, {each['device']}, "
-            + (f"weights {protocol['resident']}, " if each is model and protocol["resident"] else "")
-            + f"sha256 {each['sha256'][:12]}"
-        )
-    versions = ", ".join(f"{name} {version}" for name, version in protocol["versions"].items())
-    console.line(f"{versions}; seed {protocol['seed']}; {scores.seconds:.0f} s")
 
 
 def _number(value: float | None, digits: int = 4) -> str:

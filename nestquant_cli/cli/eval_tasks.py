@@ -1,41 +1,43 @@
-"""`nestquant eval-tasks`: lm-eval's tasks on a model."""
+"""`nestquant eval-tasks`: tasks of the lm-evaluation-harness on a model."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import console
-from .config import ConfigOption, print_settings, settings
-from .eval_ppl import Dtype, DtypeOption
+from .config import print_settings, settings
 from .gate_results import JunitOption, report_gates
-from .options import (
-    DeviceOption,
-    ModelArgument,
-    ReportOption,
-    Resident,
-    ResidentOption,
-    RevisionOption,
-    SeedOption,
-    by_comma,
-    finite,
-)
+from .option_groups import EvaluationRun, expand_groups
+from .options import ModelArgument, ReportOption, by_comma, finite
+
+if TYPE_CHECKING:
+    from ..evaluation.measure_tasks import TaskReport
 
 TasksOption = Annotated[
     str,
     typer.Option(
-        "--tasks", metavar="A,B", help="lm-eval tasks, groups or tags, separated by commas.", show_default=False
+        "--tasks",
+        metavar="A,B",
+        help="lm-eval tasks, groups or tags to run, separated by commas.",
+        show_default=False,
     ),
 ]
 FewshotOption = Annotated[
-    int | None, typer.Option("--num-fewshot", min=0, help="Examples in the prompt.", show_default="the task's own")
+    int | None,
+    typer.Option(
+        "--num-fewshot", min=0, help="Number of solved examples in the prompt.", show_default="the task's own"
+    ),
 ]
 LimitOption = Annotated[
     float | None,
     typer.Option(
-        "--limit", parser=finite, help="Items of each task; a number below 1 is a fraction of them.", show_default="all"
+        "--limit",
+        parser=finite,
+        help="Number of items to run of each task; a number below 1 is a fraction of the items.",
+        show_default="all",
     ),
 ]
 IncludeOption = Annotated[
@@ -43,13 +45,13 @@ IncludeOption = Annotated[
     typer.Option(
         "--include-path",
         metavar="DIR",
-        help="Folder with task YAMLs of your own. They can run Python code (!function): use only files you trust.",
+        help="Folder with task YAML files of your own. They can run Python code (!function): use only files you trust.",
     ),
 ]
 
 
 def batch_size(text: int | str) -> int | str:
-    """A number, or what the evaluation makes of "auto" and "auto:N"."""
+    """Parses --batch-size: a number, or a text such as "auto" or "auto:4", which `measure_tasks` checks."""
     return int(text) if str(text).lstrip("-").isdigit() else text
 
 
@@ -59,27 +61,35 @@ BatchOption = Annotated[
         "--batch-size",
         metavar="N|auto[:N]",
         parser=batch_size,
-        help="Sequences at a time; auto takes the largest that fit in memory, auto:N looks again N times.",
+        help="Number of sequences in a batch. auto: the largest batch that fits in memory; auto:N: the batch size is "
+        "searched again N times, as sequences get shorter.",
     ),
 ]
 TemplateOption = Annotated[
     bool,
-    typer.Option("--apply-chat-template", help="Send prompts through the tokenizer's chat template, as chats are."),
+    typer.Option(
+        "--apply-chat-template",
+        help="Send prompts through the tokenizer's chat template. Without it, the model gets them as plain text.",
+    ),
 ]
 NamedTemplateOption = Annotated[
     str | None,
-    typer.Option("--chat-template", metavar="NAME", help="The same with one of several templates, by its name."),
+    typer.Option(
+        "--chat-template",
+        metavar="NAME",
+        help="Name of the chat template to send prompts through, for a tokenizer that has several.",
+    ),
 ]
 SystemInstructionOption = Annotated[
     str | None,
-    typer.Option("--system-instruction", metavar="TEXT", help="A system message before each prompt."),
+    typer.Option("--system-instruction", metavar="TEXT", help="System message to put before each prompt."),
 ]
 TurnsOption = Annotated[
     bool | None,
     typer.Option(
         "--fewshot-as-multiturn/--no-fewshot-as-multiturn",
-        help="Examples in the prompt as turns of a conversation.",
-        show_default="yes with a chat template",
+        help="Send the examples of --num-fewshot as turns of a conversation, or all in one message.",
+        show_default="turns with a chat template, else one message",
     ),
 ]
 GenerationOption = Annotated[
@@ -87,7 +97,8 @@ GenerationOption = Annotated[
     typer.Option(
         "--gen-kwargs",
         metavar="NAME=X,…",
-        help="Settings of generation, which win over the tasks' own: temperature=0.7,do_sample=true, or JSON.",
+        help="Settings of text generation that override those of the tasks, as temperature=0.7,do_sample=true or as a "
+        "JSON object.",
         show_default="the task's own",
     ),
 ]
@@ -95,7 +106,8 @@ SamplesOption = Annotated[
     bool,
     typer.Option(
         "--log-samples",
-        help="Also write every item with its prompt and answers, as JSON lines beside --output: FILE.samples.jsonl.",
+        help="Also write every item with its prompt and answers, as JSON lines, to FILE.samples.jsonl next to the file "
+        "of --output.",
     ),
 ]
 FailBelowOption = Annotated[
@@ -103,12 +115,13 @@ FailBelowOption = Annotated[
     typer.Option(
         "--fail-below",
         metavar="TASK=X",
-        help="Exit with 1 when the task's main metric (acc, else acc_norm, else its first) is below X; TASK.METRIC=X "
-        "for another one; repeatable.",
+        help="Quality gate: exit with code 1 if the main metric of TASK (acc, else acc_norm, else its first one) is "
+        "below X. TASK.METRIC=X names another metric. Repeatable.",
     ),
 ]
 
 
+@expand_groups
 def eval_tasks(
     context: typer.Context,
     model: ModelArgument,
@@ -126,31 +139,25 @@ def eval_tasks(
     output: ReportOption = None,
     fail_below: FailBelowOption = None,
     junit: JunitOption = None,
-    resident: ResidentOption = Resident.auto,
-    dtype: DtypeOption = Dtype.auto,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    revision: RevisionOption = None,
-    config: ConfigOption = None,
+    *,
+    run: EvaluationRun,
 ) -> None:
-    """Runs tasks of the lm-evaluation-harness on the loaded model and prints its table.
+    """Run tasks of the lm-evaluation-harness on a model and print its table of scores.
 
-    Scores of instruction models are without their chat template unless --apply-chat-template is given.
+    Instruction models are scored without their chat template unless --apply-chat-template is given.
 
     Several processes share the requests: torchrun --nproc-per-node 2 -m nestquant_cli eval-tasks …
     """
     from ..base.errors import NestQuantError
     from ..evaluation.gates import NOT_EVALUATED
     from ..evaluation.junit import refuse_no_gates
-    from ..evaluation.measure_tasks import TaskOptions, measure_tasks
-    from ..models.device import pick_device
-    from ..parallel.team import joined, launched
-    from ..storage.files import write_json, write_text
 
     refuse_no_gates(junit, fail_below, "--fail-below")
     if log_samples and output is None:
-        raise NestQuantError("--log-samples has no place to write to", NOT_EVALUATED, "add --output FILE.json")
-    options = TaskOptions(
+        raise NestQuantError("--log-samples has no file to write to", NOT_EVALUATED, "add --output FILE.json")
+    report = _measure(
+        context,
+        run,
         model=model,
         tasks=by_comma(tasks, "--tasks"),
         num_fewshot=num_fewshot,
@@ -163,24 +170,38 @@ def eval_tasks(
         gen_kwargs=gen_kwargs,
         log_samples=log_samples,
         fail_below=tuple(fail_below or ()),
-        seed=seed,
-        dtype=dtype.value,
-        resident=resident.value,
-        device=device,
-        revision=revision,
     )
-    console.note(f"running {', '.join(options.tasks)} on {model}, {f'{limit:g} of the' if limit else 'all'} items")
+    _report(report, context, output)
+    report_gates(report.verdicts, junit, "eval-tasks", model, report.protocol["seconds"])
+    console.ending(output, "eval-ppl", model)
+
+
+def _measure(context: typer.Context, run: EvaluationRun, **fields: Any) -> "TaskReport":
+    """The report of the tasks; `fields` are those of `TaskOptions` that `run` does not have."""
+    from ..evaluation.measure_tasks import TaskOptions, measure_tasks
+    from ..models.device import pick_device
+    from ..parallel.team import joined
+
+    options = TaskOptions(**fields, **run.settings())
+    items = f"{options.limit:g} of the" if options.limit else "all"
+    console.note(f"running {', '.join(options.tasks)} on {options.model}, {items} items")
     print_settings(context)
-    with joined(pick_device(device)) as own:
-        report = measure_tasks(replace(options, device=own))
+    with joined(pick_device(run.device)) as device:
+        return measure_tasks(replace(options, device=device))
+
+
+def _report(report: "TaskReport", context: typer.Context, output: Path | None) -> None:
+    """Prints the scores, and writes them and the items to `output` where they are asked for."""
+    from ..parallel.team import launched
+    from ..storage.files import write_json, write_text
+
     for row in report.table.splitlines():
         console.line(row)
     console.line(report.how)
-    if output is not None and launched().leads:
-        if log_samples:
-            items = output.with_suffix(".samples.jsonl")
-            write_text(items, "".join(f"{json.dumps(item, ensure_ascii=False)}\n" for item in report.samples))
-            console.line(f"items: {items}")
-        write_json(output, report.as_json() | {"settings": settings(context)})
-    report_gates(report.verdicts, junit, "eval-tasks", model, report.protocol["seconds"])
-    console.ending(output, "eval-ppl", model)
+    if output is None or not launched().leads:
+        return
+    if context.params["log_samples"]:
+        items = output.with_suffix(".samples.jsonl")
+        write_text(items, "".join(f"{json.dumps(item, ensure_ascii=False)}\n" for item in report.samples))
+        console.line(f"items: {items}")
+    write_json(output, report.as_json() | {"settings": settings(context)})

@@ -12,12 +12,12 @@ from .options import CheckpointArgument, FolderOption
 
 
 class Format(str, Enum):
-    """The format to write."""
+    """Format of an exported checkpoint."""
 
     compressed_tensors = "compressed-tensors"
 
 
-FormatOption = Annotated[Format, typer.Option("--format", help="Format to write.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="Format of the exported checkpoint.")]
 
 
 def export_checkpoint(
@@ -27,9 +27,10 @@ def export_checkpoint(
     output: FolderOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Write a packed checkpoint for tools that know nothing of lattices: the same integers and scales, to the bit.
+    """Write a packed checkpoint for tools that know no lattices: the same integers and scales, to the bit.
 
-    A nested code takes 8 bits a weight there. Weights only: activations, keys and values stay in 16 bits.
+    A nested code takes 8 bits per weight in the exported format. Only weights are exported: activations, keys and
+    values stay in 16 bits.
     """
     from ..export.export import export
 

@@ -1,4 +1,4 @@
-"""What the evaluating commands do with their gates: say which failed, write them as JUnit XML, set the exit code."""
+"""What the evaluating commands do with their gates: print those that failed, write JUnit XML, set the exit code."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ JunitOption = Annotated[
     typer.Option(
         "--junit",
         metavar="FILE.xml",
-        help="Also write the gates as JUnit XML, one test case each.",
+        help="JUnit XML file for the quality gates, one test case each, as CI systems read it.",
         callback=writable,
     ),
 ]
@@ -27,7 +27,7 @@ def report_gates(verdicts: Sequence["Verdict"], junit: Path | None, command: str
     """Prints the gates that failed and writes all to `junit`.
 
     Raises:
-        typer.Exit: with the code of a failed gate, if one failed.
+        typer.Exit: with exit code 1, if a gate failed.
     """
     from ..evaluation.junit import write_junit
     from ..parallel.team import launched

@@ -1,31 +1,25 @@
-"""`nestquant generate`: a model continues a text, and says how fast."""
+"""`nestquant generate`: a model continues a text, and the speed is measured."""
 
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import console
-from .config import ConfigOption, print_settings, settings
-from .eval_ppl import Dtype, DtypeOption
-from .options import (
-    DeviceOption,
-    ModelArgument,
-    ReportOption,
-    Resident,
-    ResidentOption,
-    RevisionOption,
-    SeedOption,
-    finite,
-)
+from .config import print_settings, settings
+from .option_groups import GenerationRun, expand_groups
+from .options import ModelArgument, ReportOption, SeedOption, finite
 
 if TYPE_CHECKING:
-    from ..generation.generator import Answer
+    from ..generation.generator import Answer, TextGenerator
+    from ..generation.sampling import Sampling
+    from ..models.source import Source
 
 PromptArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[PROMPT]", help="The text to continue; without it, what comes through a pipe."),
+    typer.Argument(metavar="[PROMPT]", help="Text to continue. Without it, the text is read from standard input."),
 ]
 NewTokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Largest number of tokens to generate.")]
 TemperatureOption = Annotated[
@@ -33,7 +27,7 @@ TemperatureOption = Annotated[
     typer.Option(
         "--temperature",
         parser=finite,
-        help="0 takes the most likely token each time; above 0 tokens are drawn, more freely the higher it is.",
+        help="Temperature of sampling. 0 always takes the most likely token; higher values give more varied text.",
         show_default="the model's own",
     ),
 ]
@@ -42,16 +36,19 @@ TopPOption = Annotated[
     typer.Option(
         "--top-p",
         parser=finite,
-        help="Draw from the likeliest tokens that together have this probability.",
+        help="Sample only from the most likely tokens whose probabilities add up to this value, above 0 and up to 1.",
         show_default="the model's own",
     ),
 ]
 TopKOption = Annotated[
     int | None,
-    typer.Option("--top-k", help="Draw from this many of the likeliest tokens.", show_default="the model's own"),
+    typer.Option(
+        "--top-k", help="Sample only from this many of the most likely tokens.", show_default="the model's own"
+    ),
 ]
 
 
+@expand_groups
 def generate(
     context: typer.Context,
     model: ModelArgument,
@@ -62,55 +59,69 @@ def generate(
     top_k: TopKOption = None,
     seed: SeedOption = 0,
     output: ReportOption = None,
-    resident: ResidentOption = Resident.auto,
-    dtype: DtypeOption = Dtype.auto,
-    device: DeviceOption = "auto",
-    revision: RevisionOption = None,
-    config: ConfigOption = None,
+    *,
+    run: GenerationRun,
 ) -> None:
-    """Continue a text; the words appear as they are generated, then tokens per second and memory.
+    """Continue a text. The words appear as they are generated, then tokens per second and memory.
 
-    Standard output has the new text alone, so that it can be piped on; the figures go to standard error.
+    Standard output gets the new text only, so that it can be piped on. Speed and memory go to standard error.
     """
-    from ..base.errors import NestQuantError
-    from ..evaluation.provenance import model_protocol, versions
     from ..generation.generator import load_generator
-    from ..generation.sampling import NOT_GENERATED, Sampling, described
+    from ..generation.sampling import Sampling, described
     from ..models.device import pick_device
     from ..models.source import resolve
-    from ..storage.files import BYTE_ORDER_MARK, write_json
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed)
-    source = resolve(model, revision)
-    place = pick_device(device)
-    if prompt is None:
-        if console.is_terminal(sys.stdin):
-            raise NestQuantError("there is no prompt", NOT_GENERATED, f'run: nestquant generate {model} "Once upon"')
-        prompt = sys.stdin.read().removeprefix(BYTE_ORDER_MARK).rstrip("\n")
-    generator = load_generator(source, sampling, resident.value, dtype.value, place)
+    source = resolve(model, run.revision)
+    device = pick_device(run.device)
+    text = prompt if prompt is not None else _read_prompt(model)
+    generator = load_generator(source, sampling, run.resident.value, run.dtype.value, device)
     print_settings(context)
     console.note(f"continuing with up to {max_new_tokens} tokens, {described(generator.config)}")
     if console.out.is_terminal:
-        console.stream(prompt)
-    answer = generator.generate(generator.tokenizer(prompt)["input_ids"], console.stream)
+        console.stream(text)
+    answer = generator.generate(generator.tokenizer(text)["input_ids"], console.stream)
     console.stream("\n")
     print_answer(answer, generator.context)
     if output is not None:
-        protocol = {
-            "model": model_protocol(source, generator.model),
-            "sampling": asdict(sampling),
-            "versions": versions(),
-        }
-        found = {"prompt": prompt, "text": answer.text, "tokens": answer.tokens, "ending": answer.ending}
-        found["figures"] = answer.statistics.as_json()
-        write_json(output, found | {"protocol": protocol, "settings": settings(context)})
-        console.note(f"result: {output}")
+        _write(output, context, source, generator, sampling, text, answer)
     if answer.interrupted:
         raise KeyboardInterrupt
 
 
+def _read_prompt(model: str) -> str:
+    from ..base.errors import NestQuantError
+    from ..generation.sampling import NOT_GENERATED
+    from ..storage.files import BYTE_ORDER_MARK
+
+    if console.is_terminal(sys.stdin):
+        raise NestQuantError("there is no prompt", NOT_GENERATED, f'run: nestquant generate {model} "Once upon"')
+    return sys.stdin.read().removeprefix(BYTE_ORDER_MARK).rstrip("\n")
+
+
+def _write(
+    path: Path,
+    context: typer.Context,
+    source: "Source",
+    generator: "TextGenerator",
+    sampling: "Sampling",
+    prompt: str,
+    answer: "Answer",
+) -> None:
+    """Writes the answer, what it took and what repeats it to a JSON file."""
+    from ..evaluation.provenance import model_protocol, versions
+    from ..storage.files import write_json
+
+    result: dict[str, Any] = {"prompt": prompt, "text": answer.text, "tokens": answer.tokens, "ending": answer.ending}
+    result["figures"] = answer.statistics.as_json()
+    about_model = model_protocol(source, generator.model)
+    protocol = {"model": about_model, "sampling": asdict(sampling), "versions": versions()}
+    write_json(path, result | {"protocol": protocol, "settings": settings(context)})
+    console.note(f"result: {path}")
+
+
 def print_answer(answer: "Answer", context: int | None) -> None:
-    """Says what an answer took, and that the context is full where that ended it."""
+    """Prints speed and memory of an answer, and that the context of `context` tokens is full where that ended it."""
     if answer.ending == "context":
         console.note(f"the context of {context} tokens is full")
     console.note(answer.statistics.line(), ending=answer.ending, **answer.statistics.as_json())

@@ -11,7 +11,12 @@ from .options import CheckpointArgument, ReportOption
 if TYPE_CHECKING:
     from ..checkpoint.byte_counts import Inspection, Matrix
 
-MatricesOption = Annotated[bool, typer.Option("--matrices", help="List every matrix, not only every layer.")]
+MatricesOption = Annotated[
+    bool,
+    typer.Option(
+        "--matrices", help="List every matrix with its code and bits. Without it, there is one row per decoder layer."
+    ),
+]
 
 
 def inspect_checkpoint(
@@ -21,38 +26,38 @@ def inspect_checkpoint(
     output: ReportOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Count the bits of a packed checkpoint from the bytes on disk, per part and per layer, and print its recipe."""
+    """Count the real bits per weight of a packed checkpoint from the bytes on disk, and print its recipe."""
     from ..checkpoint.inspect import inspect
     from ..storage.files import write_json
 
     console.note(f"counting the bytes of {checkpoint}")
     print_settings(context)
-    found = inspect(checkpoint)
-    _print_parts(found)
-    if found.matrices:
-        _print_layers(found)
+    inspection = inspect(checkpoint)
+    _print_parts(inspection)
+    if inspection.matrices:
+        _print_layers(inspection)
     if matrices:
         columns = ["matrix", "out × in", "code", "multipliers", "word bits", "bits/weight"]
-        console.table(columns, [_matrix_row(matrix) for matrix in found.matrices])
-    _print_summary(found)
+        console.table(columns, [_matrix_row(matrix) for matrix in inspection.matrices])
+    _print_summary(inspection)
     if output is not None:
-        write_json(output, found.as_json() | {"settings": settings(context)})
+        write_json(output, inspection.as_json() | {"settings": settings(context)})
     console.ending(output, "verify", checkpoint)
 
 
-def _print_parts(found: "Inspection") -> None:
-    weights = found.quantized_weights
+def _print_parts(inspection: "Inspection") -> None:
+    weights = inspection.quantized_weights
     rows = []
-    for part in found.parts:
-        own = f"{8 * part.bytes / weights:.4f}" if weights and part.group == "quantized layers" else ""
-        rows.append((f"{part.group}: {part.name}", f"{part.bytes:,}", own))
-    rows.append(("all files", f"{found.file_bytes:,}", ""))
-    console.table(["part", "bytes", "bits/weight"], rows, title=f"{found.folder}")
+    for part in inspection.parts:
+        bits = f"{8 * part.bytes / weights:.4f}" if weights and part.group == "quantized layers" else ""
+        rows.append((f"{part.group}: {part.name}", f"{part.bytes:,}", bits))
+    rows.append(("all files", f"{inspection.file_bytes:,}", ""))
+    console.table(["part", "bytes", "bits/weight"], rows, title=f"{inspection.folder}")
 
 
-def _print_layers(found: "Inspection") -> None:
+def _print_layers(inspection: "Inspection") -> None:
     rows = []
-    for name, matrices in found.layers().items():
+    for name, matrices in inspection.layers().items():
         weights = sum(matrix.weights for matrix in matrices)
         spent = sum(matrix.word_bytes + matrix.scale_bytes for matrix in matrices)
         codes = sorted({_code(matrix) for matrix in matrices})
@@ -78,19 +83,19 @@ def _code(matrix: "Matrix") -> str:
     return f"{code['bits']}-bit {'symmetric' if code['symmetric'] else 'asymmetric'} integers, {scales}"
 
 
-def _print_summary(found: "Inspection") -> None:
-    nominal = ", ".join(f"{part} {bits}" for part, bits in found.bits.items())
+def _print_summary(inspection: "Inspection") -> None:
+    nominal = ", ".join(f"{part} {bits}" for part, bits in inspection.bits.items())
     if nominal:
         console.line(f"bits of the codes: {nominal}")
-    if found.recipe:
-        settings = ", ".join(f"{name} {value}" for name, value in found.recipe.items() if value is not None)
+    if inspection.recipe:
+        settings = ", ".join(f"{name} {value}" for name, value in inspection.recipe.items() if value is not None)
         console.line(f"recipe: {settings}")
-    if found.entropy_bits is not None:
-        console.line(f"words with entropy-coded β would take {found.entropy_bits:.4f} bits per weight (not done)")
-    if found.bits_per_weight is None:
+    if inspection.entropy_bits is not None:
+        console.line(f"words with entropy-coded β would take {inspection.entropy_bits:.4f} bits per weight (not done)")
+    if inspection.bits_per_weight is None:
         console.line("no weight is quantized: all of them are kept in 16 bits")
     else:
         console.line(
-            f"{found.bits_per_weight:.4f} bits per quantized weight, everything of the quantized layers counted "
-            f"({found.quantized_weights:,} weights)"
+            f"{inspection.bits_per_weight:.4f} bits per quantized weight, everything of the quantized layers counted "
+            f"({inspection.quantized_weights:,} weights)"
         )

@@ -81,13 +81,16 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all log lines.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show results, warnings and errors only.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and every log line.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show only results, warnings and errors.")] = False,
     log_format: Annotated[
-        LogFormat, typer.Option("--log-format", help="Format of the log: text, or json with one object a line.")
+        LogFormat,
+        typer.Option(
+            "--log-format", help="Format of the log on standard error: text, or json with one object per line."
+        ),
     ] = LogFormat.text,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     """Global options. (The text of --help is the application's.)"""

@@ -15,21 +15,34 @@ RepoArgument = Annotated[
 BaseOption = Annotated[
     str | None,
     typer.Option(
-        "--base-model", metavar="ID", help="Hub id of the original model.", show_default="what it was made from"
+        "--base-model",
+        metavar="ID",
+        help="Hub id of the original model, which the card names.",
+        show_default="the model that the checkpoint was made from",
     ),
 ]
 LicenseOption = Annotated[
     str | None,
-    typer.Option("--license", help="Licence of the base model, as on the Hub.", show_default="that of its card"),
+    typer.Option(
+        "--license",
+        help="Licence of the original model, by its identifier on the Hub, such as apache-2.0.",
+        show_default="the licence on the card of the original model",
+    ),
 ]
 ResultsOption = Annotated[
     list[Path] | None,
     typer.Option(
-        "--results", metavar="FILE.json", help="JSON file that eval-ppl or eval-tasks wrote with --output; repeatable."
+        "--results",
+        metavar="FILE.json",
+        help="JSON file that eval-ppl or eval-tasks wrote with --output, for the card. Repeatable.",
     ),
 ]
-PublicOption = Annotated[bool, typer.Option("--public", help="Make the repository public after the upload.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Verify, write the model card, and stop.")]
+PublicOption = Annotated[
+    bool, typer.Option("--public", help="Make the repository public after the upload. Without it, it is private.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Verify, write the model card, and stop before the upload.")
+]
 
 
 def push_checkpoint(
@@ -43,10 +56,10 @@ def push_checkpoint(
     dry_run: DryRunOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Verify a packed checkpoint, write its model card (README.md), and push it to the Hugging Face Hub, private.
+    """Verify a packed checkpoint, write its model card (README.md), and push it to a private repository on the Hub.
 
-    The card has recipe, real bits, what --results measured by which protocol and commands, and the base model's
-    licence.
+    The card has the recipe, the real bits, the results of --results with their protocol and commands, and the licence
+    of the original model.
     """
     from ..sharing.push import CARD, PushOptions, push
 

@@ -1,99 +1,40 @@
 """`nestquant quantize`: a packed checkpoint from a model, in one command."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from . import console
-from .calibrate import BITS_HELP, PART_DEFAULT, ActBitsOption, KvBitsOption
 from .config import RecipeOption, given, print_recipe, taken
-from .eval_ppl import Dtype, DtypeOption
-from .options import (
-    DEFAULT_BUDGET,
-    Bos,
-    DatasetOption,
-    DeviceOption,
-    FolderOption,
-    MemoryOption,
-    ModelArgument,
-    RevisionOption,
-    SamplesOption,
-    SeedOption,
-    SeqlenOption,
-    TextFieldOption,
-    WindowBosOption,
-    finite,
-    offer,
+from .option_groups import CalibrationRun, CalibrationText, expand_groups
+from .options import FolderOption, ModelArgument
+from .recipe_options import (
+    ActBitsOption,
+    AllocationOption,
+    BitsOption,
+    CalibrationOption,
+    CenteringOption,
+    DampingOption,
+    FeedbackOption,
+    KvBitsOption,
+    MethodOption,
+    PathsOption,
+    PlanOption,
+    QaOption,
+    ResumeOption,
+    RotationOption,
+    SequentialOption,
+    TuneOption,
+    WeightBitsOption,
 )
 from .tune import print_tuning
 
 if TYPE_CHECKING:
     from ..pipeline.plan import Plan
 
-BitsOption = Annotated[
-    float | None,
-    typer.Option(
-        "--bits",
-        parser=finite,
-        help=f"Bits of weights, activations, keys and values (with glvq of weights alone): {BITS_HELP}.",
-        show_default="4",
-    ),
-]
-WeightBitsOption = Annotated[
-    float | None,
-    typer.Option(
-        "--weight-bits",
-        parser=finite,
-        help=f"Bits of weights: {BITS_HELP}. Given alone, it leaves activations, keys and values at 16.",
-        show_default=PART_DEFAULT,
-    ),
-]
-CalibrationOption = Annotated[
-    Path | None, typer.Option("--calibration", metavar="DIR", help="A folder written by 'nestquant calibrate'.")
-]
-MethodOption = Annotated[
-    str,
-    typer.Option(
-        "--method",
-        help="Codec: nestquant, integer, or glvq (weights alone).",
-        autocompletion=offer("nestquant", "integer", "glvq"),
-    ),
-]
-RotationOption = Annotated[
-    str,
-    typer.Option(
-        "--rotation",
-        help="Rotation of inputs, keys and values: none, hadamard or learned.",
-        autocompletion=offer("none", "hadamard", "learned"),
-    ),
-]
-FeedbackOption = Annotated[
-    str,
-    typer.Option(
-        "--feedback",
-        help="ldlq: feed the rounding errors of weights back; none: round plainly.",
-        autocompletion=offer("none", "ldlq"),
-    ),
-]
-PathsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--paths",
-        help="Paths that the search over the rows of a weight keeps, 1 to 64; 1 is plain LDLQ, time grows with more.",
-        show_default="8 for weights alone, glvq 16, else 1",
-    ),
-]
-AllocationOption = Annotated[
-    str,
-    typer.Option(
-        "--allocation",
-        help="uniform: all matrices have the same bits; mixed: more bits where errors cost more.",
-        autocompletion=offer("uniform", "mixed"),
-    ),
-]
 
-
+@expand_groups
 def quantize(
     context: typer.Context,
     model: ModelArgument,
@@ -105,49 +46,24 @@ def quantize(
     rotation: RotationOption = "hadamard",
     feedback: FeedbackOption = "ldlq",
     paths: PathsOption = None,
-    qa: Annotated[
-        bool, typer.Option("--qa/--no-qa", help="Fit the weights to the rounded input, or to the unrounded one.")
-    ] = True,
-    centering: Annotated[
-        bool,
-        typer.Option("--centering/--no-centering", help="Let codes of activations and keys subtract a common center."),
-    ] = True,
-    sequential: Annotated[
-        bool,
-        typer.Option(
-            "--sequential/--no-sequential",
-            help="Calibrate each matrix after those before it are quantized; weights alone, four times the passes.",
-        ),
-    ] = False,
+    qa: QaOption = True,
+    centering: CenteringOption = True,
+    sequential: SequentialOption = False,
     config: RecipeOption = None,
     calibration: CalibrationOption = None,
-    dataset: DatasetOption = "wikitext2",
-    text_field: TextFieldOption = None,
-    samples: SamplesOption = 128,
-    seqlen: SeqlenOption = 2048,
-    bos: WindowBosOption = Bos.default,
-    seed: SeedOption = 0,
-    damping: Annotated[
-        float, typer.Option("--damping", parser=finite, help="Damping of H, as a fraction of its mean diagonal.")
-    ] = 0.01,
+    *,
+    text: CalibrationText,
+    damping: DampingOption = 0.01,
     allocation: AllocationOption = "uniform",
-    tune: Annotated[
-        bool | None,
-        typer.Option("--tune/--no-tune", help="Then tune row scales, norms and biases, as 'nestquant tune' does."),
-    ] = None,
+    tune: TuneOption = None,
     output: FolderOption = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print layers, bytes, memory and time, then stop.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Resume an interrupted run of the same command.")
-    ] = True,
-    memory_budget: MemoryOption = DEFAULT_BUDGET,
-    dtype: DtypeOption = Dtype.auto,
-    device: DeviceOption = "auto",
-    revision: RevisionOption = None,
+    plan: PlanOption = False,
+    resume: ResumeOption = True,
+    run: CalibrationRun,
 ) -> None:
     """Quantize a model to a packed checkpoint: rotate, calibrate, round with QA-LDLQ, pack, write.
 
-    Without --calibration it calibrates on the way. The checkpoint loads with
+    Without --calibration, the model is calibrated in the same run. The checkpoint loads with
     AutoModelForCausalLM.from_pretrained after `import nestquant_cli`. Several processes share the work:
     torchrun --nproc-per-node 2 -m nestquant_cli quantize …
     """
@@ -159,9 +75,9 @@ def quantize(
 
     settings = given(context)
     recipe = with_tuning(read_recipe(config, settings, taken(context)), tune)
-    budget = parse_bytes(memory_budget, "--memory-budget")
-    with joined(pick_device(device)) as own:
-        source = resolve(model, revision)
+    budget, dtype = parse_bytes(run.memory_budget, "--memory-budget"), run.dtype.value
+    with joined(pick_device(run.device)) as device:
+        source = resolve(model, run.revision)
         folder = output if output is not None else Path(f"{source.name.rpartition('/')[2]}-nestquant-{recipe.tag()}")
         console.note(f"{'planning to quantize' if plan else 'quantizing'} {model} to {recipe.tag()} in {folder}")
         print_recipe(recipe)
@@ -169,13 +85,13 @@ def quantize(
             from ..pipeline.estimate import estimate_seconds
             from ..pipeline.plan import make_plan
 
-            made = make_plan(source, recipe, budget=budget, dtype=dtype.value)
-            _print_plan(made, estimate_seconds(made, recipe, own), folder, recipe.tune is not None)
+            planned = make_plan(source, recipe, budget=budget, dtype=dtype)
+            _print_plan(planned, estimate_seconds(planned, recipe, device), folder, recipe.tune is not None)
             return
 
-        from ..pipeline.quantize_and_tune import quantize_and_tune as run
+        from ..pipeline.quantize_and_tune import quantize_and_tune
 
-        report = run(source, recipe, folder, own, calibration, resume, settings, dtype.value, budget=budget)
+        report = quantize_and_tune(source, recipe, folder, device, calibration, resume, settings, dtype, budget=budget)
     _print_report(report, folder)
 
 

@@ -7,13 +7,14 @@ import typer
 
 from . import console
 from .config import ConfigOption, print_settings
-from .eval_ppl import Dtype, DtypeOption
 from .generate import NewTokensOption
 from .options import (
     BaselineOption,
     CheckpointArgument,
     DatasetOption,
     DeviceOption,
+    Dtype,
+    DtypeOption,
     FolderOption,
     Resident,
     ResidentOption,
@@ -23,8 +24,12 @@ from .options import (
     TextFieldOption,
 )
 
-WindowsOption = Annotated[int, typer.Option("--max-windows", min=1, help="Score only the first N windows.")]
-PromptOption = Annotated[str, typer.Option("--prompt", help="Text that the models continue; '' for none.")]
+WindowsOption = Annotated[
+    int, typer.Option("--max-windows", min=1, help="Number of windows to score, from the start of the text.")
+]
+PromptOption = Annotated[
+    str, typer.Option("--prompt", help="Text that the models continue as a sample; '' leaves the sample out.")
+]
 
 
 def report_checkpoint(
@@ -47,8 +52,8 @@ def report_checkpoint(
 ) -> None:
     """Show a packed checkpoint on one HTML page: error and bits per layer, β histograms, the most damaged matrices.
 
-    With --baseline also perplexity, KL divergence and a sample beside the original. The page holds its pictures; they
-    lie beside it as PNG, too.
+    With --baseline, the page also compares perplexity, KL divergence and a sample of text with the original model. The
+    page contains its pictures; they are also written as PNG files next to it.
     """
     from ..evaluation.measure_perplexity import PerplexityOptions
     from ..report.write import PAGE, ReportOptions, make_report
@@ -67,9 +72,9 @@ def report_checkpoint(
         device=device,
         resident=resident.value,
     )
-    console.note(f"reporting on {checkpoint}{f' beside {baseline}' if baseline else ''} in {folder}")
+    console.note(f"reporting on {checkpoint}{f', compared with {baseline},' if baseline else ''} in {folder}")
     print_settings(context)
-    found = make_report(ReportOptions(checkpoint, folder, scoring, prompt, max_new_tokens))
-    name, record = found.most_damaged(1)[0]
+    page = make_report(ReportOptions(checkpoint, folder, scoring, prompt, max_new_tokens))
+    name, record = page.most_damaged(1)[0]
     console.line(f"most damaged: {name}, output error {record['hessian_error']:.5f}")
     console.ending(folder / PAGE, "push", checkpoint, "you/name", "--dry-run")

@@ -8,7 +8,7 @@ import typer
 from . import console
 from .config import ConfigOption, print_settings
 from .options import (
-    MODEL_HELP,
+    MODEL_FORMS,
     Bos,
     CheckpointArgument,
     DatasetOption,
@@ -16,22 +16,45 @@ from .options import (
     FolderOption,
     RevisionOption,
     SeedOption,
+    SeqlenOption,
     TextFieldOption,
     WindowBosOption,
     finite,
 )
+from .recipe_options import ResumeOption
 
 OriginalOption = Annotated[
-    str, typer.Option("--model", metavar="MODEL", help=f"The model it was made from. {MODEL_HELP}", show_default=False)
+    str,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help=f"Original model that the checkpoint was made from: {MODEL_FORMS}.",
+        show_default=False,
+    ),
 ]
-StepsOption = Annotated[int, typer.Option("--steps", min=1, help="Steps of the optimizer.")]
-SeqlenOption = Annotated[int, typer.Option("--seqlen", min=2, help="Tokens in each window.")]
-BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Windows in a step.")]
-RateOption = Annotated[float, typer.Option("--rate", parser=finite, help="Highest learning rate.")]
-HeldOutOption = Annotated[int, typer.Option("--held-out", min=1, help="Held-out windows, which choose the best state.")]
-ChecksOption = Annotated[int, typer.Option("--checks", min=1, help="Evaluations on the held-out windows.")]
-ResumeOption = Annotated[
-    bool, typer.Option("--resume/--no-resume", help="Resume an interrupted run of the same command.")
+StepsOption = Annotated[int, typer.Option("--steps", min=1, help="Number of optimizer steps.")]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Number of windows in each optimizer step.")]
+RateOption = Annotated[
+    float,
+    typer.Option(
+        "--rate",
+        parser=finite,
+        help="Highest learning rate of Adam, reached after a tenth of the steps; it then falls to zero along a cosine.",
+    ),
+]
+HeldOutOption = Annotated[
+    int,
+    typer.Option(
+        "--held-out",
+        min=1,
+        help="Number of windows kept out of the tuning. The state with the lowest loss on them wins.",
+    ),
+]
+ChecksOption = Annotated[
+    int,
+    typer.Option(
+        "--checks", min=1, help="Number of evaluations on the held-out windows, after the one before the first step."
+    ),
 ]
 
 
@@ -55,11 +78,11 @@ def tune_checkpoint(
     revision: RevisionOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Tune row scales, gains of norms and biases of a packed checkpoint towards the original; its words stay.
+    """Tune row scales, norm gains and biases of a packed checkpoint towards the original model.
 
-    The packed model, with rounded activations, keys and values, learns the next-token distributions of the original on
-    calibration text. The bits do not change. The result is a new folder; the same command goes on after an
-    interruption.
+    The packed model, with activations, keys and values quantized, learns the original's next-token distributions on
+    calibration text. The packed words and the bits do not change. The result is a new folder. After an interruption,
+    the same command continues.
     """
     from ..base.progress import duration
     from ..models.device import pick_device
@@ -80,7 +103,7 @@ def tune_checkpoint(
 
 
 def print_tuning(report: dict[str, Any]) -> None:
-    """Prints what a report says of the tuning, if there was one."""
+    """Prints the KL divergence before and after the tuning that a report of `quantize` or `tune` records, if any."""
     tuning = report.get("tuning")
     if tuning:
         before, after = tuning["loss_before"], tuning["loss_after"]

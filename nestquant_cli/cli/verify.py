@@ -6,16 +6,21 @@ import typer
 
 from . import console
 from .config import ConfigOption, print_settings, settings
-from .options import CheckpointArgument, ReportOption
+from .options import MODEL_FORMS, CheckpointArgument, ReportOption
 
 if TYPE_CHECKING:
     from ..checkpoint.findings import VerifyReport
 
 OriginalOption = Annotated[
     str | None,
-    typer.Option("--original", metavar="MODEL", help="Also compare with the weights it was quantized from."),
+    typer.Option(
+        "--original",
+        metavar="MODEL",
+        help="Model that the checkpoint was quantized from. If given, the errors of its weights are computed again and "
+        f"compared with the recorded ones. Takes {MODEL_FORMS}.",
+    ),
 ]
-MOST_SHOWN = 20  # problems that are listed; the JSON file has all
+MOST_SHOWN = 20  # problems that are printed; the JSON file has all of them
 
 
 def verify_checkpoint(
@@ -29,7 +34,7 @@ def verify_checkpoint(
     from ..checkpoint.verify import verify
     from ..storage.files import write_json
 
-    console.note(f"checking every file and tensor of {checkpoint}{f' beside {original}' if original else ''}")
+    console.note(f"checking every file and tensor of {checkpoint}{f' against {original}' if original else ''}")
     print_settings(context)
     report = verify(checkpoint, original)
     if output is not None:

@@ -18,7 +18,7 @@ def refuse_no_gates(junit: Path | None, gates: object, option: str) -> None:
         option: that gives gates.
     """
     if junit is not None and gates in (None, (), []):
-        raise NestQuantError("--junit has no gate to tell about", NOT_EVALUATED, f"give {option}, or leave --junit out")
+        raise NestQuantError("--junit has no gate to report", NOT_EVALUATED, f"give {option}, or leave --junit out")
 
 
 def write_junit(path: Path, command: str, model: str, verdicts: Sequence[Verdict], seconds: float) -> None:

@@ -1,0 +1,154 @@
+"""Option types of the commands that quantize or calibrate: the settings of a recipe, and what a run may use."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import finite, offer
+
+DEFAULT_BUDGET = "2GiB"
+BITS_HELP = "2 to 8 in steps of 1/8, or 16 for no quantization"
+PART_DEFAULT = "4, or 16 if bits are given for other parts only"
+
+BitsOption = Annotated[
+    float | None,
+    typer.Option(
+        "--bits",
+        parser=finite,
+        help=f"Bits of weights, activations, keys and values (with glvq: of weights only): {BITS_HELP}.",
+        show_default="4",
+    ),
+]
+WeightBitsOption = Annotated[
+    float | None,
+    typer.Option(
+        "--weight-bits",
+        parser=finite,
+        help=f"Bits of weights: {BITS_HELP}. Given alone, it leaves activations, keys and values at 16.",
+        show_default=PART_DEFAULT,
+    ),
+]
+ActBitsOption = Annotated[
+    float | None,
+    typer.Option("--act-bits", parser=finite, help=f"Bits of activations: {BITS_HELP}.", show_default=PART_DEFAULT),
+]
+KvBitsOption = Annotated[
+    float | None,
+    typer.Option(
+        "--kv-bits",
+        parser=finite,
+        help=f"Bits of the keys and values in the cache: {BITS_HELP}.",
+        show_default=PART_DEFAULT,
+    ),
+]
+MethodOption = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="Code of the quantized numbers: nestquant (nested E8 lattices), integer, or glvq (learned lattices, "
+        "weights only).",
+        autocompletion=offer("nestquant", "integer", "glvq"),
+    ),
+]
+RotationOption = Annotated[
+    str,
+    typer.Option(
+        "--rotation",
+        help="Rotation of inputs, keys and values before rounding: none, hadamard or learned.",
+        autocompletion=offer("none", "hadamard", "learned"),
+    ),
+]
+FeedbackOption = Annotated[
+    str,
+    typer.Option(
+        "--feedback",
+        help="Rounding of weights. ldlq: later weights of a row make up for the errors of earlier ones; none: each "
+        "is rounded by itself.",
+        autocompletion=offer("none", "ldlq"),
+    ),
+]
+PathsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--paths",
+        help="Number of candidate roundings that the search over a row of weights keeps, 1 to 64. More take longer "
+        "and lower the error; 1 is plain LDLQ.",
+        show_default="8 for weights alone, glvq 16, else 1",
+    ),
+]
+QaOption = Annotated[
+    bool,
+    typer.Option(
+        "--qa/--no-qa",
+        help="Fit the weights to the quantized inputs that they will meet (QA-LDLQ, the default), or to "
+        "unquantized ones.",
+    ),
+]
+CenteringOption = Annotated[
+    bool,
+    typer.Option(
+        "--centering/--no-centering",
+        help="Let codes of activations and keys subtract a center that all tokens share (on by default).",
+    ),
+]
+SequentialOption = Annotated[
+    bool,
+    typer.Option(
+        "--sequential/--no-sequential",
+        help="Calibrate each matrix with the matrices before it already quantized (off by default). Needs a recipe "
+        "with weights only, and four times the calibration passes.",
+    ),
+]
+DampingOption = Annotated[
+    float,
+    typer.Option(
+        "--damping",
+        parser=finite,
+        help="Damping of the Hessian H: this fraction of its mean diagonal is added to its diagonal.",
+    ),
+]
+AllocationOption = Annotated[
+    str,
+    typer.Option(
+        "--allocation",
+        help="Bits of the matrices. uniform: the same for all; mixed: more where errors cost more, with the mean that "
+        "--weight-bits asks for.",
+        autocompletion=offer("uniform", "mixed"),
+    ),
+]
+TuneOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--tune/--no-tune",
+        help="After quantizing, tune row scales, norms and biases as 'nestquant tune' does (off by default; a recipe "
+        "can set it).",
+    ),
+]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="DIR",
+        help="Folder that 'nestquant calibrate' wrote for this model. Without it, the model is calibrated in this run.",
+    ),
+]
+PlanOption = Annotated[
+    bool, typer.Option("--plan", help="Print layers, bytes, memory and time, and stop before any work.")
+]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Resume an unfinished run of the same command in the output folder (the default), or start over.",
+    ),
+]
+MemoryOption = Annotated[
+    str,
+    typer.Option(
+        "--memory-budget",
+        metavar="SIZE",
+        help="Memory for the hidden states of the calibration windows, such as 500MB or 2GiB. What does not fit goes "
+        "to a temporary file next to the output.",
+    ),
+]
