@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..codecs.protocol import Shape
+from ..codecs.weights import Shape
 
 
 @dataclass(frozen=True)

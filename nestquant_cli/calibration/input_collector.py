@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.errors import NestQuantError
-from ..codecs.protocol import Shape
 from ..codecs.registry import fit_heads
+from ..codecs.weights import Shape
 from ..parallel.team import Team
 from ..parallel.tiles import over_rows, run_pieces
 from ..rotation.reflections import Reflections

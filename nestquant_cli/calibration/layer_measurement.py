@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..base.errors import NestQuantError
 from ..base.finite import all_finite
-from ..codecs.protocol import Shape
+from ..codecs.weights import Shape
 from ..models.structure import linears
 from ..modules.cache_codes import CacheCodes, check_head_size
 from ..parallel.team import team

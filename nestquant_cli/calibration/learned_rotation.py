@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..codecs.protocol import Shape
 from ..codecs.registry import fit_vectors
+from ..codecs.weights import Shape
 from ..parallel.tiles import run_pieces
 from ..rotation.reflections import Reflections, compact
 

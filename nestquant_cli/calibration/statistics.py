@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..codecs.protocol import Shape
 from ..codecs.registry import fit_heads
 from ..codecs.vectors import VectorCode
+from ..codecs.weights import Shape
 from ..modules.cache_codes import CacheCodes
 from ..rotation.transform import rotation
 

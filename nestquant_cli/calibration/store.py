@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ..base.errors import NestQuantError
-from ..codecs.protocol import Shape
 from ..codecs.registry import vector_from
 from ..codecs.vectors import VectorCode
+from ..codecs.weights import Shape
 from ..models.shards import read_tensors, write_shard
 from ..modules.cache_codes import CacheCodes
 from ..storage.files import read_json, sha256_file, write_json

@@ -3,11 +3,9 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 from ..base.errors import NestQuantError
-from ..codecs.lattice.code import LatticeCode
-from ..codecs.protocol import Shape
+from ..codecs.registry import codec_of
 from ..e8.code import BLOCK
 from ..models.shards import Entry, Shard, read_shard
 from ..modules.inputs import padded_size
@@ -56,7 +54,7 @@ _KINDS = {
 def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[Matrix]:
     matrices = []
     for name, linear in layout.linears.items():
-        code = layout.code_of(linear)
+        code = linear.code
         if code is None:
             continue
         spent = {}
@@ -69,23 +67,18 @@ def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[M
                     "fetch or quantize the checkpoint again",
                 )
             spent[leaf] = entries[tensor].bytes
-        own = linear.shape or layout.weight_shape
-        assert own is not None
+        codec = codec_of(code)
         matrices.append(
             Matrix(
                 name,
                 (linear.out_features, linear.in_features),
-                own.to_dict() | _groups(own) | {"multipliers": linear.multipliers and list(linear.multipliers)},
-                own.word_bits,
+                codec.summary(code),
+                codec.shape_of(code).word_bits,
                 spent.pop("words"),
                 sum(spent.values()),
             )
         )
     return matrices
-
-
-def _groups(shape: Shape) -> dict[str, Any]:
-    return {"groups": shape.fitted()} if isinstance(shape, LatticeCode) else {}
 
 
 def _tensor_parts(layout: Layout, shards: list[Shard], quantized: set[str]) -> list[Part]:

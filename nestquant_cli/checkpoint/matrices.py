@@ -9,16 +9,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..base.progress import track
-from ..codecs.integer.code import IntegerCode
-from ..codecs.lattice.code import LatticeCode
-from ..codecs.protocol import WeightCode
-from ..e8.code import BLOCK, NestedCode
+from ..codecs.registry import codec_of
+from ..codecs.weights import WeightCode
 from ..modules.inputs import padded_size
 from ..modules.layout import Layout, LinearLayout
 from ..rotation.reflections import rotation_for
 from .findings import VerifyReport
 from .manifest import MANIFEST, REPORT
-from .matrix_contents import check_lattices, check_record, check_row_scales, check_words, check_zeros
+from .matrix_contents import check_record
 from .original import kept_problem, matrix_problem, relative_error
 from .tensors import TensorChecks
 
@@ -40,7 +38,7 @@ class MatrixChecks:
 
     def run(self, original: PreTrainedModel | None) -> None:
         """Checks every matrix, with an original also against its weights."""
-        coded = {name: (linear, self.layout.code_of(linear)) for name, linear in self.layout.linears.items()}
+        coded = {name: (linear, linear.code) for name, linear in self.layout.linears.items()}
         packed = {name: (linear, code) for name, (linear, code) in coded.items() if code is not None}
         for name, (linear, code) in track(packed.items(), "checking matrices", total=len(packed)):
             forms = code.tensors(linear.out_features, padded_size(linear.in_features))
@@ -57,25 +55,18 @@ class MatrixChecks:
                 return
             data = self.tensors.data(f"{name}.{leaf}")
             stored[leaf] = data.view("<i2" if dtype == torch.int16 else np.uint8).reshape(shape)
-        histogram = [linear.out_features * padded_size(linear.in_features) // BLOCK]  # of the one index of integers
-        problems = {"row_scale": check_row_scales(stored["row_scale"])}
-        if isinstance(code, NestedCode):
-            histogram, problems["words"] = check_words(stored["words"], linear, code)
-        elif isinstance(code, IntegerCode) and not code.symmetric:
-            problems["zeros"] = check_zeros(stored["zeros"], linear, code)
-        elif isinstance(code, LatticeCode):
-            problems["lattice"] = check_lattices(stored["lattice"], stored["words"], linear, code)
+        checked = codec_of(code).check(code, stored, padded_size(linear.in_features))
         sound = True
-        for leaf in sorted(problems, reverse=True):
-            sound &= self.report.add(self.tensors.found[f"{name}.{leaf}"][0], f"{name}.{leaf}", problems[leaf])
+        for leaf in sorted(checked.problems, reverse=True):
+            sound &= self.report.add(self.tensors.found[f"{name}.{leaf}"][0], f"{name}.{leaf}", checked.problems[leaf])
         record = None if self.records is None else self.records.get(name)
         if not sound or self.records is None:
             return
-        if not self.report.add(REPORT, name, check_record(record, linear, code, histogram)):
+        if not self.report.add(REPORT, name, check_record(record, linear, code, checked)):
             return
         assert record is not None
         self.report.matrices += 1
-        self.report.words += sum(histogram)
+        self.report.words += checked.words
         self.report.recorded[name] = record["relative_error"]
         if original is not None:
             packed = {leaf: torch.from_numpy(np.array(data)) for leaf, data in stored.items()}
@@ -116,7 +107,7 @@ class MatrixChecks:
         Those that the original has of its own, and the checkpoint not at all, are problems, too.
         """
         originals = original.state_dict()
-        coded = {f"{name}.weight" for name, linear in self.layout.linears.items() if self.layout.code_of(linear)}
+        coded = {f"{name}.weight" for name, linear in self.layout.linears.items() if linear.code}
         for name in sorted(
             originals.keys() - original.all_tied_weights_keys.keys() - coded - self.tensors.described.keys()
         ):

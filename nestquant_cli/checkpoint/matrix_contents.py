@@ -1,126 +1,18 @@
-"""Checks what one packed matrix holds: its words, its row scales, and what the report records of it."""
+"""Checks what the report records of one packed matrix."""
 
 import math
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from ..codecs.integer.code import IntegerCode
-from ..codecs.lattice.code import LatticeCode
-from ..codecs.protocol import WeightCode
-from ..e8.code import BLOCK, INT16_LIMIT, NestedCode, row_bytes
-from ..e8.voronoi import point_of
-from ..e8.words import split, unpack_words
-from ..kernels import for_device
-from ..modules.inputs import padded_size
+from ..codecs.protocol import Checked
+from ..codecs.registry import codec_of
+from ..codecs.weights import WeightCode
 from ..modules.layout import LinearLayout
 
-Bytes = NDArray[np.uint8]
-
-_CHUNK_BLOCKS = 1 << 19  # blocks unpacked at a time: some 50 MB of memory
 _NUMBERS = ("relative_error", "hessian_error", "damping")
 
 
-def check_words(packed: Bytes, linear: LinearLayout, code: NestedCode) -> tuple[list[int], str | None]:
-    """Every word of a matrix: its index, its padding and its decoded entries.
-
-    Args:
-        packed: (out_features, row bytes), the tensor `words`.
-        linear: layout of the matrix.
-        code: code of its weights.
-
-    Returns:
-        how many words have each multiplier index 0 … k−1, and the first thing wrong, None if nothing.
-    """
-    entries = padded_size(linear.in_features)
-    blocks = entries // BLOCK
-    assert packed.shape[1] == row_bytes(entries, code.word_bits)
-    histogram = np.zeros(code.k, dtype=np.int64)
-    step = max(1, _CHUNK_BLOCKS // blocks)
-    for first in range(0, packed.shape[0], step):
-        chunk = np.array(packed[first : first + step])  # a copy: the bytes of a mapped file cannot be written
-        index = multiplier_index(chunk, blocks, code)
-        problem = _padding(chunk, blocks, code) or _out_of_range(index, code) or _too_large(chunk, entries, code)
-        if problem:
-            row, what = problem
-            return histogram.tolist(), f"row {first + row}: {what}"
-        histogram += np.bincount(index.reshape(-1), minlength=code.k)
-    return histogram.tolist(), None
-
-
-def multiplier_index(packed: Bytes, blocks: int, code: NestedCode) -> NDArray[np.int64]:
-    """⌊word / q⁸⌋ of every word of packed rows: (rows, blocks)."""
-    if code.word_bits in (8, 16, 32, 64):
-        words = packed.view(f"<u{code.word_bits // 8}").astype(np.uint64)
-    else:
-        words = unpack_words(torch.from_numpy(packed), blocks, code.word_bits).numpy().view(np.uint64)
-    points = code.q**BLOCK
-    if points > np.iinfo(np.uint64).max:
-        return np.zeros(words.shape, dtype=np.int64)
-    return (words // np.uint64(points)).astype(np.int64)
-
-
-def _padding(packed: Bytes, blocks: int, code: NestedCode) -> tuple[int, str] | None:
-    used = blocks * code.word_bits - 8 * (packed.shape[1] - 1)  # bits of the last byte that belong to a word
-    rows = np.flatnonzero(packed[:, -1].astype(np.int64) >> used)
-    return (int(rows[0]), "the padding after the last word is not zero") if rows.size else None
-
-
-def _out_of_range(index: NDArray[np.int64], code: NestedCode) -> tuple[int, str] | None:
-    at = np.argwhere(index >= code.k)
-    if not at.size:
-        return None
-    row, block = (int(place) for place in at[0])
-    return row, f"word {block} is not below k·q⁸, its multiplier index would be {index[row, block]} of {code.k}"
-
-
-def _too_large(packed: Bytes, entries: int, code: NestedCode) -> tuple[int, str] | None:
-    largest = np.abs(decode_wide(packed, entries, code)).max(axis=1)
-    rows = np.flatnonzero(largest > code.limit)
-    return (int(rows[0]), f"a word decodes to {largest[rows[0]]}, beyond {code.limit}") if rows.size else None
-
-
-def decode_wide(packed: Bytes, entries: int, code: NestedCode) -> NDArray[np.int64]:
-    """Decoded rows (rows, entries) in a type that no word overflows; |u| ≤ 2q for every word."""
-    rows = torch.from_numpy(packed)
-    if code.multipliers[-1] * 2 * code.q <= INT16_LIMIT:
-        wide = NestedCode(code.q, code.multipliers, code.word_bits, INT16_LIMIT)
-        return for_device(rows.device).unpack(rows, entries, wide).numpy().astype(np.int64)
-    digits, index = split(unpack_words(rows, entries // BLOCK, code.word_bits), code.q)
-    m = torch.tensor(code.multipliers, dtype=torch.int64)[index.clamp(0, code.k - 1)]
-    decoded = m[..., None] * point_of(digits, code.q).to(torch.int64)
-    return decoded.view(rows.shape[0], entries).numpy()
-
-
-def check_row_scales(bits: NDArray[np.int16]) -> str | None:
-    """What is wrong with row scales (rows,) or (rows, groups), bits of bfloat16: each is to be finite and positive."""
-    scale = torch.from_numpy(np.array(bits)).view(torch.bfloat16).float()
-    rows = torch.nonzero(~(torch.isfinite(scale) & (scale > 0)))
-    if not len(rows):
-        return None
-    at = tuple(rows[0].tolist())
-    return f"the scale of row {', group '.join(map(str, at))} is {float(scale[at])}, not finite and positive"
-
-
-def check_zeros(packed: Bytes, linear: LinearLayout, code: IntegerCode) -> str | None:
-    """What is wrong with the packed zeros (rows, bytes) of an integer matrix: any value is one, but not any padding."""
-    used = len(code.groups(padded_size(linear.in_features))) * code.bits - 8 * (packed.shape[1] - 1)
-    rows = np.flatnonzero(packed[:, -1].astype(np.int64) >> used)
-    return f"row {rows[0]}: the padding after the last zero is not zero" if rows.size else None
-
-
-def check_lattices(bits: NDArray[np.int16], words: Bytes, linear: LinearLayout, code: LatticeCode) -> str | None:
-    """What is wrong with a matrix of lattices: G (count, d, d) is to be finite, the padding 0."""
-    if not np.isfinite(bits.view(np.float16)).all():
-        return "an entry of a lattice is not finite"
-    rows = np.flatnonzero(words[:, code.used_bytes(padded_size(linear.in_features)) :].any(axis=1))
-    return f"row {rows[0]}: the padding of its words is not zero" if rows.size else None
-
-
-def check_record(record: Any, linear: LinearLayout, code: WeightCode, histogram: list[int]) -> str | None:
-    """What is wrong with the report's record of a matrix, or disagrees with its words."""
+def check_record(record: Any, linear: LinearLayout, code: WeightCode, checked: Checked) -> str | None:
+    """What is wrong with the report's record of a matrix, or disagrees with what is stored."""
     if not isinstance(record, dict):
         return "has no record"
     if record.get("shape") != [linear.out_features, linear.in_features]:
@@ -129,16 +21,4 @@ def check_record(record: Any, linear: LinearLayout, code: WeightCode, histogram:
         value = record.get(name)
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
             return f"records the {name} {value}, not a finite number"
-    if isinstance(code, LatticeCode):
-        wanted = {"code": code.to_dict(), "groups": code.fitted()}
-        other = [name for name in wanted if record.get(name) != wanted[name]]
-        return f"records the {other[0]} {record.get(other[0])}, not that of config.json" if other else None
-    if isinstance(code, IntegerCode):
-        return None if record.get("code") == code.to_dict() else f"records the code {record.get('code')}"
-    if linear.multipliers is None or record.get("multipliers") != list(linear.multipliers):
-        return f"records the multipliers {record.get('multipliers')}, not those of config.json"
-    if type(record.get("clipped_blocks")) is not int:
-        return f"records the clipped_blocks {record.get('clipped_blocks')}, not a number"
-    if record.get("beta_histogram") != histogram:
-        return f"records the β histogram {record.get('beta_histogram')}, the words have {histogram}"
-    return None
+    return codec_of(code).check_record(code, record, checked)

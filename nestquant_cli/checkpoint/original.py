@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..base.errors import NestQuantError
-from ..codecs.protocol import WeightCode
 from ..codecs.registry import decoded
+from ..codecs.weights import WeightCode
 from ..models.load import load_unpacked_model
 from ..models.source import resolve
 from ..modules.layout import LinearLayout

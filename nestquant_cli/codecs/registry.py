@@ -1,83 +1,89 @@
-"""The codecs by name, and what is asked of whichever a shape or a code belongs to."""
+"""The codecs by name, and the codec that a shape or a code belongs to."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from ..e8.shape import CodeShape
-from .integer.codec import Integers
-from .lattice.codec import Glvq
-from .nested.centered import fit_centered
-from .nested.codec import NestQuant
-from .protocol import Codec, RoundedRows, Rounder, Shape, TensorForms, WeightCode
+from ..base.fields import Fields
+from .integer.codec import IntegerCodec
+from .lattice.codec import LatticeCodec
+from .nested.codec import NestedCodec
+from .protocol import Codec, VectorCodec
 from .vectors import VectorCode
+from .weights import Shape, WeightCode
 
-_CODECS: tuple[Codec, ...] = (NestQuant(), Integers(), Glvq())
-CODECS = {codec.name: codec for codec in _CODECS}
+CODECS: dict[str, Codec[Any, Any]] = {
+    codec.name: codec
+    for codec in (
+        NestedCodec(),
+        IntegerCodec(),
+        LatticeCodec(),
+    )
+}
 
 
-def shape_of(codec: str, bits: float, settings: Any, place: str) -> Shape:
-    """See `Codec.shape`; `codec` is one of CODECS."""
-    return CODECS[codec].shape(bits, settings, place)
+def codec_of(coded: Shape | WeightCode) -> Codec[Any, Any]:
+    """The codec of a shape or of a code of weights."""
+    return CODECS[coded.codec]
 
 
-def shape_from(value: dict[str, Any]) -> Shape:
-    """The shape that config.json describes; raises ValueError where it is none."""
-    name = value.get("codec")
+def vector_codec(name: str) -> VectorCodec[Any, Any]:
+    """The codec `name` for vectors; raises ValueError where it codes weights only."""
+    codec = CODECS[name]
+    if not isinstance(codec, VectorCodec):
+        raise ValueError(f"{name} codes weights only, activations, keys and values stay in 16 bits")
+    return codec
+
+
+def weights_only(name: str) -> bool:
+    """Whether the codec `name` leaves activations, keys and values in 16 bits."""
+    return not isinstance(CODECS[name], VectorCodec)
+
+
+def shape_of(name: str, bits: float, settings: Any, part: str) -> Shape:
+    """The shape that a recipe asks of the codec `name`.
+
+    Args:
+        name: one of CODECS.
+        bits: bits of an entry.
+        settings: mapping of the codec's settings, or None for its defaults.
+        part: "weight", "act" or "kv"; errors call the settings by it, as `act_code`.
+
+    Raises:
+        ValueError: the codec has no such bits or settings, or codes weights only.
+    """
+    codec = CODECS[name] if part == "weight" else vector_codec(name)
+    shape: Shape = codec.shape(bits, settings, f"{part}_code")
+    return shape
+
+
+def shape_from(value: Any, place: str = "code") -> Shape:
+    """The shape that config.json describes, under `place` in errors; raises ValueError where it is none."""
+    fields = Fields(value, place)
+    name = fields.value.get("codec", NestedCodec.name)
     if not isinstance(name, str) or name not in CODECS:
         raise ValueError(f"there is no codec {name!r}")
-    return CODECS[name].shape_from(value)
+    shape: Shape = CODECS[name].shape_from(fields)
+    return shape
 
 
 def fit_vectors(rows: Tensor, shape: Shape, seed: int) -> VectorCode:
-    """See `Codec.fit`."""
-    return CODECS[shape.codec].fit(rows, shape, seed)
+    """The code for vectors that come later, fitted to rows (n, entries) float32 of them, as `VectorCodec.fit`."""
+    return vector_codec(shape.codec).fit(rows, shape, seed)
 
 
 def fit_heads(vectors: Tensor, shape: Shape, seed: int, centering: bool) -> VectorCode:
-    """The code for vectors of several heads, fitted to vectors (heads, n, entries); an input of Linears is one head.
-
-    Args:
-        centering: whether the code may have a center for each head; only nested codes have any.
-    """
-    if centering and isinstance(shape, CodeShape):
-        return fit_centered(vectors, shape, seed)
-    return fit_vectors(vectors.flatten(0, 1), shape, seed)
+    """The code for vectors of several heads, fitted to (heads, n, entries) float32, as `VectorCodec.fit_heads`."""
+    return vector_codec(shape.codec).fit_heads(vectors, shape, seed, centering)
 
 
-def vector_from(fitted: dict[str, Any], shape: Shape) -> VectorCode:
-    """See `Codec.vector_from`."""
-    return CODECS[shape.codec].vector_from(fitted, shape)
-
-
-def weight_code(shape: Shape, multipliers: tuple[int, ...] | None) -> WeightCode:
-    """See `Codec.weight_code`."""
-    return CODECS[shape.codec].weight_code(shape, multipliers)
+def vector_from(value: Any, shape: Shape, place: str = "code") -> VectorCode:
+    """The inverse of `VectorCode.fitted`, under `place` in errors; raises ValueError where it is none."""
+    return vector_codec(shape.codec).vector_from(Fields(value, place), shape)
 
 
 def decoded(code: WeightCode, tensors: Mapping[str, Tensor], entries: int) -> Tensor:
-    """See `Codec.decoded`."""
-    return CODECS[code.codec].decoded(code, tensors, entries)
-
-
-def stored_tensors(shape: Shape, rows: int, entries: int) -> TensorForms:
-    """Shape and dtype of what a matrix (rows, entries) is stored in, by name, before anything is fitted."""
-    return weight_code(shape, None).tensors(rows, entries)
-
-
-def rounder(target: Tensor, rows: list[int], shape: Shape, seed: int) -> Rounder | None:
-    """See `Codec.rounder`."""
-    return CODECS[shape.codec].rounder(target, rows, shape, seed)
-
-
-def search(
-    target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None, paths: int
-) -> RoundedRows | None:
-    """See `Codec.search`; None where the codec has none."""
-    return None if columns_of(shape) else CODECS[shape.codec].search(target, rows, shape, seed, factor, paths)
-
-
-def columns_of(shape: Shape) -> int | None:
-    """Columns that feedback goes over at once; None where the codec searches whole rows."""
-    return CODECS[shape.codec].columns
+    """A stored matrix (rows, entries) float32, in its rotated basis, from the tensors that `code.tensors` describes."""
+    values: Tensor = codec_of(code).decode(code, tensors, entries)
+    return values

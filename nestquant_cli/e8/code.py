@@ -1,7 +1,7 @@
 """The parameters of a nested lattice code: a union of Voronoi codes of E8 under integer multiples of one scale."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ class NestedCode:
         multipliers: m_1 < … < m_k, positive integers; a block decodes to the integer vector v = m_i·u.
         word_bits: bits of the packed word of one block, with k·q⁸ ≤ 2^word_bits.
         limit: a block whose decoded |v| exceeds this is invalid, so that v fits an integer type.
+        room: multipliers that a fit was allowed, of which it may take fewer; 0 for as many as there are. It does not
+            change what a word stands for, so codes that differ in it are equal.
 
     Raises:
         ValueError: the parameters do not make a code.
@@ -37,6 +39,7 @@ class NestedCode:
     multipliers: tuple[int, ...]
     word_bits: int
     limit: int = INT8_LIMIT
+    room: int = field(default=0, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.q < 2:
@@ -71,10 +74,18 @@ class NestedCode:
 
     def tensors(self, rows: int, entries: int) -> "dict[str, tuple[tuple[int, ...], torch.dtype]]":
         """Shape and dtype of the tensors that a matrix (rows, entries) is stored in: words, and bits of bfloat16."""
-        import torch
+        return stored_tensors(rows, entries, self.word_bits)
 
-        width = row_bytes(entries, self.word_bits)
-        return {"words": ((rows, width), torch.uint8), "row_scale": ((rows,), torch.int16)}
+
+def stored_tensors(rows: int, entries: int, word_bits: int) -> "dict[str, tuple[tuple[int, ...], torch.dtype]]":
+    """Shape and dtype of the tensors of a matrix (rows, entries): words of so many bits, and a bfloat16 for each row.
+
+    The row scales are stored as int16 with the bits of bfloat16.
+    """
+    import torch
+
+    width = row_bytes(entries, word_bits)
+    return {"words": ((rows, width), torch.uint8), "row_scale": ((rows,), torch.int16)}
 
 
 def smallest_word(q: int, k: int) -> int:

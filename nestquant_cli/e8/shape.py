@@ -2,10 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from .code import BLOCK, INT8_LIMIT, INT16_LIMIT, NestedCode, smallest_word
+from .code import BLOCK, INT8_LIMIT, INT16_LIMIT, NestedCode, smallest_word, stored_tensors
 from .rates import BEST
+
+if TYPE_CHECKING:
+    import torch
 
 MIN_BITS, MAX_BITS = 2.0, 8.0
 
@@ -30,7 +33,11 @@ class CodeShape:
 
     def with_multipliers(self, multipliers: tuple[int, ...]) -> NestedCode:
         """The code with these multipliers; there may be fewer than k."""
-        return NestedCode(self.q, multipliers, self.word_bits, self.limit)
+        return NestedCode(self.q, multipliers, self.word_bits, self.limit, self.k)
+
+    def tensors(self, rows: int, entries: int) -> "dict[str, tuple[tuple[int, ...], torch.dtype]]":
+        """Shape and dtype of the tensors that a matrix (rows, entries) is stored in, as `NestedCode.tensors`."""
+        return stored_tensors(rows, entries, self.word_bits)
 
 
 def shape_for_bits(bits: float) -> CodeShape:

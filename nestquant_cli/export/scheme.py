@@ -64,7 +64,7 @@ def scheme_of(layout: Layout) -> Scheme:
 
 
 def _scheme(name: str, linear: LinearLayout, layout: Layout) -> Scheme:
-    code = layout.code_of(linear)
+    code = linear.code
     if layout.rotation != "none" and linear.in_features != padded_size(linear.in_features):
         what = f"{name} has {linear.in_features} inputs, which are padded to a multiple of 8 and then rotated"
         raise cannot(what, "quantize with --rotation none")
@@ -111,7 +111,7 @@ def matrix_tensors(
 
 def integers(linear: LinearLayout, layout: Layout, stored: Mapping[str, Tensor]) -> Tensor:
     """V (out_features, in_features) int8 of a matrix that `scheme_of` accepts, without padding."""
-    code, padded = layout.code_of(linear), padded_size(linear.in_features)
+    code, padded = linear.code, padded_size(linear.in_features)
     if isinstance(code, IntegerCode):
         V = code.decode(stored["words"], None, padded)
     else:

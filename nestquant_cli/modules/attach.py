@@ -10,10 +10,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from ..base.errors import NestQuantError
-from ..codecs.integer.code import IntegerCode
-from ..codecs.integer.linear import IntegerLinear
-from ..codecs.lattice.code import LatticeCode
-from ..codecs.lattice.linear import LatticeLinear
+from ..codecs.registry import codec_of
 from ..models.structure import Decoder, find_decoder
 from ..rotation.reflections import Reflections
 from .cache import PackedCache, RoundingCache, is_packed, pack_layers
@@ -22,7 +19,6 @@ from .layout import Layout, LinearLayout
 from .linear import QuantizedLinear
 
 _CACHE_ARGUMENTS = ("past_key_values", "layer_past")  # names in transformers of what an attention module updates
-_KINDS: dict[type, type[QuantizedLinear]] = {IntegerCode: IntegerLinear, LatticeCode: LatticeLinear}
 
 
 def attach(model: PreTrainedModel, layout: Layout) -> None:
@@ -41,8 +37,8 @@ def attach(model: PreTrainedModel, layout: Layout) -> None:
         if linear.input not in sources:
             sources[linear.input] = _input_quantizer(layout, linear, weight.device)
         source = sources[linear.input]
-        code: Any = layout.code_of(linear)
-        kind = _KINDS.get(type(code), QuantizedLinear)
+        code: Any = linear.code
+        kind = QuantizedLinear if code is None else codec_of(code).linear
         sizes = linear.in_features, linear.out_features, linear.bias
         module = kind(*sizes, source, code, weight.dtype, weight.device)
         if linear.input == name and source.reflections is not None:

@@ -7,15 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..base.errors import NestQuantError
-from ..codecs.lattice.code import LatticeCode
-from ..codecs.nested.centered import CenteredCode, centered_from
-from ..codecs.nested.fit import ScaledCode
-from ..codecs.protocol import Shape, WeightCode
-from ..codecs.registry import shape_from, vector_from, weight_code
+from ..base.fields import Fields
+from ..codecs.nested.centered import CenteredCode
+from ..codecs.registry import CODECS, codec_of, shape_from, vector_from
 from ..codecs.vectors import VectorCode
-from ..e8.shape import CodeShape
+from ..codecs.weights import Shape, WeightCode
 from .cache_codes import CacheCodes
-from .fields import Fields, checked, unusable
 from .inputs import padded_size
 
 QUANT_METHOD = "nestquant"
@@ -24,7 +21,6 @@ QUANT_METHOD = "nestquant"
 FORMAT_VERSION = 4
 ROTATIONS = ("none", "hadamard", "learned")
 _LARGEST = 1 << 24  # entries in one dimension of a matrix; beyond it a config is taken for damaged or hostile
-_LARGEST_UNIT = 1 << 16  # of an entry in units of its row's root mean square; real ones are below 1
 
 
 @dataclass(frozen=True)
@@ -35,16 +31,14 @@ class LinearLayout:
         in_features, out_features: size of the original matrix.
         bias: whether it has one.
         input: name of the shared input, a key of Layout.inputs.
-        multipliers: multipliers of the weight's nested code; None for any other code, or for a weight in 16 bits.
-        shape: of its nested code, where it is not that of the layout; a lattice code with its groups.
+        code: code of its weight; None for a weight in 16 bits.
     """
 
     in_features: int
     out_features: int
     bias: bool
     input: str
-    multipliers: tuple[int, ...] | None
-    shape: CodeShape | LatticeCode | None = None
+    code: WeightCode | None
 
 
 @dataclass(frozen=True)
@@ -77,34 +71,30 @@ class Layout:
         return None if self.rotation == "none" else self.seed
 
     @property
+    def codecs(self) -> set[str]:
+        """Names of the codecs of weights, activations, keys and values."""
+        return {shape.codec for shape in (self.weight_shape, self.act_shape, self.kv_shape) if shape is not None}
+
+    @property
     def version(self) -> int:
         """The first format version that can say this."""
         vectors = *self.inputs.values(), *(code for layer in self.cache for code in (layer.keys, layer.values))
-        if isinstance(self.weight_shape, LatticeCode):
-            return 4
-        if any(isinstance(code, CenteredCode) for code in vectors):
-            return 3
-        mixed = any(linear.shape is not None for linear in self.linears.values())
-        return 2 if mixed or not self.plain or self.rotation != "hadamard" else 1
-
-    @property
-    def plain(self) -> bool:
-        """Whether all codes are nested ones."""
-        shapes = (self.weight_shape, self.act_shape, self.kv_shape)
-        return all(shape is None or isinstance(shape, CodeShape) for shape in shapes)
-
-    def code_of(self, linear: LinearLayout) -> WeightCode | None:
-        """The code of a matrix; None where it stays in 16 bits."""
-        shape = linear.shape or self.weight_shape
-        return None if shape is None else weight_code(shape, linear.multipliers)
+        codes = [linear.code for linear in self.linears.values() if linear.code is not None]
+        mixed = any(codec_of(code).shape_of(code) != self.weight_shape for code in codes)
+        return max(
+            2 if mixed or self.rotation != "hadamard" else 1,
+            3 if any(isinstance(code, CenteredCode) for code in vectors) else 1,
+            *(CODECS[name].format_version for name in self.codecs),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; the inverse of `from_dict`."""
-        turned = {"rotation": self.rotation, "reflections": self.reflections} if self.version > 1 else {}
+        version = self.version
+        rotation = {"rotation": self.rotation, "reflections": self.reflections} if version > 1 else {}
         return {
-            "format_version": self.version,
+            "format_version": version,
             "seed": self.seed,
-            **turned,
+            **rotation,
             "weight_code": _shape_to(self.weight_shape),
             "act_code": _shape_to(self.act_shape),
             "kv_code": _shape_to(self.kv_shape),
@@ -114,14 +104,17 @@ class Layout:
                     "out_features": linear.out_features,
                     "bias": linear.bias,
                     "input": linear.input,
-                    "multipliers": None if linear.multipliers is None else list(linear.multipliers),
-                    **_own_to(linear.shape),
+                    "multipliers": None,
+                    **self._code_to(linear.code),
                 }
                 for name, linear in self.linears.items()
             },
             "inputs": {name: None if code is None else code.fitted() for name, code in self.inputs.items()},
             "cache": [{"keys": layer.keys.fitted(), "values": layer.values.fitted()} for layer in self.cache],
         }
+
+    def _code_to(self, code: WeightCode | None) -> dict[str, Any]:
+        return {} if code is None else codec_of(code).code_to_dict(code, self.weight_shape)
 
     @staticmethod
     def from_dict(value: Any) -> "Layout":
@@ -130,109 +123,75 @@ class Layout:
         Raises:
             NestQuantError: a field is missing, of the wrong type or out of range, or the version is unknown.
         """
-        reader = Fields(value, "quantization_config")
-        version = reader.integer("format_version", 0, 1 << 31)
-        if not 1 <= version <= FORMAT_VERSION:
+        try:
+            return _layout_from(Fields(value, "quantization_config"))
+        except ValueError as error:
             raise NestQuantError(
-                f"the checkpoint has format version {version}, this nestquant reads 1 to {FORMAT_VERSION}",
-                "it was not loaded",
-                "install the nestquant that wrote it, or quantize again",
-            )
-        weight, act, kv = (reader.optional(key, _shape_from) for key in ("weight_code", "act_code", "kv_code"))
-        linears = {name: _linear_from(item, weight) for name, item in reader.mapping("linears").items()}
-        inputs = {name: _input_from(item, act) for name, item in reader.mapping("inputs").items()}
-        widths: dict[str, int] = {}
-        for name, linear in linears.items():
-            if linear.input not in inputs:
-                raise unusable(f"linears.{name}.input names '{linear.input}', which inputs does not have")
-            if widths.setdefault(linear.input, linear.in_features) != linear.in_features:
-                raise unusable(f"linears.{name} has another in_features than others with its input")
-            _refuse_other_center(inputs[linear.input], linear)
-        cache = [] if kv is None else [_cache_from(item, kv) for item in reader.sequence("cache")]
-        turned = _rotation_from(reader, inputs) if version > 1 else ("hadamard", {})
-        return Layout(weight, act, kv, reader.integer("seed", 0, (1 << 64) - 1), linears, inputs, cache, *turned)
+                f"config.json is not usable: {error}",
+                "the checkpoint was not loaded",
+                "fetch or quantize the checkpoint again",
+            ) from error
 
 
 def _shape_to(shape: Shape | None) -> dict[str, Any] | None:
     return None if shape is None else shape.to_dict()
 
 
-def _own_to(shape: CodeShape | LatticeCode | None) -> dict[str, Any]:
-    if isinstance(shape, LatticeCode):
-        return {"groups": shape.fitted()}
-    return {} if shape is None else {"code": shape.to_dict()}
+def _layout_from(reader: Fields) -> Layout:
+    version = reader.integer("format_version", 0, 1 << 31)
+    if not 1 <= version <= FORMAT_VERSION:
+        raise NestQuantError(
+            f"the checkpoint has format version {version}, this nestquant reads 1 to {FORMAT_VERSION}",
+            "it was not loaded",
+            "install the nestquant that wrote it, or quantize again",
+        )
+    weight, act, kv = (reader.optional(key, shape_from) for key in ("weight_code", "act_code", "kv_code"))
+    linears = {name: _linear_from(item, weight) for name, item in reader.mapping("linears").items()}
+    inputs = {
+        name: None if act is None else vector_from(item, act, "inputs")
+        for name, item in reader.mapping("inputs").items()
+    }
+    widths: dict[str, int] = {}
+    for name, linear in linears.items():
+        if linear.input not in inputs:
+            raise ValueError(f"linears.{name}.input names '{linear.input}', which inputs does not have")
+        if widths.setdefault(linear.input, linear.in_features) != linear.in_features:
+            raise ValueError(f"linears.{name} has another in_features than others with its input")
+        _refuse_other_center(inputs[linear.input], linear)
+    cache = [] if kv is None else [_cache_from(item, kv) for item in reader.sequence("cache")]
+    rotation = _rotation_from(reader, inputs) if version > 1 else ("hadamard", {})
+    return Layout(weight, act, kv, reader.integer("seed", 0, (1 << 64) - 1), linears, inputs, cache, *rotation)
 
 
-def _rotation_from(reader: "Fields", inputs: dict[str, VectorCode | None]) -> tuple[str, dict[str, int]]:
+def _rotation_from(reader: Fields, inputs: dict[str, VectorCode | None]) -> tuple[str, dict[str, int]]:
     rotation, reflections = reader.value.get("rotation"), reader.mapping("reflections")
     if rotation not in ROTATIONS:
-        raise unusable(f"rotation must be one of {', '.join(ROTATIONS)}")
+        raise ValueError(f"rotation must be one of {', '.join(ROTATIONS)}")
     counts = Fields(reflections, "reflections")
     learned = {name: counts.integer(name, 1, _LARGEST) for name in reflections}
     if set(learned) - set(inputs) or (learned and rotation != "learned"):
-        raise unusable("reflections names what is no input with a learned rotation")
+        raise ValueError("reflections names what is no input with a learned rotation")
     return rotation, learned
-
-
-def _shape_from(value: Any) -> Shape:
-    reader = Fields(value, "code")
-    if "codec" in reader.value:
-        return checked(lambda: shape_from(reader.value))
-    numbers = (reader.integer("q", 2, 256), reader.integer("k", 1, 255), reader.integer("word_bits", 8, 64))
-    return checked(lambda: CodeShape(*numbers, reader.integer("limit", 1, 32767)))
-
-
-def _multipliers_from(reader: "Fields", shape: CodeShape) -> tuple[int, ...]:
-    items = reader.sequence("multipliers")
-    if not 1 <= len(items) <= shape.k or any(type(m) is not int or not 1 <= m <= 32767 for m in items):
-        raise unusable(f"{reader.place}.multipliers must be 1 to {shape.k} positive integers")
-    checked(lambda: shape.with_multipliers(tuple(items)))
-    return tuple(items)
-
-
-def _code_from(value: Any, shape: Shape, place: str) -> VectorCode:
-    reader = Fields(value, place)
-    if not isinstance(shape, CodeShape):
-        return checked(lambda: vector_from(reader.value, shape))
-    unit: Any = reader.value.get("unit")
-    if type(unit) not in (float, int) or not 0 < unit <= _LARGEST_UNIT:  # comparing never overflows, and NaN fails it
-        raise unusable(f"{place}.unit must be a number above 0 and at most {_LARGEST_UNIT}")
-    scaled = ScaledCode(shape.with_multipliers(_multipliers_from(reader, shape)), float(unit))
-    if "centers" not in reader.value:
-        return scaled
-    return checked(lambda: centered_from(scaled, reader.value["centers"]))
 
 
 def _linear_from(value: Any, shape: Shape | None) -> LinearLayout:
     reader = Fields(value, "linears")
-    nested: Shape | None = reader.optional("code", _shape_from) if isinstance(shape, CodeShape) else None
-    if nested is not None and not isinstance(nested, CodeShape):
-        raise unusable("linears: code is none of the nested ones")
-    multipliers = _multipliers_from(reader, nested or shape) if isinstance(shape, CodeShape) else None
     sizes = reader.integer("in_features", 1, _LARGEST), reader.integer("out_features", 1, _LARGEST)
-    own: CodeShape | LatticeCode | None = nested
-    if isinstance(shape, LatticeCode):
-        own = checked(lambda: shape.with_groups(reader.value.get("groups"), padded_size(sizes[0])))
+    code = None if shape is None else codec_of(shape).code_from(reader, shape, padded_size(sizes[0]))
     bias, source = reader.value.get("bias"), reader.value.get("input")
     if type(bias) is not bool or type(source) is not str:
-        raise unusable("linears: bias must be true or false and input a name")
-    return LinearLayout(*sizes, bias, source, multipliers, own)
-
-
-def _input_from(value: Any, shape: Shape | None) -> VectorCode | None:
-    return None if shape is None else _code_from(value, shape, "inputs")
+        raise ValueError("linears: bias must be true or false and input a name")
+    return LinearLayout(*sizes, bias, source, code)
 
 
 def _refuse_other_center(code: VectorCode | None, linear: LinearLayout) -> None:
     if isinstance(code, CenteredCode):
         size = code.vector_bytes(padded_size(linear.in_features))
         if [len(center) for center in code.packed] != [size]:
-            raise unusable(f"inputs.{linear.input} has no center of its size")
+            raise ValueError(f"inputs.{linear.input} has no center of its size")
 
 
 def _cache_from(value: Any, shape: Shape) -> CacheCodes:
-    reader = Fields(value, "cache")
-    return CacheCodes(
-        _code_from(reader.value.get("keys"), shape, "cache.keys"),
-        _code_from(reader.value.get("values"), shape, "cache.values"),
-    )
+    fields = Fields(value, "cache")
+    keys, values = (vector_from(fields.value.get(part), shape, f"cache.{part}") for part in ("keys", "values"))
+    return CacheCodes(keys, values)

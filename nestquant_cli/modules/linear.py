@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..codecs.nested.centered import CenteredCode
 from ..codecs.nested.indices import join_indices, multiplier_indices, split_indices
+from ..codecs.row_scale import row_scale_of
 from ..e8.code import BLOCK, NestedCode
 from ..kernels import dense, for_device
 from ..kernels.int8 import integer_product
@@ -238,13 +239,3 @@ class QuantizedLinear(nn.Linear):
         code = "16 bit" if self.code is None else f"q={self.code.q}, multipliers={self.code.multipliers}"
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         return f"{sizes}, {code}" + (", int8" if self.resident == "int8" else "")
-
-
-def row_scale_of(bits: Tensor) -> Tensor:
-    """float32 row scales from the stored bits of bfloat16."""
-    return bits.view(torch.bfloat16).float()
-
-
-def row_scale_bits(scale: Tensor) -> Tensor:
-    """Bits (int16) of the bfloat16 nearest to each row scale."""
-    return scale.to(torch.bfloat16).view(torch.int16)

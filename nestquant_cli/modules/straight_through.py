@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..codecs.row_scale import row_scale_bits, row_scale_of
 from .attach import quantized_linears
-from .linear import QuantizedLinear, row_scale_bits, row_scale_of
+from .linear import QuantizedLinear
 
 
 class DifferentiableLinear(nn.Module):

@@ -6,14 +6,10 @@ from collections.abc import Callable
 import torch
 
 from ..calibration.statistics import NOISE_TOKENS
-from ..codecs.nested.fit import ScaledCode
-from ..codecs.nested.row_search import search_rows
-from ..codecs.protocol import Shape
-from ..codecs.registry import columns_of, fit_vectors, search
-from ..e8.code import BLOCK
+from ..codecs.registry import codec_of, fit_vectors, weights_only
+from ..codecs.weights import Shape
 from ..kernels.int8 import integer_product
 from ..modules.inputs import padded_size
-from ..quantization.factors import Feedback
 from ..tuning.settings import TuneSettings
 from .plan import Plan
 from .recipe import Recipe
@@ -63,17 +59,11 @@ def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
 
 def _coding_times(shape: Shape, rows: torch.Tensor, paths: int) -> tuple[float, float, float]:
     """Seconds of a fit, of rounding one entry, and of rounding one of a weight."""
-    if columns_of(shape) is None:
-        found = _time(lambda: search(rows, [len(rows)], shape, 0, None, paths)) / rows.numel()
-        return 0.0, found, found
+    weight = _time(codec_of(shape).trial(rows, shape, paths)) / rows.numel()
+    if weights_only(shape.codec):
+        return 0.0, weight, weight
     code = fit_vectors(rows[:64], shape, 0)
-    fit = _time(lambda: fit_vectors(rows[:64], shape, 0))
-    one = _time(lambda: code.round(rows)) / rows.numel()
-    if paths == 1 or not isinstance(code, ScaledCode):
-        return fit, one, one
-    lower = torch.eye(rows.shape[1], device=rows.device)
-    step = Feedback(rows, lower, torch.eye(BLOCK, device=rows.device).expand(len(lower) // BLOCK, BLOCK, BLOCK), 0.0)
-    return fit, one, _time(lambda: search_rows(rows, [len(rows)], step, code, paths)) / rows.numel()
+    return _time(lambda: fit_vectors(rows[:64], shape, 0)), _time(lambda: code.round(rows)) / rows.numel(), weight
 
 
 def _tuning_passes(recipe: Recipe) -> float:

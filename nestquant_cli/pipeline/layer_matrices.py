@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from torch import nn
 
 from ..calibration.statistics import InputStatistics, LayerStatistics
-from ..codecs.protocol import Shape
+from ..codecs.registry import codec_of
+from ..codecs.weights import Shape
 from ..e8.code import BLOCK
-from ..e8.shape import shape_for_bits
 from ..parallel.team import Team
 from ..parallel.tiles import run_tasks
 from ..quantization.layer import QuantizedMatrix, quantize_group
@@ -83,7 +83,8 @@ def _by_shape(
     """Members of one input by the shape of their code: those with the same one are rounded together."""
     if words is None:
         return {shape: members}
-    shapes: dict[str, Shape] = {name: shape_for_bits(words[f"{place}.{name}"] / BLOCK) for name in members}
+    codec, bits = codec_of(shape), {name: words[f"{place}.{name}"] / BLOCK for name in members}
+    shapes: dict[str, Shape] = {name: codec.shape(bits[name], None, name) for name in members}
     return {own: tuple(name for name in members if shapes[name] == own) for own in dict.fromkeys(shapes.values())}
 
 

@@ -7,9 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration.statistics import LayerStatistics
-from ..codecs.lattice.code import LatticeCode
-from ..e8.code import NestedCode
-from ..e8.shape import CodeShape
 from ..modules.layout import Layout, LinearLayout
 from ..quantization.layer import QuantizedMatrix
 from .recipe import Recipe
@@ -63,17 +60,8 @@ def part_of(
             linear = layer.get_submodule(name)
             assert isinstance(linear, nn.Linear)
             code = packed[name].code if name in packed else None
-            multipliers = code.multipliers if isinstance(code, NestedCode) else None
-            own: Any = packed[name].shape if name in packed else None
-            own = own if isinstance(own, CodeShape) and own != layout.weight_shape else None
-            layout.linears[f"{prefix}.{name}"] = LinearLayout(
-                linear.in_features,
-                linear.out_features,
-                linear.bias is not None,
-                source,
-                multipliers,
-                code if isinstance(code, LatticeCode) else own,
-            )
+            sizes = linear.in_features, linear.out_features
+            layout.linears[f"{prefix}.{name}"] = LinearLayout(*sizes, linear.bias is not None, source, code)
     if statistics.cache is not None:
         layout.cache.append(statistics.cache)
 

@@ -11,8 +11,8 @@ from ..base.version import __version__
 from ..calibration.fit_settings import FitSettings
 from ..calibration.text import load_text
 from ..calibration.windows import Windows, sample_windows
-from ..codecs.protocol import Shape
-from ..e8.shape import CodeShape
+from ..codecs.registry import codec_of
+from ..codecs.weights import Shape
 from ..models.describe import describe
 from ..models.source import Source, fingerprint, load_tokenizer
 from ..models.structure import refuse_stray_matrices
@@ -145,7 +145,7 @@ def origin_of(source: Source, about: dict[str, Any], text: dict[str, Any], dtype
 
 
 def _code_key(shape: Shape) -> Any:
-    return [shape.q, shape.k] if isinstance(shape, CodeShape) else shape.to_dict()
+    return codec_of(shape).shape_key(shape)
 
 
 def fit_settings(recipe: Recipe) -> FitSettings:

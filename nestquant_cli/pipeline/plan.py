@@ -12,7 +12,7 @@ from ..calibration.hidden_states import DEFAULT_BUDGET
 from ..calibration.text_files import suffix_of
 from ..calibration.token_stream import BLOCK, can_split
 from ..calibration.windows import WHOLE_UP_TO
-from ..codecs.registry import columns_of, stored_tensors
+from ..codecs.registry import codec_of
 from ..models.limits import meta_model
 from ..models.source import Source, load_config, load_tokenizer
 from ..models.structure import Decoder, find_decoder, linears, refuse_stray_matrices
@@ -125,7 +125,7 @@ def _row(name: str, count: int, out_features: int, in_features: int, recipe: Rec
     if shape is None:
         one = item * out_features * in_features
     else:
-        forms = stored_tensors(shape, out_features, padded_size(in_features)).values()
+        forms = shape.tensors(out_features, padded_size(in_features)).values()
         one = sum(math.prod(size) * dtype.itemsize for size, dtype in forms)
     return PlanRow(name, count, out_features, in_features, one * 8 / (out_features * in_features), count * one)
 
@@ -148,7 +148,7 @@ def _memory(model: PreTrainedModel, decoder: Decoder, streamed: bool, recipe: Re
     widths = [padded_size(linear.in_features) for linear in linears(layer).values()]
     sums = 4 * sum(n**2 for n in set(widths)) + (16 if recipe.sequential else 4) * max(widths) ** 2
     shape = recipe.shape("weight")
-    searched = shape is not None and columns_of(shape) is None
+    searched = shape is not None and codec_of(shape).columns is None
     factors, copies = (SEARCH, SEARCH_COPIES) if searched else (FACTORS, ROW_COPIES)
     work = sums + max(
         factors * n**2 + 4 * copies * n * rows

@@ -8,31 +8,24 @@ from typing import Any
 from ..base.errors import NestQuantError
 from ..base.names import nearest, refuse_unknown
 from ..calibration.windows import BOS_MODES
-from ..codecs.protocol import Shape
 from ..codecs.registry import CODECS, shape_of
+from ..codecs.weights import Shape
 from ..kernels.contract.constants import MOST_PATHS
 from ..modules.layout import ROTATIONS
 from ..tuning.settings import TuneSettings
 
 SIXTEEN = 16.0  # bits that mean "leave alone"
 FEEDBACKS = ("none", "ldlq")
-WEIGHTS_ONLY = ("glvq",)  # methods that leave activations, keys and values in 16 bits
 ALLOCATIONS = ("uniform", "mixed")
 _CHOICES = {
-    "method": tuple(CODECS),
+    "method": CODECS,
     "rotation": ROTATIONS,
     "feedback": FEEDBACKS,
     "allocation": ALLOCATIONS,
     "bos": BOS_MODES,
 }
-PATHS = {"nestquant": 8, "integer": 1, "glvq": 16}  # of the K-best search for weights alone
 _RANGES = (("samples", 1, 1 << 20), ("seqlen", 2, 1 << 20), ("seed", 0, (1 << 63) - 1), ("reflections", 1, 4096))
 _NOTHING = "nothing was quantized"
-_REMEDIES = {
-    "nestquant": "2 to 8 bits in steps of 0.125",
-    "integer": "whole bits from 2 to 8 and groups in multiples of 8",
-    "glvq": "2 to 8 bits in steps of 0.125 for weights, groups in multiples of 32, and dimension 8, 16 or 32",
-}
 
 
 @dataclass(frozen=True)
@@ -94,7 +87,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in tuple(known):
                 cause = f"there is no {name} '{getattr(self, name)}'"
                 raise NestQuantError(cause, _NOTHING, nearest(getattr(self, name), known))
         for name in ("qa", "centering", "sequential"):
@@ -142,7 +135,8 @@ class Recipe:
         if type(self.paths) is not int or not 1 <= self.paths <= MOST_PATHS:
             cause = f"paths {self.paths!r} is not an integer from 1 to {MOST_PATHS}"
             raise NestQuantError(cause, _NOTHING, "correct paths, or leave it out")
-        if self.paths > 1 and (self.method == "integer" or (self.method == "nestquant" and self.feedback == "none")):
+        codec = CODECS[self.method]
+        if self.paths > 1 and (codec.plain_paths if self.feedback == "none" else codec.paths) == 1:
             cause = f"a search over {self.paths} paths needs feedback, and nested codes or lattices"
             raise NestQuantError(cause, _NOTHING, "leave paths out, or give 1")
 
@@ -152,7 +146,7 @@ class Recipe:
         if self.paths is not None:
             return self.paths
         plain = self.feedback == "none" or self.shape("act") is not None  # where noise of inputs hides what it gains
-        return 1 if self.method == "nestquant" and plain else PATHS[self.method]
+        return CODECS[self.method].plain_paths if plain else CODECS[self.method].paths
 
     def shape(self, part: str) -> Shape | None:
         """The code of "weight", "act" or "kv"; None for 16 bits."""
@@ -164,10 +158,10 @@ class Recipe:
         if isinstance(code, dict):
             refuse_unknown(code, CODECS[self.method].settings, f"{part}_code", _NOTHING)
         try:
-            return shape_of(self.method, float(bits), code, f"{part}_code")
+            return shape_of(self.method, float(bits), code, part)
         except ValueError as error:
             raise NestQuantError(
-                str(error), _NOTHING, f"use {_REMEDIES[self.method]}, or 16 to leave a part alone"
+                str(error), _NOTHING, f"use {CODECS[self.method].remedy}, or 16 to leave a part alone"
             ) from error
 
     def tag(self) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from ..base.errors import NestQuantError
 from ..base.names import refuse_unknown
-from .recipe import SIXTEEN, WEIGHTS_ONLY, Recipe, names
+from ..codecs.registry import CODECS, weights_only
+from .recipe import SIXTEEN, Recipe, names
 
 NOTHING = "nothing was quantized"
 BITS = ("weight_bits", "act_bits", "kv_bits")
@@ -38,7 +39,7 @@ def read_recipe(
     settings = {name: value for name, value in (file | given).items() if name not in ("bits", *BITS)}
     if isinstance(settings.get("tune"), bool):  # as the option of that name
         settings["tune"] = {} if settings["tune"] else None
-    bits = _bits(file, given, settings.get("method") in WEIGHTS_ONLY, weight_bits)
+    bits = _bits(file, given, _weights_only(settings.get("method")), weight_bits)
     for part in BITS:
         code = part.replace("_bits", "_code")
         own = settings.get(code)
@@ -62,6 +63,11 @@ def _read(path: Path) -> dict[str, Any]:
         if value is None and name in SETTINGS and name not in _OPTIONAL:
             raise NestQuantError(f"{path} has null for '{name}'", NOTHING, "write a value, or leave the line out")
     return found
+
+
+def _weights_only(method: Any) -> bool:
+    """Whether a method leaves activations, keys and values in 16 bits; one that is unknown is refused by `Recipe`."""
+    return isinstance(method, str) and method in CODECS and weights_only(method)
 
 
 def _bits(file: Mapping[str, Any], given: Mapping[str, Any], weights_only: bool, weight_bits: float) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from ..calibration.hidden_states import HiddenStates
 from ..calibration.sequential import QuantizerCallbacks
 from ..calibration.statistics import InputStatistics, LayerStatistics
 from ..checkpoint.output import Output
-from ..codecs.protocol import WeightCode
 from ..codecs.registry import decoded
+from ..codecs.weights import WeightCode
 from ..models.shards import read_tensors
 from ..models.structure import linears
 from ..modules.inputs import padded_size
@@ -77,7 +77,7 @@ class SequentialQuantizer:
         tensors = self.group.run_on_rank0(lambda: read_tensors(path))
         weights = {}
         for name, linear in layout.linears.items():
-            code = layout.code_of(linear)
+            code = linear.code
             assert code is not None
             module = modules[name.removeprefix(prefix)]
             forms = code.tensors(linear.out_features, padded_size(linear.in_features))

@@ -11,18 +11,11 @@ from torch import Tensor, nn
 
 from ..base.errors import NestQuantError
 from ..calibration.statistics import InputStatistics
-from ..codecs.nested.codec import NestQuant
-from ..codecs.nested.fit import ScaledCode
-from ..codecs.nested.row_search import search_rows
-from ..codecs.protocol import RoundedRows, Shape, WeightCode, by_matrix
-from ..codecs.registry import columns_of, rounder, search
-from ..e8.code import BLOCK
-from ..kernels import for_device
-from ..modules.linear import row_scale_bits, row_scale_of
+from ..codecs.registry import codec_of
+from ..codecs.weights import Shape, WeightCode
 from ..parallel.tiles import over_rows, product
 from ..rotation.reflections import rotation_for
 from .factors import Feedback, feedback
-from .ldlq import ldlq
 
 logger = logging.getLogger("nestquant")
 
@@ -34,13 +27,11 @@ class QuantizedMatrix:
     Attributes:
         tensors: the stored tensors, as `code.tensors` describes them.
         code: code of the weights.
-        shape: shape of the code that was asked for.
         record: errors and counts, for the report.
     """
 
     tensors: dict[str, Tensor]
     code: WeightCode
-    shape: Shape
     record: dict[str, Any]
 
 
@@ -79,15 +70,16 @@ def quantize_group(
     W = _turned(members, statistics, seed if rotated else None)
     noise = statistics.noise if aware else torch.zeros_like(statistics.noise)
     first = f"{place}.{statistics.members[0]}"
+    codec = codec_of(shape)
     step = Feedback(W, None, None, 0.0)
     if feeding or noise.any() or statistics.cross is not None:
-        step = feedback(W, statistics.hessian, noise, damping, first, columns_of(shape), statistics.cross)
+        step = feedback(W, statistics.hessian, noise, damping, first, codec.columns, statistics.cross)
     _refuse_overflow(W, rows, statistics.members, place)
     if step.damping > damping:
         logger.warning("%s: H + J is singular, damping %g was needed", first, step.damping)
     if not feeding:
         step = replace(step, lower=None, blocks=None)
-    found = _round(rows, step, shape, seed, paths)
+    found = codec.quantize(step, rows, shape, seed, paths)
     parts = [tensor.split(rows) for tensor in row_errors(W, found.values, statistics)]
     result = {}
     for number, name in enumerate(statistics.members):
@@ -100,7 +92,7 @@ def quantize_group(
             "damping": step.damping,
             "dead_inputs": statistics.dead,
         }
-        result[name] = QuantizedMatrix(found.tensors[number], found.codes[number], shape, record)
+        result[name] = QuantizedMatrix(found.tensors[number], found.codes[number], record)
     return result
 
 
@@ -109,63 +101,6 @@ def _turned(members: list[nn.Linear], statistics: InputStatistics, seed: int | N
     n, device = statistics.hessian.shape[0], statistics.hessian.device
     weight = torch.cat([member.weight.detach().to(device=device, dtype=torch.float32) for member in members])
     return over_rows(rotation_for(n, seed, statistics.reflectors).apply, F.pad(weight, (0, n - weight.shape[1])))
-
-
-def _round(rows: list[int], step: Feedback, shape: Shape, seed: int, paths: int) -> RoundedRows:
-    """Rounds matrices stacked into one target (m, n), with rows[i] rows each, by the codec of the shape."""
-    target = step.target
-    whole = search(target, rows, shape, seed, step.lower, paths)
-    if whole is not None:
-        return whole
-    work = rounder(target, rows, shape, seed)
-    if work is not None:
-        ldlq(target, step.lower, work.round, work.columns, work.panel, work.open)
-        return work.finish()
-    scaled = NestQuant().fit(target, shape, seed)
-    if paths > 1 and step.lower is not None:
-        v, index, scale, clipped = search_rows(target, rows, step, scaled, paths)
-    else:
-        v, index, scale, clipped = round_rows(target, rows, step.lower, scaled)
-    words = for_device(target.device).pack(v, index, scaled.code)
-    records = [
-        {
-            "multipliers": list(scaled.code.multipliers),
-            "beta": [round(beta, 6) for beta in scaled.betas],
-            "beta_histogram": torch.bincount(own.flatten().int(), minlength=scaled.code.k).tolist(),
-            "clipped_blocks": clipped[number],
-        }
-        for number, own in enumerate(index.split(rows))
-    ]
-    tensors = {"words": words, "row_scale": row_scale_bits(scale)}
-    return RoundedRows(by_matrix(tensors, rows), v.float() * scale[:, None], [scaled.code] * len(rows), records)
-
-
-def round_rows(
-    target: Tensor, rows: list[int], lower: Tensor | None, scaled: ScaledCode
-) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """LDLQ with the nested code on matrices stacked into one target (m, n), with rows[i] rows each.
-
-    Returns:
-        v (m, n) integer, multiplier index (m, n/8) uint8, row scale (m,) float32 as stored, clipped blocks per matrix.
-    """
-    m, n = target.shape
-    kernels = for_device(target.device)
-    scale = row_scale_of(row_scale_bits(scaled.row_scale(target)))
-    v = torch.empty(m, n, dtype=torch.int8 if scaled.code.int8 else torch.int16, device=target.device)
-    index = torch.empty(m, n // BLOCK, dtype=torch.uint8, device=target.device)
-    clipped = [0] * len(rows)
-
-    def round_block(block: Tensor, number: int) -> Tensor:
-        own, choice, overloaded = kernels.quantize(block, scale, scaled.code)
-        if overloaded:  # rare, so the count per matrix may cost a second rounding
-            for matrix, parts in enumerate(zip(block.split(rows), scale.split(rows), strict=True)):
-                clipped[matrix] += kernels.quantize(*parts, scaled.code)[2]
-        v[:, number * BLOCK : (number + 1) * BLOCK] = own
-        index[:, number] = choice[:, 0]
-        return own.float() * scale[:, None]
-
-    ldlq(target, lower, round_block)
-    return v, index, scale, clipped
 
 
 def row_errors(W: Tensor, rounded: Tensor, statistics: InputStatistics) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -69,7 +69,7 @@ def write_tuned(
 
 def _error(layout: Layout, matrix: str, weight: Tensor, tensors: dict[str, Tensor]) -> float:
     """Relative error of a packed matrix with its tuned row scales."""
-    code = layout.code_of(layout.linears[matrix])
+    code = layout.linears[matrix].code
     assert code is not None
     packed = {leaf: tensors[f"{matrix}.{leaf}"] for leaf in ("words", "row_scale")}
     return relative_error(weight.cpu(), packed, code, rotation_for(padded_size(weight.shape[1]), layout.rotation_seed))

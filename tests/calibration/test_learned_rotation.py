@@ -3,8 +3,8 @@ from torch import Tensor
 
 from nestquant_cli.calibration.learned_rotation import learn_reflectors
 from nestquant_cli.codecs.integer.code import IntegerCode
-from nestquant_cli.codecs.protocol import Shape
 from nestquant_cli.codecs.registry import fit_vectors
+from nestquant_cli.codecs.weights import Shape
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.rotation.reflections import Reflections
 from nestquant_cli.rotation.transform import rotation

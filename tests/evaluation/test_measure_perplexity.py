@@ -14,6 +14,7 @@ from nestquant_cli.calibration.text import load_text
 from nestquant_cli.calibration.windows import token_windows
 from nestquant_cli.evaluation.measure_perplexity import PerplexityOptions, measure_perplexity
 from nestquant_cli.evaluation.perplexity import score
+from nestquant_cli.models.load import load_unpacked_model
 from nestquant_cli.models.source import fingerprint, resolve
 from tests.families import in_process
 
@@ -29,7 +30,7 @@ def test_the_report_follows_the_protocol(options: PerplexityOptions) -> None:
     source = resolve(options.model)
     text = load_text(options.dataset, "test")
     windows = token_windows(text, AutoTokenizer.from_pretrained(options.model), 64, "default")
-    assert report["perplexity"] == score(load_model(source), windows[:4], progress=False).perplexity
+    assert report["perplexity"] == score(load_unpacked_model(source), windows[:4], progress=False).perplexity
     protocol = report["protocol"]
     expected = {"windows": 4, "windows_in_text": len(windows), "seqlen": 64, "stride": 64, "scored_per_window": 63}
     expected |= {

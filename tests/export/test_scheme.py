@@ -9,6 +9,7 @@ from compressed_tensors.transform.utils.hadamard import random_hadamard_matrix
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.codecs.integer.code import IntegerCode
+from nestquant_cli.codecs.weights import WeightCode
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.export.scheme import (
     DENSE,
@@ -61,8 +62,8 @@ def test_the_weight_of_a_transform_rotates(width: int, kind: str) -> None:
 def layout(**changes: Any) -> Layout:
     nested = shape_for_bits(4)
     linears = {
-        "a": LinearLayout(24, 8, False, "a", (3, 4, 5)),
-        "b": LinearLayout(536, 8, False, "b", (3, 4, 5)),
+        "a": LinearLayout(24, 8, False, "a", nested.with_multipliers((3, 4, 5))),
+        "b": LinearLayout(536, 8, False, "b", nested.with_multipliers((3, 4, 5))),
     }
     return Layout(
         **{"weight_shape": nested, "act_shape": None, "kv_shape": None, "seed": 0, "linears": linears} | changes
@@ -78,14 +79,18 @@ def test_a_nested_code_takes_eight_bits_and_each_width_its_transform() -> None:
     assert transforms(layout(rotation="none"), []) == {}
 
 
-PLAIN = {"a": LinearLayout(100, 8, False, "a", None)}
+def one(features: int, code: WeightCode) -> dict[str, Any]:
+    return {"linears": {"a": LinearLayout(features, 8, False, "a", code)}}
+
+
+ZEROS, GROUPS = IntegerCode(4, symmetric=False), IntegerCode(4, group=64)
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "16 bits": ({"weight_shape": None}, "in 16 bits"),
     "learned": ({"rotation": "learned", "reflections": {"a": 2}}, "learned"),
-    "int16": ({"weight_shape": shape_for_bits(6)}, "beyond int8"),
-    "padded": ({"linears": {"a": LinearLayout(100, 8, False, "a", (3,))}}, "padded to a multiple of 8"),
-    "zeros": ({"weight_shape": IntegerCode(4, symmetric=False), "linears": PLAIN, "rotation": "none"}, "zero points"),
-    "groups": ({"weight_shape": IntegerCode(4, group=64), "linears": PLAIN, "rotation": "none"}, "do not divide"),
+    "int16": (one(24, shape_for_bits(6).with_multipliers((3,))), "beyond int8"),
+    "padded": (one(100, shape_for_bits(4).with_multipliers((3,))), "padded to a multiple of 8"),
+    "zeros": (one(100, ZEROS) | {"weight_shape": ZEROS, "rotation": "none"}, "zero points"),
+    "groups": (one(100, GROUPS) | {"weight_shape": GROUPS, "rotation": "none"}, "do not divide"),
 }
 
 

@@ -18,15 +18,15 @@ CODE = ScaledCode(FOUR.with_multipliers((3, 4, 5, 6, 9)), 0.034)
 
 
 def layout(weight: CodeShape | None = FOUR, act: CodeShape | None = FOUR, kv: CodeShape | None = FOUR) -> Layout:
-    multipliers = None if weight is None else (3, 5)
+    code = None if weight is None else weight.with_multipliers((3, 5))
     return Layout(
         weight,
         act,
         kv,
         seed=7,
         linears={
-            "l.0.q": LinearLayout(64, 32, True, "l.0.q", multipliers),
-            "l.0.k": LinearLayout(64, 16, False, "l.0.q", multipliers),
+            "l.0.q": LinearLayout(64, 32, True, "l.0.q", code),
+            "l.0.k": LinearLayout(64, 16, False, "l.0.q", code),
         },
         inputs={"l.0.q": None if act is None else CODE},
         cache=[] if kv is None else [CacheCodes(CODE, ScaledCode(FOUR.with_multipliers((1,)), 0.5))],

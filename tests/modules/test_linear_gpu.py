@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.codecs.row_scale import row_scale_bits, row_scale_of
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules import linear, product
 from nestquant_cli.modules.inputs import InputQuantizer
@@ -25,8 +26,8 @@ MANY = gpu_product.FEW_TOKENS + 1
 def make(weight: ScaledCode, act: ScaledCode | None, dtype: torch.dtype) -> linear.QuantizedLinear:
     layer = linear.QuantizedLinear(60, 24, False, InputQuantizer(60, 1, act), weight.code, dtype)
     rotated = layer.source.rotate(gaussian(24, 60, seed=6))
-    layer.row_scale = linear.row_scale_bits(weight.row_scale(rotated))
-    v, index, _ = reference.quantize(rotated, linear.row_scale_of(layer.row_scale), weight.code)
+    layer.row_scale = row_scale_bits(weight.row_scale(rotated))
+    v, index, _ = reference.quantize(rotated, row_scale_of(layer.row_scale), weight.code)
     layer.words = reference.pack(v, index, weight.code)
     return layer
 

@@ -12,11 +12,12 @@ from nestquant_cli import NestQuantConfig
 from nestquant_cli.codecs.integer.code import IntegerCode
 from nestquant_cli.codecs.integer.linear import IntegerLinear
 from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.codecs.row_scale import row_scale_bits
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules import operators
 from nestquant_cli.modules.attach import quantized_linears
 from nestquant_cli.modules.inputs import InputQuantizer
-from nestquant_cli.modules.linear import QuantizedLinear, row_scale_bits
+from nestquant_cli.modules.linear import QuantizedLinear
 from nestquant_cli.modules.resident import set_resident
 from tests.families import gaussian, load, make_model, random_ids, relative_error, save_model
 

@@ -15,12 +15,13 @@ from nestquant_cli.codecs.integer.code import IntegerCode
 from nestquant_cli.codecs.integer.linear import IntegerLinear
 from nestquant_cli.codecs.nested.centered import CenteredCode
 from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.codecs.row_scale import row_scale_bits, row_scale_of
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.kernels.cpu import product as cpu_product
 from nestquant_cli.modules import joined, linear, resident
 from nestquant_cli.modules.attach import quantized_linears
 from nestquant_cli.modules.inputs import InputQuantizer
-from nestquant_cli.modules.linear import QuantizedLinear, row_scale_bits, row_scale_of
+from nestquant_cli.modules.linear import QuantizedLinear
 from nestquant_cli.modules.resident import resident_bytes, set_resident
 from nestquant_cli.storage.files import read_json, sha256_file
 from tests.families import (
@@ -52,7 +53,7 @@ def random_layer(
     layer = QuantizedLinear(*sizes, True, source, weight.code, dtype)
     rotated = source.rotate(gaussian(sizes[1], sizes[0], seed=6))
     layer.row_scale = row_scale_bits(weight.row_scale(rotated))
-    v, index, _ = linear.for_device(rotated.device).quantize(rotated, linear.row_scale_of(layer.row_scale), weight.code)
+    v, index, _ = linear.for_device(rotated.device).quantize(rotated, row_scale_of(layer.row_scale), weight.code)
     layer.words = linear.for_device(rotated.device).pack(v, index, weight.code)
     assert layer.bias is not None
     layer.bias.data = gaussian(sizes[1], seed=5).to(dtype)

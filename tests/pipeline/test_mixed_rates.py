@@ -43,8 +43,8 @@ def test_sensitivities_are_saved_and_drawn(folder: Path) -> None:
     saved = read_json(folder / mixed.SENSITIVITIES)
     assert saved["expected_kl"] < saved["expected_kl_uniform"]
     for name, item in saved["matrices"].items():
-        code = read_layout(folder).code_of(read_layout(folder).linears[name])
-        assert code is not None and code.word_bits == 8 * item["bits"]
+        code: Any = read_layout(folder).linears[name].code
+        assert code.word_bits == 8 * item["bits"]
     assert (folder / mixed.PICTURE).read_bytes().startswith(b"\x89PNG")
     assert {mixed.SENSITIVITIES, mixed.PICTURE} <= set(read_json(folder / "nestquant_manifest.json")["files"])
 

@@ -9,8 +9,8 @@ from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.calibration.input_collector import InputCollector
 from nestquant_cli.calibration.statistics import InputStatistics
 from nestquant_cli.codecs.integer.code import IntegerCode
-from nestquant_cli.codecs.protocol import Shape
 from nestquant_cli.codecs.registry import decoded
+from nestquant_cli.codecs.weights import Shape
 from nestquant_cli.e8.shape import CodeShape, shape_for_bits
 from nestquant_cli.quantization.layer import QuantizedMatrix, quantize_group, row_errors
 from nestquant_cli.rotation.transform import rotation

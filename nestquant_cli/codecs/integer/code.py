@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...e8.code import BLOCK, row_bytes
 from ..digits import pack_digits, pack_zeros, unpack_digits, unpack_zeros, zero_bytes
-from ..protocol import TensorForms
 from ..vectors import Rounded
+from ..weights import TensorForms
 
 MIN_BITS, MAX_BITS = 2, 8
 LARGEST_GROUP = 1 << 20

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...modules.linear import QuantizedLinear, row_scale_of
+from ...modules.linear import QuantizedLinear
 from ...modules.product import PANEL, product
 from ..digits import pack_digits, unpack_zeros
+from ..row_scale import row_scale_of
 from .code import IntegerCode
 
 

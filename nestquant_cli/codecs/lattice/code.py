@@ -16,7 +16,7 @@ from ...e8.code import BLOCK
 from ...kernels import for_device
 from ...kernels.contract.searches import LatticeGroup
 from ..digits import pack_digits, unpack_digits
-from ..protocol import TensorForms
+from ..weights import TensorForms
 
 DIMENSIONS = (8, 16, 32)
 MIN_BITS, MAX_BITS = 2, 8

@@ -1,90 +1,82 @@
-"""The codec "glvq": grouped lattices with learned generators (see `glvq`), searched over whole rows."""
+"""The codec "glvq": grouped lattices with learned generators, searched over whole rows; of weights alone."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ...parallel.tiles import product
-from ..protocol import RoundedRows, Rounder, Shape, WeightCode
-from ..vectors import VectorCode
+from ...base.fields import Fields
+from ...modules.linear import QuantizedLinear
+from ...quantization.factors import Feedback
+from ..protocol import Checked, Codec
+from ..row_scale import row_scale_of
+from ..weights import RoundedRows
+from .check import check
 from .code import LatticeCode
-from .learn import learn
-from .search import search, triangle
-
-_SMALLEST = 2.0**-120  # scale of a row of zeros
+from .linear import LatticeLinear
+from .rounding import quantize_rows
 
 
-class Glvq:
-    """See `Codec`. Settings of a recipe: any of dimension, group, shared and companding."""
+class LatticeCodec(Codec[LatticeCode, LatticeCode]):
+    """Settings of a recipe: any of dimension, group, shared and companding.
+
+    The search takes several paths without feedback, too, as the coordinates of one vector depend on each other.
+    """
 
     name: ClassVar[str] = LatticeCode.codec
-    columns: ClassVar[int | None] = None
     settings: ClassVar[tuple[str, ...]] = ("dimension", "group", "shared", "companding")
+    remedy: ClassVar[str] = (
+        "2 to 8 bits in steps of 0.125 for weights, groups in multiples of 32, and dimension 8, 16 or 32"
+    )
+    columns: ClassVar[int | None] = None
+    paths: ClassVar[int] = 16
+    plain_paths: ClassVar[int] = 16
+    format_version: ClassVar[int] = 4
+    tensor_kinds: ClassVar[Mapping[str, str]] = {"words": "words", "row_scale": "row scales", "lattice": "lattices"}
 
-    def shape(self, bits: float, settings: Any, place: str) -> Shape:
-        if not place.startswith("weight"):
-            raise ValueError("glvq codes weights only, activations, keys and values stay in 16 bits")
+    def shape(self, bits: float, settings: Any, place: str) -> LatticeCode:
         if settings is None:
             settings = {}
         if not isinstance(settings, dict) or not set(settings) <= set(self.settings):
             raise ValueError(f"{place} {settings} is not of the form {{dimension: 8, group: 128}}")
         return LatticeCode(bits, **settings)
 
-    def shape_from(self, value: dict[str, Any]) -> Shape:
-        return LatticeCode.from_dict(value)
+    def shape_from(self, fields: Fields) -> LatticeCode:
+        return LatticeCode.from_dict(fields.value)
 
-    def fit(self, rows: Tensor, shape: Shape, seed: int) -> VectorCode:
-        raise NotImplementedError("a recipe has glvq for weights only")
+    def shape_of(self, code: LatticeCode) -> LatticeCode:
+        return replace(code, group_bits=None, curves=None)
 
-    def vector_from(self, fitted: dict[str, Any], shape: Shape) -> VectorCode:
-        raise ValueError("glvq codes weights only")
+    def quantize(self, step: Feedback, rows: list[int], shape: LatticeCode, seed: int, paths: int) -> RoundedRows:
+        return quantize_rows(step, rows, shape, seed, paths)
 
-    def weight_code(self, shape: Shape, multipliers: tuple[int, ...] | None) -> WeightCode:
-        return _own(shape)
+    def decode(self, code: LatticeCode, tensors: Mapping[str, Tensor], entries: int) -> Tensor:
+        scale = row_scale_of(tensors["row_scale"])
+        return code.decode(tensors["words"], tensors["lattice"], entries) * scale[:, None]
 
-    def decoded(self, code: WeightCode, tensors: Mapping[str, Tensor], entries: int) -> Tensor:
-        scale = tensors["row_scale"].view(torch.bfloat16).float()
-        return _own(code).decode(tensors["words"], tensors["lattice"], entries) * scale[:, None]
+    def code_to_dict(self, code: LatticeCode, shape: LatticeCode) -> dict[str, Any]:
+        return {"groups": code.fitted()}
 
-    def rounder(self, target: Tensor, rows: list[int], shape: Shape, seed: int) -> Rounder | None:
-        return None
+    def code_from(self, fields: Fields, shape: LatticeCode, entries: int) -> LatticeCode:
+        return shape.with_groups(fields.value.get("groups"), entries)
 
-    def search(
-        self, target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None, paths: int
-    ) -> RoundedRows:
-        """Each of the stacked matrices has lattices of its own."""
-        eye = torch.eye(target.shape[1], device=target.device)
-        C = eye if factor is None else (factor / factor.diagonal().square().mean().sqrt()).contiguous()
-        found = [_matrix(part, C, _own(shape), seed, paths) for part in target.split(rows)]
-        values = torch.cat([values for _, values, _ in found])
-        records = [{"code": code.to_dict(), "groups": code.fitted()} for _, _, code in found]
-        return RoundedRows([tensors for tensors, _, _ in found], values, [code for _, _, code in found], records)
+    def check(self, code: LatticeCode, stored: Mapping[str, NDArray[Any]], entries: int) -> Checked:
+        return check(code, stored, entries)
 
+    def check_record(self, code: LatticeCode, record: Mapping[str, Any], checked: Checked) -> str | None:
+        wanted = {"code": code.to_dict(), "groups": code.fitted()}
+        other = [name for name in wanted if record.get(name) != wanted[name]]
+        return f"records the {other[0]} {record.get(other[0])}, not that of config.json" if other else None
 
-def _matrix(
-    target: Tensor, C: Tensor, shape: LatticeCode, seed: int, paths: int
-) -> tuple[dict[str, Tensor], Tensor, LatticeCode]:
-    """What is stored of a matrix (m, n), what it stands for, and its code."""
-    scale = target.square().mean(1).sqrt().clamp(min=_SMALLEST)
-    X = target / scale[:, None]
-    code, lattice = learn(X, C, shape, seed, paths)
-    G = lattice.float()
-    digits = search(X, triangle(C, G, code), code, paths)
-    points = code.multiply(digits, G)
-    stored = (scale * _refit(X, points, C)).clamp(min=_SMALLEST).to(torch.bfloat16)
-    tensors = {"words": code.pack(digits), "row_scale": stored.view(torch.int16), "lattice": lattice.view(torch.int16)}
-    return tensors, points * stored.float()[:, None], code
+    def describe(self, code: LatticeCode) -> str:
+        lattices = "one lattice" if code.shared else "lattices"
+        return f"{code.bits:g}-bit {lattices} of dimension {code.dimension}, groups of {code.group}"
 
+    def summary(self, code: LatticeCode) -> dict[str, Any]:
+        return code.to_dict() | {"groups": code.fitted(), "multipliers": None}
 
-def _refit(X: Tensor, points: Tensor, C: Tensor) -> Tensor:
-    """The factor of each row's points that brings them nearest to X in the metric C·Cᵀ, ½ to 1½."""
-    turned = product(points, C)
-    gain = (product(X - points, C) * turned).sum(1) / turned.square().sum(1).clamp(min=_SMALLEST)
-    return 1 + gain.clamp(-0.5, 0.5)
-
-
-def _own(code: Shape | WeightCode) -> LatticeCode:
-    assert isinstance(code, LatticeCode)
-    return code
+    @property
+    def linear(self) -> type[QuantizedLinear]:
+        return LatticeLinear

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from ...kernels.dense import linear
-from ...modules.linear import QuantizedLinear, row_scale_of
+from ...modules.linear import QuantizedLinear
 from ...modules.product import PANEL
+from ..row_scale import row_scale_of
 from .code import LatticeCode
 
 

@@ -1,28 +1,48 @@
-"""The codec "nestquant": nested E8 lattice codes (see `e8.code` and `fit`)."""
+"""The codec "nestquant": nested E8 lattice codes, of weights and of vectors (arXiv 2502.09720)."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ...base.fields import Fields
 from ...e8.code import BLOCK, MOST_MULTIPLIERS, NestedCode
 from ...e8.shape import CodeShape, shape_for_bits, shape_for_q
 from ...kernels import for_device
-from ..protocol import RoundedRows, Rounder, Shape, WeightCode
+from ...modules.linear import QuantizedLinear
+from ...quantization.factors import Feedback
+from ..protocol import INTEGERS, Checked, Grid, NoGridError, VectorCodec
+from ..row_scale import row_scale_of
 from ..vectors import VectorCode
-from .centered import centered_from
+from ..weights import RoundedRows
+from .centered import centered_from, fit_centered
+from .check import check, check_record
 from .fit import ScaledCode, fit_rows
+from .rounding import quantize_rows
+from .row_search import search_rows
+
+_LARGEST_UNIT = 1 << 16  # of an entry in units of its row's root mean square; real ones are below 1
 
 
-class NestQuant:
-    """See `Codec`. Settings of a recipe: q and k."""
+class NestedCodec(VectorCodec[CodeShape, NestedCode]):
+    """Settings of a recipe: q and k, both or none; without them the (q, k) of least error for the bits.
+
+    Eight paths are the default of the search: it gains where only weights are rounded and errors are fed back, and the
+    noise of rounded inputs hides what it gains.
+    """
 
     name: ClassVar[str] = CodeShape.codec
-    columns: ClassVar[int | None] = BLOCK
     settings: ClassVar[tuple[str, ...]] = ("q", "k")
+    remedy: ClassVar[str] = "2 to 8 bits in steps of 0.125"
+    columns: ClassVar[int | None] = BLOCK
+    paths: ClassVar[int] = 8
+    format_version: ClassVar[int] = 1
+    tensor_kinds: ClassVar[Mapping[str, str]] = {"words": "words", "row_scale": "row scales"}
 
-    def shape(self, bits: float, settings: Any, place: str) -> Shape:
+    def shape(self, bits: float, settings: Any, place: str) -> CodeShape:
         if settings is None:
             return shape_for_bits(bits)
         if (
@@ -35,31 +55,88 @@ class NestQuant:
             raise ValueError(f"q and k of {place} are {settings}, not 2 to 256 and 1 to {MOST_MULTIPLIERS}")
         return shape_for_q(settings["q"], settings["k"])
 
-    def shape_from(self, value: dict[str, Any]) -> Shape:
-        return CodeShape(value["q"], value["k"], value["word_bits"], value["limit"])
+    def shape_from(self, fields: Fields) -> CodeShape:
+        if fields.value.get("codec", self.name) != self.name:
+            raise ValueError(f"{fields.place} is none of the nested ones")
+        numbers = fields.integer("q", 2, 256), fields.integer("k", 1, 255), fields.integer("word_bits", 8, 64)
+        return CodeShape(*numbers, fields.integer("limit", 1, 32767))
 
-    def fit(self, rows: Tensor, shape: Shape, seed: int) -> ScaledCode:
-        assert isinstance(shape, CodeShape)
+    def shape_of(self, code: NestedCode) -> CodeShape:
+        return CodeShape(code.q, max(code.k, code.room), code.word_bits, code.limit)
+
+    def shape_key(self, shape: CodeShape) -> Any:
+        return [shape.q, shape.k]
+
+    def quantize(self, step: Feedback, rows: list[int], shape: CodeShape, seed: int, paths: int) -> RoundedRows:
+        return quantize_rows(step, rows, shape, seed, paths)
+
+    def trial(self, rows: Tensor, shape: CodeShape, paths: int) -> Callable[[], object]:
+        scaled, n = fit_rows(rows[:64], shape, 0), rows.shape[1]
+        if paths == 1:
+            return lambda: scaled.round(rows)
+        eye = torch.eye(n, device=rows.device)
+        step = Feedback(rows, eye, eye[:BLOCK, :BLOCK].expand(n // BLOCK, BLOCK, BLOCK), 0.0)
+        return lambda: search_rows(rows, [len(rows)], step, scaled, paths)
+
+    def decode(self, code: NestedCode, tensors: Mapping[str, Tensor], entries: int) -> Tensor:
+        return self.integers(code, tensors, entries).float() * row_scale_of(tensors["row_scale"])[:, None]
+
+    def code_to_dict(self, code: NestedCode, shape: CodeShape) -> dict[str, Any]:
+        of_matrix = self.shape_of(code)
+        other = {} if of_matrix == shape else {"code": of_matrix.to_dict()}
+        return {"multipliers": list(code.multipliers), **other}
+
+    def code_from(self, fields: Fields, shape: CodeShape, entries: int) -> NestedCode:
+        other = fields.optional("code", lambda value: self.shape_from(Fields(value, "code")))
+        return _with_multipliers(fields, other or shape)
+
+    def check(self, code: NestedCode, stored: Mapping[str, NDArray[Any]], entries: int) -> Checked:
+        return check(code, stored, entries)
+
+    def check_record(self, code: NestedCode, record: Mapping[str, Any], checked: Checked) -> str | None:
+        return check_record(code, record, checked)
+
+    def describe(self, code: NestedCode) -> str:
+        return f"q {code.q}, {code.word_bits}-bit words"
+
+    def summary(self, code: NestedCode) -> dict[str, Any]:
+        return self.shape_of(code).to_dict() | {"multipliers": list(code.multipliers)}
+
+    def entropy_bits(self, code: NestedCode, record: Mapping[str, Any]) -> float | None:
+        counts = [int(count) for count in record["beta_histogram"]]
+        total = sum(counts)
+        return total * BLOCK * math.log2(code.q) - sum(n * math.log2(n / total) for n in counts if n > 0)
+
+    def grid(self, code: NestedCode, columns: int, name: str) -> Grid:
+        if not code.int8:
+            raise NoGridError(f"{name} has entries beyond int8", INTEGERS)
+        return Grid(8, None)
+
+    def integers(self, code: NestedCode, tensors: Mapping[str, Tensor], entries: int) -> Tensor:
+        return for_device(tensors["words"].device).unpack(tensors["words"], entries, code)
+
+    @property
+    def linear(self) -> type[QuantizedLinear]:
+        return QuantizedLinear
+
+    # Vectors.
+
+    def fit(self, rows: Tensor, shape: CodeShape, seed: int) -> ScaledCode:
         return fit_rows(rows, shape, seed)
 
-    def vector_from(self, fitted: dict[str, Any], shape: Shape) -> VectorCode:
-        assert isinstance(shape, CodeShape)
-        scaled = ScaledCode(shape.with_multipliers(tuple(fitted["multipliers"])), float(fitted["unit"]))
-        return centered_from(scaled, fitted["centers"]) if "centers" in fitted else scaled
+    def fit_heads(self, vectors: Tensor, shape: CodeShape, seed: int, centering: bool) -> VectorCode:
+        return fit_centered(vectors, shape, seed) if centering else super().fit_heads(vectors, shape, seed, centering)
 
-    def weight_code(self, shape: Shape, multipliers: tuple[int, ...] | None) -> WeightCode:
-        assert isinstance(shape, CodeShape)
-        return shape.with_multipliers(tuple(range(1, shape.k + 1)) if multipliers is None else multipliers)
+    def vector_from(self, fields: Fields, shape: CodeShape) -> VectorCode:
+        unit: Any = fields.value.get("unit")
+        if type(unit) not in (float, int) or not 0 < unit <= _LARGEST_UNIT:  # no overflow, and NaN fails it
+            raise ValueError(f"{fields.place}.unit must be a number above 0 and at most {_LARGEST_UNIT}")
+        scaled = ScaledCode(_with_multipliers(fields, shape), float(unit))
+        return centered_from(scaled, fields.value["centers"]) if "centers" in fields.value else scaled
 
-    def decoded(self, code: WeightCode, tensors: Mapping[str, Tensor], entries: int) -> Tensor:
-        assert isinstance(code, NestedCode)
-        scale = tensors["row_scale"].view(torch.bfloat16).float()
-        return for_device(scale.device).unpack(tensors["words"], entries, code).float() * scale[:, None]
 
-    def rounder(self, target: Tensor, rows: list[int], shape: Shape, seed: int) -> Rounder | None:
-        return None
-
-    def search(
-        self, target: Tensor, rows: list[int], shape: Shape, seed: int, factor: Tensor | None, paths: int
-    ) -> RoundedRows:
-        raise NotImplementedError("rounded by columns")
+def _with_multipliers(fields: Fields, shape: CodeShape) -> NestedCode:
+    items = fields.sequence("multipliers")
+    if not 1 <= len(items) <= shape.k or any(type(m) is not int or not 1 <= m <= 32767 for m in items):
+        raise ValueError(f"{fields.place}.multipliers must be 1 to {shape.k} positive integers")
+    return shape.with_multipliers(tuple(items))

@@ -16,9 +16,9 @@ from torch import Tensor
 from ...e8.code import BLOCK, NestedCode
 from ...kernels import for_device
 from ...kernels.contract.constants import OVERLOADED, PANEL
-from ...modules.linear import row_scale_bits, row_scale_of
 from ...quantization.factors import Feedback
 from ..paths import best, follow, numbered, search_pieces
+from ..row_scale import row_scale_bits, row_scale_of
 from .fit import ScaledCode
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from nestquant_cli.codecs.integer.code import IntegerCode
-from nestquant_cli.codecs.integer.rounder import IntegerRounder
-from nestquant_cli.codecs.registry import decoded, fit_vectors, shape_from, stored_tensors, vector_from
+from nestquant_cli.codecs.integer.rounding import IntegerRounder
+from nestquant_cli.codecs.registry import decoded, fit_vectors, shape_from, vector_from
 from nestquant_cli.quantization.ldlq import ldlq
 from tests.families import gaussian
 
@@ -61,7 +61,7 @@ def test_a_rounded_matrix_is_what_its_tensors_say(code: IntegerCode) -> None:
     found = rounder.finish()
     torch.testing.assert_close(found.values, values)
     for rows, tensors in zip((4, 6), found.tensors, strict=True):
-        assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == stored_tensors(code, rows, 72)
+        assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == code.tensors(rows, 72)
     parts = zip(found.codes, found.tensors, strict=True)
     assert torch.equal(torch.cat([decoded(own, tensors, 72) for own, tensors in parts]), found.values)
     assert len(found.records) == 2

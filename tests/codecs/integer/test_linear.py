@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nestquant_cli.codecs.integer.code import IntegerCode
 from nestquant_cli.codecs.integer.linear import IntegerLinear
-from nestquant_cli.codecs.integer.rounder import IntegerRounder
+from nestquant_cli.codecs.integer.rounding import IntegerRounder
 from nestquant_cli.codecs.registry import decoded
 from nestquant_cli.modules.inputs import InputQuantizer
 from nestquant_cli.modules.resident import set_resident

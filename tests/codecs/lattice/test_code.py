@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nestquant_cli.codecs.lattice.code import CURVES, LatticeCode, levels
-from nestquant_cli.codecs.registry import shape_from, shape_of, stored_tensors
+from nestquant_cli.codecs.registry import shape_from, shape_of
 from tests.families import gaussian
 
 MIXED = LatticeCode(2.5, 8, 32, group_bits=(3, 2, 2), curves=(0, 1, 7))
@@ -64,11 +64,11 @@ def test_an_entry_is_the_lattice_times_levels() -> None:
 def test_the_dimension_divides_the_row(entries: int, dimension: int) -> None:
     shape = LatticeCode(3, 32, 32, shared=True)
     assert shape.dimension_of(entries) == dimension
-    assert stored_tensors(shape, 5, entries)["lattice"] == ((1, dimension, dimension), torch.int16)
+    assert shape.tensors(5, entries)["lattice"] == ((1, dimension, dimension), torch.int16)
 
 
 def test_shapes_come_back() -> None:
-    shape = shape_of("glvq", 2.5, {"dimension": 16, "shared": True}, "weight_code")
+    shape = shape_of("glvq", 2.5, {"dimension": 16, "shared": True}, "weight")
     assert shape_from(shape.to_dict()) == shape
     assert MIXED.with_groups(MIXED.fitted(), 80) == MIXED
 
@@ -114,9 +114,7 @@ def test_fields_out_of_range_are_refused(field: dict[str, Any]) -> None:
         shape_from(LatticeCode(2).to_dict() | field)
 
 
-@pytest.mark.parametrize(
-    ("settings", "place"), [({"q": 3}, "weight_code"), ([], "weight_code"), (None, "act_code"), (None, "kv_code")]
-)
-def test_what_it_does_not_code_is_refused(settings: Any, place: str) -> None:
+@pytest.mark.parametrize(("settings", "part"), [({"q": 3}, "weight"), ([], "weight"), (None, "act"), (None, "kv")])
+def test_what_it_does_not_code_is_refused(settings: Any, part: str) -> None:
     with pytest.raises(ValueError):
-        shape_of("glvq", 2, settings, place)
+        shape_of("glvq", 2, settings, part)

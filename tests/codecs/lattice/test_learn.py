@@ -5,10 +5,11 @@ import torch
 
 from nestquant_cli.codecs.lattice import learn as glvq_learn
 from nestquant_cli.codecs.lattice.code import LatticeCode
-from nestquant_cli.codecs.lattice.codec import Glvq
 from nestquant_cli.codecs.lattice.learn import learn
+from nestquant_cli.codecs.lattice.rounding import quantize_rows
 from nestquant_cli.codecs.lattice.search import loss, search, triangle
 from nestquant_cli.codecs.registry import decoded
+from nestquant_cli.quantization.factors import Feedback
 from tests.codecs.lattice.test_search import lower
 from tests.families import gaussian
 
@@ -53,12 +54,12 @@ def test_learning_helps_on_correlated_columns(shared: bool, monkeypatch: pytest.
 def test_a_stack_is_rounded_matrix_by_matrix() -> None:
     target, C, shape = gaussian(50, 48), lower(48), LatticeCode(3, 32, 32)
     target[7] = 0
-    found = Glvq().search(target, [30, 20], shape, 0, C, 4)
+    found = quantize_rows(Feedback(target, C, None, 0.0), [30, 20], shape, 0, 4)
     parts = found.values.split([30, 20])
     for tensors, code, values in zip(found.tensors, found.codes, parts, strict=True):
         assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == code.tensors(len(values), 48)
         torch.testing.assert_close(decoded(code, tensors, 48), values)
     assert parts[0][7].abs().max() < 1e-20
-    alone = Glvq().search(target[30:], [20], shape, 0, C, 4)
+    alone = quantize_rows(Feedback(target[30:], C, None, 0.0), [20], shape, 0, 4)
     assert torch.equal(alone.values, parts[1])
     assert float((found.values - target).square().sum() / target.square().sum()) < 0.06

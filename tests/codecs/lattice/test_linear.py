@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nestquant_cli.codecs.lattice.code import LatticeCode
-from nestquant_cli.codecs.lattice.codec import Glvq
 from nestquant_cli.codecs.lattice.linear import LatticeLinear
+from nestquant_cli.codecs.lattice.rounding import quantize_rows
 from nestquant_cli.codecs.registry import decoded
 from nestquant_cli.modules.inputs import InputQuantizer
 from nestquant_cli.modules.resident import resident_bytes, set_resident
+from nestquant_cli.quantization.factors import Feedback
 from tests.families import gaussian, relative_error
 
 FEATURES, ROWS = 44, 10  # padded to 48
@@ -20,7 +21,7 @@ FEATURES, ROWS = 44, 10  # padded to 48
 
 def made(shape: LatticeCode, seed: int | None) -> tuple[LatticeLinear, Tensor]:
     source = InputQuantizer(FEATURES, seed, None)
-    found = Glvq().search(gaussian(ROWS, source.padded), [ROWS], shape, 0, None, 4)
+    found = quantize_rows(Feedback(gaussian(ROWS, source.padded), None, None, 0.0), [ROWS], shape, 0, 4)
     code: Any = found.codes[0]
     layer = LatticeLinear(FEATURES, ROWS, True, source, code, torch.float32)
     layer.load_state_dict(found.tensors[0] | {"bias": gaussian(ROWS, seed=1)})

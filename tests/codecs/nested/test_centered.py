@@ -91,7 +91,7 @@ def test_the_code_of_an_input() -> None:
 def test_no_center_where_it_gains_little() -> None:
     assert isinstance(fit_heads(gaussian(2, 500, 16), FOUR, 0, True), ScaledCode)
     assert isinstance(fit_heads(torch.zeros(2, 500, 16), FOUR, 0, True), ScaledCode)
-    integers = shape_of("integer", 4, None, "act_code")
+    integers = shape_of("integer", 4, None, "act")
     assert nested_code(fit_heads(gaussian(1, 500, 16) + 5, integers, 0, True)) is None
 
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from nestquant_cli.codecs.nested import row_search
-from nestquant_cli.codecs.nested.codec import NestQuant
-from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.codecs.nested.fit import ScaledCode, fit_rows
+from nestquant_cli.codecs.nested.rounding import round_rows
 from nestquant_cli.codecs.nested.row_search import PANEL, search_rows
+from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.kernels import for_device
 from nestquant_cli.kernels.device_kernels import of_family
 from nestquant_cli.quantization.factors import Feedback, feedback
-from nestquant_cli.quantization.layer import round_rows
 from tests.families import gaussian
 
 
@@ -28,7 +28,7 @@ def prepared(n: int) -> tuple[Tensor, Feedback]:
 
 
 def fitted(W: Tensor, bits: float) -> ScaledCode:
-    return NestQuant().fit(W, NestQuant().shape(bits, None, "weight"), 0)
+    return fit_rows(W, shape_for_bits(bits), 0)
 
 
 def error(W: Tensor, v: Tensor, scale: Tensor, H: Tensor) -> float:

@@ -1,11 +1,21 @@
-"""Rounds matrices to integers: plainly, or with the feedback that makes it GPTQ."""
+"""Rounds matrices to integers: plainly, or with the feedback that makes it GPTQ (arXiv 2210.17323)."""
 
 import torch
 from torch import Tensor
 
+from ...quantization.factors import Feedback
+from ...quantization.ldlq import ldlq
 from ..digits import pack_digits, pack_zeros
-from ..protocol import RoundedRows, by_matrix
+from ..row_scale import row_scale_bits
+from ..weights import RoundedRows, by_matrix
 from .code import IntegerCode
+
+
+def quantize_rows(step: Feedback, rows: list[int], code: IntegerCode) -> RoundedRows:
+    """Rounds stacked matrices, the last column first; arguments as in `Codec.quantize`."""
+    rounder = IntegerRounder(step.target, rows, code)
+    ldlq(step.target, step.lower, rounder.round, rounder.columns, rounder.panel, rounder.open)
+    return rounder.finish()
 
 
 class IntegerRounder:
@@ -15,6 +25,10 @@ class IntegerRounder:
         target: (m, n) float32.
         rows: number of rows of each matrix that is stacked in it.
         code: code of the weights.
+
+    Attributes:
+        columns: columns that are rounded at once.
+        panel: columns between two calls of `open`, a group; None where a row has one grid.
     """
 
     columns = 1
@@ -31,7 +45,7 @@ class IntegerRounder:
             self._fit(target, 0)
 
     def open(self, target: Tensor, start: int) -> None:
-        """See `Rounder`."""
+        """Fits the grids of a group before its columns are rounded: target (m, width), `start` its first column."""
         if self.code.group is not None:
             self._fit(target, -(-start // self.code.group))
 
@@ -41,16 +55,16 @@ class IntegerRounder:
         self._scale[:, group], self._zero[:, group] = scale[:, 0], zero[:, 0]
 
     def round(self, block: Tensor, number: int) -> Tensor:
-        """See `Rounder`."""
+        """The rounded values of a target (m, 1), column `number` of the row."""
         scale, zero = self._scale[:, self._group, None], self._zero[:, self._group, None]
         digits = self.code.digits(block, scale, zero)
         self._digits[:, number : number + 1] = digits.to(torch.uint8)
         return scale * (digits - zero)
 
     def finish(self) -> RoundedRows:
-        """See `Rounder`."""
+        """All that was rounded."""
         code, n = self.code, self._digits.shape[1]
-        bits = self._scale.to(torch.bfloat16).view(torch.int16)
+        bits = row_scale_bits(self._scale)
         tensors = {
             "words": pack_digits(self._digits, code.bits),
             "row_scale": bits[:, 0].contiguous() if code.group is None else bits,
