@@ -22,6 +22,10 @@ def inspect(folder: Path | str) -> Inspection:
     Raises:
         NestQuantError: not a packed checkpoint, incomplete, a shard that is missing or truncated, or tensors that do
             not fit config.json.
+
+    Example:
+        >>> found = inspect("demo-w4")
+        >>> print(found.bits_per_weight, found.file_bytes)
     """
     folder = Path(folder)
     manifest = open_checkpoint(folder)

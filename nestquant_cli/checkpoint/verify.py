@@ -38,6 +38,10 @@ def verify(folder: Path | str, original: str | None = None) -> VerifyReport:
     Raises:
         NestQuantError: the folder is no complete packed checkpoint, its manifest cannot be used, or the original cannot
             be loaded. What is wrong with the contents is in the result.
+
+    Example:
+        >>> verify("demo-w4", original="demo").problems
+        []
     """
     folder = Path(folder)
     manifest = open_checkpoint(folder)

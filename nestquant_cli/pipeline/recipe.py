@@ -59,6 +59,10 @@ class Recipe:
 
     Raises:
         NestQuantError: a setting is out of range or of the wrong type.
+
+    Example:
+        >>> Recipe(weight_bits=3.5, act_bits=16, kv_bits=16).tag()
+        'w3.5'
     """
 
     method: str = "nestquant"
