@@ -47,8 +47,8 @@ def evaluate(
         dtype, device, revision: as `quantize` takes them.
 
     Returns:
-        `report.scores` has perplexity, standard_error, windows and, with a baseline, baseline_perplexity,
-        kl_divergence (nats a token) and top1_agreement; `report.protocol` says how they were measured.
+        a report: its `scores` have perplexity, standard_error, windows and, with a baseline, baseline_perplexity,
+        kl_divergence (nats a token) and top1_agreement; its `protocol` says how they were measured.
 
     Raises:
         NestQuantError: a model or text that cannot be read, a text shorter than a window, models with different
