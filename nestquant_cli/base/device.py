@@ -1,4 +1,4 @@
-"""What the package asks a device itself: whether it is the CPU, its memory, its name, and to wait for it.
+"""What the package asks a device itself: whether torch's threads serve it, its memory, its name, and to wait for it.
 
 Which kernels serve a device is another question, and `kernels.for_device` answers it.
 """
@@ -10,8 +10,15 @@ if TYPE_CHECKING:
 
 
 def on_host(device: "torch.device") -> bool:
-    """Whether torch's own threads compute on the device, so that work is shared by cutting it into pieces."""
+    """Whether torch's own threads compute on the device: the CPU, where work is cut into pieces that threads share."""
     return device.type == "cpu"
+
+
+def threads_of(device: "torch.device") -> int:
+    """Pieces of work that compute on a device at the same time: torch's threads on the CPU, else 1."""
+    import torch
+
+    return torch.get_num_threads() if on_host(device) else 1
 
 
 def free_memory(device: "torch.device") -> int:
@@ -25,16 +32,33 @@ def free_memory(device: "torch.device") -> int:
     return int(psutil.virtual_memory().available)
 
 
-def device_name(device: "torch.device") -> str:
-    """The device as a protocol states it, with the name of the GPU: "cuda:0 (NVIDIA H200)", "cpu"."""
-    import torch
-
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-
-
-def synchronize(device: "torch.device") -> None:
-    """Waits until a device has done what it was given; the CPU has by then."""
-    import torch
-
+def peak_memory(device: "torch.device") -> int:
+    """The most bytes that were in use so far: of a GPU, else of the process."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def gpu_name(device: "torch.device") -> str | None:
+    """What a GPU calls itself, "NVIDIA H200"; None for another device."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
+def device_name(device: "torch.device") -> str:
+    """The device as a protocol states it, with the name of a GPU: "cpu", "cuda:0 (NVIDIA H200)"."""
+    gpu = gpu_name(device)
+    return str(device) if gpu is None else f"{device} ({gpu})"
+
+
+def synchronize() -> None:
+    """Waits until the current GPU has done what it was given; returns at once where there is none."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

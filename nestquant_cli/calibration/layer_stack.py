@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..base.device import threads_of
 from ..base.errors import NestQuantError
 from ..base.memory import return_blocks
 from ..models.weights import Weights
@@ -90,7 +91,7 @@ class LayerStack:
             with in_window(number), suppress(_Stop):
                 after[number] = _first(layer(self.hidden[number].to(self.device), *args, **kwargs)).cpu()
 
-        at_once = torch.get_num_threads() if self.device.type == "cpu" else 1
+        at_once = threads_of(self.device)
         for start in range(0, len(self.hidden), at_once):
             after: dict[int, Tensor] = {}
             numbers = range(start, min(start + at_once, len(self.hidden)))

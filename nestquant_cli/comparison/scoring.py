@@ -81,7 +81,7 @@ def _passes(names: Sequence[str], models: Mapping[str, Source], device: str) -> 
     """The names in passes whose models fit the free memory together; at least one in each."""
     import torch
 
-    from ..modules.resident import free_memory
+    from ..base.device import free_memory
 
     room = _SHARE * free_memory(torch.device(device))
     passes: list[list[str]] = []

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from ..base.device import free_memory, on_host
 from ..base.errors import NestQuantError
 from ..base.finite import all_finite
 from ..base.progress import Advance, steps
-from ..modules.resident import free_memory
 from ..parallel.team import team
 from .prompts import Prompting, first_line
 
@@ -127,7 +127,7 @@ class LmEvalModel(HFLM):
     def _detect_batch_size(self, requests: Sequence[Any] | None = None, pos: int = 0) -> int:
         """lm-eval tries batches until one fits. Memory of a computer is not refused but ends the process, so there the
         batch is computed from what is free."""
-        if self.device.type == "cpu":
+        if on_host(self.device):
             longest = self.max_length
             if requests:
                 longest = min(longest, len(requests[pos][1]) + len(requests[pos][2]))

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..base.device import device_name
 from ..base.version import __version__
 from ..models.describe import describe
 from ..models.source import Source, fingerprint
@@ -33,7 +34,7 @@ def model_protocol(source: Source, model: "PreTrainedModel") -> dict[str, Any]:
         "sha256": fingerprint(source),
         "dtype": dtype,
         "attention": str(model.config._attn_implementation),
-        "device": device_name(model),
+        "device": device_name(model.device),
     }
 
 
@@ -41,11 +42,3 @@ def windows_said(protocol: Mapping[str, Any]) -> str:
     """How many windows were scored, of how many where the text was read to its end: "8 of 141" or "the first 8"."""
     whole = protocol["windows_in_text"]
     return f"the first {protocol['windows']}" if whole is None else f"{protocol['windows']} of {whole}"
-
-
-def device_name(model: "PreTrainedModel") -> str:
-    """The device, and for a GPU what it is: "cpu", "cuda:0 (NVIDIA H100)"."""
-    import torch
-
-    device = model.device
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import TextStreamer
 
+from ..base.device import peak_memory
 from ..base.errors import NestQuantError
 from ..checkpoint.load import load_model
 from ..models.source import Source, load_tokenizer
 from ..models.vocabulary import known_tokens, refuse_unknown_tokens
 from ..modules.resident import set_resident_if_quantized
 from .sampling import NOT_GENERATED, Sampling
-from .statistics import GenerationStatistics, cache_bytes, peak_bytes, weight_bytes
+from .statistics import GenerationStatistics, cache_bytes, weight_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -164,7 +165,7 @@ class TextGenerator:
             weight_bytes=self._weight_bytes,
             resident=self.resident,
             cache_bytes=held,
-            peak_bytes=peak_bytes(self.model.device),
+            peak_bytes=peak_memory(self.model.device),
         )
 
 

@@ -1,6 +1,5 @@
 """Speed and memory of a generation."""
 
-import resource
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,12 +75,3 @@ def cache_bytes(cache: Any) -> int | None:
                 return None
             total += part.untyped_storage().nbytes()
     return total or None
-
-
-def peak_bytes(device: Any) -> int:
-    """The most memory that was in use: of the GPU for a model there, else of the process."""
-    if device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -68,8 +68,9 @@ def for_device(device: torch.device) -> Kernels:
 
 
 def has(device: torch.device, operation: str) -> bool:
-    """Whether the kernels chosen for a device have an operation themselves, rather than the reference's."""
-    return TABLE[operation].own(for_device(device).family) is not None
+    """Whether a device has a kernel of its own for an operation, so that not the reference computes it."""
+    family = for_device(device).family
+    return family != "reference" and TABLE[operation].own(family) is not None
 
 
 def of_family(family: str) -> Kernels:

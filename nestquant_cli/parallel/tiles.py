@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
+from ..base.device import on_host
 from ..base.memory import return_blocks
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def run_tasks(work: Callable[[T], object], tasks: Iterable[T], bytes_needed: int
 
 def slices(count: int, where: "device", size: int = TILE) -> list[slice]:
     """`count` rows in pieces of `size`; in one piece on a GPU."""
-    if where.type != "cpu":
+    if not on_host(where):
         return [slice(0, count)]
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -64,7 +65,7 @@ def over_rows(work: "Callable[[Tensor], Tensor]", x: "Tensor") -> "Tensor":
     import torch
 
     parts = slices(len(x), x.device, 4 * TILE)
-    if x.device.type != "cpu":
+    if not on_host(x.device):
         return work(x)
     results: dict[int, Tensor] = {}
 

@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 import torch
 
+from ..base.device import synchronize
 from ..calibration.statistics import NOISE_TOKENS
 from ..codecs.registry import codec_of, fit_vectors, weights_only
 from ..codecs.weights import Shape
-from ..kernels.int8 import integer_product
+from ..kernels import for_device
 from ..modules.inputs import padded_size
 from ..tuning.settings import TuneSettings
 from .plan import Plan
@@ -84,6 +85,7 @@ def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
 def _integer_rate(device: torch.device) -> float:
     """The same of an exact product of int8 matrices."""
     v = torch.ones(SIZE, SIZE, dtype=torch.int8, device=device)
+    integer_product = for_device(device).integer_product
     return 2.0 * SIZE**3 / _time(lambda: integer_product(v, v))
 
 
@@ -91,14 +93,9 @@ def _time(work: Callable[[], object]) -> float:
     """Seconds of the faster of two runs, after one that does not count."""
     best = float("inf")
     for run in range(3):
-        _wait()
+        synchronize()
         start = time.monotonic()
         work()
-        _wait()
+        synchronize()
         best = min(best, time.monotonic() - start) if run else best
     return max(best, 1e-6)
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

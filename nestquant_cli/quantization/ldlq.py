@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ..base.device import on_host
 from ..e8.code import BLOCK
 from ..parallel.tiles import product, set_own_threads
 
@@ -71,7 +72,7 @@ def ldlq(
 def _threads_for(W: Tensor) -> Iterator[None]:
     """One thread for the small steps of a panel, which on a busy machine would wait for each other's time slices."""
     threads = torch.get_num_threads()
-    if W.device.type != "cpu" or W.shape[0] >= MANY_ROWS or threads == 1:
+    if not on_host(W.device) or W.shape[0] >= MANY_ROWS or threads == 1:
         yield
         return
     set_own_threads(1)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nestquant_cli.base.device import on_host
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.rotation.orders import atoms, block_orders, dense_groups
 from nestquant_cli.rotation.paley import paley_matrix
@@ -22,7 +23,7 @@ from nestquant_cli.rotation.signs import signs
 _PIECE = 1 << 18
 
 # The cost of one pass over the data in multiply-adds per coordinate: memory is dearer, relatively, on a GPU.
-_OVERHEAD_CPU, _OVERHEAD_GPU = 24, 96
+_OVERHEAD_HOST, _OVERHEAD_GPU = 24, 96
 
 
 def _sylvester_or_paley(atom: int) -> NDArray[np.int8]:
@@ -51,7 +52,7 @@ def _constant(values: NDArray[np.float32], device: torch.device) -> Tensor:
 
 def _hadamard(y: Tensor, order: int, transposed: bool) -> Tensor:
     """H y or Hᵀ y, without the 1/√n, for each row of y (rows, order) float32, contiguous."""
-    overhead = _OVERHEAD_CPU if y.device.type == "cpu" else _OVERHEAD_GPU
+    overhead = _OVERHEAD_HOST if on_host(y.device) else _OVERHEAD_GPU
     rows = y.shape[0]
     before, after = rows, order
     for group in dense_groups(order, overhead):
@@ -155,7 +156,7 @@ class Rotation:
         step = max(1, _PIECE // self.order)
         step -= step % 32 if step > 32 else 0  # matrix products are fastest on even row counts
         differentiated = x.requires_grad and torch.is_grad_enabled()
-        if x.device.type != "cpu" or len(rows) <= step or differentiated:
+        if not on_host(x.device) or len(rows) <= step or differentiated:
             return self._rotate(rows, transposed).view(x.shape)
         out = torch.empty(rows.shape, dtype=torch.float32, device=x.device)
         for start in range(0, len(rows), step):

@@ -25,8 +25,8 @@ def test_the_kind_is_what_rounding_depends_on(monkeypatch: pytest.MonkeyPatch) -
     assert kind == processor_kind() == json.loads(json.dumps(kind))
     assert set(kind) == {"machine", "torch", "numba", "target", "vectors"} and all(kind.values())
     assert machine("cpu") == {"device": "cpu", "gpu": None, "processor": kind}
-    monkeypatch.setattr("numba.core.config.CPU_NAME", "nocona")
-    monkeypatch.setattr("numba.core.config.CPU_FEATURES", "+sse3,-avx2,+fma,+rtm")
+    monkeypatch.setenv("NUMBA_CPU_NAME", "nocona")
+    monkeypatch.setenv("NUMBA_CPU_FEATURES", "+sse3,-avx2,+fma,+rtm")
     other = processor_kind()
     assert (other["target"], other["vectors"]) == ("nocona", "fma")
 

@@ -88,14 +88,14 @@ def _add(work):  # type: ignore[no-untyped-def]
         work[_SUMS + lane] = total
 
 
-def rotated_product(x: Tensor, seed: int, v: np.ndarray, scales: np.ndarray) -> Tensor | None:
-    """diag(scales)·V·R x for a few tokens.
+def rotated_product(x: Tensor, seed: int, v: np.ndarray, row_scale: np.ndarray) -> Tensor | None:
+    """diag(row_scale)·V·R x for a few tokens.
 
     Args:
         x: (tokens, features) floating point.
         seed: seed of the rotation signs.
         v: (rows, padded features) int8.
-        scales: (rows,) uint16, the bits of a bfloat16.
+        row_scale: (rows,) uint16, the bits of a bfloat16.
 
     Returns:
         (tokens, rows) in x's dtype, sums in float32; None where a factor of the rotation's order is too large.
@@ -106,7 +106,7 @@ def rotated_product(x: Tensor, seed: int, v: np.ndarray, scales: np.ndarray) -> 
         return None
     narrow = x.dtype == torch.bfloat16
     out = torch.empty(x.shape[0], rows, dtype=torch.bfloat16 if narrow else torch.float32)
-    share(_rotate_and_dot, (*sides(x), plan, v, scales, *sides(out)), rows, order // BLOCK)
+    share(_rotate_and_dot, (*sides(x), plan, v, row_scale, *sides(out)), rows, order // BLOCK)
     return out if narrow else out.to(x.dtype)
 
 
