@@ -1,9 +1,16 @@
 """What a code of vectors is: of the tokens of an input, of the heads of keys and values."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from ..e8.code import NestedCode
+from ..rotation.integers import unrotate_integers
+from ..rotation.transform import rotation
 
 
 @dataclass(frozen=True)
@@ -14,7 +21,7 @@ class Rounded:
         values: (rows, entries) int8 or int16, or float32 where scale is None.
         scale: (rows,) float32, or None.
         centered: (rows,) bool, the rows that a center is to be added to; None for no row.
-        center: (rows, entries) or (1, entries) float32, theirs.
+        center: float32 that broadcasts to (rows, entries), the center of each row.
     """
 
     values: Tensor
@@ -30,20 +37,105 @@ class Rounded:
         return values.addcmul_(self.centered[:, None].to(values.dtype), self.center)
 
 
-class VectorCode(Protocol):
-    """Codes vectors as they come: the tokens of an input, the heads of keys and values."""
+class AttentionForm(NamedTuple):
+    """What the kernel that attends to packed keys and values has to know of their code.
 
+    Attributes:
+        code: the nested code of the words.
+        centers: (heads, head size) float32 in the basis of the heads; None where no center was subtracted.
+    """
+
+    code: NestedCode
+    centers: Tensor | None
+
+
+class VectorCode(ABC):
+    """A code of vectors as they come: of the tokens of an input, of the heads of keys and values.
+
+    A codec writes the abstract methods, which work in the rotated basis. The others begin or end in the original basis.
+    Here they rotate first and round then; a code whose kernels do both in one pass over memory overrides them. Packed
+    vectors are read by a pure function of their bytes.
+
+    Attributes:
+        centered: whether vectors may have had a center subtracted (`codecs.nested.centered`).
+    """
+
+    centered: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def int8(self) -> bool:
+        """Whether every rounded integer fits int8."""
+
+    @abstractmethod
     def round(self, x: Tensor) -> Rounded:
         """The nearest vectors of the code to x (rows, entries) float32; nothing is stored."""
 
+    @abstractmethod
     def vector_bytes(self, entries: int) -> int:
         """Bytes of one packed vector, its scales included."""
 
+    @abstractmethod
     def pack(self, x: Tensor) -> Tensor:
         """Packed vectors (rows, bytes) uint8 of x (rows, entries) float32."""
 
+    @abstractmethod
     def unpack(self, packed: Tensor, entries: int) -> Rounded:
-        """What (rows, bytes) uint8 stand for: a pure function of the bytes."""
+        """What packed vectors (rows, bytes) uint8 stand for."""
 
+    @abstractmethod
     def fitted(self) -> dict[str, Any]:
         """JSON-ready: what was fitted, all that the shape does not say."""
+
+    def round_tokens(self, x: Tensor, order: int, seed: int | None) -> Rounded:
+        """Rotates tokens and rounds each; nothing is stored.
+
+        Args:
+            x: (tokens, features ≤ order) float32, bfloat16 or float16; padded with zeros to the order.
+            order: order of the rotation, a multiple of 8.
+            seed: seed of the rotation signs; None does not rotate.
+
+        Returns:
+            (tokens, order) in the rotated basis.
+        """
+        return self.round(rotation(order, seed).apply(F.pad(x, (0, order - x.shape[1]))))
+
+    def encode_heads(self, x: Tensor, seed: int | None, run: int, restore: bool) -> tuple[Tensor, Tensor | None]:
+        """Rotates and packs head vectors.
+
+        Args:
+            x: (rows, head size) floating point, head size a multiple of 8.
+            seed: seed of the rotation signs; None does not rotate.
+            run: vectors of a head that follow each other; row i belongs to head (i div run) mod heads.
+            restore: whether to return what the vectors decode to.
+
+        Returns:
+            (rows, bytes) uint8, and (rows, head size) float32 as `decode_heads` gives them, or None.
+        """
+        packed = self.pack(rotation(x.shape[1], seed).apply(x))
+        return packed, self.decode_heads(packed, x.shape[1], seed, run) if restore else None
+
+    def decode_heads(self, packed: Tensor, head_size: int, seed: int | None, run: int) -> Tensor:
+        """Packed vectors (rows, bytes) to (rows, head size) float32 in the basis of the heads.
+
+        Args:
+            packed: (rows, bytes) uint8 of `encode_heads`.
+            head_size: entries of a vector.
+            seed, run: as in `encode_heads`.
+        """
+        rounded = self.unpack(packed, head_size)
+        if rounded.scale is None:
+            return rotation(head_size, seed).inverse(rounded.values)
+        return unrotate_integers(rounded.values, rounded.scale, seed)
+
+    def attention_form(self, head_size: int, seed: int | None, device: torch.device) -> AttentionForm | None:
+        """What a kernel needs to attend to packed vectors of this code, or None: they are decoded first."""
+        return None
+
+    def centers(self, entries: int, device: torch.device) -> Rounded | None:
+        """The centers in the rotated basis, a row for each head, one row for an input; None where there are none."""
+        return None
+
+    def fits(self, heads: int, entries: int) -> bool:
+        """Whether the centers, if there are any, are of so many heads with so many entries; an input is one head."""
+        return True

@@ -46,14 +46,29 @@ TABLE = {
     "search_lattice_panel": Operation("reference.lattice_beam:search_panel", "cpu.search:search_lattice_panel"),
     "decode_lattices": Operation("reference.lattice_decode:decode", "cpu.search:decode_lattices"),
     # Tokens.
-    "rotate_tokens": Operation(None, "cpu.inputs:rotate"),
-    "encode_tokens": Operation(None, "cpu.inputs:encode"),
+    "rotate_tokens": Operation("reference.inputs:rotate_tokens", "cpu.inputs:rotate"),
+    "encode_tokens": Operation(
+        "reference.inputs:encode_tokens",
+        "cpu.inputs:encode",
+        "gpu.inputs:encode_tokens",
+        "gpu: torch rotates, the kernel rounds",
+    ),
     "to_grid": Operation("reference.grid:to_grid", "cpu.inputs:to_grid"),
-    "fingerprint": Operation(None, "cpu.inputs:fingerprint"),
+    "fingerprint": Operation("reference.inputs:fingerprint", "cpu.inputs:fingerprint"),
     # The packed cache.
-    "encode_heads": Operation(None, "cpu.cache:encode"),
-    "decode_heads": Operation(None, "cpu.cache:decode"),
-    "attend": Operation(None, "cpu.cache:attend"),
+    "encode_heads": Operation(
+        "reference.heads:encode_heads",
+        "cpu.cache:encode",
+        "gpu.heads:encode_heads",
+        "gpu: torch rotates, the kernels round and pack",
+    ),
+    "decode_heads": Operation(
+        "reference.heads:decode_heads",
+        "cpu.cache:decode",
+        "gpu.heads:decode_heads",
+        "gpu: the kernel reads words, torch rotates back",
+    ),
+    "attend": Operation("reference.heads:attend", "cpu.cache:attend"),
     # Products.
     "integer_product": Operation("int8:integer_product", limits="torch's own products of int8 on every device"),
     "scale_sums": Operation(None, "cpu.inputs:scaled"),

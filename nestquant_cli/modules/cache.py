@@ -1,8 +1,8 @@
 """A transformers cache that keeps keys and values packed.
 
-Each head's vector of a token becomes one uint8 vector (see codecs.heads). Since that makes a tensor again, (batch,
+Each head's vector of a token becomes one uint8 vector (see `cache_codes`). Since that makes a tensor again, (batch,
 heads, tokens, bytes), cropping and reordering are transformers' own. Growing is in place, in room that is kept for
-more tokens; a single new token looks at packed keys and values (see packed_attention).
+more tokens (see `packed_room`); a single new token looks at packed keys and values (see `packed_attention`).
 """
 
 from typing import Any
@@ -14,28 +14,40 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..base.errors import NestQuantError
-from ..codecs.nested.centered import nested_code
 from ..codecs.vectors import VectorCode
 from . import operators
-from .cache_codes import CacheCodes, pack_heads, refuse_other_heads, round_heads, unpack_heads
-from .packed_attention import PackedStates
+from .cache_codes import CacheCodes, check_heads, pack_heads, round_heads, unpack_heads
+from .packed_attention import PackedStates, can_attend
 from .packed_room import append, last
 
 
 class _Packed(DynamicLayer):
-    """What the layer stores is packed."""
+    """A cache layer that stores packed keys and values.
+
+    Attributes:
+        codes: codes of keys and values.
+        seed: seed of the rotation signs; None does not rotate.
+    """
 
     codes: CacheCodes
     seed: int | None
+    _number: int  # what operators know the codes by
+
+    def _code_with(self, codes: CacheCodes, seed: int | None) -> None:
+        self.codes, self.seed, self._number = codes, seed, operators.register_codes(codes)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._number = operators.register_codes(self.codes)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
-        refuse_other_heads(self.codes.keys, key_states)
+        check_heads(self.codes.keys, key_states)
         self.keys = self._empty(key_states, self.codes.keys)
         self.values = self._empty(value_states, self.codes.values)
 
-    def _empty(self, states: Tensor, scaled: VectorCode) -> Tensor:
-        size = scaled.vector_bytes(states.shape[-1])
+    def _empty(self, states: Tensor, code: VectorCode) -> Tensor:
+        size = code.vector_bytes(states.shape[-1])
         return torch.empty(*states.shape[:2], 0, size, dtype=torch.uint8, device=states.device)
 
     def update(
@@ -61,26 +73,25 @@ class _Packed(DynamicLayer):
         return round_heads(states, self.codes.keys if keys else self.codes.values, self.seed)
 
     def _first_compiled(self, states: Tensor, keys: bool) -> tuple[Tensor, Tensor]:
-        packed, rounded = operators.round_states(states.detach(), self.codes.number, keys, self.seed)
+        packed, rounded = operators.round_states(states.detach(), self._number, keys, self.seed)
         return packed, rounded
 
     def _grow(self, stored: Tensor, states: Tensor, keys: bool) -> tuple[Tensor, Tensor]:
         """The packed tokens with new ones, and those of them to be looked at, decoded or to be decoded when needed."""
-        scaled = self.codes.keys if keys else self.codes.values
+        code = self.codes.keys if keys else self.codes.values
         if stored.shape[2] == 0:
             return self._first(states, keys)
-        grown = append(stored, pack_heads(states, scaled, self.seed))
+        grown, size = append(stored, pack_heads(states, code, self.seed)), states.shape[-1]
         seen = self._seen(grown, states.shape[-2])
-        single = states.shape[-2] == 1 and states.device.type == "cpu"
-        if single and nested_code(scaled) is not None and self.seed is not None:  # what kernels look at undecoded
-            return grown, PackedStates(seen, states.shape[-1], scaled, self.seed, states.dtype)
-        return grown, unpack_heads(seen, states.shape[-1], scaled, self.seed, states.dtype)
+        if states.shape[-2] == 1 and can_attend(code, size, self.seed, states.device):
+            return grown, PackedStates(seen, size, code, self.seed, states.dtype)
+        return grown, unpack_heads(seen, size, code, self.seed, states.dtype)
 
     def _grow_compiled(self, stored: Tensor, states: Tensor, keys: bool) -> tuple[Tensor, Tensor]:
         """The same by operators, always decoded."""
         if stored.shape[2] == 0:
             return self._first_compiled(states, keys)
-        which, states = (self.codes.number, keys, self.seed), states.detach()
+        which, states = (self._number, keys, self.seed), states.detach()
         grown = torch.cat([stored, operators.pack_states(states, *which)], dim=2)
         return grown, operators.unpack_states(self._seen(grown, states.shape[-2]), states, *which)
 
@@ -107,7 +118,7 @@ class PackedLayer(_Packed):
 
     def __init__(self, codes: CacheCodes, seed: int | None) -> None:
         super().__init__()
-        self.codes, self.seed = codes, seed
+        self._code_with(codes, seed)
 
 
 class PackedSlidingLayer(_Packed, DynamicSlidingWindowLayer):
@@ -115,7 +126,7 @@ class PackedSlidingLayer(_Packed, DynamicSlidingWindowLayer):
 
     def __init__(self, codes: CacheCodes, seed: int | None, sliding_window: int) -> None:
         super().__init__(sliding_window=sliding_window)
-        self.codes, self.seed = codes, seed
+        self._code_with(codes, seed)
 
     def _kept(self, packed: Tensor) -> Tensor:
         # Assisted generation may take tokens back: it records the past, and `crop` restores the window.
@@ -137,9 +148,9 @@ class PackedCache(DynamicCache):
     """A cache for a model with coded keys and values.
 
     Args:
-        config: of the model; says which layers slide.
-        per_layer: one a layer.
-        seed: of the rotation signs; None does not rotate.
+        config: configuration of the model; says which layers have a sliding window.
+        per_layer: codes of keys and values, one item a layer.
+        seed: seed of the rotation signs; None does not rotate.
 
     Raises:
         NestQuantError: a layer keeps something else than keys and values.
@@ -170,7 +181,7 @@ class RoundingCache(PackedCache):
     ) -> tuple[Tensor, Tensor]:
         """States (batch, heads, tokens, head size), rounded, with straight-through gradients."""
         layer: Any = self.layers[layer_idx]
-        refuse_other_heads(layer.codes.keys, key_states)
+        check_heads(layer.codes.keys, key_states)
         return layer.rounded(key_states, True), layer.rounded(value_states, False)
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..codecs.nested.centered import CenteredCode, nested_code
 from ..codecs.vectors import Rounded, VectorCode
 from ..e8.code import BLOCK
+from ..kernels import for_device
 from ..rotation.reflections import Reflected, Reflections
 from ..rotation.transform import Identity, Rotation, rotation
 
@@ -67,28 +67,13 @@ class InputQuantizer:
         return last.results[key]
 
     def code_tokens(self, x: Tensor) -> LinearInput:
-        """Rotates and codes tokens (tokens, features); on the CPU in one pass over memory."""
-        if x.device.type == "cpu":
-            result = self._on_cpu(x.detach())
-            if result is not None:
-                return result
-        return self.quantize(self.rotate(x))
-
-    def _on_cpu(self, x: Tensor) -> LinearInput | None:
-        from ..kernels.cpu import inputs as cpu_input
-
-        if not self.plain:
-            return None
-        assert self.seed is not None
+        """Rotates and codes tokens (tokens, features), without a gradient: rounding has none."""
+        x = x.detach()
+        if self.reflections is not None:  # which no kernel knows
+            return self.quantize(self.rotate(x))
         if self.code is None:
-            rotated = cpu_input.rotate(x, self.padded, self.seed)
-            return None if rotated is None else LinearInput(rotated, None)
-        nested = nested_code(self.code)
-        if nested is None:
-            return None
-        center = self.code.center(self.padded) if isinstance(self.code, CenteredCode) else None
-        coded = cpu_input.encode(x, self.padded, self.seed, nested.code, nested.unit, center)
-        return None if coded is None else LinearInput(*coded, center)
+            return Rounded(for_device(x.device).rotate_tokens(x, self.padded, self.seed), None)
+        return self.code.round_tokens(x, self.padded, self.seed)
 
     def rotate(self, x: Tensor) -> Tensor:
         """(..., features) to (tokens, padded) float32."""
@@ -107,9 +92,7 @@ class InputQuantizer:
 
     def quantize(self, rotated: Tensor) -> LinearInput:
         """Rounds rotated tokens (tokens, padded) to the activation code."""
-        if self.code is None:
-            return LinearInput(rotated, None)
-        return self.code.round(rotated.detach())  # rounding has no gradient
+        return Rounded(rotated, None) if self.code is None else self.code.round(rotated.detach())
 
     def __getstate__(self) -> dict[str, Any]:
         return {"features": self.features, "seed": self.seed, "code": self.code, "reflections": self.reflections}
@@ -151,12 +134,4 @@ def padded_size(features: int) -> int:
 
 def _state_of(x: Tensor) -> Tensor | int:
     """What differs after x was changed in place. Tensors of inference mode do not count changes: contents tell."""
-    if not x.is_inference():
-        return x._version
-    if x.device.type == "cpu":
-        from ..kernels.cpu.inputs import fingerprint
-
-        mark = fingerprint(x)
-        if mark is not None:
-            return mark
-    return x.clone()
+    return for_device(x.device).fingerprint(x) if x.is_inference() else x._version

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..base.errors import NestQuantError
 from ..base.fields import Fields
-from ..codecs.nested.centered import CenteredCode
 from ..codecs.registry import CODECS, codec_of, shape_from, vector_from
 from ..codecs.vectors import VectorCode
 from ..codecs.weights import Shape, WeightCode
@@ -83,7 +82,7 @@ class Layout:
         mixed = any(codec_of(code).shape_of(code) != self.weight_shape for code in codes)
         return max(
             2 if mixed or self.rotation != "hadamard" else 1,
-            3 if any(isinstance(code, CenteredCode) for code in vectors) else 1,
+            3 if any(code is not None and code.centered for code in vectors) else 1,
             *(CODECS[name].format_version for name in self.codecs),
         )
 
@@ -185,10 +184,8 @@ def _linear_from(value: Any, shape: Shape | None) -> LinearLayout:
 
 
 def _refuse_other_center(code: VectorCode | None, linear: LinearLayout) -> None:
-    if isinstance(code, CenteredCode):
-        size = code.vector_bytes(padded_size(linear.in_features))
-        if [len(center) for center in code.packed] != [size]:
-            raise ValueError(f"inputs.{linear.input} has no center of its size")
+    if code is not None and not code.fits(1, padded_size(linear.in_features)):
+        raise ValueError(f"inputs.{linear.input} has no center of its size")
 
 
 def _cache_from(value: Any, shape: Shape) -> CacheCodes:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..codecs.nested.centered import CenteredCode
 from ..codecs.nested.indices import join_indices, multiplier_indices, split_indices
 from ..codecs.row_scale import row_scale_of
+from ..codecs.vectors import VectorCode
 from ..e8.code import BLOCK, NestedCode
 from ..kernels import dense, for_device
 from ..kernels.int8 import integer_product
@@ -58,7 +58,7 @@ class QuantizedLinear(nn.Linear):
         self.dtype = dtype
         self._number = register_layer(self)
         self._joined: tuple[Tensor, Tensor, Joined, int] | None = None  # of this v and row scale
-        self._shifted: tuple[Tensor, CenteredCode, Tensor] | None = None  # of this weight and center
+        self._shifted: tuple[Tensor, VectorCode, Tensor] | None = None  # of this weight and center
         if code is None:
             weight = torch.empty(out_features, in_features, dtype=dtype, device=device)
             self.weight = nn.Parameter(weight, requires_grad=False)
@@ -178,7 +178,7 @@ class QuantizedLinear(nn.Linear):
         """V μ of the center μ of the input, (out_features,) float32, from exact sums; None where there is no center, or
         where it is not integers of int8 that are multiplied. Kept for as long as the weight stays the tensor it is."""
         code = self.source.code
-        if not isinstance(code, CenteredCode) or self.code is None or not (self.code.int8 and code.scaled.code.int8):
+        if code is None or not code.centered or self.code is None or not (self.code.int8 and code.int8):
             return None
         held: Any = self._buffers["v" if "v" in self._buffers else "words"]
         kept = self._shifted  # read once: another thread may set it meanwhile
@@ -186,8 +186,8 @@ class QuantizedLinear(nn.Linear):
             with torch.inference_mode(False), torch.no_grad():
                 V = self.decoded()
                 center = code.centers(self.source.padded, V.device)
+                assert center is not None and center.scale is not None
                 sums = integer_product(center.values, V)[0].float()
-                assert center.scale is not None
                 kept = self._shifted = held, code, sums * center.scale
         return kept[2]
 

@@ -1,7 +1,8 @@
 """What torch.compile puts into its graph whole: a product with a quantized weight, and the coding of head vectors.
 
 Dynamo cannot look into compiled kernels, nor into Python that remembers inputs. So while it traces, these are calls of
-operators, which know the layer or the code by a number and do what is done without a compiler.
+operators, which know the layer or the codes by a number and do what is done without a compiler. A number is one of its
+process: who is copied or unpickled registers again.
 """
 
 import itertools
@@ -11,11 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..codecs.vectors import VectorCode
 from .cache_codes import CacheCodes, pack_heads, round_heads, unpack_heads
 from .gradient import bias_gradient, input_gradient
 
 _numbers = itertools.count()
 _layers: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
+_numbers_of_codes: dict[CacheCodes, int] = {}
+_codes: dict[int, CacheCodes] = {}
 
 
 def register_layer(layer: Any) -> int:
@@ -23,6 +27,19 @@ def register_layer(layer: Any) -> int:
     number = next(_numbers)
     _layers[number] = layer
     return number
+
+
+def register_codes(codes: CacheCodes) -> int:
+    """A number for the codes of a layer's keys and values, the same for equal codes. They are kept for good."""
+    number = _numbers_of_codes.setdefault(codes, next(_numbers))  # one of them also if two threads ask at a time
+    _codes[number] = codes
+    return number
+
+
+def code_of(number: int, keys: bool) -> VectorCode:
+    """The code of keys, or else of values, of the codes with this number."""
+    codes = _codes[number]
+    return codes.keys if keys else codes.values
 
 
 @torch.library.custom_op("nestquant::linear", mutates_args=())
@@ -63,8 +80,8 @@ linear.register_autograd(_gradients, setup_context=_remember)
 
 @torch.library.custom_op("nestquant::round_heads", mutates_args=())
 def round_states(states: Tensor, codes: int, keys: bool, seed: int | None) -> tuple[Tensor, Tensor]:
-    """See `round_heads`; `codes` is a number of CacheCodes."""
-    packed, rounded = round_heads(states, CacheCodes.numbered(codes, keys), seed)
+    """States packed, and what that stands for, as `round_heads` gives them; `codes` is a number of `register_codes`."""
+    packed, rounded = round_heads(states, code_of(codes, keys), seed)
     return packed, rounded.contiguous()
 
 
@@ -75,8 +92,8 @@ def _(states: Tensor, codes: int, keys: bool, seed: int | None) -> tuple[Tensor,
 
 @torch.library.custom_op("nestquant::pack_heads", mutates_args=())
 def pack_states(states: Tensor, codes: int, keys: bool, seed: int | None) -> Tensor:
-    """See `pack_heads`."""
-    return pack_heads(states, CacheCodes.numbered(codes, keys), seed)
+    """States (..., head size) packed, (..., bytes) uint8; `codes` is a number of `register_codes`."""
+    return pack_heads(states, code_of(codes, keys), seed)
 
 
 @pack_states.register_fake
@@ -86,8 +103,8 @@ def _(states: Tensor, codes: int, keys: bool, seed: int | None) -> Tensor:
 
 @torch.library.custom_op("nestquant::unpack_heads", mutates_args=())
 def unpack_states(packed: Tensor, like: Tensor, codes: int, keys: bool, seed: int | None) -> Tensor:
-    """See `unpack_heads`; size and dtype are those of `like`."""
-    code = CacheCodes.numbered(codes, keys)
+    """What packed states (..., bytes) stand for, in the head size and dtype of `like`."""
+    code = code_of(codes, keys)
     return unpack_heads(packed, like.shape[-1], code, seed, like.dtype).contiguous()
 
 
@@ -97,5 +114,5 @@ def _(packed: Tensor, like: Tensor, codes: int, keys: bool, seed: int | None) ->
 
 
 def _empty(states: Tensor, codes: int, keys: bool) -> Tensor:
-    size = CacheCodes.numbered(codes, keys).vector_bytes(states.shape[-1])
+    size = code_of(codes, keys).vector_bytes(states.shape[-1])
     return states.new_empty(*states.shape[:-1], size, dtype=torch.uint8)

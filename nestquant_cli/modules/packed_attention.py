@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..codecs.nested.centered import nested_code
-from ..codecs.nested.fit import ScaledCode
 from ..codecs.vectors import VectorCode
-from .cache_codes import centers_of, unpack_heads
+from ..kernels import for_device, has
+from .cache_codes import unpack_heads
 
 # What can be answered without decoding.
 _OUTSIDE = frozenset(
@@ -26,11 +25,17 @@ _OUTSIDE = frozenset(
 
 
 class PackedStates(Tensor):
-    """Keys or values, (batch, heads, tokens, head size) of a floating dtype, that are bytes until they are needed."""
+    """Keys or values, (batch, heads, tokens, head size) of a floating dtype, that are bytes until they are needed.
+
+    Attributes:
+        packed: (batch, heads, tokens, bytes) uint8.
+        code: their code.
+        seed: seed of the rotation signs; None for no rotation.
+    """
 
     packed: Tensor
-    scaled: VectorCode
-    seed: int
+    code: VectorCode
+    seed: int | None
     _decoded: Tensor | None
 
     @staticmethod
@@ -38,14 +43,14 @@ class PackedStates(Tensor):
         cls: type["PackedStates"],
         packed: Tensor,
         head_size: int,
-        scaled: VectorCode,
-        seed: int,
+        code: VectorCode,
+        seed: int | None,
         dtype: torch.dtype,
     ) -> "PackedStates":
         """Wraps packed (batch, heads, tokens, bytes) uint8."""
         shape = (*packed.shape[:-1], head_size)
         made: PackedStates = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=packed.device)
-        made.packed, made.scaled, made.seed, made._decoded = packed, scaled, seed, None
+        made.packed, made.code, made.seed, made._decoded = packed, code, seed, None
         return made
 
     def decoded(self) -> Tensor:
@@ -53,7 +58,7 @@ class PackedStates(Tensor):
         if self._decoded is None:
             with torch._C.DisableTorchFunctionSubclass():
                 head_size, dtype = self.shape[-1], self.dtype
-            self._decoded = unpack_heads(self.packed, head_size, self.scaled, self.seed, dtype)
+            self._decoded = unpack_heads(self.packed, head_size, self.code, self.seed, dtype)
         return self._decoded
 
     @classmethod
@@ -88,6 +93,11 @@ def _decode_all(value: Any) -> Any:
     return value
 
 
+def can_attend(code: VectorCode, head_size: int, seed: int | None, device: torch.device) -> bool:
+    """Whether the device has a kernel that attends to packed vectors of a code."""
+    return has(device, "attend") and code.attention_form(head_size, seed, device) is not None
+
+
 def _attention(
     query: Tensor,
     key: Tensor,
@@ -100,37 +110,41 @@ def _attention(
     **unknown: Any,
 ) -> Tensor | None:
     """Attention to packed keys and values, or None where anything is out of the ordinary."""
-    from ..kernels.cpu import cache as cpu_cache
-
     if unknown or is_causal or dropout_p or type(query) is not Tensor or query.dim() != 4:
         return None
     if not isinstance(key, PackedStates) or not isinstance(value, PackedStates) or key.seed != value.seed:
         return None
-    key_code, value_code = nested_code(key.scaled), value.scaled
-    if key_code is None or not isinstance(value_code, ScaledCode):  # the kernel adds no centers to values
+    if torch.is_autocast_enabled(query.device.type) or (torch.is_grad_enabled() and query.requires_grad):
         return None
-    if torch.is_autocast_enabled("cpu") or (torch.is_grad_enabled() and query.requires_grad):
+    if not _shapes_fit(query, key, value, enable_gqa):
         return None
-    batch, heads, tokens, size = key.shape
-    queries = query.shape[1] * query.shape[2]
-    fits = query.shape[0] == batch and query.shape[3] == size and value.shape[:3] == key.shape[:3]
-    grouped = query.shape[1] == heads or (enable_gqa and query.shape[1] % heads == 0 and query.shape[2] == 1)
-    if not fits or not grouped or not 0 < queries <= heads * cpu_cache.MOST_QUERIES or tokens == 0:
-        return None
-    group = queries // heads
+    batch, heads, _, size = key.shape
     mask = _additive(attn_mask, heads, query.shape)
     if attn_mask is not None and (mask is None or (torch.is_grad_enabled() and mask.requires_grad)):
         return None
-    out = cpu_cache.attend(
-        query.reshape(batch, heads, group, size),
-        (key.packed, key_code.code),
-        (value.packed, value_code.code, value.shape[3]),
+    keys, values = (states.code.attention_form(states.shape[3], states.seed, query.device) for states in (key, value))
+    if keys is None or values is None or values.centers is not None or key.seed is None:
+        return None  # the kernel adds no centers to values
+    out = for_device(query.device).attend(
+        query.reshape(batch, heads, -1, size),
+        (key.packed, keys.code),
+        (value.packed, values.code, value.shape[3]),
         key.seed,
         mask,
         1 / math.sqrt(size) if scale is None else float(scale),
-        centers_of(key.scaled, size, key.seed),
+        keys.centers,
     )
     return out.to(query.dtype).view(*query.shape[:3], value.shape[3])
+
+
+def _shapes_fit(query: Tensor, key: PackedStates, value: PackedStates, enable_gqa: bool) -> bool:
+    """Whether these are few queries, the same number for each head of the keys."""
+    batch, heads, tokens, size = key.shape
+    if query.shape[0] != batch or query.shape[3] != size or value.shape[:3] != key.shape[:3]:
+        return False
+    if query.shape[1] != heads and not (enable_gqa and query.shape[1] % heads == 0 and query.shape[2] == 1):
+        return False
+    return 0 < query.shape[1] * query.shape[2] <= heads * for_device(query.device).limits.queries and tokens > 0
 
 
 def _additive(mask: Tensor | None, heads: int, query: torch.Size) -> Tensor | None:

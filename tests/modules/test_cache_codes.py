@@ -1,16 +1,10 @@
-import copy
-import pickle
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
-from typing import Any
-
 import pytest
 import torch
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.codecs.nested.fit import SCALE_BYTES, ScaledCode
 from nestquant_cli.e8.code import NestedCode, row_bytes
-from nestquant_cli.modules.cache_codes import CacheCodes, check_head_size, pack_heads, unpack_heads
+from nestquant_cli.modules.cache_codes import check_head_size, pack_heads, unpack_heads
 
 CODE = ScaledCode(NestedCode(q=13, multipliers=(3, 4, 5, 6, 9), word_bits=32), unit=0.9 / 13 / 2)
 
@@ -41,28 +35,3 @@ def test_head_size_must_be_whole_blocks() -> None:
     check_head_size(64)
     with pytest.raises(NestQuantError, match="head size 60 is not a multiple of 8"):
         check_head_size(60)
-
-
-def test_each_code_has_a_number_of_its_own_whoever_asks_first() -> None:
-    together = Barrier(2)
-
-    class Meeting:
-        """A code whose number another thread looks up at the same time."""
-
-        def __hash__(self) -> int:
-            together.wait(60)
-            return id(self)
-
-    codes: list[Any] = [Meeting(), Meeting()]
-    with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(lambda code: CacheCodes(code, CODE), codes)
-    assert one.number != other.number
-    assert [CacheCodes.numbered(each.number, keys=True) for each in (one, other)] == codes
-    assert CacheCodes(CODE, CODE).number == CacheCodes(CODE, CODE).number
-
-
-def test_a_number_stays_in_its_process() -> None:
-    """In another one it may be that of another code."""
-    codes = CacheCodes(CODE, CODE)
-    text = pickle.dumps(codes)
-    assert b"number" not in text and pickle.loads(text).number == copy.deepcopy(codes).number == codes.number

@@ -1,7 +1,10 @@
 """torch.compile takes a packed model as one graph, and computes what it computes without."""
 
 import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -16,6 +19,8 @@ from nestquant_cli.codecs.row_scale import row_scale_bits
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules import operators
 from nestquant_cli.modules.attach import quantized_linears
+from nestquant_cli.modules.cache import PackedLayer
+from nestquant_cli.modules.cache_codes import CacheCodes
 from nestquant_cli.modules.inputs import InputQuantizer
 from nestquant_cli.modules.linear import QuantizedLinear
 from nestquant_cli.modules.resident import set_resident
@@ -115,7 +120,7 @@ def test_operators_keep_their_contract(model: Any) -> None:
     torch.library.opcheck(operators.linear, (x, layer.bias, layer._number), test_utils=checks)
     states = gaussian(2, 2, 5, 16)
     cache = model(IDS, use_cache=True).past_key_values.layers[0]
-    which = (cache.codes.number, True, cache.seed)
+    which = (cache._number, True, cache.seed)
     torch.library.opcheck(operators.round_states, (states, *which), test_utils=checks)
     packed, rounded = operators.round_states(states, *which)
     torch.library.opcheck(operators.unpack_states, (packed, states, *which), test_utils=checks)
@@ -132,3 +137,32 @@ def test_a_copied_layer_is_one_of_its_own(model: Any) -> None:
     assert (
         operators.linear(x, None, twin._number).abs().max() == 0 < operators.linear(x, None, layer._number).abs().max()
     )
+
+
+def test_codes_have_a_number_of_their_own_whoever_asks_first() -> None:
+    together = Barrier(2)
+
+    class Meeting:
+        """A code whose number another thread looks up at the same time."""
+
+        def __hash__(self) -> int:
+            together.wait(60)
+            return id(self)
+
+    codes: list[Any] = [Meeting(), Meeting()]
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda code: operators.register_codes(CacheCodes(code, NESTED)), codes)
+    assert one != other
+    assert [operators.code_of(number, keys=True) for number in (one, other)] == codes
+    equal = [operators.register_codes(CacheCodes(NESTED, NESTED)) for _ in range(2)]
+    assert equal[0] == equal[1]
+
+
+def test_a_layer_of_a_cache_registers_again_where_it_is_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another process the number may be that of other codes."""
+    codes = CacheCodes(NESTED, NESTED)
+    text = pickle.dumps(PackedLayer(codes, 0))
+    monkeypatch.setattr(operators, "_codes", {})
+    monkeypatch.setattr(operators, "_numbers_of_codes", {})
+    again = pickle.loads(text)
+    assert again.codes == codes and operators.code_of(again._number, keys=False) == NESTED

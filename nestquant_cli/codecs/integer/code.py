@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...e8.code import BLOCK, row_bytes
 from ..digits import pack_digits, pack_zeros, unpack_digits, unpack_zeros, zero_bytes
-from ..vectors import Rounded
+from ..vectors import Rounded, VectorCode
 from ..weights import TensorForms
 
 MIN_BITS, MAX_BITS = 2, 8
@@ -24,7 +24,7 @@ CLIPS = tuple(round(1 - 0.02 * step, 2) for step in range(35))
 
 
 @dataclass(frozen=True)
-class IntegerCode:
+class IntegerCode(VectorCode):
     """A uniform grid: shape, code of vectors and code of weights in one, since nothing but the clip is fitted.
 
     Attributes:
@@ -78,7 +78,7 @@ class IntegerCode:
         return {"codec": self.codec, **shape}
 
     def fitted(self) -> dict[str, Any]:
-        """See `VectorCode`."""
+        """The clip, for config.json."""
         return {"clip": self.clip}
 
     @staticmethod
@@ -153,7 +153,7 @@ class IntegerCode:
         return replace(self, clip=min(CLIPS, key=lambda candidate: errors[candidate]))
 
     def round(self, x: Tensor) -> Rounded:
-        """See `VectorCode`: integers where a whole row has one scale, else values."""
+        """Nearest points of the grids to x (rows, entries): integers where a whole row has one scale, else values."""
         if self.group is None:
             digits, scale, zero = next(self._coded(x))
             return Rounded((digits - zero).to(self.integer), scale[:, 0])
@@ -161,11 +161,11 @@ class IntegerCode:
 
     @property
     def integer(self) -> torch.dtype:
-        """Of v."""
+        """The dtype of v."""
         return torch.int8 if self.int8 else torch.int16
 
     def vector_bytes(self, entries: int) -> int:
-        """Digits, then the scales, then the zeros."""
+        """Bytes of a packed vector: digits, then the scales, then the zeros."""
         return row_bytes(entries, self.word_bits) + self._side_bytes(entries)
 
     def _side_bytes(self, entries: int) -> int:
@@ -173,7 +173,7 @@ class IntegerCode:
         return count * SCALE_BYTES + (0 if self.symmetric else zero_bytes(count, self.bits))
 
     def pack(self, x: Tensor) -> Tensor:
-        """See `VectorCode`."""
+        """Packed vectors (rows, bytes) uint8 of x (rows, entries): digits, scales in bfloat16, zeros."""
         coded = list(self._coded(x))
         parts = [pack_digits(torch.cat([digits for digits, _, _ in coded], dim=1).to(torch.uint8), self.bits)]
         parts.append(torch.cat([scale for _, scale, _ in coded], dim=1).to(torch.bfloat16).view(torch.uint8))
@@ -182,7 +182,7 @@ class IntegerCode:
         return torch.cat(parts, dim=1)
 
     def unpack(self, packed: Tensor, entries: int) -> Rounded:
-        """See `VectorCode`."""
+        """What packed vectors (rows, bytes) stand for: integers where a whole row has one scale, else values."""
         width, count = row_bytes(entries, self.word_bits), len(self.groups(entries))
         scale = packed[:, width : width + SCALE_BYTES * count].contiguous().view(torch.bfloat16).float()
         zeros = None if self.symmetric else packed[:, width + SCALE_BYTES * count :].contiguous()

@@ -10,94 +10,89 @@ import struct
 from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...e8.shape import CodeShape
-from ..vectors import Rounded, VectorCode
+from ...kernels.reference.centers import centers_of_rows
+from ...rotation.integers import unrotate_integers
+from ..vectors import AttentionForm, Rounded, VectorCode
 from .fit import ScaledCode, fit_rows
 
 WORTH = 0.1  # of the vectors' energy, which a center must take away to be kept
 _ROUNDS = 4  # of choosing the vectors that are nearer to the center and moving it to their mean
-_SIGN = 128  # of a packed vector's scale, in its last byte: says that the center was subtracted
 
 
 @dataclass(frozen=True)
-class CenteredCode:
-    """A nested code behind the subtraction of a center.
+class CenteredCode(VectorCode):
+    """A nested code behind the subtraction of a center. The sign of a packed vector's scale says whether there was one.
 
     Attributes:
         scaled: code of what is left when the center is subtracted.
         packed: the centers as `scaled` packs them, in the rotated basis: one for each head, or one for an input.
     """
 
+    centered: ClassVar[bool] = True
+
     scaled: ScaledCode
     packed: tuple[bytes, ...]
 
-    def centers(self, entries: int, device: torch.device | None = None) -> Rounded:
-        """The centers as integers and their sizes, rows of `entries`."""
-        return _centers(self, entries, device or torch.device("cpu"))
-
-    def center(self, entries: int, device: torch.device | None = None) -> Tensor:
-        """The center of an input, (entries,) float32."""
-        return _center(self, entries, device or torch.device("cpu"))
-
-    def round(self, x: Tensor) -> Rounded:
-        """See `VectorCode`, for an input."""
-        nearer, center = self._nearer(x, 1)
-        rest = self.scaled.round(x - nearer[:, None] * center)
-        return Rounded(rest.values, rest.scale, nearer, center)
-
-    def _nearer(self, x: Tensor, run: int) -> tuple[Tensor, Tensor]:
-        """Which rows a subtraction makes smaller, (rows,) bool, and of what."""
-        center = self._own(x.shape[0], x.shape[1], run, x.device)
-        return 2 * (x * center).sum(-1) > center.square().sum(-1), center
-
-    def _own(self, rows: int, entries: int, run: int, device: torch.device) -> Tensor:
-        """The center of each row, (rows, entries) or (1, entries) float32."""
-        return own_centers(self.centers(entries, device).dequantized(), rows, run)
-
-    def vector_bytes(self, entries: int) -> int:
-        """See `VectorCode`; the mark is the sign of the scale."""
-        return self.scaled.vector_bytes(entries)
-
-    def pack(self, x: Tensor, run: int = 1) -> Tensor:
-        """See `VectorCode`; row i belongs to head (i div run) mod heads."""
-        nearer, center = self._nearer(x, run)
-        packed = self.scaled.pack(x - nearer[:, None] * center)
-        packed[:, -1] |= nearer.to(torch.uint8) * _SIGN
-        return packed
-
-    def unpack(self, packed: Tensor, entries: int, run: int = 1) -> Rounded:
-        """See `VectorCode`."""
-        marked, rest = self.split(packed, entries)
-        return Rounded(rest.values, rest.scale, marked, self._own(len(packed), entries, run, packed.device))
-
-    def split(self, packed: Tensor, entries: int) -> tuple[Tensor, Rounded]:
-        """Which of packed vectors (rows, bytes) are centered, (rows,) bool, and what is left of each vector."""
-        unmarked = packed.clone()
-        unmarked[:, -1] &= _SIGN - 1
-        return packed[:, -1] >= _SIGN, self.scaled.unpack(unmarked, entries)
+    @property
+    def int8(self) -> bool:
+        """Whether every v fits int8, of vectors and of centers."""
+        return self.scaled.int8
 
     def fitted(self) -> dict[str, Any]:
-        """See `VectorCode`."""
+        """The unit, the multipliers and the centers, for config.json."""
         return self.scaled.fitted() | {"centers": [b64encode(center).decode() for center in self.packed]}
 
+    def vector_bytes(self, entries: int) -> int:
+        """Bytes of the words and the scale of a vector."""
+        return self.scaled.vector_bytes(entries)
 
-def own_centers(centers: Tensor, rows: int, run: int) -> Tensor:
-    """The center of each row, (rows, entries), or (1, entries) for all; row i belongs to head (i div run) mod heads."""
-    if len(centers) == 1:
-        return centers
-    return centers[torch.arange(rows, device=centers.device) // run % len(centers)]
+    def round(self, x: Tensor) -> Rounded:
+        """The nearest vectors of the code to rotated tokens x (rows, entries) of an input."""
+        return self.round_tokens(x, x.shape[1], None)
 
+    def round_tokens(self, x: Tensor, order: int, seed: int | None) -> Rounded:
+        """Rotates tokens (tokens, features ≤ order) of an input and rounds each."""
+        return self.scaled.round_tokens(x, order, seed, _center(self, order, x.device))
 
-def nested_code(scaled: VectorCode) -> ScaledCode | None:
-    """The nested code that kernels work with, of a code with centers or without; None for other codes."""
-    if isinstance(scaled, CenteredCode):
-        return scaled.scaled
-    return scaled if isinstance(scaled, ScaledCode) else None
+    def pack(self, x: Tensor, run: int = 1) -> Tensor:
+        """Packed vectors (rows, bytes) uint8 of rotated x (rows, entries); row i is of head (i div run) mod heads."""
+        return self.encode_heads(x, None, run, restore=False)[0]
+
+    def unpack(self, packed: Tensor, entries: int, run: int = 1) -> Rounded:
+        """v (rows, entries), scales and centers of packed vectors (rows, bytes) uint8; `run` as in `pack`."""
+        rest = self.scaled.unpack(packed, entries)
+        assert rest.scale is not None
+        center = centers_of_rows(_head_centers(self, entries, None, packed.device), len(packed), run)
+        return Rounded(rest.values, rest.scale.abs(), rest.scale.signbit(), center)
+
+    def encode_heads(self, x: Tensor, seed: int | None, run: int, restore: bool) -> tuple[Tensor, Tensor | None]:
+        """Rotates and packs head vectors (rows, head size), less the centers of their heads where that is smaller."""
+        return self.scaled.encode_heads(x, seed, run, restore, _head_centers(self, x.shape[1], seed, x.device))
+
+    def decode_heads(self, packed: Tensor, head_size: int, seed: int | None, run: int) -> Tensor:
+        """Packed vectors (rows, bytes) to (rows, head size) float32 in the basis of the heads."""
+        centers = _head_centers(self, head_size, seed, packed.device)
+        return self.scaled.decode_heads(packed, head_size, seed, run, centers)
+
+    def attention_form(self, head_size: int, seed: int | None, device: torch.device) -> AttentionForm | None:
+        """The nested code and the centers of the heads; None without a rotation, which the kernel always takes back."""
+        if seed is None:
+            return None
+        return AttentionForm(self.scaled.code, _head_centers(self, head_size, seed, device))
+
+    def centers(self, entries: int, device: torch.device) -> Rounded:
+        """The centers in the rotated basis, as integers and their sizes, rows of `entries`."""
+        return _centers(self, entries, device)
+
+    def fits(self, heads: int, entries: int) -> bool:
+        """Whether there is one center of `entries` entries for each of so many heads."""
+        return len(self.packed) == heads and len(self.packed[0]) == self.vector_bytes(entries)
 
 
 def centered_from(scaled: ScaledCode, centers: Any) -> CenteredCode:
@@ -125,15 +120,25 @@ def _scale(center: bytes) -> float:
 def _centers(code: CenteredCode, entries: int, device: torch.device) -> Rounded:
     with torch.inference_mode(False):
         packed = torch.tensor([list(center) for center in code.packed], dtype=torch.uint8, device="cpu")
-        found = code.scaled.unpack(packed, entries)
-        assert found.scale is not None
-        return Rounded(found.values.to(device), found.scale.to(device))
+        centers = code.scaled.unpack(packed, entries)
+        assert centers.scale is not None
+        return Rounded(centers.values.to(device), centers.scale.to(device))
 
 
 @lru_cache(maxsize=4096)
 def _center(code: CenteredCode, entries: int, device: torch.device) -> Tensor:
+    """The center of an input in the rotated basis, (entries,) float32."""
     with torch.inference_mode(False):
         return _centers(code, entries, device).dequantized()[0]
+
+
+@lru_cache(maxsize=4096)
+def _head_centers(code: CenteredCode, head_size: int, seed: int | None, device: torch.device) -> Tensor:
+    """The centers in the basis of the heads, (heads, head size) float32; in the rotated basis where seed is None."""
+    with torch.inference_mode(False):
+        centers = _centers(code, head_size, torch.device("cpu"))
+        assert centers.scale is not None
+        return unrotate_integers(centers.values, centers.scale, seed).to(device)
 
 
 def fit_centered(vectors: Tensor, shape: CodeShape, seed: int) -> VectorCode:

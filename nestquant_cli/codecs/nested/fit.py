@@ -13,7 +13,9 @@ from ...e8.scales import exchange, mean_error, shortest_path
 from ...e8.shape import CodeShape
 from ...e8.voronoi import gauge
 from ...kernels import for_device
-from ..vectors import Rounded
+from ...kernels.reference.heads import SCALE_BYTES, read_heads
+from ...kernels.reference.inputs import row_scale
+from ..vectors import AttentionForm, Rounded, VectorCode
 
 # Blocks a fit looks at: on Gaussian and heavier-tailed blocks at 2, 3 and 4 bits the fitted code errs at most 4 %,
 # and mostly less than 1 %, more than one fitted to 25 times as many.
@@ -25,13 +27,14 @@ _EXCHANGED = 3  # of the candidates for β₀, how many are worth improving
 SECOND_MOMENT = 929 / 12960  # of E8, normalized: mean squared rounding error an entry at unit cell volume
 # How far inside the boundary a clipped block lands, in lattice units; fits measured errors within 10 %.
 CLIP_MARGIN = 0.7
-SCALE_BYTES = 2  # of a packed vector, a bfloat16
 _LARGEST_BETA = 16.0  # largest β·q tried, in units of the row's root mean square
 
 
 @dataclass(frozen=True)
-class ScaledCode:
+class ScaledCode(VectorCode):
     """A nested code with the size of its unit: an entry of a row with root mean square s decodes to s·unit·v.
+
+    A packed vector is its words and then its scale in bfloat16.
 
     Attributes:
         code: the nested code.
@@ -46,42 +49,55 @@ class ScaledCode:
         """β_i, the scales of the ordinary E8 lattice relative to the row's root mean square."""
         return tuple(2 * self.unit * m for m in self.code.multipliers)
 
+    @property
+    def int8(self) -> bool:
+        """Whether every v fits int8."""
+        return self.code.int8
+
     def row_scale(self, x: Tensor) -> Tensor:
         """Size of v = 1 for each row of x (rows, entries): (rows,) float32; 1 for a row of zeros."""
-        return self.scale_of(x.float().square().mean(-1))
-
-    def scale_of(self, mean_square: Tensor) -> Tensor:
-        """The same from the mean square of each row."""
-        scale = mean_square.sqrt() * self.unit
-        return torch.where(scale > 0, scale, torch.ones_like(scale))
+        return row_scale(x, self.unit)
 
     def fitted(self) -> dict[str, Any]:
-        """See `VectorCode`."""
+        """The unit and the multipliers, for config.json."""
         return {"unit": self.unit, "multipliers": list(self.code.multipliers)}
 
-    def round(self, x: Tensor) -> Rounded:
-        """See `VectorCode`."""
-        scale = self.row_scale(x)
-        return Rounded(for_device(x.device).quantize(x, scale, self.code)[0], scale)
-
     def vector_bytes(self, entries: int) -> int:
-        """Words, then the scale."""
+        """Bytes of the words and the scale of a vector."""
         return row_bytes(entries, self.code.word_bits) + SCALE_BYTES
 
+    def round(self, x: Tensor) -> Rounded:
+        """The nearest vectors of the code to rotated x (rows, entries)."""
+        return self.round_tokens(x, x.shape[1], None)
+
+    def round_tokens(self, x: Tensor, order: int, seed: int | None, center: Tensor | None = None) -> Rounded:
+        """Rotates tokens (tokens, features ≤ order) and rounds each, less a center (order,) where that is smaller."""
+        encoded = for_device(x.device).encode_tokens(x, order, seed, self.code, self.unit, center)
+        return Rounded(*encoded, center)
+
     def pack(self, x: Tensor) -> Tensor:
-        """Packed vectors (rows, bytes) uint8 of x (rows, entries) float32: words, then the scale."""
-        stored = self.row_scale(x).to(torch.bfloat16)
-        # a scale that rounds to zero becomes 1, and the vector is coded as zeros
-        stored = torch.where(stored > 0, stored, torch.ones_like(stored))
-        kernels = for_device(x.device)
-        v, index, _ = kernels.quantize(x, stored.float(), self.code)
-        return torch.cat([kernels.pack(v, index, self.code), stored[:, None].view(torch.uint8)], dim=1)
+        """Packed vectors (rows, bytes) uint8 of rotated x (rows, entries)."""
+        return self.encode_heads(x, None, 1, restore=False)[0]
 
     def unpack(self, packed: Tensor, entries: int) -> Rounded:
-        """See `VectorCode`."""
-        width = row_bytes(entries, self.code.word_bits)
-        scale = packed[:, width:].contiguous().view(torch.bfloat16).float()
-        return Rounded(for_device(packed.device).unpack(packed[:, :width], entries, self.code), scale[:, 0])
+        """v (rows, entries) and the scales of packed vectors (rows, bytes) uint8."""
+        return Rounded(*read_heads(packed, entries, self.code, for_device(packed.device)))
+
+    def encode_heads(
+        self, x: Tensor, seed: int | None, run: int, restore: bool, centers: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Rotates and packs head vectors (rows, head size), less centers (heads, head size) where that is smaller."""
+        return for_device(x.device).encode_heads(x, self.code, self.unit, seed, restore, centers, run)
+
+    def decode_heads(
+        self, packed: Tensor, head_size: int, seed: int | None, run: int, centers: Tensor | None = None
+    ) -> Tensor:
+        """Packed vectors (rows, bytes) to (rows, head size) float32, with the centers that were subtracted."""
+        return for_device(packed.device).decode_heads(packed, head_size, self.code, seed, centers, run)
+
+    def attention_form(self, head_size: int, seed: int | None, device: torch.device) -> AttentionForm | None:
+        """The nested code; None without a rotation, which the kernel always takes back."""
+        return None if seed is None else AttentionForm(self.code, None)
 
 
 def fit_rows(rows: Tensor, shape: CodeShape, seed: int) -> ScaledCode:

@@ -11,39 +11,35 @@ import torch
 from torch import Tensor
 
 from ...e8.code import BLOCK, NestedCode, row_bytes
-from ..reference import nested as reference
+from ..reference import heads as reference
+from ..reference.nested import entry_type
 from . import attention as cpu_attention
 from . import heads as cpu_heads
 from . import nested as cpu
-from .e8 import LANES
 from .rotate_heads import Turn, head_rotation
 from .threads import share
 
-MOST_QUERIES = LANES  # of one key head that `attend` takes
-
 
 def encode(
-    x: Tensor, code: NestedCode, unit: float, seed: int, restore: bool, centers: Tensor | None = None, run: int = 1
+    x: Tensor,
+    code: NestedCode,
+    unit: float,
+    seed: int | None,
+    restore: bool,
+    centers: Tensor | None = None,
+    run: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
-    """Rotates, codes and packs vectors.
+    """Subtracts centers, rotates, codes and packs vectors (rows, n) in one pass: `contract.heads.encode_heads`.
 
-    Args:
-        x: (rows, n) floating point.
-        code: the nested code.
-        unit: size of v = 1 for a vector with root mean square 1.
-        seed: seed of the rotation signs.
-        restore: whether to return what the vectors decode to.
-        centers: (heads, n) float32, subtracted where that makes a vector smaller.
-        run: vectors of a head that follow each other; row i belongs to head (i div run) mod heads.
-
-    Returns:
-        (rows, row bytes + 2) uint8, and (rows, n) float32 as `decode` gives them, or None.
+    Vectors that are not rotated are the reference's, with this device's rounding.
     """
+    if seed is None:
+        return reference.encode_heads(x, code, unit, None, restore, centers, run, cpu)
     x = x.float().contiguous()
     rows, n = x.shape
     turn = head_rotation(n, seed)
     y, factors = np.empty((rows, n), np.float32), np.empty(rows, np.float32)
-    v = torch.empty(rows, n, dtype=reference.entry_type(code))
+    v = torch.empty(rows, n, dtype=entry_type(code))
     choices = np.empty(rows * (n // BLOCK), np.uint8)
     width = row_bytes(n, code.word_bits)
     packed = torch.empty(rows, width + 2, dtype=torch.uint8)
@@ -62,9 +58,11 @@ def _restore(v: Tensor, packed: Tensor, turn: Turn, heads: tuple[np.ndarray, int
 
 
 def decode(
-    packed: Tensor, size: int, code: NestedCode, seed: int, centers: Tensor | None = None, run: int = 1
+    packed: Tensor, size: int, code: NestedCode, seed: int | None, centers: Tensor | None = None, run: int = 1
 ) -> Tensor:
-    """Packed vectors (rows, bytes) to (rows, size) float32; `centers` and `run` as they were encoded with."""
+    """Packed vectors (rows, bytes) to (rows, size) float32, with exact sums: `contract.heads.decode_heads`."""
+    if seed is None:
+        return reference.decode_heads(packed, size, code, None, centers, run, cpu)
     turn = head_rotation(size, seed)
     out = torch.empty(packed.shape[0], size)
     heads = _centers(centers, size), run
@@ -82,20 +80,8 @@ def attend(
     scale: float,
     centers: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scale·query·keysᵀ + mask)·values without decoding more than a tile of keys or values at a time.
-
-    Args:
-        query: (batch, key heads, queries, n) floating point, at most MOST_QUERIES queries.
-        keys: packed (batch, key heads, tokens, bytes), any strides but the last, and their code.
-        values: the same, and their head size m.
-        seed: seed of the rotation signs of both.
-        mask: floating point, broadcastable to (batch, key heads, queries, tokens), or None.
-        scale: factor of the scores.
-        centers: centers of the keys, (key heads, n) float32.
-
-    Returns:
-        (batch, key heads, queries, m) float32; zeros where the mask leaves nothing.
-    """
+    """softmax(scale·query·keysᵀ + mask)·values, at most a tile of keys or values decoded at a time, for up to 64
+    queries (batch, key heads, queries, n) of a key head: `contract.heads.attend`."""
     batch, heads, group, n = query.shape
     tokens, size = keys[0].shape[2], values[2]
     chunks = -(-tokens // cpu_attention.CHUNK)

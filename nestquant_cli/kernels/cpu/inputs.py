@@ -1,4 +1,8 @@
-"""Rotating and coding the inputs of Linears on the CPU, and what follows their product, on torch tensors."""
+"""Rotating and coding the inputs of Linears on the CPU, and what follows their product, on torch tensors.
+
+The compiled loops take rotations whose factors are at most LARGEST_FACTOR. Orders with a larger one, and tokens that
+are not rotated, are left to the reference, with this device's rounding.
+"""
 
 from functools import lru_cache
 
@@ -10,9 +14,11 @@ from ...e8.code import BLOCK, NestedCode
 from ...rotation.orders import atoms
 from ...rotation.transform import factor_matrix, rotation
 from ..reference import grid as reference_grid
-from ..reference import nested as reference
+from ..reference import inputs as reference
+from ..reference.nested import entry_type
 from . import after_product as cpu_after
 from . import grid as cpu_grid
+from . import nested
 from . import tokens as cpu_tokens
 from .nested import multipliers_of
 from .rotate import LARGEST_FACTOR, TOKENS
@@ -24,20 +30,15 @@ _NO_ROW = np.empty(0, np.float32)
 _NO_MARKS = np.empty(0, np.bool_)
 
 
-def rotate(x: Tensor, order: int, seed: int) -> Tensor | None:
-    """R x of tokens padded with zeros to the order, as `rotation.transform` defines R.
-
-    Args:
-        x: (tokens, features ≤ order) float32, bfloat16 or float16.
-        order: order of the rotation.
-        seed: seed of the rotation signs.
+def rotate(x: Tensor, order: int, seed: int | None) -> Tensor:
+    """R x of tokens (tokens, features ≤ order), padded with zeros: `contract.inputs.rotate_tokens`.
 
     Returns:
-        (tokens, order) bfloat16 for bfloat16, else float32; None where a factor of the order is too large.
+        (tokens, order) bfloat16 for bfloat16 that the compiled loops rotate, else float32.
     """
-    plan = plan_of(order, seed)
+    plan = None if seed is None else plan_of(order, seed)
     if plan is None:
-        return None
+        return reference.rotate_tokens(x, order, seed)
     narrow = x.dtype == torch.bfloat16
     out = torch.empty(x.shape[0], order, dtype=torch.bfloat16 if narrow else torch.float32)
     fixed = *sides(x), plan, *sides(out)
@@ -46,21 +47,13 @@ def rotate(x: Tensor, order: int, seed: int) -> Tensor | None:
 
 
 def encode(
-    x: Tensor, order: int, seed: int, code: NestedCode, unit: float, center: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """Rotates tokens as `rotate` does and rounds each to the code, at `unit` times its root mean square.
-
-    Args:
-        center: (order,) float32, subtracted from those rotated tokens that it makes smaller.
-
-    Returns:
-        v (tokens, order) int8 or int16, the size of v = 1 (tokens,) float32, which is 1 for a token of zeros, and
-        whether the center was subtracted (tokens,) bool; None where a factor of the order is too large.
-    """
-    plan = plan_of(order, seed)
+    x: Tensor, order: int, seed: int | None, code: NestedCode, unit: float, center: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Rotates tokens and rounds each to the code in one pass over memory: `contract.inputs.encode_tokens`."""
+    plan = None if seed is None else plan_of(order, seed)
     if plan is None:
-        return None
-    v = torch.empty(x.shape[0], order, dtype=reference.entry_type(code))
+        return reference.encode_tokens(x, order, seed, code, unit, center, nested)
+    v = torch.empty(x.shape[0], order, dtype=entry_type(code))
     scale = torch.empty(x.shape[0])
     centered = None if center is None else torch.empty(x.shape[0], dtype=torch.bool)
     sizes = np.float32(unit), multipliers_of(code), np.float32(code.q), np.float32(code.limit)
@@ -120,10 +113,10 @@ def _or(nothing: np.ndarray, values: Tensor | None) -> np.ndarray:
     return nothing if values is None else values.numpy()
 
 
-def fingerprint(x: Tensor) -> int | None:
-    """64 bits of the contents of x, to see whether it was changed; None where x cannot be read as whole words."""
+def fingerprint(x: Tensor) -> Tensor | int:
+    """64 bits of the contents of x, to see whether it was changed; a copy where x cannot be read as whole words."""
     if not x.is_contiguous() or x.nbytes % 8 or x.data_ptr() % 8:
-        return None
+        return reference.fingerprint(x)
     words = x.detach().view(-1).view(torch.uint8).numpy().view(np.uint64)
     return int(cpu_after.fingerprint(words))
 

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.codecs.nested.centered import CenteredCode, centered_from, fit_centered, nested_code
+from nestquant_cli.codecs.nested.centered import CenteredCode, centered_from, fit_centered
 from nestquant_cli.codecs.nested.fit import ScaledCode
 from nestquant_cli.codecs.registry import fit_heads, shape_of, vector_from
 from nestquant_cli.e8.shape import shape_for_bits
-from nestquant_cli.modules.cache_codes import centers_of, pack_heads, refuse_other_heads, round_heads, unpack_heads
+from nestquant_cli.modules.cache_codes import check_heads, pack_heads, round_heads, unpack_heads
 from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian, relative_error
 
@@ -70,8 +70,9 @@ def test_a_token_is_coded_alone() -> None:
 def test_what_is_subtracted_is_what_is_added() -> None:
     """A vector that is its head's center leaves nothing to be rounded."""
     code = fitted(states())
-    centers = centers_of(code, SIZE, SEED)
-    assert centers is not None
+    form = code.attention_form(SIZE, SEED, torch.device("cpu"))
+    assert form is not None and form.centers is not None
+    centers = form.centers
     exact = unpack_heads(pack_heads(centers[None, :, None], code, SEED), SIZE, code, SEED, torch.float32)
     torch.testing.assert_close(exact[0, :, 0], centers, rtol=0, atol=1e-5)
 
@@ -92,7 +93,7 @@ def test_no_center_where_it_gains_little() -> None:
     assert isinstance(fit_heads(gaussian(2, 500, 16), FOUR, 0, True), ScaledCode)
     assert isinstance(fit_heads(torch.zeros(2, 500, 16), FOUR, 0, True), ScaledCode)
     integers = shape_of("integer", 4, None, "act")
-    assert nested_code(fit_heads(gaussian(1, 500, 16) + 5, integers, 0, True)) is None
+    assert not fit_heads(gaussian(1, 500, 16) + 5, integers, 0, True).centered
 
 
 def test_json_gives_the_code_back() -> None:
@@ -109,7 +110,7 @@ def test_centers_that_are_none_are_refused(centers: object) -> None:
 def test_heads_without_a_center_of_their_own_are_refused() -> None:
     x = states()
     code = fitted(x)
-    refuse_other_heads(code, x)
+    check_heads(code, x)
     for other in (x[:, :2], x[..., :56]):
         with pytest.raises(NestQuantError, match="no centers for"):
-            refuse_other_heads(code, other)
+            check_heads(code, other)

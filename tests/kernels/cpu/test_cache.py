@@ -8,7 +8,7 @@ from torch import Tensor
 from nestquant_cli.codecs.nested.fit import ScaledCode, fit_scales
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.kernels.cpu import cache as cpu_cache
-from nestquant_cli.modules import cache_codes as heads
+from nestquant_cli.kernels.reference import heads as reference
 from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian, relative_error
 
@@ -27,7 +27,7 @@ def vectors(rows: int, size: int, seed: int = 0) -> Tensor:
     """Vectors of different sizes, some with an entry that no multiplier holds and one of zeros."""
     x = gaussian(rows, size, seed=seed) * torch.linspace(0.1, 10, rows)[:, None]
     x[rows // 2] = 0
-    x[1::7] = heads.rotation(size, SEED).inverse(F.pad(torch.full((len(x[1::7]), 1), 9.0), (0, size - 1)))
+    x[1::7] = rotation(size, SEED).inverse(F.pad(torch.full((len(x[1::7]), 1), 9.0), (0, size - 1)))
     return x
 
 
@@ -59,7 +59,7 @@ def test_the_same_as_on_any_device(size: int, bits: float) -> None:
     x = vectors(300, size)
     packed, other = encode(x, scaled), scaled.pack(rotation(size, SEED).apply(x))
     assert (packed == other).all(1).float().mean() > 0.97  # sums in another order may round otherwise
-    assert torch.equal(decode(other, size, scaled), heads._unpack_anywhere(other, size, scaled, SEED))
+    assert torch.equal(decode(other, size, scaled), reference.decode_heads(other, size, scaled.code, SEED))
     typical = torch.arange(300) % 7 != 1
     found, expected = (decode(p, size, scaled)[typical] for p in (packed, other))
     assert abs(relative_error(found, x[typical]) - relative_error(expected, x[typical])) < 1e-3
