@@ -13,9 +13,9 @@ from ..checkpoint.manifest import CONFIG
 from ..checkpoint.read import check_checkpoint, read_quantization_config
 from ..evaluation.perplexity import check_fit
 from ..models.source import Source
-from ..parallel.team import team
-from ..pipeline.original_model import about_model, open_original, origin_of, read_windows, refuse_other_caches, text_of
+from ..pipeline.original_model import open_original
 from ..pipeline.quantize import calibrate, quantize
+from ..pipeline.run_inputs import run_inputs
 from .entries import NOT_COMPARED, Entry, calibrations
 from .state import State
 
@@ -73,9 +73,7 @@ def run_keys(source: Source, entries: Sequence[Entry], device: str, dtype: str, 
     check_fit(original.weights.model, None, windows)
     keys = {}
     for entry in entries:
-        refuse_other_caches(original, entry.recipe)
-        about, text = about_model(original, entry.recipe, team()), text_of(read_windows(original, entry.recipe))
-        key = entry.recipe.to_dict() | origin_of(source, about, text, dtype)
+        key = entry.recipe.to_dict() | run_inputs(original, entry.recipe).origin
         keys[entry.name] = json.loads(json.dumps(key))
     return keys
 

@@ -59,7 +59,8 @@ def chosen_weight_set(source: Source) -> WeightSet:
     folder = Path(source.path)
     known = None if source.hub is None else source.hub.files
     names = [path.name for path in folder.iterdir()] if known is None else [name for name in known if "/" not in name]
-    return weight_set(folder, names, _raw_config(source), _label(source))
+    config, label = _raw_config(source), _label(source)
+    return weight_set(folder, names, config, label)
 
 
 def _label(source: Source) -> str:
@@ -69,7 +70,8 @@ def _label(source: Source) -> str:
 
 def fingerprint(source: Source) -> str:
     """Hex SHA-256 that identifies the model's configuration and weights (rule: `nestquant_cli.models.fingerprint`)."""
-    return fingerprint_files(_raw_config(source), weight_files(source))
+    config, files = _raw_config(source), weight_files(source)
+    return fingerprint_files(config, files)
 
 
 def _raw_config(source: Source) -> dict[str, Any]:
@@ -87,7 +89,8 @@ def load_config(source: Source) -> "PretrainedConfig":
     from transformers import AutoConfig
 
     try:
-        check_counts(_raw_config(source))
+        raw = _raw_config(source)
+        check_counts(raw)
         config = AutoConfig.from_pretrained(source.path, **gguf_argument(source), trust_remote_code=False)
     except Exception as error:  # what a field of config.json can be is without end, and so are the errors
         raise unreadable(source, "configuration", error) from error

@@ -104,8 +104,8 @@ class LazyWeights(Weights):
         return self._holding(lambda name: name.startswith(base) and not name.startswith(stack))
 
     def fetch(self, name: str) -> Tensor:
-        path, entry = self.places[name]
-        return read_tensor(path, entry).to(self._wanted(name).dtype)
+        dtype, (path, entry) = self._wanted(name).dtype, self.places[name]
+        return read_tensor(path, entry).to(dtype)
 
     @contextmanager
     def _holding(self, wanted: Callable[[str], bool]) -> Iterator[None]:

@@ -42,12 +42,15 @@ def write_rest(
         origin: what it was made from: hashes of model and calibration text, and the model's Hub id if it has one.
     """
     model = weights.model
-    if output.done(output.parts - 1) is None:
-        output.write(output.parts - 1, other_tensors(model), {}, weights.fetch)
-    output.add_files(lambda folder: _add_files(folder, tokenizer, model))
+    config = model_config(model)
     report = quantization_report(recipe.to_dict() | origin, recipe, parts)
     section = config_section(join_layouts(recipe, parts).to_dict(), report["recipe"], report["bits"])
-    output.finish(model_config(model) | {"auto_map": AUTO_MAP, "quantization_config": section}, report)
+    tensors = other_tensors(model)
+    config |= {"auto_map": AUTO_MAP, "quantization_config": section}
+    if output.done(output.parts - 1) is None:
+        output.write(output.parts - 1, tensors, {}, weights.fetch)
+    output.add_files(lambda folder: _add_files(folder, tokenizer, model))
+    output.finish(config, report)
     return report
 
 

@@ -47,8 +47,8 @@ class PlanRow:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Prediction for a whole model.
+class Sizes:
+    """What a quantization would write, counted from shapes and dtypes.
 
     Attributes:
         rows: the matrices.
@@ -57,8 +57,6 @@ class Plan:
         parameters: entries of all parameters, tied ones once.
         file_bytes: bytes of all tensors of the checkpoint.
         hidden_bytes: bytes of the hidden states of all calibration windows.
-        streamed: whether the model is read layer by layer.
-        memory_bytes: predicted peak memory of the run.
     """
 
     rows: list[PlanRow]
@@ -67,13 +65,24 @@ class Plan:
     parameters: int
     file_bytes: int
     hidden_bytes: int
-    streamed: bool
-    memory_bytes: int
 
     @property
     def bits_per_weight(self) -> float:
         """Average bits of an entry of the quantized matrices."""
         return sum(row.bytes for row in self.rows) * 8 / self.weights
+
+
+@dataclass(frozen=True)
+class Plan(Sizes):
+    """Prediction for a whole model.
+
+    Attributes:
+        streamed: whether the model is read layer by layer.
+        memory_bytes: predicted peak memory of the run.
+    """
+
+    streamed: bool
+    memory_bytes: int
 
 
 def make_plan(
@@ -90,7 +99,7 @@ def make_plan(
         recipe: what to quantize and how.
         model: the same, where it is at hand; only shapes and dtypes are read.
         budget: bytes of hidden states that may stay in memory.
-        dtype: that the model is to be loaded in, where it is not at hand.
+        dtype: dtype that the model is to be loaded in, where it is not at hand.
 
     Raises:
         NestQuantError: the model is of a kind that is not supported.
@@ -99,6 +108,22 @@ def make_plan(
         config = load_config(source)
         own = torch.bfloat16 if source.gguf_file else getattr(config, "dtype", None)
         model = meta_model(config, own if dtype == "auto" else getattr(torch, dtype))
+    sizes = count_sizes(model, recipe)
+    streamed = source.kind == "folder"
+    memory = _memory(model, find_decoder(model), streamed, recipe) + min(sizes.hidden_bytes, budget)
+    memory = max(memory, LIBRARIES + _text_memory(source, recipe.dataset))
+    if recipe.tune is not None:
+        settings = TuneSettings.from_dict(recipe.tune)
+        memory = max(memory, _tuning_memory(model, sizes.rows, sizes.file_bytes, settings))
+    return Plan(**vars(sizes), streamed=streamed, memory_bytes=memory)
+
+
+def count_sizes(model: PreTrainedModel, recipe: Recipe) -> Sizes:
+    """Counts what a quantization of `model`, whose weights need not be in memory, would write.
+
+    Raises:
+        NestQuantError: the model is of a kind that is not supported.
+    """
     decoder = find_decoder(model)
     refuse_stray_matrices(model, decoder)
     shapes: dict[tuple[str, int, int], int] = {}
@@ -112,12 +137,7 @@ def make_plan(
     parameters = _parameters(model)
     total = sum(row.bytes for row in rows) + item * (parameters - weights)
     hidden = recipe.samples * recipe.seqlen * _kept_width(model, decoder, recipe.sequential) * item
-    streamed = source.kind == "folder"
-    memory = _memory(model, decoder, streamed, recipe) + min(hidden, budget)
-    memory = max(memory, LIBRARIES + _text_memory(source, recipe.dataset))
-    if recipe.tune is not None:
-        memory = max(memory, _tuning_memory(model, rows, total, TuneSettings.from_dict(recipe.tune)))
-    return Plan(rows, len(decoder.layers), weights, parameters, total, hidden, streamed, memory)
+    return Sizes(rows, len(decoder.layers), weights, parameters, total, hidden)
 
 
 def _row(name: str, count: int, out_features: int, in_features: int, recipe: Recipe, item: int) -> PlanRow:

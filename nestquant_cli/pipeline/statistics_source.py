@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..base.errors import NestQuantError
+from ..calibration.fit_settings import FitSettings
 from ..calibration.hidden_states import HiddenStates
 from ..calibration.measure_layers import measure_layers
 from ..calibration.sequential import STATES_SHARE, QuantizerCallbacks
@@ -12,7 +12,7 @@ from ..calibration.statistics import LayerStatistics
 from ..calibration.store import Calibration, to_device
 from ..calibration.windows import Windows
 from ..storage.resume import WORK
-from .original_model import OriginalModel, fit_settings
+from .original_model import OriginalModel
 from .recipe import Recipe
 
 
@@ -64,11 +64,9 @@ class StatisticsSource:
         return HiddenStates(self.budget // share, beside if beside.is_dir() else None)
 
 
-def refuse_stored(recipe: Recipe) -> None:
-    """Raises NestQuantError where a calibration that is stored would not be that of the recipe."""
-    if recipe.sequential:
-        raise NestQuantError(
-            "a sequential calibration follows the quantization from layer to layer and cannot be stored",
-            "nothing was calibrated",
-            "run 'nestquant quantize --sequential' without a calibration, or leave sequential out",
-        )
+def fit_settings(recipe: Recipe) -> FitSettings:
+    """The settings of a recipe that calibration needs."""
+    shapes = recipe.shape("act"), recipe.shape("kv")
+    return FitSettings(
+        *shapes, recipe.seed, recipe.rotation, recipe.shape("weight"), recipe.reflections, recipe.centering
+    )

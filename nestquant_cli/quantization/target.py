@@ -22,7 +22,8 @@ def noisy_target(W: Tensor, noise: Tensor, C: Tensor, cross: Tensor | None, adde
         added: what damping added to the diagonal of H; it is added to that of X as well.
     """
     if cross is not None:
-        return product(W, _behind(cross, added, C))
+        behind = _behind(cross, added, C)
+        return product(W, behind)
     if not noise.any():
         return W
     noisy = W * noise

@@ -14,6 +14,7 @@ from nestquant_cli.checkpoint.verify import verify
 from nestquant_cli.modules.resident import set_resident
 from nestquant_cli.pipeline import mixed_rates as mixed
 from nestquant_cli.pipeline.recipe import Recipe
+from nestquant_cli.pipeline.sensitivities_file import PICTURE, SENSITIVITIES
 from nestquant_cli.storage.files import read_json
 from tests.families import load, logits, pack, random_ids
 
@@ -40,13 +41,13 @@ def test_the_checkpoint_is_sound_and_keeps_the_average(folder: Path, tiny_model_
 
 
 def test_sensitivities_are_saved_and_drawn(folder: Path) -> None:
-    saved = read_json(folder / mixed.SENSITIVITIES)
+    saved = read_json(folder / SENSITIVITIES)
     assert saved["expected_kl"] < saved["expected_kl_uniform"]
     for name, item in saved["matrices"].items():
         code: Any = read_layout(folder).linears[name].code
         assert code.word_bits == 8 * item["bits"]
-    assert (folder / mixed.PICTURE).read_bytes().startswith(b"\x89PNG")
-    assert {mixed.SENSITIVITIES, mixed.PICTURE} <= set(read_json(folder / "nestquant_manifest.json")["files"])
+    assert (folder / PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert {SENSITIVITIES, PICTURE} <= set(read_json(folder / "nestquant_manifest.json")["files"])
 
 
 def test_it_runs_the_same_packed_and_in_int8(folder: Path) -> None:
@@ -74,7 +75,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
         with pytest.raises(KeyboardInterrupt):
             again()
     with monkeypatch.context() as patch:
-        patch.setattr(mixed, "measure", dying)  # which is not called again
+        patch.setattr(mixed, "measure_sensitivities", dying)  # which is not called again
         again()
     assert contents(tmp_path / "cut") == contents(folder)
 
