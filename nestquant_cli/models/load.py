@@ -57,8 +57,9 @@ def load_unpacked_model(source: Source, dtype: "str | torch.dtype" = "auto", dev
     if source.gguf_file:
         arguments |= {"dtype": torch.bfloat16 if dtype == "auto" else dtype, **gguf_argument(source), **_dequantize()}
     else:
-        _refuse_misfit(config, _shapes(source))
+        shapes = _shapes(source)
         _choose_weights(source, config)
+        _refuse_misfit(config, shapes)
         arguments["use_safetensors"] = True  # a pickle in the same folder is never read
     logger.info("loading %s", source.name)
     try:
