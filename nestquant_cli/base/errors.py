@@ -4,18 +4,18 @@ from .printable import escaped
 
 
 class NestQuantError(Exception):
-    """Bad input or an unusable state, told in one line.
+    """Bad input or an unusable state, as one line "cause; consequence; remedy".
 
     Args:
-        cause: what is wrong, naming the file, option or tensor.
-        consequence: what is therefore not done.
+        cause: what is wrong, with the name of the file, option or tensor.
+        consequence: what is not done because of it.
         remedy: what the user can do next.
 
     Example:
         >>> raise NestQuantError("bits 4.3 is not a multiple of 1/8", "nothing was quantized", "use 4.25 or 4.375")
     """
 
-    everywhere = False  # whether all processes of a run raise it, so that one of them is enough to tell it
+    everywhere = False  # whether all processes of a run raise it, so that one of them is enough to print it
 
     def __init__(self, cause: str, consequence: str, remedy: str) -> None:
         self.cause, self.consequence, self.remedy = map(_one_line, (cause, consequence, remedy))
@@ -26,5 +26,5 @@ class NestQuantError(Exception):
 
 
 def _one_line(text: str) -> str:
-    """Names come from files of anyone: a line break becomes a space, what would steer a terminal is escaped."""
-    return escaped("".join(" " if each in "\r\n\t" else each for each in text))
+    """The text without line breaks and control characters: it may contain names from files that others wrote."""
+    return escaped("".join(" " if character in "\r\n\t" else character for character in text))

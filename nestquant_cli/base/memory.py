@@ -1,4 +1,4 @@
-"""Keeps memory that was freed from staying with the process for good."""
+"""Settings of glibc's malloc that keep freed memory from piling up in the process."""
 
 import ctypes
 from collections.abc import Iterator
@@ -7,16 +7,16 @@ from functools import lru_cache
 from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)
-_LARGE = 32 << 20  # bytes; glibc takes no more for the second
-_EVERYTHING = 1 << 30  # bytes of free memory at the end of the heap that are kept
+_LARGE = 32 << 20  # bytes; the most that glibc takes for M_MMAP_THRESHOLD
+_EVERYTHING = 1 << 30  # bytes of free memory at the end of the heap that are kept for reuse
 
 
 @contextmanager
 def reuse_blocks() -> Iterator[None]:
-    """Within it the C library keeps freed blocks of up to 32 MiB for the next ones, until `return_blocks`.
+    """Within this context, glibc keeps freed blocks of up to 32 MiB for the next allocations, until `return_blocks`.
 
-    A layer's pass over a window takes the same blocks again and again, and each page of a fresh block costs a visit to
-    the system. Other C libraries than glibc do as they always do.
+    A layer's pass over a window allocates the same blocks again and again, and each page of a fresh block costs a page
+    fault. With other C libraries, nothing changes.
     """
     library = _glibc()
     if library is None:
@@ -27,16 +27,16 @@ def reuse_blocks() -> Iterator[None]:
     try:
         yield
     finally:
-        # glibc does not tell what it had before, nor adjusts the two by itself again. Left to itself it ends here: at
-        # the size of the largest block that was freed, up to 32 MiB, and twice that.
+        # glibc does not report the old values, and no longer adjusts the two by itself once they were set. By itself it
+        # raises them to the size of the largest freed block, at most 32 MiB, and to twice that.
         library.mallopt(_TRIM_THRESHOLD, 2 * _LARGE)
         library.malloc_trim(0)
 
 
 def return_blocks() -> None:
-    """Gives all free memory back to the system.
+    """Returns all free memory to the system.
 
-    Threads leave it in so many pieces that over the layers of a model it would grow to a multiple of what is in use.
+    Threads fragment it so much that, over the layers of a model, it would grow to a multiple of the memory in use.
     """
     library = _glibc()
     if library is not None:

@@ -1,4 +1,4 @@
-"""What is said where a name is not known: the nearest one that is."""
+"""Suggestions for unknown names of settings, tasks and files: the nearest name that is known."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,41 +7,41 @@ from .errors import NestQuantError
 
 
 def nearest(name: object, known: Iterable[str], otherwise: str | None = None) -> str:
-    """The remedy for an unknown name.
+    """The remedy to print for an unknown name. `-`, `_` and case make no difference.
 
     Args:
-        name: what was given.
-        known: the names that there are.
-        otherwise: what to say where none of them is near; None lists all of them.
+        name: the unknown name.
+        known: all valid names.
+        otherwise: the remedy if no valid name is similar; None lists all of them.
 
     Returns:
-        "did you mean 'kv_bits'?", or "use one of …".
+        "did you mean 'kv_bits'?" with at most four names, or `otherwise`, or "use one of …".
 
     Example:
         >>> nearest("kv-bit", ["act_bits", "kv_bits"])
         "did you mean 'kv_bits'?"
     """
-    spelled = {_spelling(each): each for each in known}
+    spelled = {_spelling(valid): valid for valid in known}
     near = difflib.get_close_matches(_spelling(name), spelled, n=4)
     if near:
-        return f"did you mean {' or '.join(repr(spelled[each]) for each in near)}?"
+        return f"did you mean {' or '.join(repr(spelled[spelling]) for spelling in near)}?"
     return otherwise if otherwise is not None else f"use one of {', '.join(spelled.values())}"
 
 
 def refuse_unknown(
     given: Iterable[object], known: Iterable[str], where: str, consequence: str, otherwise: str | None = None
 ) -> None:
-    """Refuses settings that there are not.
+    """Refuses settings with unknown names.
 
     Args:
-        given: names of settings.
-        known: those that there are.
-        where: what has them, such as a file's name.
-        consequence: what is not done.
-        otherwise: see `nearest`.
+        given: names of the settings.
+        known: all valid names.
+        where: what has the settings, such as the name of a file.
+        consequence: what is not done because of it.
+        otherwise: the remedy if no valid name is similar; None lists all valid names.
 
     Raises:
-        NestQuantError: one of `given` is not in `known`; the remedy names the nearest that is.
+        NestQuantError: one of `given` is not in `known`; the remedy names the nearest valid name.
     """
     known = list(known)
     for name in given:

@@ -1,35 +1,35 @@
-"""Text from checkpoints, models and files of anyone, in a form that cannot steer the terminal it is printed on."""
+"""Text from checkpoints, models and files that others wrote, without the characters that control a terminal."""
 
 import unicodedata
 
 NOT_SHOWN = "\N{REPLACEMENT CHARACTER}"
-_STEERING = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of a pair, ends of lines and paragraphs
+_CONTROL = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of a pair, ends of lines and paragraphs
 _DIRECTIONS = frozenset(map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
 
 def escaped(text: str, keep: str = "") -> str:
-    """The text with every character that would steer a terminal as Python writes it, such as ``\\x1b``.
+    """The text with every character that would control a terminal as a Python escape, such as ``\\x1b``.
 
     Args:
-        text: any.
-        keep: characters that stay as they are, such as line ends.
+        text: any text.
+        keep: control characters that are left unchanged, such as "\\n\\t".
     """
     if text.isprintable():
         return text
-    return "".join(_written(each) if _steers(each) and each not in keep else each for each in text)
+    return "".join(_as_escape(c) if _controls_terminal(c) and c not in keep else c for c in text)
 
 
 def shown(text: str) -> str:
-    """A text of many lines with NOT_SHOWN for every character that would steer a terminal."""
+    """The text with NOT_SHOWN (�) for every character that would control a terminal, but for line ends and tabs."""
     if text.isprintable():
         return text
-    return "".join(NOT_SHOWN if _steers(each) and each not in "\n\t" else each for each in text)
+    return "".join(NOT_SHOWN if _controls_terminal(c) and c not in "\n\t" else c for c in text)
 
 
-def _written(character: str) -> str:
+def _as_escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def _steers(character: str) -> bool:
-    """Spaces of other widths, joiners within a sign and the like do not: texts of many languages need them."""
-    return unicodedata.category(character) in _STEERING or character in _DIRECTIONS
+def _controls_terminal(character: str) -> bool:
+    """Whether a terminal may act on a character. Spaces of other widths, joiners and the like are harmless."""
+    return unicodedata.category(character) in _CONTROL or character in _DIRECTIONS

@@ -1,4 +1,4 @@
-"""What a process of the command line needs before anything large is imported: standard streams, words for an interrupt.
+"""What a process of the command line needs before anything large is imported: exit codes and standard streams.
 
 Only the standard library is imported here.
 """
@@ -6,7 +6,9 @@ Only the standard library is imported here.
 import os
 import sys
 
-INTERRUPTED = 130  # exit code of an interrupted command, that of a shell for SIGINT
+# exit codes; every failure is 2, because Python's own 1 for a crash would read as a failed quality gate
+DONE, GATE_FAILED, BAD_INPUT = 0, 1, 2
+INTERRUPTED = 130  # what a shell gives a process that SIGINT ended
 INTERRUPTION = "interrupted; the command stopped before its end; run it again"
 _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # in order of their descriptors 0, 1, 2
 

@@ -1,4 +1,4 @@
-"""The kind of the processor: the instructions that sums are computed with, on which their last bits depend."""
+"""What the last bits of sums depend on: the kind of the processor and the instructions that it computes with."""
 
 import importlib.metadata
 import os
@@ -11,7 +11,14 @@ _VECTOR = ("avx", "fma", "f16c", "amx", "neon", "sve", "sme", "i8mm", "bf16", "d
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Where a run computes, as far as the last bits of its result depend on it, JSON-ready; `device` is of torch."""
+    """What the last bits of a run's result depend on, JSON-ready.
+
+    Args:
+        device: torch device, such as "cpu" or "cuda:0".
+
+    Returns:
+        "device" (its type), "gpu" (name of the GPU, or None) and "processor", see `processor_kind`.
+    """
     import torch
 
     where = torch.device(device)
@@ -19,11 +26,11 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def processor_kind() -> dict[str, Any]:
-    """What rounding on this processor depends on, JSON-ready, for the keys of runs.
+    """What rounding on this processor depends on, JSON-ready, for the key that a resumed run has to match.
 
-    Half a run must not be finished on a processor of another kind: the two halves would be rounded in two ways. It is
-    the machine's architecture, the instructions that torch takes, and version and target of Numba, whose kernels are
-    compiled for the very processor. Numba is not imported for that, as a run on a GPU does without it.
+    A run must not be finished on a processor of another kind: its two halves would be rounded in two ways. The key has
+    the machine's architecture, the vector instructions that torch uses, and the version and target of Numba, whose
+    kernels are compiled for the processor at hand. Numba is not imported for it: a run on a GPU does without.
     """
     import torch
     from llvmlite import binding
@@ -32,7 +39,7 @@ def processor_kind() -> dict[str, Any]:
     features = os.environ.get("NUMBA_CPU_FEATURES", "" if str(name).lower() == "generic" else None)
     if features is None:
         features = binding.get_host_cpu_features().flatten()
-    names = sorted(each[1:] for each in features.split(",") if each.startswith("+") and each[1:].startswith(_VECTOR))
+    names = sorted(flag[1:] for flag in features.split(",") if flag.startswith("+") and flag[1:].startswith(_VECTOR))
     return {
         "machine": platform.machine(),
         "torch": torch.backends.cpu.get_cpu_capability(),

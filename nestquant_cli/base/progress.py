@@ -23,8 +23,10 @@ Advance = Callable[[int], None]
 
 logger = logging.getLogger("nestquant")
 
-SHORTEST_INTERVAL = 5.0  # seconds between two log lines of one loop at its start ...
-LONGEST_INTERVAL = 60.0  # ... and after 20 minutes, so that a job of hours does not fill a CI log
+# The pause between two log lines of a loop is 5 % of the time that it has run: 5 s at its start, 60 s from 20 minutes
+# on. A job of hours does not fill a CI log.
+SHORTEST_INTERVAL = 5.0  # seconds
+LONGEST_INTERVAL = 60.0  # seconds
 INTERVAL_FRACTION = 0.05
 
 
@@ -34,9 +36,9 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
     An item counts as done when the next one is asked for. Loops may be nested.
 
     Args:
-        iterable: anything; its length is the total where it has one.
+        iterable: items to yield; its length is the total where it has one.
         description: a few words, "quantizing layers".
-        total: the number of items where `iterable` has no length; None shows a count without an ETA.
+        total: number of items where `iterable` has no length; None shows a count without an ETA.
     """
     if total is None:
         total = operator.length_hint(iterable) or None
@@ -48,7 +50,12 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
 
 @contextlib.contextmanager
 def steps(description: str, total: int | None = None) -> Iterator[Advance]:
-    """As `track`, for work that is not one loop: yields `advance(count)`, to be called as parts get done."""
+    """Shows progress of work that is not one loop. Yields `advance(count)`, to be called as items get done.
+
+    Args:
+        description: a few words, "quantizing layers".
+        total: number of items; None shows a count without an ETA.
+    """
     if not logger.isEnabledFor(logging.INFO):
         yield lambda count: None
     elif on_terminal():
@@ -61,24 +68,24 @@ def steps(description: str, total: int | None = None) -> Iterator[Advance]:
 
 @functools.lru_cache(maxsize=1)
 def console() -> "Console":
-    """The one console for standard error, so that log lines and errors do not tear a bar that is drawn there."""
+    """The only console for standard error: it draws log lines and errors above a progress bar."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, emoji=False)
 
 
 def draw_bars(wanted: bool) -> None:
-    """Whether a terminal gets bars; lines go there where the log is for a program."""
+    """Sets whether a terminal gets bars. A log that programs read gets lines."""
     _Shared.bars_wanted = wanted
 
 
 def on_terminal() -> bool:
-    """True where a bar can be redrawn in place; a CI log that only asks for colours is no such place."""
+    """Whether a bar can be redrawn in place. Not so in a CI log, even if it shows colours."""
     return _Shared.bars_wanted and console().is_interactive and console().file.isatty()
 
 
 def duration(seconds: float) -> str:
-    """A time as people read it: "8 s", "3 min 05 s", "2 h 07 min"."""
+    """A time in seconds as people read it: "8 s", "3 min 05 s", "2 h 07 min"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes_left = divmod(minutes, 60)
     if hours:
@@ -87,7 +94,7 @@ def duration(seconds: float) -> str:
 
 
 class _Shared:
-    """What nested loops share: rich draws one live display at a time, and only the outermost loop logs its end."""
+    """State that nested loops share: rich draws one live display at a time, only the outermost loop logs its end."""
 
     bars: "Progress | None" = None
     bars_wanted = True
@@ -165,6 +172,6 @@ def _lines(description: str, total: int | None) -> Iterator[Advance]:
 
 
 def _fields(what: str, done: int, total: int | None, elapsed: float, eta: float | None) -> dict[str, Any]:
-    """A line's figures for a log that programs read; times in seconds."""
+    """Numbers of a log line, for a log that programs read; times in seconds."""
     rounded = {"elapsed_seconds": round(elapsed, 1), "eta_seconds": None if eta is None else round(eta, 1)}
     return {"fields": {"event": "progress", "what": what, "done": done, "total": total, **rounded}}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..base.process import BAD_INPUT
 from ..storage.files import BYTE_ORDER_MARK
 from . import console
 from .config import print_settings
@@ -68,7 +69,7 @@ def chat(
         else:
             refused += not _answer(conversation, message, number)
     if refused and not typed:
-        raise typer.Exit(console.BAD_INPUT)
+        raise typer.Exit(BAD_INPUT)
 
 
 def _answer(conversation: "Conversation", message: str, number: int | None) -> bool:

@@ -1,4 +1,4 @@
-"""What every command shares: the two consoles, tables, the log, and exceptions told in one line with an exit code."""
+"""What every command shares: the two consoles, tables, the log, and exceptions as one line with an exit code."""
 
 import errno
 import logging
@@ -19,15 +19,14 @@ from rich.text import Text
 from ..base import progress
 from ..base.errors import NestQuantError
 from ..base.printable import escaped, shown
-from ..base.process import INTERRUPTED, INTERRUPTION
+from ..base.process import BAD_INPUT, DONE, INTERRUPTED, INTERRUPTION
 from ..parallel.team import launched
 from .log import JsonHandler, LogFormat, handler
 
-DONE, GATE_FAILED, BAD_INPUT = 0, 1, 2  # exit codes, beside INTERRUPTED
-PLAIN_WIDTH = 160  # columns of a table in a file or a pipe, where 80 would cut model names
+PLAIN_WIDTH = 160  # columns of a table in a file or a pipe; 80 would cut the names of models
 
-# Their level is read when they are imported, after this module: only the environment reaches them. What the user has
-# set stays.
+# These libraries read their log level when they are imported, which is after this module, so it is set through the
+# environment. What the user has set there stays.
 LIBRARY_LEVELS = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
 LIBRARY_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 LIBRARY_LOGGERS = ("lm_eval", "accelerate", "numba", "filelock", "fsspec", "urllib3")
@@ -36,7 +35,7 @@ logger = logging.getLogger("nestquant")
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a standard stream is one; a closed one, which is None, is not."""
+    """Whether a standard stream is a terminal. A closed stream, which is None, is not."""
     return stream is not None and stream.isatty()
 
 
@@ -45,21 +44,23 @@ err = progress.console()
 
 
 def configure(debug: bool, quiet: bool, form: LogFormat = LogFormat.text) -> None:
-    """Sets what is logged: our lines at INFO (WARNING with `quiet`, DEBUG with `debug`), other libraries' errors only.
+    """Sets what is logged: our lines at INFO, and only errors of other libraries.
 
-    Call it before transformers and datasets are imported.
+    It has to be called before transformers and datasets are imported.
 
     Args:
-        form: format of the log, with errors and tracebacks in it; results are for people in either format.
+        debug: log our lines and those of other libraries at DEBUG.
+        quiet: log our lines at WARNING, without progress bars; so do all processes of a run but the first.
+        form: format of the log, of errors and of tracebacks. Results are printed as text in either format.
     """
-    quiet = quiet or not launched().leads  # of several processes the first one talks
+    quiet = quiet or not launched().leads  # of several processes, only the first one prints
     logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
     logger.handlers = [handler(form)]
     logger.propagate = False
     if quiet or not progress.on_terminal():
         _default_environment(LIBRARY_BARS, "1")
-        _default_environment(("TQDM_DISABLE",), "1")  # other libraries' bars, where they do not insist
-        _default_environment(("TQDM_MININTERVAL",), "30")  # seconds between the lines of the others
+        _default_environment(("TQDM_DISABLE",), "1")  # bars of other libraries that do not say disable=False
+        _default_environment(("TQDM_MININTERVAL",), "30")  # seconds between two lines of the others
     if debug:
         logging.getLogger().handlers = [handler(form)]  # other libraries' lines and warnings have the same form
         logging.captureWarnings(True)
@@ -71,12 +72,12 @@ def configure(debug: bool, quiet: bool, form: LogFormat = LogFormat.text) -> Non
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
-    """Prints a table on standard output: the first column to the left, the others (numbers) to the right.
+    """Prints a table on standard output. The first column is aligned to the left, the others (numbers) to the right.
 
     Args:
-        columns: the headings.
-        rows: one sequence of values a row, formatted by `str`; None is an empty cell.
-        title: a line above the table.
+        columns: headings of the columns.
+        rows: values of each row, formatted by `str`; None is an empty cell.
+        title: line above the table.
     """
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
@@ -91,23 +92,23 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
 
 
 def line(text: str) -> None:
-    """Prints one line on standard output: no markup, no wrapping. Of several processes the first one does."""
+    """Prints one line on standard output, without markup or wrapping. Of several processes only the first one does."""
     if launched().leads:
         out.print(escaped(text, keep="\t"), markup=False, soft_wrap=True)
 
 
 def note(text: str, **fields: object) -> None:
-    """Tells what goes on, on standard error: not part of the result, and silent with --quiet.
+    """Logs what the command is doing, on standard error; nothing with --quiet.
 
     Args:
         text: one line.
-        fields: its figures, JSON-ready, for a log that programs read.
+        fields: JSON-ready numbers of that line, for a log that programs read.
     """
     logger.info("%s", text, extra={"fields": fields})
 
 
 def ending(result: Path | None = None, *command: object) -> None:
-    """The last lines of a command: the file or folder with the result, and what to run next, as a shell takes it."""
+    """Prints the last lines of a command: where the result is, and what to run next, quoted for a shell."""
     if result is not None:
         line(f"result: {result}")
     if command:
@@ -115,7 +116,7 @@ def ending(result: Path | None = None, *command: object) -> None:
 
 
 def stream(text: str) -> None:
-    """Writes a piece of generated text on standard output at once, without anything that would steer a terminal."""
+    """Writes a piece of generated text on standard output at once, without characters that control a terminal."""
     if not launched().leads:
         return
     try:
@@ -126,26 +127,26 @@ def stream(text: str) -> None:
 
 
 def run(command: Callable[[], object], debug: bool = False) -> int:
-    """Calls `command` and returns the exit code of the process, having told an exception in one line.
+    """Calls `command`, prints an exception of it as one line, and returns the exit code of the process.
 
     Every failure gives 2 and never 1: Python's own exit code for a crash would read as a failed quality gate.
 
     Args:
-        command: its value is the exit code where it is an int, else the exit code is 0.
-        debug: print the traceback as well.
+        command: returns the exit code, or something that is no int for 0.
+        debug: print the traceback of an exception as well.
     """
     try:
         code = command()
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except SystemExit as leaving:  # never a command's own: a library's, or rich's where the reader of a pipe has gone
+    except SystemExit as leaving:  # of a library, such as rich when the reader of a pipe has gone; commands raise none
         if isinstance(leaving.code, str):
             print_error(leaving.code)
         return BAD_INPUT if leaving.code else DONE
     except Exception as error:
         if debug:
             _print_traceback(traceback.format_exc())
-        if type(error).__name__ != "Abort":  # typer's word for Ctrl-C, in several of its versions
+        if type(error).__name__ != "Abort":  # typer raises this for Ctrl-C; its class differs between versions
             if launched().leads or not getattr(error, "everywhere", False):
                 print_error(explain(error))
             return BAD_INPUT
@@ -167,7 +168,7 @@ def _in_json() -> bool:
 
 
 def print_error(message: str) -> None:
-    """Prints `error: message` on standard error, as one line whatever the message holds."""
+    """Prints `error: message` on standard error. Line breaks in the message become spaces."""
     message = escaped(" ".join(message.split()))
     if _in_json():
         logger.error("%s", message)
@@ -176,7 +177,7 @@ def print_error(message: str) -> None:
 
 
 def explain(error: Exception) -> str:
-    """The line for an exception: cause; consequence; remedy."""
+    """The line that is printed for an exception: "cause; consequence; remedy"."""
     if isinstance(error, NestQuantError):
         return str(error)
     if hasattr(error, "format_message"):  # a usage error of typer, whose class differs between its versions
@@ -184,20 +185,20 @@ def explain(error: Exception) -> str:
         path = context.command_path if context else "nestquant"
         return f"{error.format_message().rstrip('.')}; nothing was done; see '{path} --help'"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"no space left on the disk{_place(error)}; the command stopped; free space or choose another --output"
+        return f"no space left on the disk{_path_of(error)}; the command stopped; free space or choose another --output"
     if isinstance(error, OSError) and error.errno is not None:
-        return f"{error.strerror or error}{_place(error)}; the command stopped; check the path and its permissions"
+        return f"{error.strerror or error}{_path_of(error)}; the command stopped; check the path and its permissions"
     if _out_of_memory(error):
         return "out of memory; the command stopped; use fewer --samples, a shorter --seqlen or another --device"
     frame = traceback.extract_tb(error.__traceback__)[-1:]
-    place = f" at {os.path.basename(frame[0].filename)}:{frame[0].lineno}" if frame else ""
+    position = f" at {os.path.basename(frame[0].filename)}:{frame[0].lineno}" if frame else ""
     return (
-        f"internal error, {type(error).__name__}: {error}{place}; the command stopped; "
+        f"internal error, {type(error).__name__}: {error}{position}; the command stopped; "
         "run it again with --debug for the traceback and report it"
     )
 
 
-def _place(error: OSError) -> str:
+def _path_of(error: OSError) -> str:
     return f" ({error.filename})" if error.filename else ""
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..base.process import GATE_FAILED
 from . import console
 from .options import writable
 
@@ -38,4 +39,4 @@ def report_gates(verdicts: Sequence["Verdict"], junit: Path | None, command: str
     for verdict in failed:
         console.line(f"gate failed: {verdict.figures}")
     if failed:
-        raise typer.Exit(console.GATE_FAILED)
+        raise typer.Exit(GATE_FAILED)

@@ -12,27 +12,27 @@ from ..base.printable import escaped
 
 
 class LogFormat(str, Enum):
-    """How the log is written."""
+    """Format of the log on standard error."""
 
     text = "text"
     json = "json"
 
 
 class TextHandler(logging.Handler):
-    """Writes plain lines, above a progress bar where one is drawn."""
+    """Writes records as plain lines, above a progress bar where one is drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         text = escaped(record.getMessage(), keep="\t")
         if record.exc_info:
             trace = logging.Formatter().formatException(record.exc_info)
-            # indented, so that a line break in a message makes no line of the log
+            # indented, so that a line break in an error's message does not look like a line of the log
             text += "\n" + textwrap.indent(escaped(trace, keep="\n\t"), "  ")
         progress.console().print(prefix + text, markup=False, soft_wrap=True)
 
 
 class JsonHandler(logging.Handler):
-    """Writes `time`, `level`, `message`, and what a record was given as `fields`: figures of progress, or of a run."""
+    """Writes records as one JSON object a line: `time`, `level`, `message` and the numbers in the record's `fields`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         at = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
@@ -42,6 +42,6 @@ class JsonHandler(logging.Handler):
 
 
 def handler(form: LogFormat) -> logging.Handler:
-    """The handler for a form; JSON has no progress bars, but their figures."""
+    """A handler for a format of the log. JSON has no progress bars; their numbers are in `fields` instead."""
     progress.draw_bars(form is LogFormat.text)
     return TextHandler() if form is LogFormat.text else JsonHandler()

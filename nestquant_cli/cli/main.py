@@ -47,7 +47,7 @@ nestquant eval-tasks Meta-Llama-3-8B-nestquant-w4a4kv4 --tasks piqa,arc_easy
 Exit codes: 0 done, 1 a quality gate failed, 2 bad usage or input.
 """
 
-FLAGS, VALUED = ("--debug", "--quiet"), "--log-format"  # global options that are accepted after the command as well
+FLAGS, VALUED = ("--debug", "--quiet"), "--log-format"  # global options that may also follow the command
 
 app = typer.Typer(
     name="nestquant",
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _global_first(words: Sequence[str]) -> list[str]:
-    """The words with the global options before the command."""
+    """The words of a command line, with the global options moved before the command."""
     first: list[str] = []
     rest: list[str] = []
     remaining = iter(words)

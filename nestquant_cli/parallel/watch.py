@@ -16,9 +16,9 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from ..base.errors import NestQuantError
+from ..base.process import BAD_INPUT
 
 GRACE = 3.0  # seconds in which a process that was told may end by itself
-FAILED = 2  # exit code; 1 would read as a failed quality gate
 _KEY = "nestquant/watch"
 _LINE = 200  # bytes of the longest message
 _ALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))  # finds a machine that is gone, in seconds
@@ -84,7 +84,7 @@ class Watch:
             for stream in (sys.stdout, sys.stderr):
                 if stream is not None:
                     stream.flush()
-            os._exit(FAILED)  # the main thread may wait for the others without end
+            os._exit(BAD_INPUT)  # the main thread may wait for the others without end
 
     def _tell(self, message: str) -> None:
         for connection in self.connections.values():

@@ -6,7 +6,19 @@ from pathlib import Path
 from typing import Any
 
 TASKS = Path(__file__).resolve().parents[1] / "tasks"
-ANYTHING = object()  # as `nonsense`: whatever text is given is a value
+
+
+@dataclass(frozen=True)
+class FreeText:
+    """As `nonsense`: the option takes any text, so there is nothing to refuse, and any text has to arrive unchanged.
+
+    Attributes:
+        odd: a text that a parser could take for something else.
+        reason: what the text is, so that all of it is valid.
+    """
+
+    odd: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -16,7 +28,7 @@ class Case:
     Attributes:
         value: not the default. True and False choose between the two names of a switch; a list repeats the option.
         at: where it is among the arguments of the function, "options.seqlen", or a function of all of them.
-        nonsense: a value that is refused with exit code 2. A switch needs none.
+        nonsense: a value that is refused with exit code 2, or a `FreeText`. A switch needs none.
         expected: what has to arrive, where that is not `value`: a value, or a function that says whether it is right.
         acts: the function that gets it, "package.module:name"; None is that of the command.
         when: which of its calls is meant, by its arguments.

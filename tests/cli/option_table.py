@@ -10,7 +10,6 @@ from dataclasses import replace
 from nestquant_cli.evaluation.gates import Verdict
 from nestquant_cli.evaluation.measure_tasks import TaskReport
 from tests.cli.option_case import (
-    ANYTHING,
     BASELINE,
     BITS_OF_INPUTS,
     BOS,
@@ -35,6 +34,7 @@ from tests.cli.option_case import (
     WINDOWS,
     Case,
     Command,
+    FreeText,
     at,
 )
 from tests.cli.option_table_use import USE
@@ -147,7 +147,7 @@ COMMANDS: dict[str, Command] = {
             batch_size=Case("auto:3", "", "auto:0"),
             apply_chat_template=Case(True, "options.chat_template"),
             chat_template=Case("tool", "", "magic"),
-            system_instruction=Case("be brief", "", ANYTHING),
+            system_instruction=Case("be brief", "", FreeText("no, 1: {x}\n%s", "a message to the model")),
             fewshot_as_multiturn=Case(True, ""),
             gen_kwargs=Case("temperature=0.5", "", "temprature=0.5"),
             log_samples=Case(True, "", together=(("output", "{new}.json"),)),

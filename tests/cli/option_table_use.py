@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from tests.cli.option_case import (
-    ANYTHING,
     BASELINE,
     CHECKPOINT,
     DATASET,
@@ -24,6 +23,7 @@ from tests.cli.option_case import (
     WINDOWS,
     Case,
     Command,
+    FreeText,
     at,
 )
 
@@ -38,7 +38,12 @@ USE: dict[str, Command] = {
         {"model": "{model}", "prompt": "the lattice", "max_new_tokens": 1},
         {
             "model": MODEL,
-            "prompt": Case("holds every point", _prompt, ANYTHING, acts="generation.generator:TextGenerator.generate"),
+            "prompt": Case(
+                "holds every point",
+                _prompt,
+                FreeText("the: lattice, {x}", "a text to continue"),
+                acts="generation.generator:TextGenerator.generate",
+            ),
             "output": RESULT,
             **SAMPLING,
             "revision": REVISION,
@@ -49,7 +54,12 @@ USE: dict[str, Command] = {
         {"model": "{talking}"},
         {
             "model": replace(MODEL, value="{talking}"),
-            "system": Case("be brief", "system", ANYTHING, acts="generation.conversation:Conversation"),
+            "system": Case(
+                "be brief",
+                "system",
+                FreeText("no, 1: {x}\n%s", "a message to the model"),
+                acts="generation.conversation:Conversation",
+            ),
             **SAMPLING,
             "revision": REVISION,
         },
@@ -93,7 +103,7 @@ USE: dict[str, Command] = {
                 seed=SEED,
                 device=replace(DEVICE, at="", acts=None, together=(("baseline", "{model}"),)),
             ),
-            "prompt": Case("holds every point", "options.prompt", ANYTHING),
+            "prompt": Case("holds every point", "options.prompt", FreeText("no, 1: {x}\n%s", "a text to continue")),
             "max_new_tokens": Case(7, "options.max_new_tokens", 0),
         },
     ),

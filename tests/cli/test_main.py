@@ -13,6 +13,7 @@ import typer
 import yaml
 
 from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.base.process import BAD_INPUT
 from nestquant_cli.cli import console, main
 
 COMMANDS = ("calibrate", "quantize", "eval-ppl", "eval-tasks", "inspect", "verify")
@@ -189,7 +190,7 @@ def test_a_failing_command_never_exits_with_1(failing: Callable[[BaseException |
     def broken() -> NoReturn:
         raise AssertionError
 
-    assert console.run(broken) == console.BAD_INPUT
+    assert console.run(broken) == BAD_INPUT
 
 
 def test_tables_in_a_pipe_keep_long_names(capfd: pytest.CaptureFixture[str]) -> None:

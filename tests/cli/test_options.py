@@ -19,7 +19,7 @@ import yaml
 from nestquant_cli.cli import console, main
 from nestquant_cli.pipeline import recipe
 from nestquant_cli.storage.files import write_text
-from tests.cli.option_case import ANYTHING, Case, Command
+from tests.cli.option_case import Case, Command, FreeText
 from tests.cli.option_table import COMMANDS, GLOBAL
 from tests.families import in_process, tell
 
@@ -30,6 +30,13 @@ PARAMETERS = {
     for command, parsed in PROGRAM.commands.items()
 }
 EVERY = [(command, name) for command, parameters in PARAMETERS.items() for name in parameters]
+FREE_TEXTS = [
+    (command, name)
+    for command, about in COMMANDS.items()
+    for name, case in about.cases.items()
+    if isinstance(case.nonsense, FreeText)
+]
+REFUSING = [each for each in EVERY if each not in FREE_TEXTS]
 
 
 class Arrived(Exception):  # noqa: N818  it is no error
@@ -174,16 +181,46 @@ def test_it_arrives_where_it_acts(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    about, case = case_of(command, name)
+    case = case_of(command, name)[1]
     assert case.only or not is_default(PARAMETERS[command][name], case.value), "the table has the option's default"
-    settings = filled_all(about.base | dict(case.together) | {name: case.value}, here)
+    arrived = arriving(command, name, filled(case.value, here), source, here, tmp_path, monkeypatch)
+    expected = filled(case.value if case.expected is None else case.expected, here)
+    assert expected(arrived) if callable(expected) else plain(arrived) == expected
+
+
+@pytest.mark.parametrize("source", ["words", "file"])
+@pytest.mark.parametrize(("command", "name"), FREE_TEXTS)
+def test_any_text_arrives_unchanged(
+    command: str,
+    name: str,
+    source: str,
+    here: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    free: FreeText = case_of(command, name)[1].nonsense
+    assert arriving(command, name, free.odd, source, here, tmp_path, monkeypatch) == free.odd, free.reason
+
+
+def arriving(
+    command: str,
+    name: str,
+    value: Any,
+    source: str,
+    places: dict[str, str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Any:
+    """What comes to the place where an option acts when it is given as `value`, by words or in a file of settings."""
+    about, case = case_of(command, name)
+    settings = filled_all(about.base | dict(case.together), places) | {name: value}
     shorten(monkeypatch, about, case)
-    found = watch(monkeypatch, case.acts or about.acts, case)
-    given = words(PARAMETERS[command], settings) if source == "words" else from_file(settings, tmp_path)
+    arrivals = watch(monkeypatch, case.acts or about.acts, case)
+    given = words(PARAMETERS[command], settings) if source == "words" else from_file(settings, folder)
     with pytest.raises(Arrived):
         main.app([command, *given], standalone_mode=False)
-    expected = filled(case.value if case.expected is None else case.expected, here)
-    assert expected(found[0]) if callable(expected) else plain(found[0]) == expected
+    return arrivals[0]
 
 
 def shorten(monkeypatch: pytest.MonkeyPatch, about: Command, case: Case) -> None:
@@ -199,7 +236,7 @@ def filled_all(settings: dict[str, Any], places: dict[str, str]) -> dict[str, An
 
 @pytest.mark.parametrize(
     ("command", "name", "source"),
-    [(*each, "words") for each in EVERY] + [(*each, "file") for each in EVERY if each[1] in recipe.names()],
+    [(*each, "words") for each in REFUSING] + [(*each, "file") for each in REFUSING if each[1] in recipe.names()],
 )
 def test_nonsense_is_refused_in_one_line(
     command: str,
@@ -211,8 +248,6 @@ def test_nonsense_is_refused_in_one_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     about, case = case_of(command, name)
-    if case.nonsense is ANYTHING:
-        return
     nonsense = "perhaps" if isinstance(case.value, bool) else case.nonsense
     assert nonsense is not None, "the table has no nonsense for this option"
     settings = filled_all(about.base | dict(case.together) | {name: nonsense}, here)
