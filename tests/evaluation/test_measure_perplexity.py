@@ -12,7 +12,6 @@ from transformers import AutoTokenizer
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.calibration.text import load_text
 from nestquant_cli.calibration.windows import token_windows
-from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.evaluation.measure_perplexity import PerplexityOptions, measure_perplexity
 from nestquant_cli.evaluation.perplexity import score
 from nestquant_cli.models.load import load_unpacked_model
