@@ -17,7 +17,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from nestquant_cli.codecs.nested.fit import SAMPLE_BLOCKS, ScaledCode, fit_scales
+from nestquant_cli.codecs.nested.code import ScaledCode
+from nestquant_cli.codecs.nested.fit import SAMPLE_BLOCKS, fit_scales
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.kernels.cpu import nested as cpu
 from nestquant_cli.kernels.reference import nested as reference

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from nestquant_cli.calibration.text import load_text
 from nestquant_cli.checkpoint.load import load_model
-from nestquant_cli.codecs.nested.fit import ScaledCode, fit_scales
+from nestquant_cli.codecs.nested.code import ScaledCode
+from nestquant_cli.codecs.nested.fit import fit_scales
 from nestquant_cli.e8.rates import BEST
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.e8.voronoi import gauge

@@ -4,7 +4,7 @@ import pytest
 
 from nestquant_cli.calibration.statistics import fit_cache
 from nestquant_cli.codecs.nested.centered import CenteredCode
-from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.e8.shape import shape_for_bits
 from tests.families import gaussian
 

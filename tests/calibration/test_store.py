@@ -8,7 +8,7 @@ import torch
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.calibration.statistics import InputStatistics, LayerStatistics
 from nestquant_cli.calibration.store import FILE, Calibration, CalibrationWriter, remove_calibration, to_device
-from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules.cache_codes import CacheCodes
 from tests.families import gaussian

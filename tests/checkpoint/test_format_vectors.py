@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.e8.code import NestedCode
 from nestquant_cli.e8.rates import BEST
 from nestquant_cli.e8.words import pack_words

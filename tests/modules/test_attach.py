@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.read import read_layout
-from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules.attach import attach, quantized_linears
 from nestquant_cli.modules.cache import PackedCache, is_packed

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules import cache as module
 from nestquant_cli.modules.cache import PackedCache, is_packed, pack_layers, plain_layers

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.codecs.nested.fit import SCALE_BYTES, ScaledCode
+from nestquant_cli.codecs.nested.code import SCALE_BYTES, ScaledCode
 from nestquant_cli.e8.code import NestedCode, row_bytes
 from nestquant_cli.modules.cache_codes import check_head_size, pack_heads, unpack_heads
 

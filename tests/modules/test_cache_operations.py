@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules.cache import PackedCache
 from nestquant_cli.modules.cache_codes import CacheCodes, pack_heads, unpack_heads

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.e8.code import NestedCode
 from nestquant_cli.modules.inputs import InputQuantizer, LinearInput, padded_size
 from nestquant_cli.rotation.transform import rotation

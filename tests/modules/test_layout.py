@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.codecs.nested.centered import CenteredCode
-from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.e8.shape import CodeShape, shape_for_bits
 from nestquant_cli.modules.cache_codes import CacheCodes
 from nestquant_cli.modules.layout import Layout, LinearLayout

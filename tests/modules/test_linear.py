@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nestquant_cli.codecs.nested.centered import CenteredCode
-from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.codecs.row_scale import row_scale_bits, row_scale_of
 from nestquant_cli.codecs.vectors import VectorCode
 from nestquant_cli.e8.shape import shape_for_bits

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.codecs.row_scale import row_scale_bits, row_scale_of
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules import linear, product

@@ -14,7 +14,7 @@ from torch import Tensor
 from nestquant_cli import NestQuantConfig
 from nestquant_cli.codecs.integer.code import IntegerCode
 from nestquant_cli.codecs.integer.linear import IntegerLinear
-from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.codecs.row_scale import row_scale_bits
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules import operators

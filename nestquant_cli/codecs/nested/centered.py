@@ -19,7 +19,8 @@ from ...e8.shape import CodeShape
 from ...kernels.reference.centers import centers_of_rows
 from ...rotation.integers import unrotate_integers
 from ..vectors import AttentionForm, Rounded, VectorCode
-from .fit import ScaledCode, fit_rows
+from .code import ScaledCode
+from .fit import fit_rows
 
 WORTH = 0.1  # of the vectors' energy, which a center must take away to be kept
 _ROUNDS = 4  # of choosing the vectors that are nearer to the center and moving it to their mean

@@ -20,7 +20,8 @@ from ..vectors import VectorCode
 from ..weights import RoundedRows
 from .centered import centered_from, fit_centered
 from .check import check, check_record
-from .fit import ScaledCode, fit_rows
+from .code import ScaledCode
+from .fit import fit_rows
 from .rounding import quantize_rows
 from .row_search import search_rows
 

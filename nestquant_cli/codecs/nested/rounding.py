@@ -10,7 +10,8 @@ from ...quantization.factors import Feedback
 from ...quantization.ldlq import ldlq
 from ..row_scale import row_scale_bits, row_scale_of
 from ..weights import RoundedRows, by_matrix
-from .fit import ScaledCode, fit_rows
+from .code import ScaledCode
+from .fit import fit_rows
 from .row_search import search_rows
 
 

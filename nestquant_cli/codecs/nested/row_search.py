@@ -19,7 +19,7 @@ from ...kernels.contract.constants import OVERLOADED, PANEL
 from ...quantization.factors import Feedback
 from ..paths import best, follow, numbered, search_pieces
 from ..row_scale import row_scale_bits, row_scale_of
-from .fit import ScaledCode
+from .code import ScaledCode
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.codecs.nested.centered import CenteredCode, centered_from, fit_centered
-from nestquant_cli.codecs.nested.fit import ScaledCode
+from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.codecs.registry import fit_heads, shape_of, vector_from
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules.cache_codes import check_heads, pack_heads, round_heads, unpack_heads

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nestquant_cli.codecs.nested.fit import SAMPLE_BLOCKS, ScaledCode, fit_scales, gaussian_error, sample_blocks
+from nestquant_cli.codecs.nested.code import ScaledCode
+from nestquant_cli.codecs.nested.fit import SAMPLE_BLOCKS, fit_scales, gaussian_error, sample_blocks
 from nestquant_cli.e8.code import NestedCode
 from nestquant_cli.e8.rates import BEST
 from nestquant_cli.e8.shape import CodeShape, shape_for_bits, shape_for_q

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from nestquant_cli.codecs.nested import row_search
-from nestquant_cli.codecs.nested.fit import ScaledCode, fit_rows
+from nestquant_cli.codecs.nested.code import ScaledCode
+from nestquant_cli.codecs.nested.fit import fit_rows
 from nestquant_cli.codecs.nested.rounding import round_rows
 from nestquant_cli.codecs.nested.row_search import PANEL, search_rows
 from nestquant_cli.e8.shape import shape_for_bits

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nestquant_cli.codecs.nested.fit import ScaledCode, fit_scales
+from nestquant_cli.codecs.nested.code import ScaledCode
+from nestquant_cli.codecs.nested.fit import fit_scales
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.kernels.cpu import cache as cpu_cache
 from nestquant_cli.kernels.reference import heads as reference
