@@ -39,7 +39,7 @@ class WeightCode(Protocol):
         """Whether every decoded integer fits int8."""
 
     def tensors(self, rows: int, entries: int) -> TensorForms:
-        """As `Shape.tensors`."""
+        """The stored tensors of a matrix (rows, entries), by the name that follows that of the Linear."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from .inputs import padded_size
 
 QUANT_METHOD = "nestquant"
 # 1: nested codes of one shape, the Hadamard rotation. 2: other codecs, rotations, a shape for a matrix. 3: centers.
-# 4: lattices. A checkpoint has the first version that suffices for it.
-FORMAT_VERSION = 4
+# 4: lattices. A checkpoint has the first version that suffices for it; codecs say which one has their codes.
+FORMAT_VERSION = max(3, *(codec.format_version for codec in CODECS.values()))
 ROTATIONS = ("none", "hadamard", "learned")
 _LARGEST = 1 << 24  # entries in one dimension of a matrix; beyond it a config is taken for damaged or hostile
 

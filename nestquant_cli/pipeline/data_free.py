@@ -66,8 +66,8 @@ def quantize_loaded(model: PreTrainedModel, recipe: Recipe) -> tuple[Layout, dic
     tensors, parts = dict[str, Tensor](), list[LayerPart]()
     groups = _groups(model, decoder)
     for index, layer in enumerate(track(decoder.layers, "rounding layers", total=len(decoder.layers))):
-        own, part = _quantize_layer(decoder.layer_name(index), layer, groups[index], cache, recipe)
-        tensors |= own
+        of_layer, part = _quantize_layer(decoder.layer_name(index), layer, groups[index], cache, recipe)
+        tensors |= of_layer
         parts.append(part)
     layout = join_layouts(recipe, parts)
     attach(model, layout)

@@ -49,17 +49,17 @@ def quantize_matrices(
     costs = {leader: _cost(linears, item) for leader, item in statistics.inputs.items()}
     owners = divide(costs, team.size)
 
-    def own() -> dict[str, QuantizedMatrix]:
+    def quantize_mine() -> dict[str, QuantizedMatrix]:
         packed: dict[str, QuantizedMatrix] = {}
         mine = [leader for leader in sorted(costs, key=lambda name: -costs[name]) if owners[leader] == team.rank]
 
         def quantize(leader: str) -> None:
             item = statistics.inputs[leader]
-            for own_shape, members in _by_shape(item.members, place, shape, words).items():
+            for group_shape, members in _by_shape(item.members, place, shape, words).items():
                 group = quantize_group(
                     linears,
                     dataclasses.replace(item, members=members),
-                    own_shape,
+                    group_shape,
                     recipe.seed,
                     recipe.damping,
                     place,
@@ -73,8 +73,8 @@ def quantize_matrices(
         run_tasks(quantize, mine, sum(_bytes(linears, statistics.inputs[leader]) for leader in mine))
         return {name: _on_cpu(matrix) for name, matrix in packed.items()}
 
-    found = {name: matrix for part in team.run_on_all(own) for name, matrix in part.items()}
-    return {name: found[name] for item in statistics.inputs.values() for name in item.members}
+    gathered = {name: matrix for part in team.run_on_all(quantize_mine) for name, matrix in part.items()}
+    return {name: gathered[name] for item in statistics.inputs.values() for name in item.members}
 
 
 def _by_shape(
@@ -85,7 +85,7 @@ def _by_shape(
         return {shape: members}
     codec, bits = codec_of(shape), {name: words[f"{place}.{name}"] / BLOCK for name in members}
     shapes: dict[str, Shape] = {name: codec.shape(bits[name], None, name) for name in members}
-    return {own: tuple(name for name in members if shapes[name] == own) for own in dict.fromkeys(shapes.values())}
+    return {one: tuple(name for name in members if shapes[name] == one) for one in dict.fromkeys(shapes.values())}
 
 
 def divide(costs: Mapping[str, float], size: int) -> dict[str, int]:

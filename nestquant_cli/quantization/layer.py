@@ -67,7 +67,7 @@ def quantize_group(
     """
     members = [linears[name] for name in statistics.members]
     rows = [member.out_features for member in members]
-    W = _turned(members, statistics, seed if rotated else None)
+    W = _rotated(members, statistics, seed if rotated else None)
     noise = statistics.noise if aware else torch.zeros_like(statistics.noise)
     first = f"{place}.{statistics.members[0]}"
     codec = codec_of(shape)
@@ -79,8 +79,8 @@ def quantize_group(
         logger.warning("%s: H + J is singular, damping %g was needed", first, step.damping)
     if not feeding:
         step = replace(step, lower=None, blocks=None)
-    found = codec.quantize(step, rows, shape, seed, paths)
-    parts = [tensor.split(rows) for tensor in row_errors(W, found.values, statistics)]
+    rounded = codec.quantize(step, rows, shape, seed, paths)
+    parts = [tensor.split(rows) for tensor in row_errors(W, rounded.values, statistics)]
     result = {}
     for number, name in enumerate(statistics.members):
         delta, power, output_delta, output_power = (part[number] for part in parts)
@@ -88,15 +88,15 @@ def quantize_group(
             "shape": [rows[number], members[number].in_features],
             "relative_error": _ratio(delta, power),
             "hessian_error": _ratio(output_delta, output_power),
-            **found.records[number],
+            **rounded.records[number],
             "damping": step.damping,
             "dead_inputs": statistics.dead,
         }
-        result[name] = QuantizedMatrix(found.tensors[number], found.codes[number], record)
+        result[name] = QuantizedMatrix(rounded.tensors[number], rounded.codes[number], record)
     return result
 
 
-def _turned(members: list[nn.Linear], statistics: InputStatistics, seed: int | None) -> Tensor:
+def _rotated(members: list[nn.Linear], statistics: InputStatistics, seed: int | None) -> Tensor:
     """Weights of Linears with one input, stacked (m, n) float32, in the basis of the statistics."""
     n, device = statistics.hessian.shape[0], statistics.hessian.device
     weight = torch.cat([member.weight.detach().to(device=device, dtype=torch.float32) for member in members])

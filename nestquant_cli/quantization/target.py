@@ -59,10 +59,10 @@ def inverse(C: Tensor) -> Tensor:
         # above the piece's first row the inverse is known by symmetry, so those rows of C are not needed
         unit = torch.eye(n - part.start, part.stop - part.start, dtype=C.dtype, device=C.device)
         solved = torch.cholesky_solve(unit, C[part.start :, part.start :])
-        own = part.stop - part.start
+        width = part.stop - part.start
         whole[part.start :, part] = solved
         whole[part, part.start :] = solved.t()
-        whole[part, part] = (solved[:own] + solved[:own].t()) / 2
+        whole[part, part] = (solved[:width] + solved[:width].t()) / 2
 
     run_pieces(columns, slices(n, C.device))
     return whole

@@ -194,7 +194,7 @@ class IntegerCode(VectorCode):
     # Matrices.
 
     def tensors(self, rows: int, entries: int) -> TensorForms:
-        """See `WeightCode`: digits, scales as bits of bfloat16, and zeros unless symmetric."""
+        """The stored tensors of a matrix: digits, scales as bits of bfloat16, and zeros unless symmetric."""
         count = len(self.groups(entries))
         forms: TensorForms = {
             "words": ((rows, row_bytes(entries, self.word_bits)), torch.uint8),

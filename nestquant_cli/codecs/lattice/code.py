@@ -119,7 +119,7 @@ class LatticeCode:
     # Matrices.
 
     def tensors(self, rows: int, entries: int) -> TensorForms:
-        """See `WeightCode`: digits, row scales as bits of bfloat16, and the matrices G as bits of float16."""
+        """The stored tensors of a matrix: digits, row scales as bits of bfloat16, and matrices G as bits of float16."""
         d = self.dimension_of(entries)
         return {
             "words": ((rows, self.row_bytes(entries)), torch.uint8),

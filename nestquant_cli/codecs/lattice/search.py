@@ -91,10 +91,10 @@ def _search_rows(y: Tensor, T: Tensor, box: _Box, paths: int) -> Tensor:
     cost = y.new_zeros(m, 1)
     for end in range(n, 0, -PANEL):
         start = max(0, end - PANEL)
-        own = T[start:end, start:end].contiguous()
+        block = T[start:end, start:end].contiguous()
         before = cost.shape[1]
         of_box = box.levels, box.counts, box.kind[start:end]
-        z, chosen, parent, cost = search_panel(residual[:, :, start:end], cost, own, *of_box, paths)
+        z, chosen, parent, cost = search_panel(residual[:, :, start:end], cost, block, *of_box, paths)
         panels.append((z, parent))
         residual = follow(residual[:, :, :start], numbered(parent, before)).flatten(0, 1)
         residual.addmm_(chosen.flatten(0, 1), T[start:end, :start], alpha=-1)

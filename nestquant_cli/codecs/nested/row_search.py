@@ -70,15 +70,15 @@ def _search(W: Tensor, problem: _Problem) -> tuple[Tensor, Tensor]:
     t, cost = W[:, None], W.new_zeros(rows, 1)
     chosen, marked = [], []
     for end in range(n, 0, -PANEL):
-        own = slice(max(0, end - PANEL), end)
+        panel = slice(max(0, end - PANEL), end)
         before = cost.shape[1]
-        L, blocks = problem.L[own, own], problem.blocks[own.start // BLOCK : own.stop // BLOCK]
-        arguments = t[:, :, own], W[:, own], cost, L, blocks, problem.code, problem.paths
+        L, blocks = problem.L[panel, panel], problem.blocks[panel.start // BLOCK : panel.stop // BLOCK]
+        arguments = t[:, :, panel], W[:, panel], cost, L, blocks, problem.code, problem.paths
         values, marks, parent, cost = search_panel(*arguments)
         came = numbered(parent, before)
         chosen.append((values, parent))
         marked.append((marks, parent))
-        t = follow(t[:, :, : own.start], came).flatten(0, 1)
-        t.addmm_((W[:, None, own] - values).flatten(0, 1), problem.L[own, : own.start])
-        t = t.view(*parent.shape, own.start)
+        t = follow(t[:, :, : panel.start], came).flatten(0, 1)
+        t.addmm_((W[:, None, panel] - values).flatten(0, 1), problem.L[panel, : panel.start])
+        t = t.view(*parent.shape, panel.start)
     return best(chosen, cost), best(marked, cost)
