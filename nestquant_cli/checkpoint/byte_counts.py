@@ -25,7 +25,8 @@ class Matrix:
     Attributes:
         name: name of the Linear.
         shape: (out_features, in_features).
-        code: as config.json has it, with the multipliers of a nested one and the groups of one of lattices.
+        code: JSON-ready code, as config.json has it, with the multipliers of a nested one and the groups of lattices.
+        description: the code in a few words.
         word_bits: bits of a word, which is eight entries.
         word_bytes, scale_bytes: bytes of the words, and bytes of scales, zeros and lattices.
     """
@@ -33,6 +34,7 @@ class Matrix:
     name: str
     shape: tuple[int, int]
     code: dict[str, Any]
+    description: str
     word_bits: int
     word_bytes: int
     scale_bytes: int

@@ -1,15 +1,13 @@
 """What a packed checkpoint spends its bytes on, from its headers, config.json and file sizes; no tensor is read."""
 
 import json
-import math
 from pathlib import Path
 
 from ..base.errors import NestQuantError
 from ..codecs.registry import codec_of
-from ..e8.code import BLOCK
 from ..models.shards import Entry, Shard, read_shard
 from ..modules.inputs import padded_size
-from ..modules.layout import Layout
+from ..modules.layout import REFLECTORS, Layout
 from ..storage.files import read_json
 from .byte_counts import KEPT, OTHER, QUANTIZED, Inspection, Matrix, Part
 from .manifest import INDEX, MANIFEST, REPORT
@@ -32,7 +30,7 @@ def inspect(folder: Path | str) -> Inspection:
     section, layout = read_quantization_config(folder), read_layout(folder)
     shards = [read_shard(folder / name) for name in manifest["files"] if name.endswith(".safetensors")]
     matrices = _matrices(folder, layout, {name: e for shard in shards for name, e in shard.entries.items()})
-    parts = _tensor_parts(layout, shards, {matrix.name for matrix in matrices})
+    parts = _tensor_parts(layout, shards)
     sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     parts += _file_parts(sizes, {shard.path.name for shard in shards}, _layout_bytes(folder) if layout.linears else 0)
     recipe, bits = section.get("recipe"), section.get("bits")
@@ -42,17 +40,8 @@ def inspect(folder: Path | str) -> Inspection:
         matrices,
         recipe if isinstance(recipe, dict) else {},
         bits if isinstance(bits, dict) else {},
-        _entropy_bits(folder, matrices),
+        _entropy_bits(folder, layout),
     )
-
-
-_KINDS = {
-    "words": "words",
-    "row_scale": "row scales",
-    "zeros": "zeros",
-    "lattice": "lattices",
-    "reflectors": "learned rotations",
-}
 
 
 def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[Matrix]:
@@ -77,6 +66,7 @@ def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[M
                 name,
                 (linear.out_features, linear.in_features),
                 codec.summary(code),
+                codec.describe(code),
                 codec.shape_of(code).word_bits,
                 spent.pop("words"),
                 sum(spent.values()),
@@ -85,21 +75,29 @@ def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[M
     return matrices
 
 
-def _tensor_parts(layout: Layout, shards: list[Shard], quantized: set[str]) -> list[Part]:
+def _tensor_parts(layout: Layout, shards: list[Shard]) -> list[Part]:
     """Parts of the shards. The frame of a header belongs to the quantized layers when any of their tensors is in it."""
-    parts = []
+    parts, packed = [], _packed_kinds(layout)
     for shard in shards:
         frame = KEPT
         for name, entry in shard.entries.items():
-            module, _, leaf = name.rpartition(".")
-            if (module in quantized and leaf in _KINDS) or leaf == "reflectors":
-                group, kind = QUANTIZED, _KINDS[leaf]
+            if name in packed:
+                group, kind = QUANTIZED, packed[name]
                 frame = QUANTIZED
             else:
                 group, kind = KEPT, _kind(name, entry, layout)
             parts += [Part(group, kind, entry.bytes), Part(group, "safetensors headers", entry.header_bytes)]
         parts.append(Part(frame, "safetensors headers", shard.frame_bytes))
     return parts
+
+
+def _packed_kinds(layout: Layout) -> dict[str, str]:
+    """What people call each tensor of the quantized layers, by its full name."""
+    kinds = {f"{name}.{REFLECTORS}": "learned rotations" for name in layout.reflections}
+    for name, linear in layout.linears.items():
+        if linear.code is not None:
+            kinds |= {f"{name}.{leaf}": kind for leaf, kind in codec_of(linear.code).tensor_kinds.items()}
+    return kinds
 
 
 def _kind(name: str, entry: Entry, layout: Layout) -> str:
@@ -144,17 +142,19 @@ def _merged(parts: list[Part]) -> list[Part]:
     return [Part(group, name, count) for (group, name), count in total.items() if count]
 
 
-def _entropy_bits(folder: Path, matrices: list[Matrix]) -> float | None:
+def _entropy_bits(folder: Path, layout: Layout) -> float | None:
+    """Bits per weight, padding included, with entropy-coded indices; None where a matrix has no such indices."""
     try:
-        recorded = read_json(folder / REPORT)["matrices"]
-        bits = blocks = 0.0
-        for matrix in matrices:
-            if "q" not in matrix.code:
+        records = read_json(folder / REPORT)["matrices"]
+        bits = entries = 0.0
+        for name, linear in layout.linears.items():
+            if linear.code is None:
+                continue
+            of_matrix = codec_of(linear.code).entropy_bits(linear.code, records[name])
+            if of_matrix is None:
                 return None
-            counts = [int(count) for count in recorded[matrix.name]["beta_histogram"]]
-            total = sum(counts)
-            bits += total * BLOCK * math.log2(matrix.code["q"]) - sum(n * math.log2(n / total) for n in counts if n > 0)
-            blocks += total
-        return bits / (BLOCK * blocks) if blocks else None
+            bits += of_matrix
+            entries += linear.out_features * padded_size(linear.in_features)
+        return bits / entries if entries else None
     except (NestQuantError, KeyError, TypeError, ValueError, OverflowError):
         return None  # the report is information only; verify says what is wrong with it

@@ -1,5 +1,6 @@
 """Checks the packed matrices of a checkpoint: words, row scales, and the errors that the report records."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..base.progress import track
+from ..codecs.protocol import Checked
 from ..codecs.registry import codec_of
 from ..codecs.weights import WeightCode
 from ..modules.inputs import padded_size
-from ..modules.layout import Layout, LinearLayout
+from ..modules.layout import REFLECTORS, Layout, LinearLayout
 from ..rotation.reflections import rotation_for
 from .findings import VerifyReport
 from .manifest import MANIFEST, REPORT
-from .matrix_contents import check_record
 from .original import kept_problem, matrix_problem, relative_error
 from .tensors import TensorChecks
+
+_NUMBERS = ("relative_error", "hessian_error", "damping")  # of each record: finite and not negative
 
 
 class MatrixChecks:
@@ -94,7 +97,7 @@ class MatrixChecks:
             self.report.recomputed[name] = found
 
     def _reflectors(self, linear: LinearLayout) -> Tensor | None:
-        name = f"{linear.input}.turn.reflectors"
+        name = f"{linear.input}.{REFLECTORS}"
         if linear.input not in self.layout.reflections or name not in self.tensors.sound:
             return None
         data: NDArray[np.int16] = self.tensors.data(name).view("<i2")
@@ -113,9 +116,22 @@ class MatrixChecks:
         ):
             self.report.add(MANIFEST, name, "the original model has this tensor, the checkpoint does not")
         for name in sorted(self.tensors.sound):
-            if name.endswith(".turn.reflectors"):
+            if name.endswith(f".{REFLECTORS}"):
                 continue
             linear = self.layout.linears.get(name.rpartition(".")[0])
             if linear is None or name.endswith((".weight", ".bias")):
                 problem = kept_problem(originals, name, self.tensors.data(name).tobytes(), tuned.get(name))
                 self.report.add(self.tensors.found[name][0], name, problem)
+
+
+def check_record(record: Any, linear: LinearLayout, code: WeightCode, checked: Checked) -> str | None:
+    """What is wrong with the report's record of a matrix, or disagrees with what is stored."""
+    if not isinstance(record, dict):
+        return "has no record"
+    if record.get("shape") != [linear.out_features, linear.in_features]:
+        return f"records the shape {record.get('shape')}, not {[linear.out_features, linear.in_features]}"
+    for name in _NUMBERS:
+        value = record.get(name)
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            return f"records the {name} {value}, not a finite number"
+    return codec_of(code).check_record(code, record, checked)

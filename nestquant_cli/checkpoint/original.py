@@ -34,17 +34,18 @@ def load_original(model: str, dtype: str = "auto") -> PreTrainedModel:
 
 
 def relative_error(
-    weight: Tensor, tensors: Mapping[str, Tensor], code: WeightCode, turn: Rotation | Identity | Reflected
+    weight: Tensor, tensors: Mapping[str, Tensor], code: WeightCode, rotation: Rotation | Identity | Reflected
 ) -> float:
     """‖Ŵ − W‖² / ‖W‖² in the rotated basis, padding included, as the quantizer records it.
 
     Args:
         weight: (out, in) the original.
-        tensors, code: the packed matrix.
-        turn: its rotation.
+        tensors: stored tensors of the packed matrix by name.
+        code: code of the packed matrix.
+        rotation: rotation of its inputs.
     """
-    n = turn.order
-    W = turn.apply(F.pad(weight.detach().float(), (0, n - weight.shape[1])))
+    n = rotation.order
+    W = rotation.apply(F.pad(weight.detach().float(), (0, n - weight.shape[1])))
     rounded = decoded(code, tensors, n)
     power = float(W.square().sum(dtype=torch.float64))
     return float((rounded - W).square().sum(dtype=torch.float64)) / power if power > 0 else 0.0
@@ -57,7 +58,8 @@ def matrix_problem(
 
     Args:
         model: the original.
-        name, linear: name and layout of the matrix.
+        name: name of the matrix.
+        linear: layout of the matrix.
         recorded: relative error in the report.
         measure: from the original weight to the error.
     """

@@ -60,7 +60,7 @@ def _print_layers(inspection: "Inspection") -> None:
     for name, matrices in inspection.layers().items():
         weights = sum(matrix.weights for matrix in matrices)
         spent = sum(matrix.word_bytes + matrix.scale_bytes for matrix in matrices)
-        codes = sorted({_code(matrix) for matrix in matrices})
+        codes = sorted({matrix.description for matrix in matrices})
         rows.append((name, len(matrices), f"{weights:,}", "; ".join(codes), f"{spent:,}", f"{8 * spent / weights:.4f}"))
     columns = ["layer", "matrices", "weights", "code", "bytes", "bits/weight"]
     console.table(columns, rows, title="Words and row scales of each layer")
@@ -69,18 +69,7 @@ def _print_layers(inspection: "Inspection") -> None:
 def _matrix_row(matrix: "Matrix") -> tuple[object, ...]:
     multipliers = ",".join(str(m) for m in matrix.code["multipliers"] or ())
     shape = f"{matrix.shape[0]} × {matrix.shape[1]}"
-    return matrix.name, shape, _code(matrix), multipliers, matrix.word_bits, f"{matrix.bits_per_weight:.4f}"
-
-
-def _code(matrix: "Matrix") -> str:
-    code = matrix.code
-    if "q" in code:
-        return f"q {code['q']}, {matrix.word_bits}-bit words"
-    if "dimension" in code:
-        lattices = "one lattice" if code["shared"] else "lattices"
-        return f"{code['bits']:g}-bit {lattices} of dimension {code['dimension']}, groups of {code['group']}"
-    scales = "rows" if code["group"] is None else f"groups of {code['group']}"
-    return f"{code['bits']}-bit {'symmetric' if code['symmetric'] else 'asymmetric'} integers, {scales}"
+    return matrix.name, shape, matrix.description, multipliers, matrix.word_bits, f"{matrix.bits_per_weight:.4f}"
 
 
 def _print_summary(inspection: "Inspection") -> None:

@@ -15,6 +15,7 @@ from ..base.version import __version__
 from ..checkpoint.manifest import CONFIG, INDEX, MANIFEST, REPORT
 from ..checkpoint.output import Output
 from ..checkpoint.read import check_checkpoint, open_checkpoint, read_layout
+from ..codecs.protocol import Grid
 from ..models.fingerprint import UNRELATED_KEYS
 from ..models.limits import describing, meta_model
 from ..models.shards import Entry, read_shard, read_tensor
@@ -24,7 +25,7 @@ from ..storage.files import read_json, write_text
 from ..storage.output_checks import refuse_full_disk
 from ..storage.resume import refuse_foreign
 from .loading import CLASS, MODULE, NOTE, code, note
-from .scheme import Scheme, cannot, matrix_tensors, scheme_of, transform_name, transform_weight, transforms
+from .scheme import cannot, grid_of, matrix_tensors, transform_name, transform_weight, transforms, weight_arguments
 
 FORMAT = "compressed-tensors"
 _OURS = {CONFIG, INDEX, MANIFEST, REPORT, NOTE}  # files that the export has of its own
@@ -59,7 +60,7 @@ def export(folder: Path, output: Path) -> Exported:
     refuse_foreign(output, CONFIG)
     open_checkpoint(folder)
     layout = read_layout(folder)
-    scheme = scheme_of(layout)
+    grid = grid_of(layout)
     check_checkpoint(folder)
     config = read_json(folder / CONFIG)
     model = _model(folder)
@@ -67,17 +68,17 @@ def export(folder: Path, output: Path) -> Exported:
     others = [name for name in linears if name not in layout.linears]
     groups = transforms(layout, others)
     places = _places(folder)
-    _refuse_full_disk(output, layout, scheme, places)
+    _refuse_full_disk(output, layout, grid, places)
     parts = list(_parts(layout, places))
     key = {"format": FORMAT, "model_sha256": fingerprint(resolve(str(folder)))}
     with Output(output, key, len(parts), resume=True, start_over="remove the folder") as target:
         if target.finished() is None:
             for number in track(range(len(parts)), "writing shards"):
                 if target.done(number) is None:
-                    target.write(number, _tensors(parts[number], layout, scheme, places), {})
-            target.add_files(lambda place: _add_files(place, folder, type(model).__name__, scheme, groups))
-            target.finish(_config(config, scheme, groups, others), {"format": FORMAT, "nestquant": __version__, **key})
-    return Exported(len(layout.linears), scheme.bits, tuple(sorted(groups)), _left_out(layout))
+                    target.write(number, _tensors(parts[number], layout, grid, places), {})
+            target.add_files(lambda place: _add_files(place, folder, type(model).__name__, grid, groups))
+            target.finish(_config(config, grid, groups, others), {"format": FORMAT, "nestquant": __version__, **key})
+    return Exported(len(layout.linears), grid.bits, tuple(sorted(groups)), _left_out(layout))
 
 
 def _model(folder: Path) -> PreTrainedModel:
@@ -111,12 +112,12 @@ def _parts(layout: Layout, places: _Places) -> Iterator[list[str]]:
         yield [f"{name}.{transform_name(width)}_input.weight" for width, name in first.items()]
 
 
-def _tensors(names: list[str], layout: Layout, scheme: Scheme, places: _Places) -> dict[str, Tensor]:
+def _tensors(names: list[str], layout: Layout, grid: Grid, places: _Places) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in names:
         if name in layout.linears:
             stored = {leaf: read_tensor(*places[f"{name}.{leaf}"]) for leaf in ("words", "row_scale")}
-            tensors |= matrix_tensors(name, layout.linears[name], layout, scheme, stored)
+            tensors |= matrix_tensors(name, layout.linears[name], grid, stored)
         elif name in places:
             tensors[name] = read_tensor(*places[name])
         else:
@@ -125,30 +126,32 @@ def _tensors(names: list[str], layout: Layout, scheme: Scheme, places: _Places) 
     return tensors
 
 
-def _refuse_full_disk(output: Path, layout: Layout, scheme: Scheme, places: _Places) -> None:
-    packed = sum(linear.in_features * linear.out_features for linear in layout.linears.values()) * scheme.bits // 8
+def _refuse_full_disk(output: Path, layout: Layout, grid: Grid, places: _Places) -> None:
+    packed = sum(linear.in_features * linear.out_features for linear in layout.linears.values()) * grid.bits // 8
     widths = {linear.in_features for linear in layout.linears.values()} if layout.rotation != "none" else set()
     needed = packed + sum(entry.bytes for _, entry in places.values()) + sum(4 * width**2 for width in widths)
     refuse_full_disk(output, needed, "the export")
 
 
-def _add_files(place: Path, folder: Path, base: str, scheme: Scheme, groups: dict[str, Any]) -> None:
+def _add_files(place: Path, folder: Path, base: str, grid: Grid, groups: dict[str, Any]) -> None:
     for name in open_checkpoint(folder)["files"]:
         if not name.endswith(_NOT_COPIED) and name not in _OURS:
             shutil.copyfile(folder / name, place / name)
-    write_text(place / NOTE, note(scheme.bits, groups))
+    write_text(place / NOTE, note(grid.bits, groups))
     if groups:
         write_text(place / f"{MODULE}.py", code(base, groups))
 
 
-def _config(config: dict[str, Any], scheme: Scheme, groups: dict[str, Any], others: list[str]) -> dict[str, Any]:
+def _config(config: dict[str, Any], grid: Grid, groups: dict[str, Any], others: list[str]) -> dict[str, Any]:
     """config.json of the export."""
     own = {key: value for key, value in config.items() if key not in ("auto_map", *UNRELATED_KEYS)}
     section: dict[str, Any] = {
         "quant_method": FORMAT,
         "format": "pack-quantized",
         "quantization_status": "compressed",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": scheme.weights(), "format": "pack-quantized"}},
+        "config_groups": {
+            "group_0": {"targets": ["Linear"], "weights": weight_arguments(grid), "format": "pack-quantized"}
+        },
         "ignore": others,
         "kv_cache_scheme": None,
     }

@@ -5,7 +5,6 @@ scales. R is an online transform of the input: x becomes R x in front of the pro
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,72 +13,51 @@ from torch import Tensor
 
 from ..base.errors import NestQuantError
 from ..codecs.digits import pack_digits
-from ..codecs.integer.code import IntegerCode
-from ..e8.code import NestedCode
-from ..kernels import for_device
+from ..codecs.protocol import Grid, NoGridError
+from ..codecs.registry import codec_of
 from ..modules.inputs import padded_size
 from ..modules.layout import Layout, LinearLayout
 from ..rotation.orders import block_orders
 from ..rotation.transform import rotation
 
 HADAMARD, DENSE = "rotation", "rotation_dense"  # names of the transforms; modules get one as `NAME_input`
-INT8_BITS = 8
 _WORD = 32  # bits of the integers that digits are packed into; so many digits fill whole ones at any width
 # The format knows Hadamard matrices of 1, 2 and the multiples of 4 up to this, times powers of two.
 _LARGEST_KNOWN = 256
 
 
-@dataclass(frozen=True)
-class Scheme:
-    """The integers of all matrices.
-
-    Attributes:
-        bits: bits of one entry.
-        group: entries of a row with a scale of their own; None for a scale a row.
-    """
-
-    bits: int
-    group: int | None
-
-    def weights(self) -> dict[str, Any]:
-        """The format's arguments for weights."""
-        strategy = {"strategy": "channel"} if self.group is None else {"strategy": "group", "group_size": self.group}
-        return {"num_bits": self.bits, "type": "int", "symmetric": True, "dynamic": False, **strategy}
+def weight_arguments(grid: Grid) -> dict[str, Any]:
+    """The format's arguments for weights on this grid."""
+    strategy = {"strategy": "channel"} if grid.group is None else {"strategy": "group", "group_size": grid.group}
+    return {"num_bits": grid.bits, "type": "int", "symmetric": True, "dynamic": False, **strategy}
 
 
-def scheme_of(layout: Layout) -> Scheme:
-    """The scheme of a layout.
+def grid_of(layout: Layout) -> Grid:
+    """The integers that all matrices of a layout are made of.
 
     Raises:
-        NestQuantError: the format has none for it.
+        NestQuantError: the format cannot hold them.
     """
     if layout.weight_shape is None:
         raise cannot("its weights are in 16 bits", "export a checkpoint with quantized weights")
     if layout.reflections:
         raise cannot("its rotations are learned, one for each input", "quantize with --rotation hadamard")
-    schemes = {_scheme(name, linear, layout) for name, linear in layout.linears.items()}
-    if len(schemes) != 1:
+    grids = {_grid(name, linear, layout) for name, linear in layout.linears.items()}
+    if len(grids) != 1:
         raise cannot("its matrices have integers of several widths", "quantize with one code for all")
-    return schemes.pop()
+    return grids.pop()
 
 
-def _scheme(name: str, linear: LinearLayout, layout: Layout) -> Scheme:
-    code = linear.code
+def _grid(name: str, linear: LinearLayout, layout: Layout) -> Grid:
     if layout.rotation != "none" and linear.in_features != padded_size(linear.in_features):
         what = f"{name} has {linear.in_features} inputs, which are padded to a multiple of 8 and then rotated"
         raise cannot(what, "quantize with --rotation none")
-    if isinstance(code, IntegerCode):
-        if not code.symmetric:
-            raise cannot("its integers have zero points", "quantize with symmetric integers")
-        if code.group is not None and linear.in_features % code.group:
-            raise cannot(
-                f"groups of {code.group} do not divide the {linear.in_features} inputs of {name}", "use another"
-            )
-        return Scheme(code.bits, code.group)
-    if isinstance(code, NestedCode) and code.int8:
-        return Scheme(INT8_BITS, None)
-    what = "entries beyond int8" if isinstance(code, NestedCode) else "no integers with a scale a row"
-    raise cannot(f"{name} has {what}", "quantize with at most 4.25 bits by the method nestquant or integer")
+    if linear.code is None:
+        raise cannot(f"{name} has weights in 16 bits", "quantize the weights of all matrices")
+    try:
+        return codec_of(linear.code).grid(linear.code, linear.in_features, name)
+    except NoGridError as error:
+        raise cannot(error.cause, error.remedy) from error
 
 
 def cannot(cause: str, remedy: str) -> NestQuantError:
@@ -88,9 +66,7 @@ def cannot(cause: str, remedy: str) -> NestQuantError:
     return NestQuantError(what, "nothing was written", remedy)
 
 
-def matrix_tensors(
-    name: str, linear: LinearLayout, layout: Layout, scheme: Scheme, stored: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def matrix_tensors(name: str, linear: LinearLayout, grid: Grid, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A packed matrix as the format has it.
 
     Args:
@@ -100,23 +76,19 @@ def matrix_tensors(
         `weight_packed` (out, ⌈in·bits/32⌉) int32, `weight_scale` (out, 1 or groups) bfloat16, `weight_shape` (2) int64,
         by full name.
     """
-    V = integers(linear, layout, stored)
+    V = integers(linear, stored)
     scale = stored["row_scale"].view(torch.bfloat16)
     return {
-        f"{name}.weight_packed": packed_integers(V, scheme.bits),
-        f"{name}.weight_scale": scale[:, None] if scheme.group is None else scale,
+        f"{name}.weight_packed": packed_integers(V, grid.bits),
+        f"{name}.weight_scale": scale[:, None] if grid.group is None else scale,
         f"{name}.weight_shape": torch.tensor(V.shape),
     }
 
 
-def integers(linear: LinearLayout, layout: Layout, stored: Mapping[str, Tensor]) -> Tensor:
-    """V (out_features, in_features) int8 of a matrix that `scheme_of` accepts, without padding."""
-    code, padded = linear.code, padded_size(linear.in_features)
-    if isinstance(code, IntegerCode):
-        V = code.decode(stored["words"], None, padded)
-    else:
-        assert isinstance(code, NestedCode)
-        V = for_device(stored["words"].device).unpack(stored["words"], padded, code)
+def integers(linear: LinearLayout, stored: Mapping[str, Tensor]) -> Tensor:
+    """V (out_features, in_features) int8 of a matrix that `grid_of` accepts, without padding."""
+    assert linear.code is not None
+    V: Tensor = codec_of(linear.code).integers(linear.code, stored, padded_size(linear.in_features))
     return V[:, : linear.in_features]
 
 

@@ -15,6 +15,7 @@ from .cache_codes import CacheCodes
 from .inputs import padded_size
 
 QUANT_METHOD = "nestquant"
+REFLECTORS = "turn.reflectors"  # stored tensor of an input with a learned rotation, after the name of the input
 # 1: nested codes of one shape, the Hadamard rotation. 2: other codecs, rotations, a shape for a matrix. 3: centers.
 # 4: lattices. A checkpoint has the first version that suffices for it; codecs say which one has their codes.
 FORMAT_VERSION = max(3, *(codec.format_version for codec in CODECS.values()))

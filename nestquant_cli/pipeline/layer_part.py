@@ -7,11 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration.statistics import LayerStatistics
-from ..modules.layout import Layout, LinearLayout
+from ..modules.layout import REFLECTORS, Layout, LinearLayout
 from ..quantization.layer import QuantizedMatrix
 from .recipe import Recipe
-
-REFLECTORS = "turn.reflectors"  # of an input with a learned rotation
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from ..codecs.weights import WeightCode
 from ..models.shards import read_tensors
 from ..models.structure import linears
 from ..modules.inputs import padded_size
+from ..modules.layout import REFLECTORS
 from ..parallel.team import Team
 from ..quantization.layer import QuantizedMatrix
 from ..rotation.reflections import rotation_for
 from .layer_matrices import quantize_matrices
-from .layer_part import REFLECTORS, LayerPart
+from .layer_part import LayerPart
 from .original_model import OriginalModel
 from .recipe import Recipe
 

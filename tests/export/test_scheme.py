@@ -9,14 +9,14 @@ from compressed_tensors.transform.utils.hadamard import random_hadamard_matrix
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.codecs.integer.code import IntegerCode
+from nestquant_cli.codecs.protocol import Grid
 from nestquant_cli.codecs.weights import WeightCode
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.export.scheme import (
     DENSE,
     HADAMARD,
-    Scheme,
+    grid_of,
     packed_integers,
-    scheme_of,
     transform_name,
     transform_weight,
     transforms,
@@ -71,7 +71,7 @@ def layout(**changes: Any) -> Layout:
 
 
 def test_a_nested_code_takes_eight_bits_and_each_width_its_transform() -> None:
-    assert scheme_of(layout()) == Scheme(8, None)
+    assert grid_of(layout()) == Grid(8, None)
     groups = transforms(layout(), ["lm_head"])
     assert {name: group["apply"][0]["targets"] for name, group in groups.items()} == {HADAMARD: ["a"], DENSE: ["b"]}
     one = transforms(layout(linears={"a": layout().linears["a"]}), ["lm_head"])
@@ -98,5 +98,5 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_the_format_cannot_say_is_refused(case: str) -> None:
     changes, told = REFUSED[case]
     with pytest.raises(NestQuantError, match=told) as caught:
-        scheme_of(layout(**changes))
+        grid_of(layout(**changes))
     assert "nothing was written" in str(caught.value)
