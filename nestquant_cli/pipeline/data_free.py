@@ -30,12 +30,17 @@ from .layer_matrices import quantize_matrices
 from .layer_part import LayerPart, join_layouts, part_of
 from .recipe import Recipe
 
-_SAMPLE = 1 << 16  # entries that a code is fitted to
-_PROBE = 8  # tokens of the forward that shows which Linears share an input
+_SAMPLE = 1 << 16  # entries of the Gaussian vectors that a code is fitted to
+_PROBE = 8  # tokens of the forward that shows which Linears share an input; any number serves
 
 
 def data_free_recipe(weight_bits: float, act_bits: float, kv_bits: float, seed: int) -> Recipe:
-    """A recipe that needs no text."""
+    """A recipe that needs no text: no feedback, no noise of inputs, no centers.
+
+    Args:
+        weight_bits, act_bits, kv_bits: 2 to 8 in eighths, or 16 to leave that part alone.
+        seed: seed of rotation signs and fits.
+    """
     without: dict[str, Any] = {"feedback": "none", "qa": False, "centering": False, "dataset": "none"}
     settings: dict[str, Any] = {"weight_bits": weight_bits, "act_bits": act_bits, "kv_bits": kv_bits, "seed": seed}
     return Recipe(**settings, **without)
@@ -116,7 +121,8 @@ def _cache_codes(model: PreTrainedModel, recipe: Recipe) -> CacheCodes | None:
 
 @lru_cache(maxsize=64)
 def _gaussian_code(recipe: Recipe, part: str, entries: int) -> VectorCode | None:
-    """The code of "act" or "kv" for Gaussian vectors of so many entries; None where that part stays in 16 bits."""
+    """The code of "act" or "kv", fitted to Gaussian vectors with `entries` entries; None where that part stays in
+    16 bits."""
     shape = recipe.shape(part)
     if shape is None:
         return None

@@ -35,11 +35,11 @@ def write_rest(
 
     Args:
         output: the output, with all layers written.
-        weights: weights of the original, for what is outside its decoder layers.
-        tokenizer: saved beside it.
+        weights: weights of the original model; those outside the decoder layers are written here.
+        tokenizer: the model's tokenizer, which is saved with the checkpoint.
         recipe: settings of this quantization.
-        parts: results of all layers in order.
-        origin: what it was made from: hashes of model and calibration text, and the model's Hub id if it has one.
+        parts: share of each layer in layout and report, in order.
+        origin: what the checkpoint was made from: hashes of model and calibration text, and the model's Hub id.
     """
     model = weights.model
     config = model_config(model)
@@ -63,7 +63,13 @@ def _add_files(folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrain
 
 
 def quantization_report(settings: dict[str, Any], recipe: Recipe, parts: list[LayerPart]) -> dict[str, Any]:
-    """What quantization_report.json says of a quantization by `recipe`, with `settings` for what was used."""
+    """The contents of quantization_report.json.
+
+    Args:
+        settings: the recipe as it was used, with the origin of the checkpoint.
+        recipe: settings of this quantization.
+        parts: share of each layer, in order.
+    """
     return {
         "recipe": settings,
         "bits": {part: recipe.bits(part) for part in ("weight", "act", "kv")},
@@ -81,7 +87,8 @@ def run_figures(start: float) -> dict[str, Any]:
 
 
 def other_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Tensors outside the decoder layers by name, of tied ones the source; without data where the model has none."""
+    """Tensors outside the decoder layers by name; of tied ones only the source. They are on the meta device where the
+    model is read layer by layer."""
     prefix = find_decoder(model).prefix + "."
     tied = set(model.all_tied_weights_keys)
     return {
@@ -104,7 +111,7 @@ def model_config(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the result depends on."""
+    """Versions of the programs that the bytes of a result depend on."""
     return {
         "nestquant": __version__,
         "torch": torch.__version__,

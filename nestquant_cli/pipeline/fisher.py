@@ -15,7 +15,13 @@ Fisher = dict[str, Tensor]  # E[g²] a token of every output (out,), by full nam
 
 
 def fisher(model: PreTrainedModel, windows: Tensor, seed: int) -> Fisher:
-    """E[g²] a token of every Linear's output in the decoder layers, on tokens drawn from the model."""
+    """E[g²] a token of every Linear's output in the decoder layers, g the gradient of log p of a token drawn from p.
+
+    Args:
+        model: the model, whole in memory; it is run forward and backward once for each window.
+        windows: (windows, tokens) int64 token ids.
+        seed: seed of the drawn tokens.
+    """
     model.requires_grad_(False)
     decoder = find_decoder(model)
     modules = {
@@ -35,7 +41,7 @@ def fisher(model: PreTrainedModel, windows: Tensor, seed: int) -> Fisher:
 
 @contextmanager
 def _watched(model: PreTrainedModel, modules: dict[str, nn.Linear], sums: Fisher) -> Iterator[None]:
-    """Adds up the squares of the gradients of the modules' outputs."""
+    """Within it, backward passes add the squares of the gradients of the modules' outputs to `sums`."""
 
     def embedded(_: nn.Module, __: Any, output: Tensor) -> None:
         output.requires_grad_(True)

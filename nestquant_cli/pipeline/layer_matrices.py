@@ -27,15 +27,15 @@ def quantize_matrices(
     team: Team,
     words: Mapping[str, int] | None = None,
 ) -> dict[str, QuantizedMatrix]:
-    """Quantizes the Linears of a layer, this process its own, and gathers all of them.
+    """Quantizes the Linears of a layer, this process its share, and gathers the results on all processes.
 
     Args:
         linears: the layer's Linears by name.
         statistics: statistics of their inputs.
         recipe: what to quantize and how.
         place: name of the layer, for errors.
-        team: who shares the work.
-        words: bits of a word of each matrix by its full name; None gives all of them the recipe's.
+        team: the processes that share the work.
+        words: bits of a word of each matrix by its full name; None gives all of them the recipe's bits.
 
     Returns:
         by name, tensors on the CPU, in an order that does not depend on the team; empty where weights stay in 16 bits.
@@ -89,7 +89,11 @@ def _by_shape(
 
 
 def divide(costs: Mapping[str, float], size: int) -> dict[str, int]:
-    """Who does what: the dearest first, each to whoever has the least to do so far."""
+    """Assigns tasks to `size` processes: the costliest first, each to the process with the least cost so far.
+
+    Returns:
+        rank by the name of the task.
+    """
     loads = [0.0] * size
     owners = {}
     for name in sorted(costs, key=lambda name: -costs[name]):
@@ -100,14 +104,15 @@ def divide(costs: Mapping[str, float], size: int) -> dict[str, int]:
 
 
 def _cost(linears: dict[str, nn.Linear], item: InputStatistics) -> float:
-    """Multiplications of the factorization and of the feedback."""
+    """Cost of rounding the matrices of one input, n²·(n + rows): the factorization and the feedback, up to a factor."""
     n = item.hessian.shape[0]
     rows = sum(linears[name].out_features for name in item.members)
     return float(n) ** 2 * (n + rows)
 
 
 def _bytes(linears: dict[str, nn.Linear], item: InputStatistics) -> int:
-    """Memory of the matrices that rounding works on, about: H, its factors, and five as large as the weights."""
+    """Bytes that rounding the matrices of one input takes, about: 20 for each entry of H, as `plan.FACTORS` counts, and
+    five float32 matrices as large as the weights."""
     n = item.hessian.shape[0]
     return 20 * n * n + 20 * n * sum(linears[name].out_features for name in item.members)
 

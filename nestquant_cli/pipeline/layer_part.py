@@ -1,4 +1,4 @@
-"""What one quantized decoder layer adds to the checkpoint: its tensors, its share of the layout and of the report."""
+"""One quantized decoder layer: its tensors, and its share of the layout in config.json and of the report."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,21 +30,24 @@ class LayerPart:
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> "LayerPart":
-        """The inverse of `to_dict`."""
+        """Reads what `to_dict` returned."""
         return LayerPart(Layout.from_dict(value["layout"]), value["report"])
 
 
 def part_of(
     prefix: str, layer: nn.Module, statistics: LayerStatistics, packed: dict[str, QuantizedMatrix], recipe: Recipe
 ) -> tuple[dict[str, Tensor], LayerPart]:
-    """Tensors of a layer by full name, quantized and not, and its part.
+    """Puts a quantized layer together.
 
     Args:
-        prefix: name of the layer.
+        prefix: full name of the layer.
         layer: the layer with its original weights.
         statistics: statistics of its inputs.
         packed: its quantized matrices by name in the layer; empty where weights stay in 16 bits.
         recipe: settings that choose the codes.
+
+    Returns:
+        all tensors of the layer by full name, quantized or not, and its share of layout and report.
     """
     layout, tensors = empty_layout(recipe), dict[str, Tensor]()
     coded = bool(packed) or recipe.shape("act") is not None
@@ -73,13 +76,13 @@ def part_of(
 
 
 def empty_layout(recipe: Recipe) -> Layout:
-    """The layout of a recipe before any layer."""
+    """A layout with the codes of a recipe and no layer yet."""
     weight, act, kv = (recipe.shape(part) for part in ("weight", "act", "kv"))
     return Layout(weight, act, kv, recipe.seed, rotation=recipe.rotation)
 
 
 def join_layouts(recipe: Recipe, parts: list[LayerPart]) -> Layout:
-    """The layout of all layers."""
+    """One layout of all layers, from the layouts of each in order."""
     layout = empty_layout(recipe)
     for part in parts:
         layout.linears.update(part.layout.linears)

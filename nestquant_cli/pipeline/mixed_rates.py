@@ -1,4 +1,4 @@
-"""Bits matrix by matrix for a recipe with mixed rates: measured once, written beside the checkpoint, drawn."""
+"""Chooses the bits of each matrix for a recipe with mixed rates: sensitivities are measured, then bits allocated."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,8 @@ from .recipe import Recipe
 from .sensitivities_file import recorded_words, save_sensitivities
 from .sensitivity import measure_sensitivities
 
-SAMPLES, SEQLEN = 16, 512  # windows that sensitivities are measured on, and tokens in each, at most
+# Windows and tokens in each that sensitivities are measured on, at most: 8,192 tokens, forward and backward.
+SAMPLES, SEQLEN = 16, 512
 
 
 def mixed_words(
@@ -20,12 +21,15 @@ def mixed_words(
 ) -> dict[str, int] | None:
     """Bits of a word of each matrix by full name; None where the recipe gives all of them the same.
 
+    W3.5 of the demo model went from perplexity 22.31 with uniform bits to 21.59 with mixed ones, 8 paths, on 8 × 1,024
+    tokens (docs/mixed-rates.md).
+
     Args:
         original: the model.
-        recipe: with the average in `weight_bits`.
-        text: what is recorded of the calibration text, see `calibration_windows.text_of`.
-        output: where sensitivities.json and sensitivities.png go; of a run that is resumed it has them.
-        group: of processes, all of which call this.
+        recipe: the recipe, with the average in `weight_bits`.
+        text: records of the calibration text, as `calibration_windows.text_of` returns them.
+        output: checkpoint, which gets sensitivities.json and sensitivities.png, or has them in a run that is resumed.
+        group: the processes, all of which call this.
     """
     shape = recipe.shape("weight")
     if shape is None or recipe.allocation == "uniform":

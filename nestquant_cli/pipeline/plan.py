@@ -20,23 +20,38 @@ from ..modules.inputs import padded_size
 from ..tuning.settings import TuneSettings
 from .recipe import Recipe
 
-LIBRARIES = 850 << 20  # bytes resident once torch, transformers and Numba are loaded and have run a layer
+# Bytes resident once torch, transformers and Numba are loaded (600 MiB measured) and have run a layer (850 MiB).
+LIBRARIES = 850 << 20
 # Bytes for each entry of H + J (n, n): its Cholesky factor and its inverse in float64, and the inverse in float32.
 FACTORS = 8 + 8 + 4
 # Float32 matrices (rows, n) while rows are rounded: the weight, its target, the rounded matrix and the error.
 ROW_COPIES = 4
 # The same two where a codec searches whole rows (GLVQ). The factor, its rotated form, the triangle and the feedback of
-# the learning take 4 bytes an entry each; the rest is an allowance for paths and temporaries, not a count.
-SEARCH = 36
-SEARCH_COPIES = 6
-WHOLE = 160  # bytes that a tokenizer keeps of a character that it is given
-STREAM = 16  # bytes for each token of the calibration text: ids, their copy when parts are joined, a permutation
-GZIP = 4  # times that a text is larger than its gzipped file
+# the learning take 4 bytes an entry each; the other 20 bytes and 2 matrices are an allowance for paths and temporaries.
+SEARCH = 4 * 4 + 20
+SEARCH_COPIES = ROW_COPIES + 2
+# Bytes for each entry of the sums of outer products. Of H the part above the diagonal is kept in float64, half of 8.
+SUMS = 4
+AVERAGED = 4  # more for the widest input: H in float32, while its sum is still there
+AVERAGED_CROSS = 8 + 4 + 4  # instead, in a sequential calibration: E[x₀ xᵀ] in float64 and float32, and H in float32
+WHOLE = 160  # bytes for each character that a tokenizer is given at once: some 150 measured
+STREAM = 4 + 4 + 8  # bytes for each token of the text: int32 ids, their copy when parts are joined, a permutation
+CHARACTERS = 4  # characters of a token, assumed
+JSON = 6  # bytes for each byte of a .json file, which is parsed as one value: an allowance
+GZIP = 4  # a text's size in sizes of its gzipped file, assumed
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """Matrices of one name and shape over all layers; bits count words and row scales."""
+    """All matrices of one name and shape.
+
+    Attributes:
+        name: name of the matrix in its layer.
+        matrices: how many there are, over all layers.
+        out_features, in_features: rows and columns of each.
+        bits: stored bits for each entry, words and row scales.
+        bytes: stored bytes of all of them.
+    """
 
     name: str
     matrices: int
@@ -151,8 +166,9 @@ def _row(name: str, count: int, out_features: int, in_features: int, recipe: Rec
 
 
 def _kept_width(model: PreTrainedModel, decoder: Decoder, sequential: bool) -> int:
-    """Entries that are kept of a token: a hidden state; sequentially two, and at most the inputs of all Linears of one
-    layer."""
+    """Entries kept of each token: the hidden state. A sequential calibration keeps two hidden states (the original
+    model's and the quantized one's) and the inputs of one layer's Linears, of which those that are shared count once
+    for each Linear here."""
     width: int = model.config.get_text_config(decoder=True).hidden_size
     if not sequential:
         return width
@@ -160,13 +176,19 @@ def _kept_width(model: PreTrainedModel, decoder: Decoder, sequential: bool) -> i
 
 
 def _memory(model: PreTrainedModel, decoder: Decoder, streamed: bool, recipe: Recipe) -> int:
-    """The libraries, the weights that are held, and the larger of embedding text and working on one layer."""
+    """Predicted peak without hidden states, in bytes: libraries + max(embeddings + one layer, one layer + work).
+
+    Work is the sums of outer products and, for the input where it is largest, FACTORS·n² + 4·ROW_COPIES·n·rows. Where
+    the model is loaded whole, libraries + all weights + work. Predicted and measured on the demo model: 0.92 and
+    0.98 GiB streamed, 1.2 and 1.25 GiB whole; on 24 random layers 1.9 and 1.65 GiB.
+    """
     item = model.dtype.itemsize
     layer = max(decoder.layers, key=_parameters)
     one = item * _parameters(layer)
     around = item * (_parameters(model) - sum(map(_parameters, decoder.layers)))
     widths = [padded_size(linear.in_features) for linear in linears(layer).values()]
-    sums = 4 * sum(n**2 for n in set(widths)) + (16 if recipe.sequential else 4) * max(widths) ** 2
+    averaged = AVERAGED_CROSS if recipe.sequential else AVERAGED
+    sums = SUMS * sum(n**2 for n in set(widths)) + averaged * max(widths) ** 2
     shape = recipe.shape("weight")
     searched = shape is not None and codec_of(shape).columns is None
     factors, copies = (SEARCH, SEARCH_COPIES) if searched else (FACTORS, ROW_COPIES)
@@ -179,20 +201,22 @@ def _memory(model: PreTrainedModel, decoder: Decoder, streamed: bool, recipe: Re
 
 
 def _text_memory(source: Source, dataset: str) -> int:
-    """What reading and tokenizing a local file of calibration text takes; others are small, or not here yet."""
+    """Bytes that reading and tokenizing a local file of calibration text takes: WHOLE for each character of a block
+    and STREAM for each token. Other data sets are small, or not downloaded yet."""
     path = Path(dataset).expanduser()
     size = path.stat().st_size if path.is_file() else 0
     if dataset.lower().endswith(".gz"):
         size *= GZIP
     if size > WHOLE_UP_TO and not can_split(load_tokenizer(source)):
         return WHOLE * size
-    whole = suffix_of(dataset) == ".json"  # is one value, which is read at once
-    return WHOLE * min(size, BLOCK) + STREAM * size // 4 + 6 * whole * size
+    parsed = JSON * size if suffix_of(dataset) == ".json" else 0
+    return WHOLE * min(size, BLOCK) + STREAM * size // CHARACTERS + parsed
 
 
 def _tuning_memory(model: PreTrainedModel, rows: list[PlanRow], packed: int, settings: TuneSettings) -> int:
-    """The libraries, the original, the packed model with its matrices as int8 and decoded, and what a window leaves for
-    the way back: inputs and outputs of all matrices, and logits of both models with their gradient."""
+    """Predicted peak of a tuning in bytes: the libraries, the original, the packed model (its file, its matrices once
+    as int8 and once in the model's dtype for the backward pass), and what a window keeps for the backward pass: inputs
+    and outputs of all matrices, the logits of both models and their gradient."""
     item = model.dtype.itemsize
     weights = sum(row.matrices * row.out_features * row.in_features for row in rows)
     passed = sum(row.matrices * (row.out_features + row.in_features) for row in rows)
@@ -202,6 +226,6 @@ def _tuning_memory(model: PreTrainedModel, rows: list[PlanRow], packed: int, set
 
 
 def _parameters(module: nn.Module) -> int:
-    """Entries of the parameters; what a model ties to another parameter does not count."""
+    """Number of entries of all parameters, of tied ones once."""
     tied = getattr(module, "all_tied_weights_keys", {})
     return sum(parameter.numel() for name, parameter in module.named_parameters() if name not in tied)

@@ -1,7 +1,8 @@
-"""From a model's name to a packed checkpoint: open, calibrate and quantize layer by layer, write.
+"""Quantizes a model into a packed checkpoint, or calibrates it for that: the two runs, from start to end.
 
-All processes of a team run the same code: each calibrates on its share of the windows and rounds its share of a layer's
-matrices, and the first one writes.
+A run opens the model, reads the calibration text, refuses what cannot work, and only then creates the output folder.
+Then it measures, rounds and writes one decoder layer after the other. All processes of a team run the same code: each
+calibrates on its share of the windows and rounds its share of a layer's matrices, and rank 0 writes.
 """
 
 import time
@@ -36,18 +37,22 @@ from .statistics_source import StatisticsSource
 def calibrate(
     source: Source, recipe: Recipe, folder: Path, device: str, budget: int = DEFAULT_BUDGET, dtype: str = "auto"
 ) -> dict[str, Any]:
-    """Calibrates a model and saves Hessians, noise and codes; goes on with an unfinished calibration of the same.
+    """Calibrates a model and saves Hessians, noise and codes. An unfinished calibration of the same is continued.
 
     Args:
         source: the model.
         recipe: what to calibrate for.
-        folder: the output.
-        device: where to compute.
-        budget: bytes of hidden states that may stay in memory.
-        dtype: that the model is loaded in; "auto" is its own.
+        folder: output folder.
+        device: device to compute on.
+        budget: bytes of hidden states that may stay in memory; the rest goes to a file.
+        dtype: dtype to load the model in; "auto" is the model's own.
 
     Returns:
-        what calibration.json says of it, less the layers.
+        the contents of calibration.json without the layers.
+
+    Raises:
+        NestQuantError: the recipe is sequential, the model or its text cannot be used, or the folder holds something
+            else.
     """
     group = team()
     refuse_stored(recipe)
@@ -89,19 +94,21 @@ def quantize(
     Args:
         source: the model.
         recipe: what to quantize and how.
-        folder: the output.
-        device: where to compute.
-        calibration: a folder of `calibrate`; None calibrates on the way.
-        resume: go on with an unfinished run of the same key.
-        explicit: settings of the recipe that the user asked for by name; those of the text must be the calibration's.
-        budget: bytes of hidden states that may stay in memory.
-        dtype: that the model is loaded in, and of what is not quantized in the checkpoint; "auto" is the model's own.
+        folder: output folder.
+        device: device to compute on.
+        calibration: folder with a stored calibration; None calibrates on the way.
+        resume: whether to continue an unfinished run of the same key; otherwise it is started over.
+        explicit: settings of the recipe that the user gave by name. With a stored calibration, those of the text must
+            be the calibration's.
+        budget: bytes of hidden states that may stay in memory; the rest goes to a file.
+        dtype: dtype to load the model in, and of the tensors that are not quantized; "auto" is the model's own.
 
     Returns:
-        the report, as in quantization_report.json, with the seconds and the peak memory of this process added.
+        the contents of quantization_report.json, with the seconds and the peak memory of this process added.
 
     Raises:
-        NestQuantError: see the functions called.
+        NestQuantError: the model, its text or the stored calibration cannot be used, the disk is too small, or the
+            folder holds something else.
     """
     start = time.monotonic()
     group = team()

@@ -1,4 +1,4 @@
-"""Quantizing and tuning as one run. The untuned checkpoint is part of its state and is removed at the end."""
+"""Quantizes and tunes in one run. The untuned checkpoint is part of the run's state and is removed at the end."""
 
 import dataclasses
 import time
@@ -36,10 +36,23 @@ def quantize_and_tune(
 ) -> dict[str, Any]:
     """Quantizes a model, then tunes the result if the recipe has `tune`.
 
-    Arguments and result are those of `pipeline.quantize`.
+    Args:
+        source: the model.
+        recipe: what to quantize and how, and settings of the tuning.
+        folder: output folder of the tuned checkpoint.
+        device: device to compute on.
+        calibration: folder with a stored calibration; None calibrates on the way.
+        resume: whether to continue an unfinished run of the same key.
+        explicit: settings of the recipe that the user gave by name.
+        dtype: dtype to load the model in; "auto" is the model's own.
+        limits: `budget` of `pipeline.quantize.quantize`.
+
+    Returns:
+        the report, with the seconds and the peak memory of this process added.
 
     Raises:
-        NestQuantError: as `pipeline.quantize` and `tuning.tune.tune` do; or several processes were asked to tune.
+        NestQuantError: the model cannot be quantized, the result cannot be tuned, or several processes were started,
+            which cannot share a tuning.
     """
     if recipe.tune is None:
         return quantize(source, recipe, folder, device, calibration, resume, explicit, dtype=dtype, **limits)

@@ -1,4 +1,4 @@
-"""How much rounding each matrix costs, measured: what its output's errors do to the loss, times how large they are.
+"""Measures the sensitivity of each matrix: the KL divergence that rounding it costs, for a unit error of the code.
 
 An error δy of a Linear's output y adds about ½ δyᵀ F δy to the KL divergence from the unrounded model, F = E[g gᵀ] with
 g the gradient of log p of a token drawn from the model itself (Fisher information). Of F the diagonal is kept. LDLQ
@@ -39,9 +39,9 @@ def measure_sensitivities(
 
     Args:
         original: the model.
-        recipe: of the quantization.
+        recipe: what to quantize and how.
         windows: (windows, tokens) int64.
-        group: of processes, all of which call this.
+        group: the processes, all of which call this; rank 0 runs the whole model.
     """
 
     def fishers_of_whole_model() -> Fisher:
@@ -69,7 +69,7 @@ def measure_sensitivities(
 
 
 def feedback_trace(item: InputStatistics, damping: float) -> float:
-    """tr D of H + J = L D Lᵀ in 8 × 8 blocks, what LDLQ leaves of tr (H + J); damped as LDLQ damps it.
+    """tr D of H + J = L D Lᵀ in 8 × 8 blocks, damped as LDLQ damps it: the share of tr (H + J) that LDLQ leaves.
 
     Raises:
         NestQuantError: no step of the ladder makes H + J positive definite.

@@ -26,16 +26,19 @@ from .recipe import Recipe
 
 
 class SequentialQuantizer:
-    """What a sequential calibration hands its measurements to.
+    """Quantizes each input's matrices as soon as a sequential calibration has measured it.
 
     Args:
         original: the model.
         recipe: what to quantize and how.
-        output: where finished layers are.
-        parts: results of the finished layers.
+        output: checkpoint with the shards of the finished layers.
+        parts: share of each finished layer in layout and report; None for the others.
         group: the processes, all of which measure.
-        words: see `quantize_matrices`.
-        hidden: see `QuantizerCallbacks`.
+        words: bits of a word of each matrix by its full name; None gives all of them the recipe's bits.
+        hidden: makes an empty store of one tensor a window, given n, with one n-th of the memory for such stores.
+
+    Attributes:
+        callbacks: what the calibration calls between two measurements.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class SequentialQuantizer:
         self._packed: dict[str, QuantizedMatrix] = {}
 
     def take(self) -> dict[str, QuantizedMatrix]:
-        """The matrices of the layer that was measured last, by name in the layer."""
+        """Returns the matrices of the layer that was measured last, by name in the layer, and forgets them."""
         packed, self._packed = self._packed, {}
         return packed
 
@@ -91,7 +94,7 @@ class SequentialQuantizer:
     def _weight(
         self, linear: nn.Linear, tensors: dict[str, Tensor], code: WeightCode, reflectors: Tensor | None
     ) -> Tensor:
-        """What packed tensors stand for (out, in), in the dtype of a Linear's own weight and on its device."""
+        """The weight (out, in) that packed tensors decode to, in the dtype and on the device of the Linear's weight."""
         order, seed = padded_size(linear.in_features), None if self.recipe.rotation == "none" else self.recipe.seed
         values = decoded(code, {leaf: tensor.to(linear.weight.device) for leaf, tensor in tensors.items()}, order)
         return rotation_for(order, seed, reflectors).inverse(values)[:, : linear.in_features].to(linear.weight.dtype)

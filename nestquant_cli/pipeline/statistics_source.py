@@ -1,4 +1,4 @@
-"""Where the statistics of the layers come from: a stored calibration, or text that passes through the model."""
+"""Yields the statistics of each layer, from a stored calibration or from text that passes through the model."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from .recipe import Recipe
 
 @dataclass(frozen=True)
 class StatisticsSource:
-    """One of `stored` and `windows` is there.
+    """A stored calibration or calibration windows: one of the two is None.
 
     Attributes:
         original: the model.
         recipe: what to calibrate for.
-        stored: a finished calibration.
-        windows: calibration text.
-        folder: the output; hidden states beyond the budget go beside it.
+        stored: a finished calibration, or None.
+        windows: calibration windows, or None.
+        folder: output folder; hidden states beyond the budget go to a file in it.
         budget: bytes of hidden states that may stay in memory.
     """
 
@@ -37,11 +37,11 @@ class StatisticsSource:
     budget: int
 
     def layers(self, done: list[bool], callbacks: QuantizerCallbacks | None = None) -> Iterator[LayerStatistics | None]:
-        """Statistics of each layer in order; None for a layer that is done already.
+        """Yields the statistics of each layer in order; None for a layer that is done.
 
         Args:
             done: whether each layer is finished.
-            callbacks: for a sequential calibration.
+            callbacks: what quantizes the layers on the way, for a sequential calibration; else None.
         """
         if self.stored is None:
             assert self.windows is not None
@@ -56,9 +56,10 @@ class StatisticsSource:
             yield layer and to_device(layer, self.original.weights.device)
 
     def hidden(self, share: int) -> HiddenStates:
-        """Room for one tensor a window, with one of `share` parts of the budget.
+        """An empty store of one tensor a window that keeps budget / share bytes in memory.
 
-        The file is made beside the result, whose disk is large; elsewhere only where the folder is not there.
+        Its file is made in the output folder, on a disk that is large enough; in the system's folder for temporary
+        files where there is no output folder yet.
         """
         beside = self.folder / WORK
         return HiddenStates(self.budget // share, beside if beside.is_dir() else None)

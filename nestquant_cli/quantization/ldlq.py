@@ -21,8 +21,12 @@ from ..base.device import on_host
 from ..e8.code import BLOCK
 from ..parallel.tiles import product, set_own_threads
 
-PANEL = 128  # columns whose feedback is applied at once, as one matrix product
-MANY_ROWS = 4096  # below it, a block's work is too small to be worth waiting for a second thread
+# Columns whose feedback is applied at once, as one matrix product. What is left for the small products of single blocks
+# is PANEL/n of the feedback, 3 % for 4,096 columns.
+PANEL = 128
+# Rows from which the steps of single blocks use several threads. Below it a step has at most 4096·8·PANEL, 4 million
+# multiply-adds, and on a busy machine waiting for a second thread takes longer than that.
+MANY_ROWS = 4096
 RoundBlock = Callable[[Tensor, int], Tensor]
 
 
@@ -34,15 +38,21 @@ def ldlq(
     panel: int | None = None,
     begin: Callable[[Tensor, int], None] = lambda target, start: None,
 ) -> Tensor:
-    """Rounds the columns of W with feedback. With one column at a time this is GPTQ, from the last column to the first.
+    """Rounds the columns of W with feedback:
+
+        Ŵ_k = Q(W_k + Σ_{j>k} (W_j − Ŵ_j) L_jk),   block k from the last to the first
+
+    With one column at a time this is GPTQ from the last column to the first. Columns are not reordered by activation.
+    Coordinate descent after it (QuantEase) would take 4 to 5 % off the error
+    of a matrix, the search over rows takes off 6 to 13 %, so only that is built in.
 
     Args:
         W: (m, n) float32, the target.
-        lower: (n, n) L of `factors.Feedback`; None rounds without feedback.
+        lower: (n, n) float32, L of `factors.Feedback`; None rounds without feedback.
         round_block: takes a target (m, columns) float32 and the number of its block, returns the rounded values.
-        columns: that are rounded at once.
-        panel: columns between two calls of `begin`, a multiple of `columns`; None leaves it open.
-        begin: is given the target (m, width) of a panel, before any of it is rounded, and its first column.
+        columns: columns that are rounded at once.
+        panel: columns between two calls of `begin`, a multiple of `columns`; None takes PANEL.
+        begin: called with the target (m, width) of a panel and its first column before any of the panel is rounded.
 
     Returns:
         the rounded matrix (m, n) float32.
@@ -70,7 +80,8 @@ def ldlq(
 
 @contextmanager
 def _threads_for(W: Tensor) -> Iterator[None]:
-    """One thread for the small steps of a panel, which on a busy machine would wait for each other's time slices."""
+    """Within it torch uses one thread where W has few rows: on a busy machine threads would wait for each other's time
+    slices."""
     threads = torch.get_num_threads()
     if not on_host(W.device) or W.shape[0] >= MANY_ROWS or threads == 1:
         yield

@@ -12,14 +12,17 @@ from ..parallel.tiles import product, run_pieces, slices
 
 
 def noisy_target(W: Tensor, noise: Tensor, C: Tensor, cross: Tensor | None, added: float) -> Tensor:
-    """W̃ (m, n) float32; W itself where there is neither noise nor another input.
+    """The target W̃ (m, n) float32; W itself where there is neither noise nor another input.
+
+    With m < n the rows are solved for, m·n² operations; otherwise (H + J)⁻¹ is computed once and multiplied, which is
+    the cheaper way.
 
     Args:
         W: (m, n) float32.
         noise: (n,) diagonal of J.
         C: (n, n) float64, the Cholesky factor of the damped H + J.
-        cross: (n, n) X = E[x₀ xᵀ], which takes the place of H where the original model has another input x₀.
-        added: what damping added to the diagonal of H; it is added to that of X as well.
+        cross: (n, n) X = E[x₀ xᵀ], with x₀ the input in the original model, in place of H; None where that is x.
+        added: what damping added to the diagonal of H; it is added to the diagonal of X as well.
     """
     if cross is not None:
         behind = _behind(cross, added, C)
@@ -40,7 +43,7 @@ def _behind(cross: Tensor, added: float, C: Tensor) -> Tensor:
 
 
 def _over_rows(rows: Tensor, C: Tensor) -> Tensor:
-    """Rows (m, n) times (H + J)⁻¹, float32, from the Cholesky factor of H + J."""
+    """Rows (m, n) times (H + J)⁻¹, float32, from the Cholesky factor C of H + J."""
     solved = torch.empty_like(rows, dtype=torch.float32)
 
     def some(part: slice) -> None:
