@@ -83,7 +83,7 @@ class CalibrationWriter:
             for index in range(depth):
                 record = self.state.recorded(index)
                 assert record is not None
-                layers.append({"sha256": record["sha256"], **record["info"]})
+                layers.append({"sha256": record.key["sha256"], **record.value})
             self.state.claim(FILE)
             write_json(self.folder / FILE, {"format_version": FORMAT_VERSION, **self.about, "layers": layers})
         self.state.close()

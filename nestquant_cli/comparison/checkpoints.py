@@ -17,7 +17,7 @@ from ..pipeline.original_model import open_original
 from ..pipeline.quantize import calibrate, quantize
 from ..pipeline.run_inputs import run_inputs
 from .entries import NOT_COMPARED, Entry, calibrations
-from .state import State
+from .state import ComparisonState
 
 _WORDS = ("model", "base_commit")  # of two folders or commits with the same weights the checkpoint is the same
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def make_checkpoints(
     keys: dict[str, Any],
     folder: Path,
     device: str,
-    state: State,
+    state: ComparisonState,
     dtype: str = "auto",
 ) -> None:
     """Quantizes what is not quantized yet, each entry into `folder/NAME`; entries that can share a calibration do.
@@ -58,7 +58,7 @@ def make_checkpoints(
             logger.info("quantizing by %s", entry.name)
             report = quantize(source, entry.recipe, folder / entry.name, device, stored, dtype=dtype)
             taken = {"seconds": round(report["seconds"] + spent, 1), "peak_memory_bytes": report["peak_memory_bytes"]}
-            state.put("runs", entry.name, keys[entry.name], taken)
+            state.put(f"runs/{entry.name}", keys[entry.name], taken)
         if stored is not None:
             remove_calibration(stored)
 

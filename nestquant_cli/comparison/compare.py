@@ -25,7 +25,7 @@ from .entries import NOT_COMPARED, REFERENCE, Entry
 from .plots import draw
 from .result import Comparison, Row, gap_closed, reference_row, row_of
 from .scoring import Scoring, score_models
-from .state import State
+from .state import ComparisonState
 from .tables import markdown
 
 RESULT, REPORT = "comparison.json", "report.md"
@@ -83,12 +83,12 @@ def compare(options: CompareOptions) -> Comparison:
     windows, about = _windows(options, source)
     if options.tasks:
         load_tasks(options.tasks, options.include_path)
-    with State(options.folder) as state:
+    with ComparisonState(options.folder) as state:
         return _compare(options, source, device, windows, about, state)
 
 
 def _compare(
-    options: CompareOptions, source: Source, device: str, windows: Any, about: dict[str, Any], state: State
+    options: CompareOptions, source: Source, device: str, windows: Any, about: dict[str, Any], state: ComparisonState
 ) -> Comparison:
     """Makes what is not there yet, and writes table, plots and report."""
     names = [entry.name for entry in options.entries]
@@ -113,7 +113,7 @@ def _compare(
     tokens = options.seqlen - 1
     rows = [reference_row(totals[names[0]], tokens)]
     for name in names:
-        run = state.get("runs", name, settings[name])
+        run = state.get(f"runs/{name}", settings[name])
         rows.append(row_of(options.folder / name, totals[name], tokens, run and run["seconds"]))
     rows = _with_tasks(_with_gaps(rows, options.against), options, {REFERENCE: source} | models, keys, state)
     calibration = {
@@ -167,7 +167,7 @@ def _with_gaps(rows: list[Row], against: str | None) -> list[Row]:
 
 
 def _with_tasks(
-    rows: list[Row], options: CompareOptions, models: dict[str, Source], keys: dict[str, Any], state: State
+    rows: list[Row], options: CompareOptions, models: dict[str, Source], keys: dict[str, Any], state: ComparisonState
 ) -> list[Row]:
     """The rows with the main metric of every task, measured where it is not known yet."""
     if not options.tasks:
@@ -176,7 +176,7 @@ def _with_tasks(
     whole = {name: {**asked, "of": keys[name] if name in keys else fingerprint(models[name])} for name in models}
     done = []
     for row in rows:
-        found = state.get("tasks", row.name, whole[row.name])
+        found = state.get(f"tasks/{row.name}", whole[row.name])
         if found is None:
             report = measure_tasks(
                 TaskOptions(
@@ -191,6 +191,6 @@ def _with_tasks(
                 )
             )
             found = {task: list(main_metric(values)) for task, values in report.results.items()}
-            state.put("tasks", row.name, whole[row.name], found)
+            state.put(f"tasks/{row.name}", whole[row.name], found)
         done.append(dataclasses.replace(row, tasks={task: tuple(each) for task, each in found.items()}))
     return done

@@ -10,7 +10,7 @@ from ..checkpoint.load import load_model
 from ..evaluation.perplexity import Totals, check_fit, score_window
 from ..models.source import Source, weight_files
 from ..modules.resident import set_resident_if_quantized
-from .state import State
+from .state import ComparisonState
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ class Scoring:
 
 
 def score_models(
-    baseline: Source, models: Mapping[str, Source], keys: Mapping[str, Any], scoring: Scoring, state: State
+    baseline: Source, models: Mapping[str, Source], keys: Mapping[str, Any], scoring: Scoring, state: ComparisonState
 ) -> dict[str, list[Totals]]:
     """Every window's sums for every model, from the state where its key is the same.
 
@@ -68,13 +68,13 @@ def score_models(
                     found = score_window([loaded[name] for name in todo], original, scoring.windows[number], number)
                 for name, totals in zip(todo, found, strict=True):
                     known[name].append(totals)
-                    state.put("scores", name, keys[name], [dataclasses.asdict(each) for each in known[name]])
+                    state.put(f"scores/{name}", keys[name], [dataclasses.asdict(each) for each in known[name]])
             del loaded
     return {name: totals[: len(scoring.windows)] for name, totals in known.items()}
 
 
-def _known(state: State, name: str, key: Any) -> list[Totals]:
-    return [Totals(**window) for window in state.get("scores", name, key) or []]
+def _known(state: ComparisonState, name: str, key: Any) -> list[Totals]:
+    return [Totals(**window) for window in state.get(f"scores/{name}", key) or []]
 
 
 def _passes(names: Sequence[str], models: Mapping[str, Source], device: str) -> list[list[str]]:

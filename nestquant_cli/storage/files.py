@@ -14,8 +14,8 @@ from ..base.errors import NestQuantError
 
 _LONGEST = 200  # bytes of a name that a temporary one repeats: most file systems take 255 in all
 _SPACE = "free space and repeat the command, or choose another --output"
-_RIGHTS = "mend its permissions and repeat the command, or choose another --output"
-_OTHERWISE = "choose another --output, or mend that and repeat the command"
+_RIGHTS = "correct its permissions and repeat the command, or choose another --output"
+_OTHERWISE = "choose another --output, or correct that and repeat the command"
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _SPACE),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS),

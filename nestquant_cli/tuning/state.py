@@ -1,26 +1,21 @@
-"""The state of a tuning: the optimizer and the best parameters so far, saved whole or not at all."""
+"""The state of a tuning: the optimizer and the best parameters so far."""
 
-import logging
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..storage.files import replacing
 from .settings import TuneSettings
 
 _BETAS, _EPSILON = (0.9, 0.99), 1e-12  # gradients of a mean KL divergence are small
 
-logger = logging.getLogger("nestquant")
-
 
 class TuneState:
-    """Adam on one vector θ, at the rate that the settings give each step.
+    """Adam (arXiv 1412.6980) on one vector θ that starts at 0, at the rate that the settings give each step.
 
     Args:
         count: number of parameters.
-        settings: how long and how fast.
+        settings: steps and highest rate.
 
     Attributes:
         best: (count,) float32, θ with the least held-out loss.
@@ -54,7 +49,7 @@ class TuneState:
         self.losses.append(loss)
 
     def check(self, loss: float) -> None:
-        """Notes a held-out loss of θ as it is, and keeps θ if there was no better one."""
+        """Notes a held-out loss of θ, and keeps θ as the best if no earlier loss was as low."""
         if not self.checks or loss < self.best_loss:
             self.best = self.theta.clone()
         self.checks.append((self.done, loss))
@@ -62,7 +57,7 @@ class TuneState:
 
     @property
     def mean_loss(self) -> float | None:
-        """Of the steps since the last check; None where there was none."""
+        """Mean loss of the steps since the last check; None where there was none."""
         return sum(self.losses) / len(self.losses) if self.losses else None
 
     @property
@@ -70,9 +65,9 @@ class TuneState:
         """The least held-out loss."""
         return min(loss for _, loss in self.checks)
 
-    def save(self, path: Path) -> None:
-        """Writes the state, atomically."""
-        state = {
+    def state_dict(self) -> dict[str, Any]:
+        """All of the state, for `storage.records.Snapshot`."""
+        return {
             "theta": self.theta,
             "best": self.best,
             "optimizer": self._optimizer.state_dict(),
@@ -80,24 +75,13 @@ class TuneState:
             "losses": self.losses,
             "checks": self.checks,
         }
-        with replacing(path) as temporary, temporary.open("wb") as file:  # of which a full disk is an OSError
-            torch.save(state, file)
 
-    def load(self, path: Path) -> bool:
-        """Goes on with a saved state; False, with nothing changed, where there is none of as many parameters.
-
-        Only tensors and plain values are read: a file that holds anything else is no state.
-        """
-        try:
-            saved = torch.load(path, weights_only=True)
-            if saved["theta"].shape != self.theta.shape:
-                return False
-        except FileNotFoundError:
+    def load_state_dict(self, saved: dict[str, Any]) -> bool:
+        """Resumes from a saved state; False, with nothing changed, where it has not as many parameters."""
+        theta = saved.get("theta")
+        if not isinstance(theta, Tensor) or theta.shape != self.theta.shape:
             return False
-        except Exception:  # torch has no one error for a file that is damaged or of another kind
-            logger.warning("%s cannot be read as the state of a tuning; it begins anew", path)
-            return False
-        self.theta.copy_(saved["theta"])
+        self.theta.copy_(theta)
         self._optimizer.load_state_dict(saved["optimizer"])
         self._schedule.load_state_dict(saved["schedule"])
         self.best, self.losses, self.checks = saved["best"], saved["losses"], saved["checks"]

@@ -24,6 +24,7 @@ from ..codecs.nested.codec import NestedCodec
 from ..models.source import Source, fingerprint, load_config, load_tokenizer, resolve
 from ..modules.resident import set_resident
 from ..storage.files import sha256_file
+from ..storage.records import Snapshot
 from ..storage.resume import refuse_foreign
 from .distill import Distillation
 from .held_out import TuneText, TuneWindows, read_tune_windows
@@ -88,14 +89,14 @@ def tune(
             set_resident(student, "int8")
             tunables = Tunables(student)
             distillation = Distillation(teacher, student, read_layout(checkpoint))
-            state = descend(tunables, distillation, windows, settings, output.state.work / STATE)
+            state = descend(tunables, distillation, windows, settings, output.state.snapshot(STATE))
             tunables.set(state.best)
             report = write_tuned(output, checkpoint, tunables.tensors(), teacher, about, state.record())
     return report | {"seconds": round(time.monotonic() - start, 1)}
 
 
 def descend(
-    tunables: Tunables, distillation: Distillation, windows: TuneWindows, settings: TuneSettings, path: Path
+    tunables: Tunables, distillation: Distillation, windows: TuneWindows, settings: TuneSettings, snapshot: Snapshot
 ) -> TuneState:
     """Takes all the steps, or those that are left.
 
@@ -104,10 +105,12 @@ def descend(
         distillation: the loss.
         windows: of the text.
         settings: how long and how fast.
-        path: of the saved state.
+        snapshot: where the state is saved, and resumed from where there is one.
     """
     state = TuneState(len(tunables.theta), settings)
-    state.load(path)
+    saved_state = snapshot.load()
+    if saved_state is not None:
+        state.load_state_dict(saved_state)
     tunables.set(state.theta)
     saved = time.monotonic()
     with steps("tuning", settings.steps) as advance:
@@ -127,7 +130,7 @@ def descend(
             if settings.is_check(state.done):
                 _check(state, distillation, windows.held_out, settings)
             if time.monotonic() - saved > SAVE_SECONDS or state.done == settings.steps:
-                state.save(path)
+                snapshot.save(state.state_dict())
                 saved = time.monotonic()
     return state
 

@@ -1,14 +1,12 @@
-"""The state of a tuning: the rate of each step, the best parameters, and a file that is whole, safe or unused."""
+"""The state of a tuning: the rate of each step, the best parameters, and what a saved one goes on to."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.tuning import state as module
+from nestquant_cli.storage.records import Snapshot
 from nestquant_cli.tuning.settings import TuneSettings
 from nestquant_cli.tuning.state import TuneState
 from tests.families import gaussian
@@ -63,70 +61,20 @@ def test_a_saved_state_goes_on_to_the_same_bits(cut: int, tmp_path: Path) -> Non
     whole, before, after = (TuneState(8, SETTINGS) for _ in range(3))
     advance(whole, 0, SETTINGS.steps)
     advance(before, 0, cut)
-    before.save(tmp_path / "state")
-    assert after.load(tmp_path / "state") and after.done == cut
+    snapshot = Snapshot(tmp_path / "state")
+    snapshot.save(before.state_dict())
+    assert after.load_state_dict(snapshot.load() or {}) and after.done == cut
     advance(after, cut, SETTINGS.steps)
     assert torch.equal(after.theta, whole.theta) and torch.equal(after.best, whole.best)
     assert (after.done, after.losses, after.checks) == (whole.done, whole.losses, whole.checks)
-    after.save(tmp_path / "after")
-    whole.save(tmp_path / "whole")
+    Snapshot(tmp_path / "after").save(after.state_dict())
+    Snapshot(tmp_path / "whole").save(whole.state_dict())
     assert (tmp_path / "after").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-@pytest.mark.parametrize("damage", [lambda whole: whole[:-1], lambda _: b"", lambda _: b"a state", lambda _: None])
-def test_what_is_no_state_of_these_parameters_is_not_used(damage: Any, tmp_path: Path) -> None:
-    path, state = tmp_path / "state", TuneState(8, SETTINGS)
+@pytest.mark.parametrize("change", [lambda state: state | {"theta": torch.ones(9)}, lambda state: {}])
+def test_a_state_of_other_parameters_is_not_used(change: Any) -> None:
+    state, fresh = TuneState(8, SETTINGS), TuneState(8, SETTINGS)
     state.step(gaussian(8), 1.0)
-    state.save(path)
-    assert not TuneState(9, SETTINGS).load(path)
-    content = damage(path.read_bytes())
-    path.unlink() if content is None else path.write_bytes(content)
-    fresh = TuneState(8, SETTINGS)
-    assert not fresh.load(path)
+    assert not fresh.load_state_dict(change(state.state_dict()))
     assert fresh.done == 0 and torch.equal(fresh.theta, torch.zeros(8)) and fresh.checks == []
-
-
-class _Program:
-    def __init__(self, touched: Path) -> None:
-        self.touched = touched
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.touched),)
-
-
-def test_a_state_that_holds_a_program_is_not_run(tmp_path: Path) -> None:
-    torch.save({"theta": torch.zeros(8), "best": _Program(tmp_path / "ran")}, tmp_path / "state")
-    assert not TuneState(8, SETTINGS).load(tmp_path / "state")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_state_that_cannot_be_read_is_told_and_an_absent_one_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[Any] = []
-    monkeypatch.setattr(module.logger, "warning", lambda *words: told.append(words[1]))
-    assert not TuneState(8, SETTINGS).load(tmp_path / "absent") and told == []
-    (tmp_path / "state").write_bytes(b"half a st")
-    assert not TuneState(8, SETTINGS).load(tmp_path / "state") and told == [tmp_path / "state"]
-
-
-def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "state"
-    TuneState(8, SETTINGS).save(path)
-    before, replacing = path.read_bytes(), module.replacing
-
-    class Full:
-        def __init__(self, path: Path) -> None:
-            self.inner = replacing(path)
-
-        def __enter__(self) -> Path:
-            self.inner.__enter__()
-            return Path("/dev/full")
-
-        def __exit__(self, *error: Any) -> Any:
-            return self.inner.__exit__(*error)
-
-    monkeypatch.setattr(module, "replacing", Full)
-    with pytest.raises(NestQuantError, match="No space left"):
-        TuneState(100_000, SETTINGS).save(path)
-    assert path.read_bytes() == before
