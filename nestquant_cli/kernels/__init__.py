@@ -5,14 +5,7 @@ function computes an operation where; `contract` documents the operations. Nothi
 the three folders: `for_device(x.device).quantize(…)` is the fastest that runs there.
 """
 
-import torch
-
 from .contract import Kernels
 from .device_kernels import for_device, has
 
 __all__ = ["Kernels", "for_device", "has"]
-
-
-def products_for(device: torch.device) -> Kernels | None:
-    """The products with packed weights on `device`, None where there are none."""
-    return for_device(device) if has(device, "product") else None

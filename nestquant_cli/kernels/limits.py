@@ -11,14 +11,18 @@ class Limits:
 
     Attributes:
         dot_tokens: most tokens of `product_one`; 0 where decoding first is the faster way for every number of tokens.
+        rounded_dot_tokens: the same for tokens that are rounded, but not to int8, or meet a weight that is not int8.
         fused_tokens: most tokens for which `product_many` is faster than decoding first; 0 for none.
+        integer_tokens: most tokens of `product`; 0 where there is no kernel that multiplies words and int8 tokens.
         joined_tokens: most tokens of `rotated_product`; 0 for none.
         queries: most queries of one key head that `attend` takes.
         lanes: rows times paths that fill a tile of the searches: pieces of rows are a multiple of this much.
     """
 
     dot_tokens: int = 0
+    rounded_dot_tokens: int = 0
     fused_tokens: int = 0
+    integer_tokens: int = 0
     joined_tokens: int = 0
     queries: int = UNLIMITED
     lanes: int = 1
@@ -31,5 +35,5 @@ LIMITS = {
     "cpu": Limits(dot_tokens=1, joined_tokens=4, queries=64, lanes=64),
     # By count of instructions (docs/kernels.md), never measured: up to 4 tokens the threads that decode a row sum its
     # products; up to 64 one tile holds all tokens, so that every word is decoded once.
-    "gpu": Limits(dot_tokens=4, fused_tokens=64),
+    "gpu": Limits(dot_tokens=4, rounded_dot_tokens=4, fused_tokens=64, integer_tokens=UNLIMITED),
 }

@@ -46,6 +46,7 @@ TABLE = {
     "search_lattice_panel": Operation("reference.lattice_beam:search_panel", "cpu.search:search_lattice_panel"),
     "decode_lattices": Operation("reference.lattice_decode:decode", "cpu.search:decode_lattices"),
     # Tokens.
+    "rotates": Operation("reference.inputs:rotates", "cpu.inputs:rotates"),
     "rotate_tokens": Operation("reference.inputs:rotate_tokens", "cpu.inputs:rotate"),
     "encode_tokens": Operation(
         "reference.inputs:encode_tokens",
@@ -71,9 +72,11 @@ TABLE = {
     "attend": Operation("reference.heads:attend", "cpu.cache:attend"),
     # Products.
     "integer_product": Operation("int8:integer_product", limits="torch's own products of int8 on every device"),
-    "scale_sums": Operation(None, "cpu.inputs:scaled"),
-    "rotated_product": Operation(None, "cpu.product:rotated_product"),
-    "product": Operation(None, None, "gpu.product:product", "int8 codes"),
-    "product_one": Operation(None, "cpu.product:product_one", "gpu.product:product_one"),
-    "product_many": Operation(None, None, "gpu.product:product_many", "int8 codes, 16-bit activations"),
+    "scale_sums": Operation("reference.products:scale_sums", "cpu.inputs:scaled"),
+    "rotated_product": Operation("reference.products:rotated_product", "cpu.product:rotated_product"),
+    "product": Operation("reference.products:product", None, "gpu.product:product", "int8 codes"),
+    "product_one": Operation("reference.products:product_one", "cpu.product:product_one", "gpu.product:product_one"),
+    "product_many": Operation(
+        "reference.products:product_many", None, "gpu.product:product_many", "int8 codes, 16-bit activations"
+    ),
 }

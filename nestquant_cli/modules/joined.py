@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
+from ..kernels import for_device
 from .inputs import InputQuantizer
-
-FEW_TOKENS = 4  # up to which a product reads every weight once instead of converting the matrix
 
 
 class Joined:
-    """A matrix of int8 rows on the CPU, ready for products with a few tokens.
+    """A matrix of int8 rows, ready for products with a few tokens.
 
     Args:
         v: (rows, padded features) int8, contiguous.
@@ -17,35 +16,21 @@ class Joined:
     """
 
     def __init__(self, v: Tensor, row_scale: Tensor) -> None:
-        self.arrays = v.numpy(), row_scale.view(torch.uint16).numpy()
+        self.weight = v, row_scale
+        self._kernels = for_device(v.device)
 
-    def product(self, source: InputQuantizer, x: Tensor, rows: slice) -> Tensor | None:
+    def product(self, source: InputQuantizer, x: Tensor, rows: slice) -> Tensor:
         """Products (tokens, some of the rows) in x's dtype, of x (..., features), taken for all rows at once.
 
         Each of them is handed out once, for the caller to do with as it likes; who asks again gets a new one.
-
-        Returns:
-            None where a factor of the rotation's order is too large.
         """
-        from ..kernels.cpu.product import rotated_product
-
-        seed = source.seed
+        multiply, seed, weight = self._kernels.rotated_product, source.seed, self.weight
         assert seed is not None
-
-        def make(flat: Tensor) -> Tensor | None:
-            return rotated_product(flat, seed, *self.arrays)
-
-        taken, y = source.once(x, self, lambda flat: (set(), make(flat)))
+        taken, y = source.once(x, self, lambda flat: (set(), multiply(flat, seed, *weight)))
         if rows.start in taken:
-            y = make(x.reshape(-1, source.features))
+            y = multiply(x.reshape(-1, source.features), seed, *weight)
         taken.add(rows.start)
-        return None if y is None else y[:, rows]
-
-
-def takes(source: InputQuantizer, x: Tensor) -> bool:
-    """Whether x is what `Joined` is for: few tokens on the CPU, neither coded nor differentiated."""
-    few = x.is_cpu and x.numel() <= FEW_TOKENS * source.features
-    return few and source.code is None and source.plain
+        return y[:, rows]
 
 
 def join(v: list[Tensor], row_scale: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Joined]:
@@ -58,6 +43,6 @@ def join(v: list[Tensor], row_scale: list[Tensor]) -> tuple[list[Tensor], list[T
     Returns:
         the matrices and the scales again, as views of the concatenated ones, and the whole as `Joined`.
     """
-    rows = [part.shape[0] for part in v]
+    rows = [matrix.shape[0] for matrix in v]
     whole, scales = torch.cat(v), torch.cat(row_scale)
     return list(whole.split(rows)), list(scales.split(rows)), Joined(whole, scales)

@@ -2,12 +2,13 @@
 
 import logging
 
-import torch
 from torch import nn
 
+from ..base.device import free_memory
 from ..base.errors import NestQuantError
 from ..base.names import nearest
 from ..e8.code import BLOCK
+from ..kernels import for_device
 from .joined import join
 from .linear import QuantizedLinear
 
@@ -66,31 +67,23 @@ def resident_bytes(model: nn.Module) -> int:
 
 
 def _join(layers: list[QuantizedLinear]) -> None:
-    """Lays the int8 weights with the same input one after another, so that one product serves them all."""
+    """Lays the int8 weights with the same input one after another, where a kernel multiplies them in one go."""
     groups: dict[int, list[QuantizedLinear]] = {}
     for layer in layers:
-        if layer.resident == "int8" and layer.v.device.type == "cpu":
+        if layer.form().integers and layer.resident == "int8" and for_device(layer.v.device).limits.joined_tokens:
             groups.setdefault(id(layer.source), []).append(layer)
     for group in (group for group in groups.values() if len(group) > 1):  # a single one is its own whole
-        v, scales, joined = join([layer.v for layer in group], [layer.row_scale for layer in group])
+        matrices, scales, joined = join([layer.v for layer in group], [layer.row_scale for layer in group])
         start = 0
-        for layer, own, scale in zip(group, v, scales, strict=True):
-            layer.v, layer.row_scale = own, scale
+        for layer, v, scale in zip(group, matrices, scales, strict=True):
+            layer.v, layer.row_scale = v, scale
             layer.set_joined(joined, start)
             start += layer.out_features
 
 
 def _choose(layers: list[QuantizedLinear]) -> str:
+    """The form of "auto": bytes of int8 weights and of their multipliers' indices against the free memory."""
     if not layers:
         return "packed"
     needed = sum(layer.out_features * layer.source.padded * (BLOCK + 1) // BLOCK for layer in layers)
     return "int8" if needed <= _SHARE * free_memory(layers[0].row_scale.device) else "packed"
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes free on a device; what else the machine could give up for us counts as free."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nestquant_cli.codecs.nested.code import ScaledCode
+from nestquant_cli.codecs.nested.linear import NestedLinear
 from nestquant_cli.e8.code import NestedCode
 from nestquant_cli.e8.rates import BEST
 from nestquant_cli.e8.words import pack_words
@@ -17,7 +18,6 @@ from nestquant_cli.kernels.cpu import nested as cpu
 from nestquant_cli.kernels.reference import nested as reference
 from nestquant_cli.modules.cache_codes import unpack_heads
 from nestquant_cli.modules.inputs import InputQuantizer
-from nestquant_cli.modules.linear import QuantizedLinear
 from nestquant_cli.rotation.transform import rotation
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
@@ -160,10 +160,10 @@ def test_a_matrix_by_the_document() -> None:
         assert f"{bfloat16(scale)}" in DOCUMENT
 
 
-def layer(coded: bool) -> QuantizedLinear:
+def layer(coded: bool) -> NestedLinear:
     code = NestedCode(13, (3, 4, 5, 6, 9), 32)
     source = InputQuantizer(16, 0, ScaledCode(code, 0.9 / 26) if coded else None)
-    linear = QuantizedLinear(16, 2, False, source, code, torch.float32)
+    linear = NestedLinear(16, 2, False, source, code, torch.float32)
     for number, (row, scale, _, _) in enumerate(matrix_rows()):
         linear.words[number] = torch.tensor(list(row), dtype=torch.uint8)
         linear.row_scale[number] = scale

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from nestquant_cli.codecs.nested.centered import CenteredCode
 from nestquant_cli.codecs.nested.code import ScaledCode
+from nestquant_cli.codecs.nested.linear import NestedLinear
 from nestquant_cli.codecs.row_scale import row_scale_bits, row_scale_of
 from nestquant_cli.codecs.vectors import VectorCode
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.kernels import for_device
 from nestquant_cli.modules.inputs import InputQuantizer, LinearInput
 from nestquant_cli.modules.linear import QuantizedLinear
-from nestquant_cli.modules.product import float_product
+from nestquant_cli.modules.ways import float_product
 from tests.families import gaussian, relative_error
 
 FOUR = ScaledCode(shape_for_bits(4).with_multipliers((3, 4, 5, 6, 9)), 0.9 / 13 / 2)
@@ -42,7 +43,7 @@ def make(
     """A layer with random words of a Gaussian matrix, and a bias."""
     source = InputQuantizer(in_features, 1, act)
     code = None if weight is None else weight.code
-    layer = QuantizedLinear(in_features, out_features, True, source, code, dtype)
+    layer = NestedLinear(in_features, out_features, True, source, code, dtype)
     assert layer.bias is not None
     layer.bias.data = gaussian(out_features, seed=5).to(dtype)
     W = gaussian(out_features, in_features, seed=6) * torch.linspace(0.5, 2, out_features)[:, None]
@@ -94,7 +95,7 @@ def test_products_equal_dense_arithmetic(
 @pytest.mark.parametrize("act", [FOUR, None], ids=["a4", "a16"])
 def test_odd_widths(in_features: int, out_features: int, act: ScaledCode | None) -> None:
     source = InputQuantizer(in_features, 1, act)
-    layer = QuantizedLinear(in_features, out_features, True, source, FOUR.code, torch.float32)
+    layer = NestedLinear(in_features, out_features, True, source, FOUR.code, torch.float32)
     layer.words = torch.randint(0, 256, layer.words.shape, dtype=torch.uint8)  # any bytes decode to something
     layer.row_scale = row_scale_bits(torch.rand(out_features) + 0.5)
     x = gaussian(6, in_features, seed=3)
@@ -158,7 +159,7 @@ def test_copies_and_state_dicts_round_trip() -> None:
     layer, x = make(FOUR, FOUR), gaussian(3, IN)
     y = layer(x)
     assert torch.equal(copy.deepcopy(layer)(x), y)
-    fresh = QuantizedLinear(IN, OUT, True, InputQuantizer(IN, 1, FOUR), FOUR.code, torch.float32)
+    fresh = NestedLinear(IN, OUT, True, InputQuantizer(IN, 1, FOUR), FOUR.code, torch.float32)
     assert set(layer.state_dict()) == {"words", "row_scale", "bias"}
     fresh.load_state_dict(layer.state_dict())
     assert torch.equal(fresh(x), y)
@@ -166,7 +167,7 @@ def test_copies_and_state_dicts_round_trip() -> None:
 
 def test_copies_of_several_layers_go_on_sharing_their_input() -> None:
     first = make(FOUR, FOUR)
-    second = QuantizedLinear(IN, OUT, False, first.source, FOUR.code, torch.float32)
+    second = NestedLinear(IN, OUT, False, first.source, FOUR.code, torch.float32)
     twins: Any = copy.deepcopy(torch.nn.ModuleList([first, second]))
     assert twins[0].source is twins[1].source is not first.source
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from nestquant_cli.codecs.nested.code import ScaledCode
+from nestquant_cli.codecs.nested.linear import NestedLinear
 from nestquant_cli.codecs.row_scale import row_scale_bits, row_scale_of
 from nestquant_cli.e8.shape import shape_for_bits
-from nestquant_cli.modules import linear, product
+from nestquant_cli.modules import multiply
 from nestquant_cli.modules.inputs import InputQuantizer
 from tests.families import gaussian, relative_error
 
@@ -23,8 +24,8 @@ SIX = ScaledCode(shape_for_bits(6).with_multipliers((3, 4, 5, 6, 7, 8, 9, 10, 12
 MANY = gpu_product.FEW_TOKENS + 1
 
 
-def make(weight: ScaledCode, act: ScaledCode | None, dtype: torch.dtype) -> linear.QuantizedLinear:
-    layer = linear.QuantizedLinear(60, 24, False, InputQuantizer(60, 1, act), weight.code, dtype)
+def make(weight: ScaledCode, act: ScaledCode | None, dtype: torch.dtype) -> NestedLinear:
+    layer = NestedLinear(60, 24, False, InputQuantizer(60, 1, act), weight.code, dtype)
     rotated = layer.source.rotate(gaussian(24, 60, seed=6))
     layer.row_scale = row_scale_bits(weight.row_scale(rotated))
     v, index, _ = reference.quantize(rotated, row_scale_of(layer.row_scale), weight.code)
@@ -64,7 +65,8 @@ def test_products(
 
     for name in ("product", "product_one", "product_many"):
         monkeypatch.setattr(gpu_product, name, noting(name))
-    monkeypatch.setattr(product, "products_for", lambda device: of_family("gpu"))
+    monkeypatch.setattr(multiply, "for_device", lambda device: of_family("gpu"))
+    layer.forget()  # the way that was chosen for the CPU
     y = layer(x)
     assert calls == ([] if taken is None else [taken])
     assert y.dtype == dtype and relative_error(y, expected.double()) < 1e-2
@@ -73,7 +75,7 @@ def test_products(
 
 
 def test_gradients_take_the_way_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product, "products_for", lambda device: of_family("gpu"))
+    monkeypatch.setattr(multiply, "for_device", lambda device: of_family("gpu"))
     x = gaussian(2, 60).requires_grad_()
     make(FOUR, None, torch.float32)(x).sum().backward()
     assert x.grad is not None and x.grad.abs().sum() > 0

@@ -15,6 +15,7 @@ from nestquant_cli import NestQuantConfig
 from nestquant_cli.codecs.integer.code import IntegerCode
 from nestquant_cli.codecs.integer.linear import IntegerLinear
 from nestquant_cli.codecs.nested.code import ScaledCode
+from nestquant_cli.codecs.nested.linear import NestedLinear
 from nestquant_cli.codecs.row_scale import row_scale_bits
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules import operators
@@ -22,7 +23,6 @@ from nestquant_cli.modules.attach import quantized_linears
 from nestquant_cli.modules.cache import PackedLayer
 from nestquant_cli.modules.cache_codes import CacheCodes
 from nestquant_cli.modules.inputs import InputQuantizer
-from nestquant_cli.modules.linear import QuantizedLinear
 from nestquant_cli.modules.resident import set_resident
 from tests.families import gaussian, load, make_model, random_ids, relative_error, save_model
 
@@ -83,7 +83,7 @@ def test_gradients_are_those_without_a_compiler(model: Any) -> None:
 def test_biases_learn_with_a_compiler_as_without(weight: str, dtype: torch.dtype) -> None:
     """The input needs a gradient or not: that of the bias is the same, in the bias's dtype."""
     code: Any = {"nested": NESTED.code, "integers": IntegerCode(bits=4, symmetric=True, group=None), "16 bit": None}
-    kind = IntegerLinear if weight == "integers" else QuantizedLinear
+    kind = IntegerLinear if weight == "integers" else NestedLinear
     layer = kind(16, 12, True, InputQuantizer(16, 1, NESTED), code[weight], dtype)
     assert layer.bias is not None
     layer.bias.data.normal_(generator=torch.Generator().manual_seed(0))
@@ -105,7 +105,7 @@ def test_biases_learn_with_a_compiler_as_without(weight: str, dtype: torch.dtype
 
 
 def test_a_bias_that_is_given_in_place_of_the_layers_is_the_one_that_counts() -> None:
-    layer = QuantizedLinear(16, 12, True, InputQuantizer(16, 1, NESTED), NESTED.code, torch.float32)
+    layer = NestedLinear(16, 12, True, InputQuantizer(16, 1, NESTED), NESTED.code, torch.float32)
     x, other = gaussian(3, 16), {"bias": gaussian(12, seed=1)}
     expected = torch.func.functional_call(layer, other, (x,))
     assert torch.equal(expected, layer(x) + other["bias"])

@@ -15,10 +15,11 @@ from nestquant_cli.codecs.integer.code import IntegerCode
 from nestquant_cli.codecs.integer.linear import IntegerLinear
 from nestquant_cli.codecs.nested.centered import CenteredCode
 from nestquant_cli.codecs.nested.code import ScaledCode
+from nestquant_cli.codecs.nested.linear import NestedLinear
 from nestquant_cli.codecs.row_scale import row_scale_bits, row_scale_of
 from nestquant_cli.e8.shape import shape_for_bits
-from nestquant_cli.kernels.cpu import product as cpu_product
-from nestquant_cli.modules import joined, linear, resident
+from nestquant_cli.kernels import for_device
+from nestquant_cli.modules import resident, ways
 from nestquant_cli.modules.attach import quantized_linears
 from nestquant_cli.modules.inputs import InputQuantizer
 from nestquant_cli.modules.linear import QuantizedLinear
@@ -50,11 +51,11 @@ def random_layer(
 ) -> QuantizedLinear:
     """Words below k·q⁸, which is what encoders write, a third bias."""
     source = InputQuantizer(sizes[0], 1, act)
-    layer = QuantizedLinear(*sizes, True, source, weight.code, dtype)
+    layer = NestedLinear(*sizes, True, source, weight.code, dtype)
     rotated = source.rotate(gaussian(sizes[1], sizes[0], seed=6))
     layer.row_scale = row_scale_bits(weight.row_scale(rotated))
-    v, index, _ = linear.for_device(rotated.device).quantize(rotated, row_scale_of(layer.row_scale), weight.code)
-    layer.words = linear.for_device(rotated.device).pack(v, index, weight.code)
+    v, index, _ = for_device(rotated.device).quantize(rotated, row_scale_of(layer.row_scale), weight.code)
+    layer.words = for_device(rotated.device).pack(v, index, weight.code)
     assert layer.bias is not None
     layer.bias.data = gaussian(sizes[1], seed=5).to(dtype)
     return layer
@@ -94,11 +95,11 @@ def test_weight_only_products_differ_by_float_rounding(dtype: torch.dtype, token
 def test_panels_make_the_whole(monkeypatch: pytest.MonkeyPatch, act: ScaledCode | None, dtype: torch.dtype) -> None:
     layer, x = random_layer(FOUR, act, dtype), gaussian(9, 200).to(dtype)
     decoded: list[int] = []
-    rows = layer._rows
+    decode = layer.decode
     with torch.no_grad():
         whole = layer(x)
-        monkeypatch.setattr(linear, "PANEL", 5 * 200)
-        monkeypatch.setattr(layer, "_rows", lambda a, b: (decoded.append(b - a), rows(a, b))[1])
+        monkeypatch.setattr(ways, "PANEL", 5 * 200)
+        monkeypatch.setattr(layer, "decode", lambda a, b: (decoded.append(b - a), decode(a, b))[1])
         y = layer(x.clone())
     assert decoded == [5] * 7 + [2]
     torch.testing.assert_close(y, whole, rtol=0 if act else 1e-2, atol=0 if act else 1e-2)
@@ -206,7 +207,7 @@ def test_the_option_changes_no_perplexity(
 def test_few_tokens_and_many_agree(dtype: torch.dtype) -> None:
     layer = random_layer(FOUR, None, dtype, ROTATED)
     layer.hold_int8()
-    x = gaussian(joined.FEW_TOKENS + 1, ROTATED[0]).to(dtype)
+    x = gaussian(for_device(torch.device("cpu")).limits.joined_tokens + 1, ROTATED[0]).to(dtype)
     with torch.no_grad():
         assert relative_error(layer(x)[:-1], layer(x[:-1].clone())) < 5e-3
 
@@ -220,8 +221,9 @@ def test_linears_with_one_input_share_its_product(monkeypatch: pytest.MonkeyPatc
         expected = [layer(each) for each in (x, other) for layer in (parent.q, parent.k)]
         assert set_resident(parent, "int8") == "int8"
         calls: list[int] = []
-        rotated_product = cpu_product.rotated_product
-        monkeypatch.setattr(cpu_product, "rotated_product", lambda *a: (calls.append(1), rotated_product(*a))[1])
+        kernels = for_device(x.device)
+        product = kernels.rotated_product
+        monkeypatch.setattr(kernels, "rotated_product", lambda *a: (calls.append(1), product(*a))[1])
         for moved in (parent, copy.deepcopy(parent)):
             calls.clear()
             found = [layer(each) for each in (x, other) for layer in (moved.q, moved.k)]
@@ -253,11 +255,11 @@ def test_a_product_with_a_few_tokens_follows_the_row_scales() -> None:
     assert torch.equal(layer(x), 2 * before)
 
 
-@pytest.mark.parametrize("kind", [QuantizedLinear, IntegerLinear])
+@pytest.mark.parametrize("kind", [NestedLinear, IntegerLinear])
 def test_a_form_frees_the_tensors_of_the_other(kind: type[QuantizedLinear]) -> None:
     """Also where the product of the weight with the input's center is kept."""
     act = CenteredCode(FOUR, (bytes(FOUR.pack(gaussian(1, 64))[0].tolist()),))
-    code: Any = FOUR.code if kind is QuantizedLinear else IntegerCode(bits=4)
+    code: Any = FOUR.code if kind is NestedLinear else IntegerCode(bits=4)
     layer, x = kind(64, 8, False, InputQuantizer(64, 1, act), code, torch.float32), gaussian(40, 64)
     for form, name in (("int8", "words"), ("packed", "v"), ("int8", "words")):
         layer(x)

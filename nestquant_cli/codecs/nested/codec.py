@@ -22,6 +22,7 @@ from .centered import centered_from, fit_centered
 from .check import check, check_record
 from .code import ScaledCode
 from .fit import fit_rows
+from .linear import NestedLinear
 from .rounding import quantize_rows
 from .row_search import search_rows
 
@@ -118,7 +119,7 @@ class NestedCodec(VectorCodec[CodeShape, NestedCode]):
 
     @property
     def linear(self) -> type[QuantizedLinear]:
-        return QuantizedLinear
+        return NestedLinear
 
     # Vectors.
 

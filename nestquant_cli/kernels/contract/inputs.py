@@ -10,6 +10,18 @@ from ...e8.code import NestedCode
 class InputKernels(Protocol):
     """Tokens on their way into a quantized Linear."""
 
+    def rotates(self, order: int, seed: int) -> bool:
+        """Whether tokens are rotated in one pass over memory, in which bfloat16 stays bfloat16.
+
+        Args:
+            order: order of the rotation.
+            seed: seed of the rotation signs.
+
+        Returns:
+            True where `rotate_tokens` and `rotated_product` have such a pass for the order.
+        """
+        ...
+
     def rotate_tokens(self, x: Tensor, order: int, seed: int | None) -> Tensor:
         """R x of tokens padded with zeros to the order, R as `rotation.transform` defines it.
 

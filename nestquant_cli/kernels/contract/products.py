@@ -47,8 +47,10 @@ class ProductKernels(Protocol):
         """
         ...
 
-    def rotated_product(self, x: Tensor, seed: int, v: Tensor, row_scale: Tensor) -> Tensor | None:
+    def rotated_product(self, x: Tensor, seed: int, v: Tensor, row_scale: Tensor) -> Tensor:
         """diag(row_scale)·V·R x of at most `limits.joined_tokens` tokens and int8 rows, rotation included.
+
+        Only for orders of which `rotates` says yes.
 
         Args:
             x: (tokens, features) floating point.
@@ -57,7 +59,7 @@ class ProductKernels(Protocol):
             row_scale: (rows,) int16, the bits of a bfloat16.
 
         Returns:
-            (tokens, rows) in x's dtype, sums in float32; None where a factor of the rotation's order is too large.
+            (tokens, rows) in x's dtype, sums in float32.
         """
         ...
 

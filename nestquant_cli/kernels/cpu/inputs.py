@@ -128,6 +128,11 @@ def sides(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return x.float().contiguous().numpy(), _NO_BITS
 
 
+def rotates(order: int, seed: int) -> bool:
+    """Whether the compiled pass takes all factors of the order."""
+    return plan_of(order, seed) is not None
+
+
 @lru_cache(maxsize=256)
 def plan_of(order: int, seed: int) -> tuple[np.ndarray, ...] | None:
     """What cpu_tokens.rotate takes."""

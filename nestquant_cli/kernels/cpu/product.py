@@ -24,8 +24,10 @@ _SUMS = _ROWS + LANES
 
 def product_one(words: Tensor, row_scale: Tensor, x: Tensor, code: NestedCode) -> Tensor:
     """Product of packed words with one token that is not coded: `contract.products.product_one`, by `dot`."""
-    if len(x) != 1:
-        raise ValueError(f"{len(x)} tokens are not one")
+    if len(x) > 1:
+        raise ValueError(f"{len(x)} tokens are more than one")
+    if not len(x):
+        return x.new_empty(0, len(words), dtype=torch.float32)
     return dot(words, x[0], code)[None] * row_scale.float()
 
 
@@ -88,25 +90,15 @@ def _add(work):  # type: ignore[no-untyped-def]
         work[_SUMS + lane] = total
 
 
-def rotated_product(x: Tensor, seed: int, v: np.ndarray, row_scale: np.ndarray) -> Tensor | None:
-    """diag(row_scale)·V·R x for a few tokens.
-
-    Args:
-        x: (tokens, features) floating point.
-        seed: seed of the rotation signs.
-        v: (rows, padded features) int8.
-        row_scale: (rows,) uint16, the bits of a bfloat16.
-
-    Returns:
-        (tokens, rows) in x's dtype, sums in float32; None where a factor of the rotation's order is too large.
-    """
+def rotated_product(x: Tensor, seed: int, v: Tensor, row_scale: Tensor) -> Tensor:
+    """diag(row_scale)·V·R x for a few tokens: `contract.products.rotated_product`."""
     rows, order = v.shape
     plan = plan_of(order, seed)
-    if plan is None:
-        return None
+    assert plan is not None, "no pass rotates this order"
     narrow = x.dtype == torch.bfloat16
     out = torch.empty(x.shape[0], rows, dtype=torch.bfloat16 if narrow else torch.float32)
-    share(_rotate_and_dot, (*sides(x), plan, v, row_scale, *sides(out)), rows, order // BLOCK)
+    scales = row_scale.view(torch.uint16).numpy()
+    share(_rotate_and_dot, (*sides(x), plan, v.numpy(), scales, *sides(out)), rows, order // BLOCK)
     return out if narrow else out.to(x.dtype)
 
 

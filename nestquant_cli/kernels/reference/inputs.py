@@ -26,6 +26,11 @@ class Rounding(Protocol):
     def unpack(self, packed: Tensor, entries: int, code: NestedCode) -> Tensor: ...
 
 
+def rotates(order: int, seed: int) -> bool:
+    """False: tokens are rotated in several passes, to float32: `contract.inputs.rotates`."""
+    return False
+
+
 def rotate_tokens(x: Tensor, order: int, seed: int | None) -> Tensor:
     """R x of tokens (tokens, features ≤ order), padded with zeros: `contract.inputs.rotate_tokens`, always float32."""
     padding = order - x.shape[1]

@@ -1,0 +1,204 @@
+"""The ways to multiply tokens with a quantized weight. `multiply.choose` says which one is taken when.
+
+    Y = (diag(s_a)·V_a·Vᵀ [+ c·tᵀ])·diag(s) [+ b],   V_a, V integer, s_a per token, s per row of the weight
+
+Where the code of the input has a center μ, c (0 or 1) says from which tokens it was subtracted, and t = V·μ is the
+shift. An input that is not rounded is floats X in place of diag(s_a)·V_a.
+
+Each way takes the Linear, its input x (..., features), the bias (rows,) or None, and the kernels of x's device, and
+returns (tokens, rows) in x's dtype or in float32. The first line of its docstring says what is multiplied, and
+`nestquant inspect` prints it; the rest says how many bytes a weight it reads, when it is taken, and what decided that.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels import Kernels
+from ..kernels.dense import linear
+from .inputs import InputQuantizer, LinearInput
+
+PANEL = 1 << 20  # entries of a matrix that are decoded at a time: they stay in the caches
+
+
+class Weight(Protocol):
+    """What the ways ask of a `QuantizedLinear`, whose file documents it."""
+
+    out_features: int
+    source: InputQuantizer
+    code: Any
+    weight: Any
+
+    @property
+    def resident(self) -> str: ...
+
+    def stored(self, name: str) -> Tensor: ...
+
+    def scale(self) -> Tensor: ...
+
+    def integers(self, start: int, stop: int) -> Tensor: ...
+
+    def values(self, start: int, stop: int) -> Tensor: ...
+
+    def shift(self) -> Tensor: ...
+
+    def joined_product(self, x: Tensor) -> Tensor: ...
+
+
+Way = Callable[[Weight, Tensor, Tensor | None, Kernels], Tensor]
+
+
+def kept_weight(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Kernels) -> Tensor:
+    """The weight as it was, in 16 bits.
+
+    2 bytes a weight, by torch's own product. Taken where only inputs are coded: they are rounded in the rotated basis
+    and brought back, since the weight was never rotated.
+    """
+    values, weight = layer.source.unrotate(layer.source(x).dequantized()), layer.weight
+    return linear(values.to(weight.dtype), weight, bias)
+
+
+def float32_values(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Kernels) -> Tensor:
+    """The weight decoded to float32, a panel of rows at a time.
+
+    The stored bytes, and 4 bytes a weight to and from the caches. Taken where a row is not integers with one scale:
+    groups of integers, and lattices. No kernel multiplies those.
+    """
+    values = layer.source(x).dequantized()
+    step = max(1, PANEL // layer.source.padded)
+    starts = range(0, layer.out_features, step)
+    y = torch.cat([F.linear(values, layer.values(start, start + step)) for start in starts], dim=1)
+    return y if bias is None else y + bias
+
+
+def joined_rows(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Kernels) -> Tensor:
+    """The int8 rows of all Linears with this input in one kernel, which also rotates the tokens.
+
+    1 byte a weight, float32 sums. Taken for up to `Limits.joined_tokens` tokens that are not rounded: reading the
+    weights takes all the time then, and converting the matrix first would read and write 2 bytes more a weight. All
+    matrices of SmolLM2-135M one after another take 5.3 ms for one token; 7.0 ms with torch._weight_int8pack_mm.
+    """
+    y = layer.joined_product(x)
+    return y if bias is None else y + bias
+
+
+def words_by_few(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Kernels) -> Tensor:
+    """The packed words, decoded inside the dot products.
+
+    The bits of the code alone, 0.5 bytes a weight at 4 bits; sums in float32. Taken for up to `Limits.dot_tokens`
+    tokens: on a CPU for one, since words are decoded again for each and decoding takes the time. On a GPU for four:
+    threads that decode a row also hold its sums; 52 µs for 4096 × 14336 on an H100 by count, bfloat16 35 µs.
+    """
+    y = kernels.product_one(layer.stored("words"), layer.scale(), layer.source(x).dequantized(), layer.code)
+    return _finished(y, bias, x.dtype)
+
+
+def words_by_many(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Kernels) -> Tensor:
+    """The packed words, decoded inside tiles of a bfloat16 product.
+
+    The bits of the code alone; sums in float32. Taken for up to `Limits.fused_tokens` tokens, which one tile holds, so
+    that each word is decoded once. Decoding in every tile of 128 tokens takes 830 µs for 2,048 tokens and 4096 × 14336
+    on an H100 by count, a bfloat16 product 243 µs.
+    """
+    tokens = layer.source(x).dequantized().to(x.dtype)
+    y = kernels.product_many(layer.stored("words"), layer.scale(), tokens, layer.code)
+    return _finished(y, bias, x.dtype)
+
+
+def words_by_integers(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Kernels) -> Tensor:
+    """The packed words and int8 tokens in one kernel, sums exact in int32.
+
+    The bits of the code alone. Taken on devices that have the kernel, for any number of tokens: it decodes in the tile
+    for few and to int8 first for many. For 2,048 tokens and 4096 × 14336 188 µs on an H100 by count, bfloat16 243 µs.
+    """
+    tokens, scale = layer.source(x), layer.scale()
+    assert tokens.scale is not None
+    y = kernels.product(layer.stored("words"), scale, tokens.values, tokens.scale, layer.code)
+    if tokens.centered is not None:
+        y = torch.addcmul(y, tokens.centered[:, None].to(y.dtype), layer.shift() * scale.float())
+    return _finished(y, bias, x.dtype)
+
+
+def integer_sums(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Kernels) -> Tensor:
+    """Int8 rows and int8 tokens, sums exact in int32; packed words are decoded a panel at a time.
+
+    1 byte a weight in the int8 form. Taken where both sides are int8 with one scale a row: on a CPU with AVX-512 VNNI
+    twice as fast as bfloat16, and with packed words for every number of tokens, as no CPU kernel reads them here.
+    """
+    tokens, scale = layer.source(x), layer.scale().float()
+    token_scale = tokens.scale
+    assert token_scale is not None
+    bias = None if bias is None else bias.detach().float()
+    shift = None if tokens.centered is None else layer.shift()
+
+    def multiply(V: Tensor, part: slice) -> Tensor:
+        sums = kernels.integer_product(tokens.values, V)
+        b, t = bias if bias is None else bias[part], shift if shift is None else shift[part]
+        return kernels.scale_sums(sums, token_scale, scale[part], b, x.dtype, tokens.centered, t)
+
+    return _by_panels(layer, multiply)
+
+
+def bfloat16_rows(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Kernels) -> Tensor:
+    """Integer rows as bfloat16, which holds int8 exactly, and bfloat16 tokens, sums in float32.
+
+    1 byte a weight in the int8 form, and 2 to and from the caches. Taken for bfloat16 tokens that a kernel rotates in
+    bfloat16, where they are so many that converting the matrix is worth it. Processors without bfloat16 instructions
+    multiply in float32 (`kernels.dense`), 6 to 8 times as fast.
+    """
+    tokens, scale = layer.source(x).values, layer.scale()
+
+    def multiply(V: Tensor, part: slice) -> Tensor:
+        y = linear(tokens, V.to(torch.bfloat16)).mul_(scale[part])
+        return y if bias is None else y + bias[part]
+
+    return _by_panels(layer, multiply)
+
+
+def float_rows(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Kernels) -> Tensor:
+    """Integer rows as floats of the input's dtype, or as float32 where they do not fit int8.
+
+    1 or 2 bytes a weight in memory, and the dtype's to and from the caches. Taken for everything else: float32 and
+    float16 tokens, codes beyond int8 on either side, and rotations that no kernel knows.
+    """
+    tokens, scale = layer.source(x), layer.scale().float()
+
+    def multiply(V: Tensor, part: slice) -> Tensor:
+        y = float_product(tokens, V, x.dtype) * scale[part]
+        return (y if bias is None else y + bias[part]).to(x.dtype)
+
+    return _by_panels(layer, multiply)
+
+
+def float_product(tokens: LinearInput, V: Tensor, dtype: torch.dtype) -> Tensor:
+    """Tokens times integers (rows, padded) in a dtype, or in float32 where V is not int8: (tokens, rows) float32.
+
+    An int8 V is exact in bfloat16 and float16. In float16 tokens are divided by their largest entry first, as sums of
+    x·v may exceed its range.
+    """
+    dtype = dtype if V.dtype == torch.int8 else torch.float32
+    x = tokens.dequantized()
+    if dtype != torch.float16:
+        return linear(x.to(dtype), V.to(dtype)).float()
+    size = x.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)  # (tokens, 1)
+    return F.linear((x / size).to(dtype), V.to(dtype)).float() * size
+
+
+def _by_panels(layer: Weight, multiply: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    """multiply(rows of V, which rows) for all rows: at once in the int8 form, else PANEL entries at a time."""
+    rows = layer.out_features
+    step = rows if layer.resident == "int8" else max(1, PANEL // layer.source.padded)
+    if step >= rows:
+        return multiply(layer.integers(0, rows), slice(0, rows))
+    panels = []
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        panels.append(multiply(layer.integers(part.start, part.stop), part))
+    return torch.cat(panels, dim=1)
+
+
+def _finished(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (y if bias is None else y + bias).to(dtype)
