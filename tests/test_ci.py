@@ -60,7 +60,7 @@ def test_steps_are_those_that_github_knows() -> None:
 @pytest.mark.slow
 def test_a_failed_gate_fails_its_step_and_the_rest_is_kept(runner: Callable[..., Runner], tmp_path: Path) -> None:
     run = runner(FAIL_ABOVE="1.5", TASKS="sample_piqa", LIMIT="2", FAIL_BELOW="sample_piqa=0")
-    failed = run("Perplexity beside the original")
+    failed = run("Perplexity of the checkpoint and the original")
     assert failed.returncode == 1 and "gate failed: perplexity" in failed.stdout, failed.stderr
     passed = run("Tasks")
     assert passed.returncode == 0, passed.stderr
@@ -78,6 +78,6 @@ def test_a_failed_gate_fails_its_step_and_the_rest_is_kept(runner: Callable[...,
 
 
 def test_bad_input_is_no_failed_gate(runner: Callable[..., Runner], tmp_path: Path) -> None:
-    found = runner(CHECKPOINT=str(tmp_path / "nowhere"))("Perplexity beside the original")
+    found = runner(CHECKPOINT=str(tmp_path / "nowhere"))("Perplexity of the checkpoint and the original")
     assert found.returncode == 2 and "does not exist" in found.stderr
     assert not (tmp_path / "results" / "perplexity.xml").exists()
