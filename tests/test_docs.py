@@ -58,12 +58,12 @@ def test_links_to_a_heading_name_one(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_and_folders_in_the_text_exist(page: Path) -> None:
-    """A path with a folder in it, from the repository's root or the package's."""
+    """A path with a folder in it: from the page's folder, the repository's root or the package's."""
     text = page.read_text(encoding="utf-8")
-    paths = re.findall(r"(?<![\w/.$~-])((?:[\w-]+/)+[\w.-]+\.(?:py|ya?ml|md))\b", re.sub(r"\]\([^)]*\)", "", text))
+    paths = re.findall(r"(?<![\w/.$~-])((?:[a-z0-9_-]+/)+[\w.-]+\.(?:py|ya?ml|md))\b", re.sub(r"\]\([^)]*\)", "", text))
     folders = re.findall(r"`((?:[a-z0-9_]+/)+)`", text)
     for path in [*paths, *folders]:
-        assert (ROOT / path).exists() or (ROOT / "nestquant_cli" / path).exists(), path
+        assert any((root / path).exists() for root in (page.parent, ROOT, ROOT / "nestquant_cli")), path
 
 
 def test_every_table_of_perplexities_names_the_reference() -> None:
