@@ -51,7 +51,7 @@ def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[M
         if code is None:
             continue
         spent = {}
-        for leaf, (shape, kind) in code.tensors(linear.out_features, padded_size(linear.in_features)).items():
+        for leaf, (shape, kind) in linear.tensors().items():
             tensor, dtype = f"{name}.{leaf}", str(kind).removeprefix("torch.")
             if tensor not in entries or (entries[tensor].dtype, entries[tensor].shape) != (dtype, shape):
                 raise NestQuantError(

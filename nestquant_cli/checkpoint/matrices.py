@@ -44,7 +44,7 @@ class MatrixChecks:
         coded = {name: (linear, linear.code) for name, linear in self.layout.linears.items()}
         packed = {name: (linear, code) for name, (linear, code) in coded.items() if code is not None}
         for name, (linear, code) in track(packed.items(), "checking matrices", total=len(packed)):
-            forms = code.tensors(linear.out_features, padded_size(linear.in_features))
+            forms = linear.tensors()
             if {f"{name}.{leaf}" for leaf in forms} <= self.tensors.sound:
                 self._check(name, linear, code, original)
         for name in sorted(set(self.records or {}) - set(packed)):
@@ -52,7 +52,7 @@ class MatrixChecks:
 
     def _check(self, name: str, linear: LinearLayout, code: WeightCode, original: PreTrainedModel | None) -> None:
         stored = {}
-        for leaf, (shape, dtype) in code.tensors(linear.out_features, padded_size(linear.in_features)).items():
+        for leaf, (shape, dtype) in linear.tensors().items():
             if self.tensors.found[f"{name}.{leaf}"][1].shape != shape:
                 self.report.add("config.json", name, f"its {leaf} should be of shape {list(shape)}")
                 return

@@ -96,7 +96,7 @@ def _places(folder: Path) -> _Places:
 
 def _parts(layout: Layout, places: _Places) -> Iterator[list[str]]:
     """Names of matrices, of other tensors and, last, of transforms: a list for each shard."""
-    owners = {f"{name}.{leaf}": name for name in layout.linears for leaf in ("words", "row_scale")}
+    owners = {f"{name}.{leaf}": name for name, linear in layout.linears.items() for leaf in linear.tensors()}
     shards: dict[Path, dict[str, None]] = {}
     for name, (path, _) in places.items():
         shards.setdefault(path, {})[owners.get(name, name)] = None
@@ -116,8 +116,9 @@ def _tensors(names: list[str], layout: Layout, grid: Grid, places: _Places) -> d
     tensors: dict[str, Tensor] = {}
     for name in names:
         if name in layout.linears:
-            stored = {leaf: read_tensor(*places[f"{name}.{leaf}"]) for leaf in ("words", "row_scale")}
-            tensors |= matrix_tensors(name, layout.linears[name], grid, stored)
+            linear = layout.linears[name]
+            stored = {leaf: read_tensor(*places[f"{name}.{leaf}"]) for leaf in linear.tensors()}
+            tensors |= matrix_tensors(name, linear, grid, stored)
         elif name in places:
             tensors[name] = read_tensor(*places[name])
         else:

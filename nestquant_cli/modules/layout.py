@@ -10,7 +10,7 @@ from ..base.errors import NestQuantError
 from ..base.fields import Fields
 from ..codecs.registry import CODECS, codec_of, shape_from, vector_from
 from ..codecs.vectors import VectorCode
-from ..codecs.weights import Shape, WeightCode
+from ..codecs.weights import Shape, TensorForms, WeightCode
 from .cache_codes import CacheCodes
 from .inputs import padded_size
 
@@ -39,6 +39,10 @@ class LinearLayout:
     bias: bool
     input: str
     code: WeightCode | None
+
+    def tensors(self) -> TensorForms:
+        """The stored tensors of the weight, by the name that follows that of the Linear; none for one in 16 bits."""
+        return {} if self.code is None else self.code.tensors(self.out_features, padded_size(self.in_features))
 
 
 @dataclass(frozen=True)

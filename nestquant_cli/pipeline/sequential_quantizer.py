@@ -84,7 +84,7 @@ class SequentialQuantizer:
             code = linear.code
             assert code is not None
             module = modules[name.removeprefix(prefix)]
-            forms = code.tensors(linear.out_features, padded_size(linear.in_features))
+            forms = linear.tensors()
             stored = {leaf: tensors[f"{name}.{leaf}"] for leaf in forms}
             reflectors = tensors.get(f"{linear.input}.{REFLECTORS}")
             reflectors = None if reflectors is None else reflectors.view(torch.bfloat16)
