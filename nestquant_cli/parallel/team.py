@@ -1,8 +1,8 @@
-"""The processes of one run: started by torchrun, joined through torch.distributed, each knowing its share of the work.
+"""The processes of one run: started by torchrun, joined through torch.distributed, each with its share of the work.
 
-A process that was started alone is a team of one, for which every function here does nothing or returns what it was
-given. What processes send to each other goes through torch.distributed, which pickles objects: they are all parts of
-one run by one user.
+A process that was started alone is a team of one, for which every function here does nothing or returns its argument.
+Objects are exchanged through torch.distributed, which pickles them. That is safe because all processes are parts of one
+run by one user.
 """
 
 import os
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_START = timedelta(minutes=5)  # in which all processes have to be there
-_LONGEST = timedelta(days=14)
+_START = timedelta(minutes=5)  # time in which all processes have to start
+_LONGEST = timedelta(days=14)  # time of an exchange, in which others wait for the work of one process
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Team:
     """This process among the others.
 
     Attributes:
-        rank: its number, from 0; rank 0 writes and talks.
-        size: how many there are.
+        rank: number of this process, from 0. Rank 0 writes files and prints.
+        size: number of processes.
     """
 
     rank: int = 0
@@ -38,49 +38,64 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes and talks."""
+        """Whether this process is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """This process's part of `count` things in a row: neighbours stay together, no two parts differ by over 1."""
+        """Indices of this process's share of `count` items: consecutive, and no two shares differ by more than 1."""
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def sum(self, tensor: "Tensor") -> None:
-        """Replaces `tensor` by its sum over all processes."""
+        """Replaces `tensor` by its sum over all processes, in place.
+
+        Raises:
+            NestQuantError: another process has ended.
+        """
         if self.size > 1:
             import torch.distributed as dist
 
-            with _talking():
+            with _noticing_lost_processes():
                 dist.all_reduce(tensor)
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes in order of their ranks, on every process."""
+        """The values of all processes in order of their ranks, on every process.
+
+        Args:
+            value: any object that can be pickled.
+
+        Raises:
+            NestQuantError: another process has ended.
+        """
         if self.size == 1:
             return [value]
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.size
-        with _talking():
+        with _noticing_lost_processes():
             dist.all_gather_object(values, value)
         return values
 
     def broadcast(self, value: T) -> T:
-        """The value of rank 0, on every process."""
+        """The value of rank 0, on every process; values of the others are ignored.
+
+        Raises:
+            NestQuantError: another process has ended.
+        """
         if self.size == 1:
             return value
         import torch.distributed as dist
 
         values: list[Any] = [value]
-        with _talking():
+        with _noticing_lost_processes():
             dist.broadcast_object_list(values, src=0)
-        told: T = values[0]
-        return told
+        received: T = values[0]
+        return received
 
     def run_on_all(self, work: Callable[[], T]) -> list[T]:
-        """Results of `work` of all processes in order of their ranks; where one of them fails, all raise its error.
+        """Calls `work` on every process and returns all results in order of their ranks.
 
         Raises:
-            NestQuantError: that of the first process that failed.
+            NestQuantError: `work` raised it on some process. All processes raise the error of the first such rank.
         """
         outcome: T | NestQuantError
         try:
@@ -90,18 +105,22 @@ class Team:
         return _unless_failed(self.gather(outcome))
 
     def run_on_rank0(self, work: Callable[[], T]) -> T:
-        """Rank 0 does the work; the others get its result, or its NestQuantError."""
+        """Calls `work` on rank 0 only and returns its result on every process.
+
+        Raises:
+            NestQuantError: `work` raised it. All processes raise it.
+        """
         outcome: Any = None
         try:
             outcome = work() if self.leads else None
         except NestQuantError as error:
             outcome = error
-        told: T = _unless_failed([self.broadcast(outcome)])[0]
-        return told
+        result: T = _unless_failed([self.broadcast(outcome)])[0]
+        return result
 
 
 def team() -> Team:
-    """The team of this process, a team of one where none was joined."""
+    """The team that this process has joined, or a team of one."""
     import torch.distributed as dist
 
     if not dist.is_available() or not dist.is_initialized():
@@ -110,9 +129,9 @@ def team() -> Team:
 
 
 def launched() -> Team:
-    """What torchrun said when it started this process, before anything is joined.
+    """The team that torchrun's environment variables name, before anything is joined and without importing torch.
 
-    Clusters set RANK in shells too, where nothing was launched: that is a process alone.
+    A process without WORLD_SIZE is alone: clusters also set RANK in shells, where torchrun started nothing.
     """
     try:
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -125,14 +144,14 @@ def launched() -> Team:
 def joined(device: str) -> Iterator[str]:
     """Joins the processes that torchrun started, and yields the device of this one.
 
-    Where one of them fails or is killed, the others end within seconds, in this process by an error of the block or,
-    when it does not come to one, with exit code 2.
+    When another process fails or is killed, this one ends within seconds: the block raises an error at its next
+    exchange, or, if none comes, the process exits with code 2.
 
     Args:
-        device: "cpu", "cuda" or "cuda:1"; of several processes on "cuda" each takes the GPU of its local rank.
+        device: "cpu", "cuda" or "cuda:1". Of several processes on "cuda", each gets the GPU of its local rank.
 
     Raises:
-        NestQuantError: the other processes do not answer.
+        NestQuantError: the other processes do not answer within 5 minutes.
     """
     if launched().size == 1:
         yield device
@@ -146,7 +165,7 @@ def joined(device: str) -> Iterator[str]:
     # gloo carries tensors of the CPU and Python objects, nccl those of GPUs
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     try:
-        # the store is waited for no longer than processes take to start; an exchange may wait for hours of work
+        # the rendezvous waits as long as processes take to start; an exchange may wait for hours of work
         store, rank, size = next(dist.rendezvous("env://", timeout=_START))
         watch = connect(rank, size, store, _START)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_LONGEST)
@@ -161,24 +180,24 @@ def joined(device: str) -> Iterator[str]:
         yield device
         failed = False
     except BaseException as error:
-        failed = not getattr(error, "everywhere", False)  # what all of them raise needs no telling
+        failed = not getattr(error, "everywhere", False)  # what all of them raise, all of them know
         raise
     finally:
         _Joined.watch = None
         watch.leave(failed)
-        if not failed or backend == "gloo":  # nccl would wait for those that are gone
+        if not failed or backend == "gloo":  # nccl would wait for processes that are gone
             dist.destroy_process_group()
 
 
 class _Joined:
-    """What the functions of a team share."""
+    """State of the team that this process has joined."""
 
     watch: Watch | None = None
 
 
 @contextmanager
-def _talking() -> Iterator[None]:
-    """An exchange that fails because another process has ended raises an error that says so."""
+def _noticing_lost_processes() -> Iterator[None]:
+    """Turns the failure of an exchange into an error that names the process that has ended, if one has."""
     try:
         yield
     except RuntimeError as error:
@@ -189,6 +208,7 @@ def _talking() -> Iterator[None]:
 
 
 def _unless_failed(outcomes: "Sequence[T | NestQuantError]") -> list[T]:
+    """The outcomes, unless one is an error, which is raised and marked as raised by all processes."""
     for outcome in outcomes:
         if isinstance(outcome, NestQuantError):
             outcome.everywhere = True

@@ -1,7 +1,7 @@
-"""Work cut into pieces of a fixed size, so that its result does not depend on how many threads share it.
+"""Work cut into pieces of a fixed size, so that its result does not depend on the number of threads.
 
-A matrix product or a factorization that several threads of a library work on adds up in an order that follows from
-their number. Here a piece is always computed by one thread, and threads share pieces. What is on a GPU is one piece.
+When several threads of a library compute one matrix product or factorization, the order of summation depends on their
+number. Here each piece is computed by one thread, and threads share out the pieces. On a GPU all the work is one piece.
 """
 
 import functools
@@ -17,23 +17,26 @@ from ..base.memory import return_blocks
 if TYPE_CHECKING:
     from torch import Tensor, device
 
-TILE = 256  # rows or columns of a piece
-SMALL = 256 << 20  # bytes that tasks may need together to be run at the same time
+TILE = 256  # rows or columns of a piece; results depend on it in their last bits, so it is fixed
+SMALL = 256 << 20  # bytes; tasks that need at most this together run at the same time
 
 T = TypeVar("T")
-_place = threading.local()
+_thread = threading.local()
 
 
 def run_pieces(work: Callable[[T], object], pieces: Iterable[T]) -> None:
-    """Calls `work` on every piece, each on one thread; as many at a time as torch has threads.
+    """Calls `work` on every piece, each on one thread, with as many threads as torch has.
 
-    A piece may be cut into pieces itself: those are done by the thread that works on it. What fails first in the order
-    of the pieces is raised. `inference_mode` and the like do not reach into `work`.
+    A piece may call this itself: its pieces are computed by the same thread. Contexts such as `inference_mode` of the
+    caller do not hold inside `work`.
+
+    Raises:
+        Exception: `work` raised it; of several, that of the first piece.
     """
     import torch
 
     pieces = list(pieces)
-    if getattr(_place, "inside", False):
+    if getattr(_thread, "inside", False):
         for piece in pieces:
             work(piece)
         return
@@ -41,43 +44,62 @@ def run_pieces(work: Callable[[T], object], pieces: Iterable[T]) -> None:
 
 
 def run_tasks(work: Callable[[T], object], tasks: Iterable[T], bytes_needed: int) -> None:
-    """Calls `work` on every task: several at a time as pieces if all together need little memory, else one by one.
+    """Calls `work` on every task: side by side if they need little memory together, else one after the other.
 
-    Small tasks leave threads idle within them, and large ones are cut into pieces themselves.
+    A small task would leave threads idle; a large one is cut into pieces by itself.
+
+    Args:
+        work: function of one task.
+        tasks: the tasks, in the order in which they are started.
+        bytes_needed: memory of all tasks together; up to `SMALL`, 256 MiB, they run side by side.
     """
     if bytes_needed <= SMALL:
         run_pieces(work, tasks)
         return
     for task in tasks:
         work(task)
-        return_blocks()  # blocks that one large task frees rarely fit the next one
+        return_blocks()  # the blocks that a large task frees rarely fit the next one
 
 
 def slices(count: int, where: "device", size: int = TILE) -> list[slice]:
-    """`count` rows in pieces of `size`; in one piece on a GPU."""
+    """Slices of `size` rows that cover `count` rows; on a GPU, one slice.
+
+    Args:
+        count: number of rows.
+        where: device that the rows are on.
+        size: rows of a slice; the last one may be shorter.
+    """
     if not on_host(where):
         return [slice(0, count)]
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def over_rows(work: "Callable[[Tensor], Tensor]", x: "Tensor") -> "Tensor":
-    """`work` on the rows of x (m, n), piece by piece; its results (m, …) of one dtype, put together."""
+    """Applies `work` to pieces of 1024 rows of x and concatenates the results.
+
+    Args:
+        work: maps (rows, n) to (rows, …); the dtype of its result is the same for all pieces.
+        x: (m, n).
+
+    Returns:
+        (m, …), as `work(x)` on the whole.
+    """
     import torch
 
-    parts = slices(len(x), x.device, 4 * TILE)
+    pieces = slices(len(x), x.device, 4 * TILE)
     if not on_host(x.device):
         return work(x)
     results: dict[int, Tensor] = {}
 
-    def one(part: slice) -> None:
-        results[part.start] = work(x[part])
+    def run_piece(rows: slice) -> None:
+        results[rows.start] = work(x[rows])
 
-    run_pieces(one, parts)
-    return torch.cat([results[part.start] for part in parts]) if len(parts) > 1 else results[0]
+    run_pieces(run_piece, pieces)
+    return torch.cat([results[rows.start] for rows in pieces]) if len(pieces) > 1 else results[0]
 
 
 def product(a: "Tensor", b: "Tensor") -> "Tensor":
-    """a @ b for matrices (m, k) and (k, n)."""
+    """a @ b for matrices (m, k) and (k, n), in pieces of 1024 rows of a."""
     return over_rows(lambda rows: rows @ b, a)
 
 
@@ -89,9 +111,9 @@ def diagonal_blocks(matrix: "Tensor", size: int) -> "Tensor":
 
 @functools.lru_cache(maxsize=8)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads that are all there when it returns: while one begins, no other thread should set torch's threads."""
+    """A pool whose threads have all started: while one starts, no other thread may set torch's number of threads."""
     pool = ThreadPoolExecutor(threads, "nestquant")
-    together = threading.Barrier(threads)  # a thread that waits here takes no second beginning
+    together = threading.Barrier(threads)  # a thread that waits here cannot take a second call of `_begin`
     try:
         for begun in [pool.submit(_begin, together) for _ in range(threads)]:
             begun.result()
@@ -104,16 +126,16 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 
 def _begin(together: threading.Barrier) -> None:
     set_own_threads(1)
-    _place.inside = True
+    _thread.inside = True
     together.wait()
 
 
 def set_own_threads(count: int) -> None:
-    """Sets with how many threads torch computes in this Python thread, and in no other.
+    """Sets the number of threads that torch computes with in this Python thread only.
 
-    `torch.set_num_threads` also sets the number that later threads start with. A thread takes that one over at its
-    first operation, even when it has been given another before. So this thread takes it over first, and a thread that
-    does nothing else sets it again.
+    `torch.set_num_threads` also sets the number that later Python threads start with. A thread takes that number over
+    at its first operation, even if its own number was set before. So this thread performs an operation first, and a
+    new thread sets the old number for later threads again.
     """
     import torch
 
@@ -132,5 +154,5 @@ def _in_new_thread(work: Callable[[], object]) -> None:
 
 
 _changing = threading.Lock()
-if hasattr(os, "register_at_fork"):  # no child starts with a number that is about to be set again, or with a lock held
+if hasattr(os, "register_at_fork"):  # a child process must not start in between, with a wrong number or a held lock
     os.register_at_fork(before=_changing.acquire, after_in_parent=_changing.release, after_in_child=_changing.release)

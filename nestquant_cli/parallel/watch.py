@@ -1,7 +1,7 @@
-"""How the processes of a run learn that one of them has ended: each keeps a connection to the first one.
+"""How the processes of a run notice that one of them has ended: each keeps a connection to rank 0.
 
-The system closes the connections of a process however it ends, so nobody has to ask whether the others are alive, and
-a process may compute or wait for as long as it likes. Who ends as it should says so before.
+The operating system closes the connections of a process however it ends. So there are no heartbeats, and a process may
+compute or wait for as long as it needs. A process that ends as it should sends "done" before.
 """
 
 import contextlib
@@ -18,16 +18,20 @@ from typing import Any, Protocol
 from ..base.errors import NestQuantError
 from ..base.process import BAD_INPUT
 
-GRACE = 3.0  # seconds in which a process that was told may end by itself
+GRACE = 3.0  # seconds that a process has to end by itself once it knows that another one failed
 _KEY = "nestquant/watch"
 _LINE = 200  # bytes of the longest message
-_ALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))  # finds a machine that is gone, in seconds
+_ALIVE = (
+    ("TCP_KEEPIDLE", 15),
+    ("TCP_KEEPINTVL", 5),
+    ("TCP_KEEPCNT", 4),
+)  # seconds and tries: a machine that is gone is noticed after 15 + 4 · 5 s
 
 logger = logging.getLogger("nestquant")
 
 
 class Store(Protocol):
-    """What of torch.distributed's store is used."""
+    """The methods of torch.distributed's key-value store that are used."""
 
     def set(self, key: str, value: str) -> None: ...
 
@@ -35,12 +39,12 @@ class Store(Protocol):
 
 
 class Watch:
-    """The connections of one process, each with a thread that waits for its end.
+    """The connections of one process, each with a thread that waits for the other end to close.
 
     Args:
-        rank: of this process.
-        size: how many there are.
-        connections: to others by their rank.
+        rank: rank of this process.
+        size: number of processes.
+        connections: open sockets to other processes, by their rank: all others on rank 0, and rank 0 on the others.
     """
 
     def __init__(self, rank: int, size: int, connections: dict[int, socket.socket]) -> None:
@@ -51,20 +55,20 @@ class Watch:
             threading.Thread(target=self._listen, args=(other, connection), daemon=True).start()
 
     def lost(self) -> NestQuantError | None:
-        """The error for an exchange that did not come about: None where all processes are there."""
+        """The error for an exchange that failed, after waiting up to `GRACE` seconds; None if no process has ended."""
         self._leaving.set()
         self._seen.wait(GRACE)
         return None if self.failed is None else self._error(self.failed)
 
     def leave(self, failed: bool) -> None:
-        """Ends the watch. The others go on if this process has done its part, and end if it failed."""
+        """Ends the watch. The other processes continue if this one did not fail, and end if it did."""
         self._leaving.set()
-        self._tell(f"failed {self.rank}" if failed else "done")
+        self._send(f"failed {self.rank}" if failed else "done")
         for connection in self.connections.values():
             _close(connection)
 
     def _listen(self, other: int, connection: socket.socket) -> None:
-        """Waits for the message of another process, or for its end."""
+        """Waits for a message of another process, or for its end."""
         words = _read_line(connection).split()
         if words == ["done"]:
             return
@@ -78,19 +82,19 @@ class Watch:
                 return
             self.failed = failed
         self._seen.set()
-        self._tell(f"failed {failed}")  # rank 0 hands it on
+        self._send(f"failed {failed}")  # rank 0 passes it on to the others
         if not self._leaving.wait(GRACE):
             logger.error("%s", self._error(failed))
             for stream in (sys.stdout, sys.stderr):
                 if stream is not None:
                     stream.flush()
-            os._exit(BAD_INPUT)  # the main thread may wait for the others without end
+            os._exit(BAD_INPUT)  # the main thread may be waiting for the others forever
 
-    def _tell(self, message: str) -> None:
+    def _send(self, message: str) -> None:
         for connection in self.connections.values():
             try:
                 connection.sendall(f"{message}\n".encode())
-            except OSError:  # it has ended already
+            except OSError:  # that process has ended already
                 continue
 
     def _error(self, failed: int) -> NestQuantError:
@@ -102,16 +106,16 @@ class Watch:
 
 
 def connect(rank: int, size: int, store: Store, timeout: timedelta) -> Watch:
-    """Connects a process; all processes of a run call this at about the same time.
+    """Connects this process with the others. All processes of a run call it at about the same time.
 
     Args:
-        rank: of this process.
-        size: how many there are.
-        store: that all of them see.
-        timeout: how long to wait for the others.
+        rank: rank of this process.
+        size: number of processes.
+        store: key-value store that all processes share, for the port and a secret token of rank 0.
+        timeout: time to wait for the others.
 
     Raises:
-        NestQuantError: they do not come, or cannot be reached.
+        NestQuantError: the others do not connect in time, or cannot be reached.
     """
     deadline = time.monotonic() + timeout.total_seconds()
     try:
@@ -143,7 +147,7 @@ def _await_all(size: int, store: Store, deadline: float) -> dict[int, socket.soc
             if len(words) == 2 and secrets.compare_digest(words[0], token) and words[1].isdigit():
                 connections[int(words[1])] = connection
             else:
-                connection.close()  # a stranger
+                connection.close()  # not a process of this run
     return connections
 
 
@@ -166,7 +170,7 @@ def _left(deadline: float) -> float:
 
 
 def _read_line(connection: socket.socket) -> str:
-    """The next line, or what came of it before the end; byte by byte, so that nothing behind it is taken."""
+    """The next line, or "" if the connection ends first. Reads byte by byte, so as not to consume what follows."""
     line = b""
     try:
         while len(line) < _LINE and not line.endswith(b"\n"):

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..base.errors import NestQuantError
 
-_LONGEST = 200  # bytes of a name that a temporary one repeats: most file systems take 255 in all
+_LONGEST = 200  # bytes of a name that its temporary name repeats; most file systems allow 255 in all
 _SPACE = "free space and repeat the command, or choose another --output"
 _RIGHTS = "correct its permissions and repeat the command, or choose another --output"
 _OTHERWISE = "choose another --output, or correct that and repeat the command"
@@ -21,16 +21,18 @@ _REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS),
 }
 
-BYTE_ORDER_MARK = "\ufeff"  # what editors on Windows put in front of a text; it is no part of it
-HASH_CHUNK = 1 << 22  # bytes read at a time; keeps hashing of any file at constant memory
+BYTE_ORDER_MARK = "\ufeff"  # some editors on Windows write it before a text; it is no part of the text
+HASH_CHUNK = 1 << 22  # bytes read at a time, so that hashing takes constant memory
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is synced and renamed to `path`, on failure removed.
+    """Yields a temporary path in the folder of `path`, which is created if it is missing.
+
+    If the block succeeds, the temporary file is synced to disk and renamed to `path`; if it fails, it is removed.
 
     Raises:
-        NestQuantError: the disk is full or the folder cannot be written.
+        NestQuantError: the disk is full or the folder cannot be written to.
     """
     path = Path(path)
     temporary = _temporary(path)
@@ -48,13 +50,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def leftovers(path: Path) -> list[Path]:
-    """Temporary files of `path` that `replacing` could not remove, because it was killed or lost the right to."""
+    """Temporary files of `path` that `replacing` left behind, because it was killed or could not remove them."""
     form = re.compile(re.escape(_stem(path)) + r"\.\d+\.part")
-    return [each for each in path.parent.iterdir() if form.fullmatch(each.name)]
+    return [file for file in path.parent.iterdir() if form.fullmatch(file.name)]
 
 
 def not_written(path: Path, error: Exception) -> NestQuantError:
-    """The error for a file that a full disk, a lost permission or its own name keeps from being written."""
+    """The error for a file that cannot be written, with a remedy for a full disk, missing permission or any other."""
     reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     return NestQuantError(
         f"{path} cannot be written ({reason})",
@@ -64,13 +66,22 @@ def not_written(path: Path, error: Exception) -> NestQuantError:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8, atomically."""
+    """Writes `text` as UTF-8, atomically.
+
+    Raises:
+        NestQuantError: the file cannot be written.
+    """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically. NaN and infinities are refused (ValueError)."""
+    """Writes `value` as indented JSON, atomically.
+
+    Raises:
+        ValueError: `value` contains NaN or infinity.
+        NestQuantError: the file cannot be written.
+    """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -86,7 +97,7 @@ def read_json(path: Path) -> Any:
         raise NestQuantError(
             f"{path} cannot be read ({error.strerror or error})", "nothing was done", "check the path"
         ) from error
-    except (ValueError, RecursionError) as error:  # nesting deeper than Python's parser goes
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply for Python's parser
         raise NestQuantError(
             f"{path} is not valid JSON ({error})",
             "nothing was done",
@@ -108,7 +119,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _stem(path: Path) -> str:
-    """What the temporary names of a file begin with; a long name is cut and told apart by its hash."""
+    """What the temporary names of a file begin with. A long name is cut and gets a hash, so that it stays unique."""
     name = os.fsencode(path.name)
     if len(name) > _LONGEST:
         return f".{os.fsdecode(name[:_LONGEST])}-{hashlib.sha256(name).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""A place on a disk, looked at before hours of work: whether it can be written, and whether there is room."""
+"""Checks of an output path before hours of work: whether it can be written, and whether the disk has room."""
 
 import os
 import shutil
@@ -8,40 +8,51 @@ from ..base.errors import NestQuantError
 
 
 def refuse_full_disk(folder: Path, needed: int, what: str) -> None:
-    """Raises NestQuantError when a folder's disk has less room than will be needed.
+    """Refuses a disk with less free space than will be needed, and a folder that cannot be written to.
 
     Args:
-        folder: need not exist.
-        needed: bytes.
-        what: they are for, in the message.
+        folder: folder on that disk; it need not exist yet.
+        needed: bytes that will be written.
+        what: what they are for, such as "the checkpoint", in the message.
+
+    Raises:
+        NestQuantError: too little space, or no permission to write.
     """
-    place = _nearest(folder)
-    free = shutil.disk_usage(place).free
+    existing = _nearest(folder)
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise NestQuantError(
-            f"{what} takes {needed:,} bytes and {place} has {free:,} free",
+            f"{what} takes {needed:,} bytes and {existing} has {free:,} free",
             "nothing was written",
             "free space, or choose another --output",
         )
-    _refuse_unwritable(place)
+    _refuse_unwritable(existing)
 
 
 def refuse_unusable_folder(folder: Path) -> None:
-    """Raises NestQuantError where a path cannot be a folder: its name, a file or a link to nothing forbids it."""
+    """Refuses a path that cannot become a folder.
+
+    Raises:
+        NestQuantError: the path or a folder above it is a file, a link to nothing, or has a name that cannot be used.
+    """
     try:
-        for place in (folder, *folder.parents):
-            if place.is_symlink() and not place.exists():
-                raise _not_used(f"{place} is a link to {os.readlink(place)}, which is not there")
-            if place.exists():
-                if not place.is_dir():
-                    raise _not_used(f"{place} is a file")
+        for path in (folder, *folder.parents):
+            if path.is_symlink() and not path.exists():
+                raise _not_used(f"{path} is a link to {os.readlink(path)}, which is not there")
+            if path.exists():
+                if not path.is_dir():
+                    raise _not_used(f"{path} is a file")
                 break
     except OSError as error:
         raise _not_used(f"{folder} cannot be used ({error.strerror or error})") from error
 
 
 def refuse_unusable_file(path: Path) -> None:
-    """Raises NestQuantError where a file cannot be written to a path: a folder is there, or its own cannot be one."""
+    """Refuses a path that no file can be written to. An existing file may be replaced.
+
+    Raises:
+        NestQuantError: the path is a folder, its folder cannot be one or be written to, or its name cannot be used.
+    """
     refuse_unusable_folder(path.parent)
     try:
         path.lstat()
@@ -55,11 +66,11 @@ def refuse_unusable_file(path: Path) -> None:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder itself where it exists, else the nearest one above it that does."""
-    place = folder.absolute()
-    while not os.path.exists(place):  # False for a name that is too long as well
-        place = place.parent
-    return place
+    """The folder itself if it exists, else the nearest folder above it that does."""
+    path = folder.absolute()
+    while not os.path.exists(path):  # False for a name that is too long as well
+        path = path.parent
+    return path
 
 
 def _refuse_unwritable(folder: Path) -> None:

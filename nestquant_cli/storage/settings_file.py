@@ -1,7 +1,7 @@
-"""YAML files with settings: a mapping in which every name stands once, and numbers are decimal.
+"""YAML files with settings: a mapping in which every name occurs once, and numbers are decimal.
 
-`-` and `_` in a name are the same. Numbers are read as the command line reads them: YAML 1.1, which PyYAML follows,
-takes 010 for eight, 1:30 for ninety and 1e-3 for a text.
+`-` and `_` in a name are the same. Numbers are read as the command line reads them. YAML 1.1, which PyYAML follows,
+would read 010 as eight, 1:30 as ninety and 1e-3 as text.
 """
 
 import re
@@ -20,7 +20,7 @@ _NULL, _INT, _REAL, _BOOL, _DATE = (
 
 
 class _Words(yaml.SafeLoader):
-    """Leaves every scalar as it is written, but for null."""
+    """Reads every scalar as text, but for null."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[str, str] = {}
@@ -32,12 +32,12 @@ class _Words(yaml.SafeLoader):
             seen[name] = str(key.value)
             if isinstance(value, yaml.ScalarNode) and value.tag == _NULL and value.value == "":
                 raise _Refused(f"has nothing behind '{key.value}' in {line}", "write a value, or leave the line out")
-        made = super().construct_mapping(node, deep)
-        return {key.replace("-", "_") if isinstance(key, str) else key: value for key, value in made.items()}
+        mapping = super().construct_mapping(node, deep)
+        return {key.replace("-", "_") if isinstance(key, str) else key: value for key, value in mapping.items()}
 
 
 class _Values(_Words):
-    """Reads numbers, true and false."""
+    """Reads decimal numbers, true and false as such, other scalars as text."""
 
     def number(self, node: yaml.ScalarNode) -> int | float:
         text = str(self.construct_scalar(node)).replace("_", "")
@@ -46,15 +46,15 @@ class _Values(_Words):
         return float(text.replace(".", "") if text[-1].isalpha() else text)  # .inf and .nan
 
 
-class _Refused(Exception):  # noqa: N818  told as a NestQuantError, which names the file
+class _Refused(Exception):  # noqa: N818  becomes a NestQuantError, which names the file
     def __init__(self, cause: str, remedy: str) -> None:
         super().__init__(cause)
         self.cause, self.remedy = cause, remedy
 
 
 def _resolvers(*without: str) -> dict[str, list[tuple[str, Any]]]:
-    found = yaml.SafeLoader.yaml_implicit_resolvers
-    return {first: [each for each in pairs if each[0] not in without] for first, pairs in found.items()}
+    resolvers = yaml.SafeLoader.yaml_implicit_resolvers
+    return {first: [pair for pair in pairs if pair[0] not in without] for first, pairs in resolvers.items()}
 
 
 _Words.yaml_implicit_resolvers = _resolvers(_INT, _REAL, _DATE, _BOOL)
@@ -69,15 +69,15 @@ def read_settings(path: Path, words: bool = False) -> dict[str, Any]:
     """Reads a YAML file that holds a mapping.
 
     Args:
-        path: of the file, UTF-8.
-        words: leave numbers, true and false as they are written.
+        path: path of the file, in UTF-8.
+        words: return numbers, true and false as the text that is written.
 
     Returns:
-        the settings; names have `_` for `-`, and those that are null are None.
+        values by name. Names have `_` for `-`, and null is None.
 
     Raises:
-        NestQuantError: the file is missing, unreadable, not YAML, or something else than a mapping; a name stands twice
-            or has nothing behind it.
+        NestQuantError: the file is missing, unreadable, not YAML or not a mapping, or a name occurs twice or has no
+            value.
     """
     try:
         value = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _Words if words else _Values)
