@@ -1,4 +1,4 @@
-"""Quality gates: on a perplexity, and on lm-eval results, where `task=X` or `task.metric=X` are told apart."""
+"""Quality gates: thresholds for a perplexity, and for lm-eval results, written `task=X` or `task.metric=X`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,15 +9,18 @@ from ..base.errors import NestQuantError
 from ..base.names import nearest
 
 NOT_EVALUATED = "nothing was evaluated"
-MAIN_METRICS = ("acc", "acc_norm")  # the first one that a task has; else its first metric
+MAIN_METRICS = ("acc", "acc_norm")  # the main metric is the first of these that a task has, else its first metric
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A threshold for a task; its main metric where `metric` is None.
+    """Least value of a metric of a task.
 
     Attributes:
-        text: as the user wrote it.
+        text: the gate as the user wrote it.
+        task: name of a task or group.
+        metric: name of the metric; None is the task's main metric.
+        threshold: least value that passes.
     """
 
     text: str
@@ -28,12 +31,12 @@ class Gate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a gate.
+    """Outcome of a gate.
 
     Attributes:
-        gate: what it asks for, "perplexity <= 7".
-        figures: what was found beside it, "perplexity 7.1234 > 7".
-        passed: whether it holds.
+        gate: the condition, "perplexity <= 7".
+        figures: measured value and threshold, "perplexity 7.1234 > 7".
+        passed: whether the condition holds.
     """
 
     gate: str
@@ -45,11 +48,12 @@ def parse_gate(text: str, tasks: Mapping[str, Sequence[str]] | None = None) -> G
     """Reads "task=0.7" or "task.metric=0.7".
 
     Args:
-        tasks: the tasks and groups that are run, each with the names of its metrics, empty where they are not known
-            beforehand; None checks the form only.
+        text: the gate as the user wrote it.
+        tasks: the tasks and groups that are run, each with the names of its metrics, which are empty where they are not
+            known beforehand. None checks the form only.
 
     Raises:
-        NestQuantError: malformed, about a task that is not run, or about a metric that the task does not have.
+        NestQuantError: malformed, for a task that is not run, or for a metric that the task does not have.
     """
     left, _, right = text.rpartition("=")
     try:
@@ -65,7 +69,7 @@ def parse_gate(text: str, tasks: Mapping[str, Sequence[str]] | None = None) -> G
     task, _, metric = left.rpartition(".")
     if task not in tasks:
         raise NestQuantError(
-            f"--fail-below {text} is about a task that is not in --tasks", NOT_EVALUATED, nearest(left, tasks)
+            f"--fail-below {text} names a task that is not in --tasks", NOT_EVALUATED, nearest(left, tasks)
         )
     if tasks[task] and metric not in tasks[task]:
         raise NestQuantError(f"task {task} has no metric '{metric}'", NOT_EVALUATED, nearest(metric, tasks[task]))
@@ -73,11 +77,11 @@ def parse_gate(text: str, tasks: Mapping[str, Sequence[str]] | None = None) -> G
 
 
 def judge(gate: Gate, results: Mapping[str, Mapping[str, Any]]) -> Verdict:
-    """Compares what a gate is about. What is missing or not a number fails.
+    """Compares a metric of a task with its threshold. A metric that is missing or not a number fails.
 
     Args:
-        gate: on a task.
-        results: lm-eval's, task -> "metric,filter" -> value. Where a metric has several filters the first one counts.
+        gate: the gate.
+        results: lm-eval's results: task -> "metric,filter" -> value. If a metric has several filters, the first counts.
     """
     values = _by_metric(results.get(gate.task, {}))
     metric = gate.metric or _main(values)
@@ -90,7 +94,11 @@ def judge(gate: Gate, results: Mapping[str, Mapping[str, Any]]) -> Verdict:
 
 
 def judge_perplexity(perplexity: float, most: float) -> Verdict:
-    """The gate of `--fail-above`; a perplexity of NaN fails.
+    """Compares a perplexity with the threshold of `--fail-above`. NaN fails.
+
+    Args:
+        perplexity: measured value.
+        most: largest value that passes.
 
     Raises:
         NestQuantError: `most` is not a finite number.
@@ -105,20 +113,26 @@ def judge_perplexity(perplexity: float, most: float) -> Verdict:
 
 
 def main_metric(result: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """The main metric of a task and its standard error, from lm-eval's result; None for what is no number."""
+    """Value of a task's main metric and its standard error; None for what is missing or not a number.
+
+    Args:
+        result: lm-eval's result of one task, "metric,filter" -> value.
+    """
     values = _by_metric(result)
-    found = values.get(_main(values)), values.get(f"{_main(values)}_stderr")
-    value, error = (float(each) if isinstance(each, (int, float)) else None for each in found)
-    return value, error
+    return _number(values.get(_main(values))), _number(values.get(f"{_main(values)}_stderr"))
 
 
 def main_name(result: Mapping[str, Any]) -> str:
-    """The name of the main metric of a task."""
+    """Name of a task's main metric, from lm-eval's result of the task."""
     return _main(_by_metric(result))
 
 
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
+
+
 def _by_metric(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by name, of several filters the first one's."""
+    """Values by name of the metric; of several filters, the value of the first."""
     values: dict[str, Any] = {}
     for key, value in result.items():
         name, comma, _ = key.partition(",")

@@ -1,4 +1,4 @@
-"""Gates as a JUnit XML file, which CI systems show as tests: one test case a gate."""
+"""Quality gates as a JUnit XML file, which CI systems show as tests: one test case per gate."""
 
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -10,26 +10,32 @@ from .gates import NOT_EVALUATED, Verdict
 
 
 def refuse_no_gates(junit: Path | None, gates: object, option: str) -> None:
-    """Raises NestQuantError for a JUnit file that would have no test case.
+    """Refuses a JUnit file that would have no test case.
 
     Args:
-        junit: the file, None where there is to be none.
-        gates: what the user gave, None or empty for none.
-        option: that gives gates.
+        junit: path of the file, or None for no file.
+        gates: gates that the user gave, None or empty for none.
+        option: name of the option that gives gates.
+
+    Raises:
+        NestQuantError: a file, but no gates.
     """
     if junit is not None and gates in (None, (), []):
         raise NestQuantError("--junit has no gate to report", NOT_EVALUATED, f"give {option}, or leave --junit out")
 
 
 def write_junit(path: Path, command: str, model: str, verdicts: Sequence[Verdict], seconds: float) -> None:
-    """Writes one suite with a test case for every gate; the text of a failure has its figures.
+    """Writes one test suite with a test case for every gate. The text of a failure has value and threshold.
 
     Args:
-        path: the file to write; an existing one is replaced.
-        command: that evaluated, "eval-ppl".
-        model: its name.
+        path: file to write; an existing one is replaced.
+        command: command that evaluated, "eval-ppl".
+        model: name of the model.
         verdicts: verdict of each gate, in order.
-        seconds: that the whole evaluation took; gates share it, so it stands at the suite.
+        seconds: time of the whole evaluation, which is the time of the suite.
+
+    Raises:
+        NestQuantError: the file cannot be written.
     """
     failed = sum(not verdict.passed for verdict in verdicts)
     counts = {"tests": str(len(verdicts)), "failures": str(failed), "errors": "0", "time": f"{seconds:.1f}"}
@@ -50,5 +56,5 @@ def write_junit(path: Path, command: str, model: str, verdicts: Sequence[Verdict
 
 
 def _plain(text: str) -> str:
-    """Names come from users and files: what XML cannot hold is left out."""
-    return "".join(each for each in text if each.isprintable())
+    """The text without characters that XML cannot hold; names come from users and files."""
+    return "".join(character for character in text if character.isprintable())

@@ -1,4 +1,4 @@
-"""lm-eval's model for one that is loaded: its prompts and answers; our processes, progress and checks."""
+"""A loaded model as lm-eval's model class, with the processes, progress and checks of this package."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -20,21 +20,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NO_RESULT = "the tasks have no result"
-LARGEST_BATCH = 64  # lm-eval's own largest one
-_SHARE = 0.25  # of the free memory for a batch
+LARGEST_BATCH = 64  # sequences; lm-eval's own limit
+_SHARE = 0.25  # share of the free memory that a batch may take
 
 logger = logging.getLogger("nestquant")
 
 
 class LmEvalModel(HFLM):
-    """lm-eval's model for one that is loaded: shares requests with the processes of the team, tells progress, and
-    refuses logits that are NaN or infinite, which lm-eval would count as an ordinary wrong answer.
+    """A loaded model as lm-eval's model class.
+
+    It shares requests with the processes of the team, shows progress, and refuses logits that are NaN or infinite,
+    which lm-eval would count as an ordinary wrong answer.
 
     Args:
-        batch_size, prompting: see `evaluation.lm_eval_run.Settings`.
+        model: the loaded model, in eval mode.
+        tokenizer: its tokenizer.
+        batch_size: sequences in a batch, or "auto" or "auto:N" for the largest that fit, searched once or N times.
+        prompting: chat template and system instruction of the prompts.
     """
 
-    batch_schedule: float  # lm-eval's: how often "auto" looks for a batch size
+    batch_schedule: float  # of lm-eval: how many times "auto" searches a batch size
 
     def __init__(
         self,
@@ -44,17 +49,17 @@ class LmEvalModel(HFLM):
         prompting: Prompting,
     ) -> None:
         self.team = team()
-        self.detected: list[int] = []  # batch sizes that "auto" came to
-        chosen = {} if prompting.template is None else {"chat_template": prompting.template}
+        self.detected: list[int] = []  # batch sizes that "auto" found
+        template = {} if prompting.template is None else {"chat_template": prompting.template}
         super().__init__(
             pretrained=model,
             tokenizer=tokenizer,
             batch_size=batch_size,
             max_batch_size=LARGEST_BATCH,
-            chat_template_args=chosen,
+            chat_template_args=template,
         )
 
-    # what lm-eval asks of a model to share requests
+    # the attributes and methods through which lm-eval shares requests
     rank = property(lambda self: self.team.rank)
     world_size = property(lambda self: self.team.size)
 
@@ -71,25 +76,25 @@ class LmEvalModel(HFLM):
         """Waits for all processes."""
         self.team.gather(None)
 
-    # the public methods that answer requests, each with our progress in place of lm-eval's bars
+    # lm-eval's methods that answer requests, each with our progress instead of lm-eval's bars
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Any]:
-        """Log-likelihoods of continuations, and whether they are the most likely ones."""
+        """Log-likelihood of the continuation of each request, and whether it is the most likely one."""
         return self._with_progress(
             "loglikelihood", len(requests), lambda: super(LmEvalModel, self).loglikelihood(requests, True)
         )
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Any]:
-        """Log-likelihoods of whole texts. Progress counts windows, whose number is not known at the start."""
+        """Log-likelihood of the whole text of each request. Progress counts windows, without a total."""
         return self._with_progress(
             "loglikelihood_rolling", None, lambda: super(LmEvalModel, self).loglikelihood_rolling(requests, True)
         )
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Any]:
-        """Generated texts.
+        """Generated text of each request.
 
         Raises:
-            NestQuantError: a task or --gen-kwargs asks for what the model cannot do.
+            NestQuantError: a task or --gen-kwargs asks for something that the model cannot do.
         """
         try:
             return self._with_progress(
@@ -109,10 +114,10 @@ class LmEvalModel(HFLM):
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
         self.batch_schedule = min(self.batch_schedule, max(1, len(requests)))  # lm-eval divides by their ratio
-        found = super()._loglikelihood_tokens(requests, True, override_bs)
+        answers = super()._loglikelihood_tokens(requests, True, override_bs)
         if self.cache_hook.windows:
             self.cache_hook.advance(len(requests))
-        return found
+        return answers
 
     def _model_call(self, *arguments: Any, **named: Any) -> Any:
         logits = super()._model_call(*arguments, **named)
@@ -125,21 +130,21 @@ class LmEvalModel(HFLM):
         return logits
 
     def _detect_batch_size(self, requests: Sequence[Any] | None = None, pos: int = 0) -> int:
-        """lm-eval tries batches until one fits. Memory of a computer is not refused but ends the process, so there the
-        batch is computed from what is free."""
+        """The largest batch that fits. lm-eval tries batches until one fits; on a CPU, too large a batch would end the
+        process instead of raising an error, so there the batch is computed from the free memory."""
         if on_host(self.device):
             longest = self.max_length
             if requests:
                 longest = min(longest, len(requests[pos][1]) + len(requests[pos][2]))
-            found = largest_batch(self.model.config.get_text_config(), longest, free_memory(self.device))
+            size = largest_batch(self.model.config.get_text_config(), longest, free_memory(self.device))
         else:
-            found = super()._detect_batch_size(requests, pos)
-        self.detected.append(int(found))
-        logger.info("batch size %d", found)
-        return int(found)
+            size = int(super()._detect_batch_size(requests, pos))
+        self.detected.append(size)
+        logger.info("batch size %d", size)
+        return size
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as the model reads it.
+        """A conversation as text, by the chat template.
 
         Raises:
             NestQuantError: the template refuses it.
@@ -155,7 +160,7 @@ class LmEvalModel(HFLM):
 
 
 class _Counter:
-    """lm-eval calls the hook for its cache of answers with each answer: here they are counted."""
+    """Counts answers: lm-eval calls the hook of its cache with each of them."""
 
     def __init__(self, advance: Advance, windows: bool) -> None:
         self.advance, self.windows = advance, windows
@@ -166,13 +171,15 @@ class _Counter:
 
 
 def largest_batch(config: Any, tokens: int, free: int) -> int:
-    """Sequences of `tokens` tokens whose forward pass takes a quarter of `free` bytes, from 1 to LARGEST_BATCH.
+    """Number of sequences whose forward pass takes at most a quarter of the free memory, from 1 to `LARGEST_BATCH`.
+
+    A token is counted as 3 · vocabulary + 32 · hidden size float32 numbers.
 
     Args:
-        config: of the model: its vocabulary and hidden size.
-        tokens: in the longest sequence.
-        free: bytes of memory.
+        config: configuration of the model, with `vocab_size` and `hidden_size`.
+        tokens: tokens of the longest sequence.
+        free: free memory in bytes.
     """
-    logits = 3 * config.vocab_size  # as they come, and in float32 before and after the log-softmax
-    hidden = 32 * config.hidden_size  # of one layer: inputs, keys, values, and an MLP of a few times the width
+    logits = 3 * config.vocab_size  # as the model returns them, and in float32 before and after the log-softmax
+    hidden = 32 * config.hidden_size  # one layer: inputs, keys, values, and an MLP of a few times the width
     return max(1, min(LARGEST_BATCH, int(_SHARE * free) // (4 * tokens * (logits + hidden))))

@@ -1,4 +1,4 @@
-"""lm-eval's `evaluate` on a loaded model, with what its own command does before."""
+"""lm-eval's `evaluate` on a loaded model, set up as lm-eval's own command does it."""
 
 import contextlib
 import io
@@ -28,12 +28,13 @@ class Settings:
     """How tasks are run.
 
     Attributes:
-        num_fewshot: examples in the prompt; None is each task's own number.
-        limit: items per task; below 1 a fraction of them; None is all.
-        batch_size: sequences at a time, or "auto" or "auto:N" for the largest that fit, found once or N times.
-        gen_kwargs: settings of generation that win over the tasks' own.
+        num_fewshot: number of examples in the prompt; None is each task's own number.
+        limit: items per task; below 1 it is a fraction of them; None is all.
+        batch_size: sequences in a batch, or "auto" or "auto:N" for the largest that fit, searched once or N times.
+        prompting: chat template and system instruction of the prompts.
+        gen_kwargs: settings of generation that override the tasks' own.
         log_samples: whether the result has the items with prompts and answers.
-        seed: of everything that is drawn at random.
+        seed: seed of every random choice.
     """
 
     num_fewshot: int | None = None
@@ -48,29 +49,33 @@ class Settings:
 def run_tasks(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", tasks: list[Any], settings: Settings
 ) -> dict[str, Any]:
-    """lm-eval's result: scores, groups, versions, samples, and "batch_sizes" that were found automatically.
+    """Runs tasks and returns lm-eval's result.
 
-    lm-eval itself divides the requests over the processes of a team and gathers the results on rank 0; the dictionary
-    of the others has no scores.
+    lm-eval divides the requests over the processes of a team and gathers the results on rank 0.
 
     Args:
-        model: loaded, in eval mode.
-        tokenizer: with an end of text, see `prompts.complete_special_tokens`.
+        model: the loaded model, in eval mode.
+        tokenizer: its tokenizer, with an end of text, see `evaluation.prompts.complete_special_tokens`.
         tasks: lm-eval's task and group objects.
+        settings: how the tasks are run.
+
+    Returns:
+        lm-eval's dictionary ("results", "groups", "versions", "samples" …) with "batch_sizes", those that "auto" found.
+        On other ranks than 0 it has no scores.
 
     Raises:
-        NestQuantError: logits that are NaN or infinite, or what a task asks for cannot be done.
+        NestQuantError: logits are NaN or infinite, or a task asks for something that the model cannot do.
     """
     harness = LmEvalModel(model, tokenizer, settings.batch_size, settings.prompting)
-    loaded = TaskManager(include_defaults=False).load(tasks)  # they are objects; all definitions are read without it
+    loaded = TaskManager(include_defaults=False).load(tasks)  # the default would read all definitions
     for name, task in loaded["tasks"].items():
         _set_up(name, task, settings)
     random.seed(settings.seed)
     np.random.seed(settings.seed)
     torch.manual_seed(settings.seed)
     limit, how = settings.limit, settings.prompting
-    with _printed_to_log(), _warnings_told():
-        found = evaluate(
+    with _printed_to_log(), _warnings_to_log():
+        result = evaluate(
             lm=harness,
             task_dict=loaded,
             limit=int(limit) if limit is not None and limit >= 1 else limit,
@@ -79,24 +84,24 @@ def run_tasks(
             apply_chat_template=how.template is not None,
             fewshot_as_multiturn=how.as_turns,
         )
-    return dict(found or {}) | {"batch_sizes": harness.detected}
+    return dict(result or {}) | {"batch_sizes": harness.detected}
 
 
 def _set_up(name: str, task: Any, settings: Settings) -> None:
-    """As lm-eval's own command does with the settings that change a task."""
+    """Sets generation, few-shot examples and seed of a task as lm-eval's own command does."""
     if settings.gen_kwargs is not None and task.get_config("output_type") == "generate_until":
         task.set_config(key="generation_kwargs", value=dict(settings.gen_kwargs), update=True)
-    own = task.get_config("num_fewshot")
-    if settings.num_fewshot is not None and own == 0 and settings.num_fewshot != 0:
+    defined = task.get_config("num_fewshot")
+    if settings.num_fewshot is not None and defined == 0 and settings.num_fewshot != 0:
         logger.warning("%s stays without examples: its definition says num_fewshot 0", name)
-    elif settings.num_fewshot is not None or own is None:
+    elif settings.num_fewshot is not None or defined is None:
         task.set_config(key="num_fewshot", value=settings.num_fewshot or 0)
     task.set_fewshot_seed(seed=settings.seed)
 
 
 @contextlib.contextmanager
 def _printed_to_log() -> Iterator[None]:
-    """Standard output is for results: what lm-eval prints goes to the log of --debug."""
+    """Sends what lm-eval prints on standard output, which is for results, to the log at DEBUG."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
@@ -107,9 +112,9 @@ def _printed_to_log() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _warnings_told() -> Iterator[None]:
-    """Passes lm-eval's warnings on, such as that a prompt was cut: one of each kind, with their number."""
-    heard = _Heard()
+def _warnings_to_log() -> Iterator[None]:
+    """Logs lm-eval's warnings, such as that a prompt was cut: the first of each kind, and the number of others."""
+    heard = _WarningCounter()
     level, propagate = _lm_eval.level, _lm_eval.propagate
     _lm_eval.addHandler(heard)
     _lm_eval.setLevel(logging.WARNING)
@@ -124,8 +129,8 @@ def _warnings_told() -> Iterator[None]:
             logger.warning("%s%s", message, f" (and {count - 1} more such)" if count > 1 else "")
 
 
-class _Heard(logging.Handler):
-    """Counts records by the line of code that they come from."""
+class _WarningCounter(logging.Handler):
+    """Keeps the first message of each line of code that logs, and counts its records."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

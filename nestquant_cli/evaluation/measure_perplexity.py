@@ -1,4 +1,4 @@
-"""A whole perplexity measurement, from names to a report with its protocol: what `nestquant eval-ppl` runs."""
+"""A whole perplexity measurement, from names to a report with its protocol, as `nestquant eval-ppl` runs it."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -21,13 +21,16 @@ class PerplexityOptions:
     """What to measure; the fields are the options of `nestquant eval-ppl`.
 
     Attributes:
-        model, baseline: names as `models.resolve.resolve` takes them, or what that found.
-        text_field: of the data set's records, see `calibration.text.load_text`.
-        max_windows: score the first windows only; None is all of them.
-        bos: "default", "each" or "none", see `calibration.windows.token_windows`.
+        model, baseline: names that `models.resolve.resolve` accepts, or the sources that it returns.
+        dataset, split: text to score, as `calibration.text.load_text` takes it.
+        seqlen: tokens in a window.
+        text_field: field of the data set's records that holds the text; None is "text", or else "messages".
+        max_windows: number of windows to score, from the start of the text; None is all of them.
+        bos: where BOS goes: "default" (once, if the tokenizer adds one), "each" (in every window) or "none".
+        seed: seed of torch, set before the models are loaded.
         dtype: "auto", "float32", "bfloat16" or "float16".
-        device: a torch device; "auto" takes a GPU where there is one.
-        resident: form of quantized weights in memory, see `modules.resident.set_resident`.
+        device: torch device; "auto" is a GPU if there is one.
+        resident: form of quantized weights in memory, "packed", "int8" or "auto".
         revision: branch, tag or commit of `model` on the Hub; that of a baseline is part of its name, `ID@REVISION`.
     """
 
@@ -48,13 +51,13 @@ class PerplexityOptions:
 
 @dataclass(frozen=True)
 class PerplexityReport:
-    """Scores and the protocol they were measured by."""
+    """Scores, and the protocol by which they were measured: text, windows, models, versions; JSON-ready."""
 
     scores: Scores
     protocol: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """The fixed keys; those of the baseline only where there is one."""
+        """The scores and "protocol"; the scores of the baseline only if there is one."""
         scores = dataclasses.asdict(self.scores)
         if self.scores.baseline_perplexity is None:
             scores = {key: scores[key] for key in ("perplexity", "standard_error", "windows", "seconds")}
@@ -67,7 +70,8 @@ def measure_perplexity(options: PerplexityOptions) -> PerplexityReport:
     Cheap checks come first: the names of the models, the device, the text, then the windows, and last the weights.
 
     Raises:
-        NestQuantError: any bad input; see `resolve`, `load_text`, `tokenize`, `cut_windows`, `load_model` and `score`.
+        NestQuantError: bad input, or whatever `resolve`, `load_text`, `tokenize`, `cut_windows`, `load_model` and
+            `score` refuse.
     """
     import torch
 
@@ -84,36 +88,45 @@ def measure_perplexity(options: PerplexityOptions) -> PerplexityReport:
     if baseline_source is not None:
         baseline_tokens, _ = tokenize(text, load_tokenizer(baseline_source), options.bos, wanted)
         if not torch.equal(tokens, baseline_tokens):
-            raise NestQuantError(
-                f"{source.name} and {baseline_source.name} turn the text into different tokens",
-                "they cannot be compared token by token",
-                "give as --baseline the model that was quantized",
-            )
+            raise _not_comparable(source, baseline_source)
     torch.manual_seed(options.seed)
     model = load_model(source, options.dtype, device)
     baseline = load_model(baseline_source, options.dtype, device) if baseline_source is not None else None
-    held = set_resident_if_quantized(model, options.resident)
+    resident = set_resident_if_quantized(model, options.resident)
     if baseline is not None:
         set_resident_if_quantized(baseline, options.resident)
     scores = score(model, windows[: options.max_windows].long(), baseline_model=baseline)
-    protocol = {
-        "dataset": text.name,
-        "split": text.split,
-        "text_sha256": text.sha256,
-        **text.source,
+    about_text = {"dataset": text.name, "split": text.split, "text_sha256": text.sha256, **text.source}
+    about_windows = {
         "tokens": len(tokens) if whole else None,
         "windows": scores.windows,
         "windows_in_text": len(windows) if whole else None,
+    }
+    about_models = {
+        "model": model_protocol(source, model),
+        "baseline": model_protocol(baseline_source, baseline) if baseline_source and baseline else None,
+    }
+    protocol = about_text | about_windows | _method(options, resident) | about_models | {"versions": versions()}
+    return PerplexityReport(scores, protocol)
+
+
+def _method(options: PerplexityOptions, resident: str | None) -> dict[str, Any]:
+    """The part of the protocol that follows from the options."""
+    return {
         "seqlen": options.seqlen,
         "stride": window_stride(options.seqlen, options.bos),
         "scored_per_window": options.seqlen - 1,
         "bos": options.bos,
         "log_softmax": "float32",
         "seed": options.seed,
-        "resident": held,
+        "resident": resident,
         "processes": team().size,
-        "model": model_protocol(source, model),
-        "baseline": model_protocol(baseline_source, baseline) if baseline_source and baseline else None,
-        "versions": versions(),
     }
-    return PerplexityReport(scores, protocol)
+
+
+def _not_comparable(source: Source, baseline: Source) -> NestQuantError:
+    return NestQuantError(
+        f"{source.name} and {baseline.name} turn the text into different tokens",
+        "they cannot be compared token by token",
+        "give as --baseline the model that was quantized",
+    )

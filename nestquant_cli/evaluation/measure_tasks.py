@@ -1,4 +1,7 @@
-"""Tasks: the loaded model handed to lm-eval's own API, so that tasks, metrics and the table are the usual ones."""
+"""A whole run of lm-eval tasks, from names to a report with its protocol, as `nestquant eval-tasks` runs it.
+
+The loaded model goes to lm-eval's own API, so that tasks, metrics and the table are lm-eval's.
+"""
 
 import logging
 import math
@@ -30,19 +33,22 @@ class TaskOptions:
     """What to evaluate; the fields are the options of `nestquant eval-tasks`.
 
     Attributes:
-        model: a name as `models.resolve.resolve` takes it, or what that found.
+        model: a name that `models.resolve.resolve` accepts, or the source that it returns.
         tasks: names of tasks, groups or tags of lm-eval, or of YAML files in `include_path`; patterns such as "mmlu_*".
-        num_fewshot: examples in the prompt; None is each task's own number.
-        limit: items per task; below 1 a fraction of them; None is all.
-        include_path: a folder with further task YAML files.
-        batch_size: sequences at a time, or "auto" or "auto:N" for the largest that fit, found once or N times.
+        num_fewshot: number of examples in the prompt; None is each task's own number.
+        limit: items per task; below 1 it is a fraction of them; None is all.
+        include_path: folder with further task YAML files.
+        batch_size: sequences in a batch, or "auto" or "auto:N" for the largest that fit, searched once or N times.
         chat_template: whether prompts go through the tokenizer's chat template, or the name of one of several.
-        system_instruction: stands before all prompts, as the template's system message where there is one.
-        fewshot_as_multiturn: few-shot examples as turns of a conversation; None is yes with a template, else no.
-        gen_kwargs: settings of generation, "name=value,name=value" or a JSON object, which win over the tasks' own.
+        system_instruction: text before every prompt; the system message if there is a chat template.
+        fewshot_as_multiturn: whether few-shot examples are turns of a conversation; None is yes with a template only.
+        gen_kwargs: settings of generation that override the tasks' own, "name=value,name=value" or a JSON object.
         log_samples: whether the report has the items with prompts and answers.
-        fail_below: gates, "task=X" or "task.metric=X".
-        resident: form of quantized weights in memory, see `modules.resident.set_resident`.
+        fail_below: quality gates, "task=X" or "task.metric=X".
+        seed: seed of every random choice.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        device: torch device; "auto" is a GPU if there is one.
+        resident: form of quantized weights in memory, "packed", "int8" or "auto".
         revision: branch, tag or commit of a model on the Hub.
     """
 
@@ -67,11 +73,16 @@ class TaskOptions:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """lm-eval's results and table, the protocol, a verdict on every gate, and the items where they were asked for.
+    """Result of `measure_tasks`.
 
     Attributes:
-        how: the circumstances that scores depend on, in a line.
-        samples: one JSON-ready dictionary an item, as lm-eval logs them, with the name of the task as "task".
+        results: lm-eval's results, task -> "metric,filter" -> value, with NaN as None.
+        table: lm-eval's table of the results.
+        how: prompts, batch size and generation settings, in one line.
+        protocol: everything that is needed to repeat the run, JSON-ready.
+        verdicts: outcome of every quality gate.
+        samples: one JSON-ready dictionary per item, as lm-eval logs them, with the name of the task as "task"; empty
+            unless they were asked for.
     """
 
     results: dict[str, Any]
@@ -82,7 +93,7 @@ class TaskReport:
     samples: list[dict[str, Any]]
 
     def as_json(self) -> dict[str, Any]:
-        """`results` as lm-eval gives them (NaN as null), the protocol, and the figures of the failed gates."""
+        """JSON-ready: "results", "protocol", and "failed_gates" with value and threshold of each."""
         failed = [verdict.figures for verdict in self.verdicts if not verdict.passed]
         return {"results": self.results, "protocol": self.protocol, "failed_gates": failed}
 
@@ -113,46 +124,46 @@ def measure_tasks(options: TaskOptions) -> TaskReport:
     if how.template is None and tokenizer.chat_template:
         logger.info("the tokenizer has a chat template; scores are without it (with it: --apply-chat-template)")
     model = load_model(source, options.dtype, device)
-    held = set_resident_if_quantized(model, options.resident)
+    resident = set_resident_if_quantized(model, options.resident)
     settings = Settings(
         options.num_fewshot, options.limit, options.batch_size, how, gen_kwargs, options.log_samples, options.seed
     )
-    found = run_tasks(model, tokenizer, list(tasks.values()), settings)
+    result = run_tasks(model, tokenizer, list(tasks.values()), settings)
     circumstances = {
         "gen_kwargs": gen_kwargs,
         "special_tokens": special_tokens,
         "seconds": time.monotonic() - start,
-        "resident": held,
+        "resident": resident,
         "processes": team().size,
         "model": model_protocol(source, model),
     }
-    return team().run_on_rank0(lambda: _report(found, options, how, gates, circumstances))
+    return team().run_on_rank0(lambda: _report(result, options, how, gates, circumstances))
 
 
 def _report(
-    found: dict[str, Any], options: TaskOptions, how: Prompting, gates: Sequence[Gate], circumstances: dict[str, Any]
+    result: dict[str, Any], options: TaskOptions, how: Prompting, gates: Sequence[Gate], circumstances: dict[str, Any]
 ) -> TaskReport:
-    results = _finite(found["results"])
+    results = _finite(result["results"])
     protocol = {
         "tasks": list(options.tasks),
-        "task_versions": _finite(found.get("versions", {})),
-        "num_fewshot": _finite(found.get("n-shot", {})),
-        "samples": found.get("n-samples", {}),
+        "task_versions": _finite(result.get("versions", {})),
+        "num_fewshot": _finite(result.get("n-shot", {})),
+        "samples": result.get("n-samples", {}),
         "limit": options.limit,
         "batch_size": options.batch_size,
-        "batch_sizes": found["batch_sizes"],
+        "batch_sizes": result["batch_sizes"],
         "include_path": str(options.include_path) if options.include_path else None,
         **how.as_json(),
         "seed": dict.fromkeys(("random", "numpy", "torch", "fewshot"), options.seed),
         **circumstances,
         "versions": versions("lm_eval", "datasets"),
     }
-    scores = {**results, **_finite(found.get("groups", {}))}
+    scores = {**results, **_finite(result.get("groups", {}))}
     samples = [
-        {"task": task, **_finite(item)} for task, items in (found.get("samples") or {}).items() for item in items
+        {"task": task, **_finite(item)} for task, items in (result.get("samples") or {}).items() for item in items
     ]
     verdicts = [judge(gate, scores) for gate in gates]
-    return TaskReport(results, _table(found), _in_words(protocol, how), protocol, verdicts, samples)
+    return TaskReport(results, _table(result), _in_words(protocol, how), protocol, verdicts, samples)
 
 
 def _in_words(protocol: Mapping[str, Any], how: Prompting) -> str:
@@ -166,9 +177,9 @@ def _in_words(protocol: Mapping[str, Any], how: Prompting) -> str:
 
 
 def output_types(task: Any) -> set[str]:
-    """What a task of lm-eval, or any task of a group, asks of the model: "multiple_choice", "generate_until" …"""
-    inside = task.get_all_tasks() if hasattr(task, "get_all_tasks") else [task]
-    return {str(each.get_config("output_type")) for each in inside}
+    """Types of requests of an lm-eval task, or of all tasks of a group: "multiple_choice", "generate_until" …"""
+    members = task.get_all_tasks() if hasattr(task, "get_all_tasks") else [task]
+    return {str(member.get_config("output_type")) for member in members}
 
 
 def _check_numbers(options: TaskOptions) -> None:
@@ -194,7 +205,7 @@ def _at_least_one(text: str) -> bool:
 
 
 def _finite(value: Any) -> Any:
-    """As JSON can hold it: numpy numbers as Python's, NaN and infinities as None."""
+    """The value in a form that JSON can hold: numpy numbers as Python's, NaN and infinity as None."""
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -206,8 +217,8 @@ def _finite(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
 
 
-def _table(found: dict[str, Any]) -> str:
+def _table(result: dict[str, Any]) -> str:
     from lm_eval.utils import make_table
 
-    table = make_table(found)
-    return table + ("\n" + make_table(found, "groups") if found.get("groups") else "")
+    table = make_table(result)
+    return table + ("\n" + make_table(result, "groups") if result.get("groups") else "")

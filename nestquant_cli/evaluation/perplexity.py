@@ -1,6 +1,7 @@
-"""Perplexity of causal language models over token windows, alone or beside a baseline on the same windows.
+"""Perplexity of causal language models over token windows, alone or compared with a baseline on the same windows.
 
-Every window scores its seqlen - 1 last tokens from fp32 log-softmax; the perplexity is exp of the mean over all tokens.
+Every window scores its seqlen - 1 last tokens with a float32 log-softmax. The perplexity is exp of the mean over all
+tokens.
 """
 
 import math
@@ -20,20 +21,22 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-CHUNK_BYTES = 64 << 20  # of fp32 logits at a time, so that a vocabulary of 128k costs no more than one of 32k
+CHUNK_BYTES = 64 << 20  # float32 logits at a time, so that a vocabulary of 128k takes no more memory than one of 32k
 NO_RESULT = "no perplexity was computed"
 DAMAGED = "the model is damaged, or its dtype is too narrow: try 'nestquant verify', or another --dtype"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Result of `score`. Figures that do not exist are None: no baseline, or no standard error of a single window.
+    """Result of `score`. Values are None without a baseline, and standard errors also for a single window.
 
     Attributes:
         perplexity: exp of the mean negative log-likelihood per token.
-        standard_error: of the perplexity, from the spread between windows.
-        windows: windows scored.
+        standard_error: standard error of the perplexity, from the spread between windows. Most of it is that some
+            windows are harder than others; the difference of two models on the same windows is known much better.
+        windows: number of windows scored.
         seconds: wall time, the baseline included.
+        baseline_perplexity, baseline_standard_error: those of the baseline.
         kl_divergence: mean KL(baseline || model) per token, in nats.
         top1_agreement: fraction of tokens for which both models rank the same token first.
     """
@@ -50,7 +53,13 @@ class Scores:
 
 @dataclass
 class Totals:
-    """One window's sums over its tokens."""
+    """Sums over the scored tokens of one window.
+
+    Attributes:
+        loss, baseline_loss: negative log-likelihood of the model and of the baseline, in nats.
+        kl: KL(baseline || model), in nats.
+        agreed: number of tokens for which both models rank the same token first.
+    """
 
     loss: float = 0.0
     baseline_loss: float = 0.0
@@ -65,16 +74,16 @@ def score(
     baseline_model: "PreTrainedModel | None" = None,
     progress: bool = True,
 ) -> Scores:
-    """Scores windows one at a time; with a baseline both models see a window before the next, and nothing is stored.
+    """Scores windows one at a time. With a baseline, both models see a window before the next, and no logits are kept.
 
-    The processes of a team each score their share, and all get the same result: sums are added up in the order of the
-    windows, so that it is that of a single process.
+    Each process of a team scores its share of the windows. Sums are added in the order of the windows, so that the
+    result is that of a single process.
 
     Args:
-        model: any causal language model; a packed one uses its packed KV cache by itself.
+        model: any causal language model; a packed one quantizes keys and values by itself.
         windows: (windows, seqlen) int64 token ids.
         baseline_model: the original model, with the same vocabulary.
-        progress: show a progress bar or log lines.
+        progress: whether to show a progress bar or log lines.
 
     Raises:
         NestQuantError: tokens outside the vocabulary, windows longer than the model's context, or logits that are NaN
@@ -85,19 +94,29 @@ def score(
     start = time.monotonic()
     check_fit(model, baseline_model, windows)
     group = team()
-    own = group.share(len(windows))
+    share = group.share(len(windows))
 
-    def score_own() -> list[Totals]:
+    def score_share() -> list[Totals]:
         with torch.inference_mode():
-            numbers = track(own, "scoring windows") if progress else own
+            numbers = track(share, "scoring windows") if progress else share
             return [score_window([model], baseline_model, windows[number], number)[0] for number in numbers]
 
-    totals = [window for part in group.run_on_all(score_own) for window in part]
+    totals = [window for share_totals in group.run_on_all(score_share) for window in share_totals]
     return summary(totals, windows.shape[1] - 1, time.monotonic() - start, baseline_model is not None)
 
 
 def summary(totals: list[Totals], tokens: int, seconds: float, has_baseline: bool) -> Scores:
-    """The result of windows that scored `tokens` tokens each."""
+    """The scores of windows.
+
+    Args:
+        totals: sums of each window.
+        tokens: tokens that each window scored.
+        seconds: wall time of all windows.
+        has_baseline: whether the sums of the baseline, KL and agreement are there.
+
+    Raises:
+        NestQuantError: the perplexity is too large for a float.
+    """
     perplexity, error = perplexity_of([window.loss / tokens for window in totals])
     if not has_baseline:
         return Scores(perplexity, error, len(totals), seconds)
@@ -116,9 +135,13 @@ def summary(totals: list[Totals], tokens: int, seconds: float, has_baseline: boo
 
 
 def perplexity_of(losses: list[float]) -> tuple[float, float | None]:
-    """Perplexity and its standard error from the mean loss (nats per token) of each window.
+    """Perplexity and its standard error.
 
-    The error follows from that of the mean loss by the delta method: d exp(m) = exp(m) dm. One window has none.
+    With m the mean and s the standard deviation of the losses of n windows, the perplexity is exp(m). Its standard
+    error is exp(m) s / sqrt(n) by the delta method, d exp(m) = exp(m) dm. A single window has none.
+
+    Args:
+        losses: mean loss of each window, in nats per token.
 
     Raises:
         NestQuantError: the perplexity is too large for a float.
@@ -136,10 +159,14 @@ def perplexity_of(losses: list[float]) -> tuple[float, float | None]:
 
 
 def check_fit(model: "PreTrainedModel", baseline_model: "PreTrainedModel | None", windows: "Tensor") -> None:
-    """Raises NestQuantError for windows that a model cannot take, or models with different vocabularies."""
-    for each in (model, baseline_model):
-        if each is not None:
-            _check_windows(each, windows)
+    """Checks that windows and models fit together.
+
+    Raises:
+        NestQuantError: windows that a model cannot take, or models with different vocabularies.
+    """
+    _check_windows(model, windows)
+    if baseline_model is not None:
+        _check_windows(baseline_model, windows)
     if baseline_model is not None and known_tokens(model) != known_tokens(baseline_model):
         raise NestQuantError(
             f"the model has {known_tokens(model)} tokens and the baseline {known_tokens(baseline_model)}",
@@ -151,7 +178,13 @@ def check_fit(model: "PreTrainedModel", baseline_model: "PreTrainedModel | None"
 def score_window(
     models: "Sequence[PreTrainedModel]", baseline_model: "PreTrainedModel | None", ids: "Tensor", number: int
 ) -> list[Totals]:
-    """Each model on one window (seqlen,), beside the baseline, which sees it once.
+    """Sums of each model on one window, compared with the baseline, which is run once.
+
+    Args:
+        models: causal language models.
+        baseline_model: original model, or None.
+        ids: (seqlen,) int64 token ids.
+        number: number of the window, for messages.
 
     Raises:
         NestQuantError: logits that are NaN or infinite.
@@ -176,7 +209,7 @@ def _totals(logits: "Tensor", baseline_logits: "Tensor | None", ids: "Tensor", n
 
 
 def _logits(model: "PreTrainedModel", ids: "Tensor") -> "Tensor":
-    """(seqlen, vocabulary) in the model's dtype."""
+    """Logits (seqlen, vocabulary) in the model's dtype."""
     return model(input_ids=ids[None].to(model.device), use_cache=False).logits[0]
 
 

@@ -1,6 +1,6 @@
-"""How the prompts of tasks are made for a model: its chat template, its special tokens, and settings of generation.
+"""How prompts of tasks are made for a model: chat template, special tokens and settings of generation.
 
-Everything here is checked on the tokenizer alone, before the weights are loaded.
+All of it is checked with the tokenizer alone, before the weights are loaded.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("nestquant")
 
-DEFAULT_TEMPLATE = "default"  # what transformers calls the template of a tokenizer that has one
-# names that lm-eval takes for itself; max_new_tokens, which is transformers', is another name of max_gen_toks
-_OWN_SETTINGS = ("until", "max_gen_toks", "max_tokens", "max_completion_tokens")
+DEFAULT_TEMPLATE = "default"  # transformers' name for the only template of a tokenizer
+# lm-eval's own settings of generation; max_new_tokens of transformers is another name of max_gen_toks
+_LM_EVAL_SETTINGS = ("until", "max_gen_toks", "max_tokens", "max_completion_tokens")
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Prompting:
     """How prompts are made.
 
     Attributes:
-        template: text of the chat template (Jinja); None puts prompts before the model as they are.
-        template_name: its name, None without a template.
-        system: the system instruction, None for none.
-        as_turns: whether few-shot examples are turns of a conversation, and not a part of one message.
+        template: text of the chat template (Jinja); None sends prompts as plain text.
+        template_name: name of the template, None without a template.
+        system: system instruction, None for none.
+        as_turns: whether few-shot examples are turns of a conversation instead of a part of one message.
     """
 
     template: str | None = None
@@ -43,7 +43,7 @@ class Prompting:
     as_turns: bool = False
 
     def described(self) -> str:
-        """In words: "without chat template", or what is used."""
+        """In words: "without chat template", or the template and the form of few-shot examples."""
         parts = [f"chat template '{self.template_name}'" if self.template else "without chat template"]
         if self.template:
             parts.append(f"few-shot examples as {'turns' if self.as_turns else 'one message'}")
@@ -52,7 +52,7 @@ class Prompting:
         return ", ".join(parts)
 
     def as_json(self) -> dict[str, Any]:
-        """For the protocol: the template by name and hash."""
+        """For the protocol, JSON-ready: template by name and SHA-256, system instruction, form of examples."""
         text = self.template
         digest = None if text is None else hashlib.sha256(text.encode()).hexdigest()
         return {
@@ -65,13 +65,13 @@ class Prompting:
 def prompting(
     tokenizer: "PreTrainedTokenizerBase", template: bool | str, system: str | None, as_turns: bool | None
 ) -> Prompting:
-    """The chat template by name, tried on a message.
+    """Finds the chat template and tries it with the system instruction.
 
     Args:
-        tokenizer: of the model.
-        template: False for none, True for the tokenizer's own, or the name of one of several.
-        system: a system instruction; without a template it stands before the prompt as it is.
-        as_turns: few-shot examples as turns; None is lm-eval's own default, which is yes with a template.
+        tokenizer: the model's tokenizer.
+        template: False for none, True for the tokenizer's only or default one, or the name of one of several.
+        system: system instruction; without a template it is put before the prompt as plain text.
+        as_turns: whether few-shot examples are turns; None is lm-eval's default, which is yes with a template.
 
     Raises:
         NestQuantError: there is no such template, or it refuses or drops the system instruction.
@@ -91,8 +91,8 @@ def prompting(
 
 
 def _template(tokenizer: "PreTrainedTokenizerBase", wanted: bool | str) -> tuple[str, str]:
-    own: Any = tokenizer.chat_template
-    templates = own if isinstance(own, Mapping) else {DEFAULT_TEMPLATE: own} if own else {}
+    stored: Any = tokenizer.chat_template
+    templates = stored if isinstance(stored, Mapping) else {DEFAULT_TEMPLATE: stored} if stored else {}
     if not templates:
         raise NestQuantError("the tokenizer has no chat template", NOT_EVALUATED, "leave out --apply-chat-template")
     name = DEFAULT_TEMPLATE if wanted is True else str(wanted)
@@ -117,12 +117,16 @@ def _tried(tokenizer: "PreTrainedTokenizerBase", template: str, system: str) -> 
 
 
 def complete_special_tokens(tokenizer: "PreTrainedTokenizerBase", source: Source) -> dict[str, Any]:
-    """Gives a tokenizer that names no end of text the one that the model's configuration names.
+    """Gives a tokenizer without an end-of-text token (EOS) the one of the model's configuration, or BOS.
 
     lm-eval puts BOS, or EOS where there is none, before a text without context, and ends generated text at EOS.
 
+    Args:
+        tokenizer: the model's tokenizer; its `eos_token` is set if it has none.
+        source: where the model comes from.
+
     Returns:
-        For the protocol: ids of the tokens that lm-eval uses, and where the end of text comes from.
+        for the protocol: ids of the tokens that lm-eval uses, and where the end of text comes from.
 
     Raises:
         NestQuantError: neither the tokenizer nor the configuration names one.
@@ -132,7 +136,7 @@ def complete_special_tokens(tokenizer: "PreTrainedTokenizerBase", source: Source
         config = load_config(source).get_text_config()
         ends = config.eos_token_id
         named = [*(ends if isinstance(ends, (list, tuple)) else [ends]), tokenizer.bos_token_id, config.bos_token_id]
-        known = [each for each in named if isinstance(each, int) and 0 <= each < len(tokenizer)]
+        known = [token for token in named if isinstance(token, int) and 0 <= token < len(tokenizer)]
         if not known:
             again = " of the original model, and quantize it again" if source.kind == "packed" else ""
             raise NestQuantError(
@@ -148,10 +152,16 @@ def complete_special_tokens(tokenizer: "PreTrainedTokenizerBase", source: Source
 
 
 def read_gen_kwargs(text: str | None) -> dict[str, Any] | None:
-    """Settings of generation from "name=value,name=value" as lm-eval reads it, or from a JSON object.
+    """Reads settings of generation.
+
+    Args:
+        text: "name=value,name=value", read as lm-eval does, or a JSON object; None for no settings.
+
+    Returns:
+        values by name, or None.
 
     Raises:
-        NestQuantError: malformed, or a name that generation does not know.
+        NestQuantError: malformed, an unknown or repeated name, or a value that is NaN or infinite.
     """
     if text is None:
         return None
@@ -165,12 +175,12 @@ def read_gen_kwargs(text: str | None) -> dict[str, Any] | None:
             values = json.loads(text, object_pairs_hook=_once)
         except json.JSONDecodeError as error:
             raise NestQuantError(f"--gen-kwargs is not JSON ({error})", NOT_EVALUATED, remedy) from error
-    elif all("=" in each for each in text.split(",")):
+    elif all("=" in pair for pair in text.split(",")):
         values = simple_parse_args_string(text)
-        _once([(each.partition("=")[0].strip(), None) for each in text.split(",")])
+        _once([(pair.partition("=")[0].strip(), None) for pair in text.split(",")])
     if not values:
         raise NestQuantError(f"--gen-kwargs '{text}' cannot be read", NOT_EVALUATED, remedy)
-    known = {*_OWN_SETTINGS, *(name for name in GenerationConfig().to_dict() if not name.startswith("_"))}
+    known = {*_LM_EVAL_SETTINGS, *(name for name in GenerationConfig().to_dict() if not name.startswith("_"))}
     refuse_unknown(values, sorted(known), "--gen-kwargs", NOT_EVALUATED, "use names of transformers' GenerationConfig")
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -179,7 +189,7 @@ def read_gen_kwargs(text: str | None) -> dict[str, Any] | None:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A mapping from pairs in which every name stands once."""
+    """A mapping from pairs, in which every name has to occur once."""
     for number, (name, _) in enumerate(pairs):
         if name in dict(pairs[:number]):
             raise NestQuantError(f"--gen-kwargs has {name} twice", NOT_EVALUATED, "keep one of them")
@@ -187,5 +197,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of a library says, short enough for one line of ours."""
+    """First line of the message of a library's error, for a one-line message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

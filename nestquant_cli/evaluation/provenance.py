@@ -1,4 +1,4 @@
-"""What must be known to repeat a measurement: versions, model and device, as JSON values."""
+"""What is needed to repeat a measurement: versions, model, commit, hashes and device, as JSON values."""
 
 import importlib.metadata
 import platform
@@ -17,13 +17,18 @@ PACKAGES = ("torch", "transformers")
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of Python, this package, torch, transformers and further installed `packages`."""
-    found = {package: importlib.metadata.version(package) for package in (*PACKAGES, *packages)}
-    return {"python": platform.python_version(), "nestquant_cli": __version__, **found}
+    """Versions of Python, this package, torch, transformers and other installed `packages`, by name."""
+    installed = {package: importlib.metadata.version(package) for package in (*PACKAGES, *packages)}
+    return {"python": platform.python_version(), "nestquant_cli": __version__, **installed}
 
 
 def model_protocol(source: Source, model: "PreTrainedModel") -> dict[str, Any]:
-    """What a loaded model is and what it computes in; its commit if it came from the Hub."""
+    """Name, fingerprint, dtype, attention implementation and device of a loaded model; its commit if it is of the Hub.
+
+    Args:
+        source: where the model comes from.
+        model: the loaded model.
+    """
     dtype = str(model.dtype).removeprefix("torch.")
     return {
         "name": source.name,
@@ -39,6 +44,10 @@ def model_protocol(source: Source, model: "PreTrainedModel") -> dict[str, Any]:
 
 
 def windows_said(protocol: Mapping[str, Any]) -> str:
-    """How many windows were scored, of how many where the text was read to its end: "8 of 141" or "the first 8"."""
+    """Number of scored windows in words: "8 of 141", or "the first 8" where the text was not read to its end.
+
+    Args:
+        protocol: protocol of a perplexity measurement, with "windows" and "windows_in_text".
+    """
     whole = protocol["windows_in_text"]
     return f"the first {protocol['windows']}" if whole is None else f"{protocol['windows']} of {whole}"

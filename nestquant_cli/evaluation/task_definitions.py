@@ -1,4 +1,4 @@
-"""Tasks of lm-eval by name or from local files, with their data."""
+"""Loads lm-eval tasks by name or from local files, with their data."""
 
 import logging
 import re
@@ -19,10 +19,18 @@ _CALL = re.compile(r"^[^#\n]*!function\b", re.MULTILINE)
 
 
 def load_tasks(names: Sequence[str], include_path: "Path | None" = None) -> dict[str, Any]:
-    """lm-eval's task and group objects by name, with their data.
+    """Loads tasks and groups with their data.
+
+    Args:
+        names: names of tasks, groups or tags, or patterns such as "mmlu_*".
+        include_path: folder with further task YAML files.
+
+    Returns:
+        lm-eval's task and group objects by name.
 
     Raises:
-        NestQuantError: no such task, with the nearest names; a task defined wrongly; or data that cannot be read.
+        NestQuantError: no such task (the remedy has the nearest names), a wrong definition, data that cannot be read,
+            or a task that runs code of the model or needs images or sound.
     """
     if include_path is not None and not include_path.is_dir():
         raise NestQuantError(f"--include-path {include_path} is not a folder", NOT_EVALUATED, "check the path")
@@ -40,7 +48,7 @@ def load_tasks(names: Sequence[str], include_path: "Path | None" = None) -> dict
 
 
 def files_with_code(folder: "Path") -> list[str]:
-    """Names of the task definitions of a folder, subfolders included, that call Python functions beside them."""
+    """Names of the YAML files in a folder and its subfolders that call Python functions (`!function`)."""
     paths = (path for path in sorted(folder.rglob("*.yaml")) if path.is_file())
     return [path.name for path in paths if _CALL.search(path.read_text(encoding="utf-8", errors="replace"))]
 
@@ -49,7 +57,7 @@ def _manager(names: Sequence[str], include_path: "Path | None") -> Any:
     from lm_eval.tasks import TaskManager
 
     if include_path is not None:
-        # reading the definitions of lm-eval's 14,000 tasks takes 5 to 15 s, for nothing where all are local
+        # reading the definitions of lm-eval's 14,000 tasks takes 5 to 15 s, which is saved where all tasks are local
         local = TaskManager(include_path=str(include_path), include_defaults=False)
         if set(names) <= set(local.all_subtasks):
             return local
@@ -58,11 +66,11 @@ def _manager(names: Sequence[str], include_path: "Path | None") -> Any:
 
 
 def _matches(manager: Any, name: str) -> list[str]:
-    found = sorted(manager.match_tasks([name]))
-    if not found:
+    matches = sorted(manager.match_tasks([name]))
+    if not matches:
         remedy = nearest(name, manager.all_tasks, otherwise="see 'lm_eval ls tasks', or give --include-path")
         raise NestQuantError(f"there is no task '{name}'", NOT_EVALUATED, remedy)
-    return found
+    return matches
 
 
 def _load(manager: Any, name: str) -> dict[str, Any]:
@@ -77,13 +85,13 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
         ) from error
     for task in loaded["tasks"].values():
         _refuse_unable(task)
-    inside = {task for group in loaded["groups"].values() for task in (t.task_name for t in group.get_all_tasks())}
+    in_groups = {task.task_name for group in loaded["groups"].values() for task in group.get_all_tasks()}
     groups = {name: loaded["groups"][name]} if name in loaded["groups"] else {}
-    return groups | {task: value for task, value in loaded["tasks"].items() if task not in inside}
+    return groups | {task: value for task, value in loaded["tasks"].items() if task not in in_groups}
 
 
 def _refuse_unable(task: Any) -> None:
-    """lm-eval would refuse these once the model is loaded."""
+    """Refuses tasks that lm-eval would refuse after the model is loaded."""
     if getattr(task, "UNSAFE_CODE", False):
         cause, remedy = "runs code that the model writes", "run it with lm-eval's own command, in a sandbox"
     elif getattr(task, "MULTIMODAL", False):
