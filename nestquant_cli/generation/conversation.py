@@ -1,4 +1,4 @@
-"""A conversation with a model by its chat template."""
+"""A conversation with a model through its chat template."""
 
 import logging
 from typing import Any
@@ -11,11 +11,11 @@ logger = logging.getLogger("nestquant")
 
 
 class Conversation:
-    """What was said, and what the model says next.
+    """The messages so far, and the model's next answer.
 
     Args:
-        generator: what generates the model's text.
-        system: a message that stands before all others; None leaves that to the template.
+        generator: the loaded model.
+        system: system message before all others; None leaves it to the template.
 
     Raises:
         NestQuantError: the model has no chat template.
@@ -31,20 +31,20 @@ class Conversation:
         self.history: list[dict[str, str]] = list(self._before)
 
     def reset(self) -> None:
-        """Forgets all but the system message."""
+        """Forgets all messages but the system message."""
         self.history = list(self._before)
 
     def say(self, text: str, show: Show = lambda text: None) -> Answer:
-        """The model's answer to `text`; both become part of the history.
+        """Generates the model's answer to `text`; both become part of the history.
 
-        Where the history is too long for the model its oldest questions and answers are forgotten.
+        If the history is too long for the model, its oldest pairs of question and answer are forgotten.
 
         Args:
             text: the user's message.
-            show: is called with pieces of the answer as they come.
+            show: called with each piece of the answer as it is generated.
 
         Raises:
-            NestQuantError: the template refuses the messages, or the text alone is too long; nothing was said then.
+            NestQuantError: the template refuses the messages, or the text alone is too long. The history is unchanged.
         """
         messages = [*self.history, _message("user", text)]
         ids = self._ids(messages)
@@ -65,13 +65,13 @@ class Conversation:
     def _ids(self, messages: list[dict[str, str]]) -> list[int]:
         tokenizer = self.generator.tokenizer
         try:
-            found: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            encoded: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         except Exception as error:  # a template is a program that comes with the model
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise NestQuantError(
                 f"the chat template refuses the conversation ({reason})", NOT_GENERATED, "leave out --system"
             ) from error
-        return list(found["input_ids"])
+        return list(encoded["input_ids"])
 
 
 def _message(role: str, content: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A loaded model that continues token ids, text coming as it is generated, and keeps what its cache has seen."""
+"""A loaded model that continues texts: it shows text as it is generated and reuses its cache for the next prompt."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -29,11 +29,11 @@ class Answer:
     """A generated text.
 
     Attributes:
-        text: without the prompt and without special tokens.
-        tokens: the new ones.
+        text: new text, without the prompt and without special tokens.
+        tokens: ids of the new tokens.
         statistics: speed and memory of the generation.
-        ending: why it ends: at a token that ends a text, after as many tokens as were asked for, before that because
-            the model's context is full, or because the user stopped it.
+        ending: why the text ends: "end of text" at an end token, "max_new_tokens" after as many tokens as were asked
+            for, "context" if the model's context is full, or "interrupted" by the user.
     """
 
     text: str
@@ -43,21 +43,21 @@ class Answer:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the user stopped it."""
+        """Whether the user stopped the generation."""
         return self.ending == "interrupted"
 
 
 class TextGenerator:
     """Continues texts one after the other.
 
-    Keys and values of the tokens that a text has in common with the one before are not computed again, where the
-    model's cache keeps all of them.
+    Keys and values of the tokens that a prompt shares with the text before it are not computed again, if the model's
+    cache keeps all tokens.
 
     Args:
         model: any causal language model, in eval mode.
-        tokenizer: that belongs to it.
+        tokenizer: its tokenizer.
         sampling: how tokens are chosen; its seed is set once, here.
-        resident: the form of quantized weights, for the statistics.
+        resident: form of the quantized weights in memory, for the statistics.
     """
 
     def __init__(
@@ -80,13 +80,19 @@ class TextGenerator:
 
     @property
     def room(self) -> int | None:
-        """Tokens that a prompt may have so that all new ones fit behind it, and never less than half of the context;
-        None for a model without a longest text."""
+        """Largest number of tokens of a prompt after which all new tokens fit, but at least half of the context.
+
+        None for a model whose context has no limit.
+        """
         new = int(self.config.max_new_tokens or 0)
         return None if self.context is None else max(self.context - new, self.context // 2)
 
     def refuse_unfit(self, ids: Sequence[int]) -> None:
-        """Raises NestQuantError for a prompt of no tokens, of unknown ones, or of so many that none fits behind."""
+        """Checks a prompt.
+
+        Raises:
+            NestQuantError: no tokens, tokens that the model does not know, or too many for a new token to fit.
+        """
         if not ids:
             raise NestQuantError("the prompt is empty", NOT_GENERATED, "give some text")
         if self.context is not None and len(ids) >= self.context:
@@ -95,14 +101,14 @@ class TextGenerator:
         refuse_unknown_tokens(max(ids), known_tokens(self.model), NOT_GENERATED)
 
     def generate(self, ids: Sequence[int], show: Show = lambda text: None) -> Answer:
-        """Continues a text up to an end token, `max_new_tokens` or the model's longest text.
+        """Continues a text up to an end token, `max_new_tokens` or the end of the model's context.
 
         Args:
-            ids: tokens of the prompt.
-            show: is called with pieces of text as they come. A KeyboardInterrupt ends the text, not the program.
+            ids: token ids of the prompt.
+            show: called with each piece of text as it is generated. A KeyboardInterrupt ends the text, not the program.
 
         Raises:
-            NestQuantError: no tokens, or so many that none fits behind them.
+            NestQuantError: no tokens, tokens that the model does not know, or too many for a new token to fit.
         """
         import copy
 
@@ -116,18 +122,18 @@ class TextGenerator:
         cache, kept = self._kept(ids)
         stream = _Stream(self.tokenizer, show)
         prompt = torch.tensor([ids], device=self.model.device)
-        named = {"attention_mask": torch.ones_like(prompt), "generation_config": config, "past_key_values": cache}
+        settings = {"attention_mask": torch.ones_like(prompt), "generation_config": config, "past_key_values": cache}
         model: Any = self.model
-        found = None
+        output = None
         try:
             with torch.inference_mode():
-                found = model.generate(prompt, **named, streamer=stream, return_dict_in_generate=True)
+                output = model.generate(prompt, **settings, streamer=stream, return_dict_in_generate=True)
         except KeyboardInterrupt:
             stream.end()
-        statistics = self._statistics(stream, len(ids) - kept, kept, found and cache_bytes(found.past_key_values))
-        if found is not None:
-            self._remember(found.past_key_values, found.sequences[0].tolist())
-        ending = "interrupted" if found is None else self._ending(stream.tokens, int(config.max_new_tokens or 0))
+        statistics = self._statistics(stream, len(ids) - kept, kept, output and cache_bytes(output.past_key_values))
+        if output is not None:
+            self._remember(output.past_key_values, output.sequences[0].tolist())
+        ending = "interrupted" if output is None else self._ending(stream.tokens, int(config.max_new_tokens or 0))
         return Answer(stream.text, stream.tokens, statistics, ending)
 
     def _ending(self, tokens: list[int], most: int) -> Ending:
@@ -137,11 +143,14 @@ class TextGenerator:
         return "context" if most < int(self.config.max_new_tokens or 0) else "max_new_tokens"
 
     def _kept(self, ids: list[int]) -> tuple[Any, int]:
-        """The cache cut to the tokens that `ids` begins with, and their number; at least one is left to be read."""
+        """The cache, cut to the tokens that `ids` shares with the text before, and their number.
+
+        The last token of `ids` is always computed again: its logits give the first new token.
+        """
         cache, seen = self._cache, self._seen
         self._cache, self._seen = None, []
         pairs = zip(seen, ids[:-1], strict=False)
-        common = next((place for place, (old, new) in enumerate(pairs) if old != new), min(len(seen), len(ids) - 1))
+        common = next((index for index, (old, new) in enumerate(pairs) if old != new), min(len(seen), len(ids) - 1))
         if cache is None or common == 0:
             return None, 0
         cache.crop(common - len(seen))  # a negative number takes tokens away, in all versions of transformers
@@ -151,7 +160,7 @@ class TextGenerator:
         from transformers.cache_utils import DynamicLayer
 
         layers = getattr(cache, "layers", [])
-        whole = layers and all(isinstance(each, DynamicLayer) and not each.is_sliding for each in layers)
+        whole = layers and all(isinstance(layer, DynamicLayer) and not layer.is_sliding for layer in layers)
         if whole:
             self._cache, self._seen = cache, sequence[: cache.get_seq_length()]
 
@@ -173,9 +182,9 @@ def load_generator(source: Source, sampling: Sampling, resident: str, dtype: str
     """Loads tokenizer and model.
 
     Args:
-        source: any kind of model.
+        source: a model of any kind, as `models.resolve.resolve` returns it.
         sampling: how tokens are chosen.
-        resident: form of quantized weights in memory, see `modules.resident.set_resident`.
+        resident: form of quantized weights in memory, "packed", "int8" or "auto".
         dtype, device: as `checkpoint.load.load_model` takes them.
 
     Raises:
@@ -187,7 +196,7 @@ def load_generator(source: Source, sampling: Sampling, resident: str, dtype: str
 
 
 class _Stream(TextStreamer):
-    """Passes text on as it comes, and keeps tokens and times."""
+    """Passes text on as it is generated, and records tokens and times."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", show: Show) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)

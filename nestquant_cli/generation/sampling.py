@@ -1,4 +1,4 @@
-"""How tokens are chosen: what the model's own generation settings say, where the user does not say otherwise."""
+"""How tokens are chosen: the user's settings, and the model's own generation settings for the rest."""
 
 import copy
 import math
@@ -15,17 +15,17 @@ NOT_GENERATED = "no text was generated"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many tokens, and how they are chosen; None leaves a setting to the model.
+    """Number of tokens, and how they are chosen. None leaves a setting to the model.
 
     Attributes:
-        max_new_tokens: the most that are generated.
-        temperature: 0 always takes the most likely token; above 0 the logits are divided by it and a token is drawn.
-        top_p: draw from the most likely tokens that have this probability together.
-        top_k: draw from so many of the most likely tokens.
-        seed: seed of the drawing.
+        max_new_tokens: largest number of tokens to generate.
+        temperature: 0 always takes the most likely token; above 0 the logits are divided by it and a token is sampled.
+        top_p: sample from the smallest set of most likely tokens whose probabilities add up to this value, in (0, 1].
+        top_k: sample from this many of the most likely tokens.
+        seed: seed of the sampling.
 
     Raises:
-        NestQuantError: a setting is out of range, or the most likely token is asked for together with a way of drawing.
+        NestQuantError: a setting is out of range, or temperature 0 comes with top_p or top_k.
     """
 
     max_new_tokens: int = 128
@@ -47,15 +47,15 @@ class Sampling:
         )
 
     def config(self, model: "PreTrainedModel", end_token: int | None) -> "GenerationConfig":
-        """The model's generation settings with these in their place, for one sequence.
+        """A copy of the model's generation settings, with these settings in it, for one sequence.
 
         Args:
-            model: whose settings are not changed.
-            end_token: the tokenizer's end token; it ends the text, as do the tokens that the model names.
+            model: the model; its own settings are not changed.
+            end_token: id of the tokenizer's end token. It ends the text, as the model's own end tokens do.
         """
         config: Any = copy.deepcopy(model.generation_config)
-        drawing = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        given = {name: value for name, value in drawing.items() if value is not None}
+        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        given = {name: value for name, value in sampling.items() if value is not None}
         if self.temperature == 0:
             config.do_sample = False
         elif given:
@@ -63,10 +63,10 @@ class Sampling:
             for name, value in given.items():
                 setattr(config, name, value)
         if not config.do_sample:
-            for name in drawing:
+            for name in sampling:
                 setattr(config, name, None)
         config.max_new_tokens, config.max_length, config.num_beams = self.max_new_tokens, None, 1
-        config.use_cache = True  # fine-tuned models often say False, which only makes each token dearer
+        config.use_cache = True  # some fine-tuned models have False, which makes each token recompute the whole text
         ends = config.eos_token_id
         ends = list(ends) if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]
         config.eos_token_id = list(dict.fromkeys([*ends, *([] if end_token is None else [end_token])])) or None
@@ -76,7 +76,7 @@ class Sampling:
 
 
 def described(config: "GenerationConfig") -> str:
-    """In words: "the most likely token", or how one is drawn."""
+    """In words: "the most likely token each time", or temperature, top-p and top-k of the sampling."""
     if not config.do_sample:
         return "the most likely token each time"
     parts = [f"temperature {config.temperature if config.temperature is not None else 1:g}"]

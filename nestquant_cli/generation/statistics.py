@@ -11,16 +11,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GenerationStatistics:
-    """What a generation took.
+    """Speed and memory of one generation.
 
     Attributes:
-        prompt_tokens: that were read; `reused_tokens` more were in the cache from before.
-        prompt_seconds: until the first new token.
-        new_tokens: generated.
+        prompt_tokens: tokens of the prompt that were computed.
+        reused_tokens: tokens of the prompt whose keys and values were in the cache already.
+        prompt_seconds: time to the first new token.
+        new_tokens: number of tokens generated.
         seconds: time from the first new token to the last.
-        weight_bytes: bytes of all parameters in memory; `resident` is the form of the quantized ones, if any.
+        weight_bytes: bytes of all parameters in memory.
+        resident: form of the quantized weights in memory, None without any.
         cache_bytes: bytes of keys and values, None if the model did not return them.
-        peak_bytes: peak memory of the process, or of the GPU that it runs on.
+        peak_bytes: peak memory of the process, or of the GPU that the model is on.
     """
 
     prompt_tokens: int
@@ -35,11 +37,11 @@ class GenerationStatistics:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of the new tokens after the first, which is counted with the prompt; None for fewer than two."""
+        """Speed of the new tokens after the first, which belongs to the prompt; None for fewer than two."""
         return (self.new_tokens - 1) / self.seconds if self.new_tokens > 1 and self.seconds > 0 else None
 
     def line(self) -> str:
-        """All of it for a reader."""
+        """All values as one line of text."""
         speed = "" if self.tokens_per_second is None else f", {self.tokens_per_second:.1f} tokens/s"
         reused = f" and {self.reused_tokens} kept" if self.reused_tokens else ""
         form = f" ({self.resident})" if self.resident else ""
@@ -51,27 +53,27 @@ class GenerationStatistics:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """All values by name, JSON-ready."""
         return asdict(self) | {"tokens_per_second": self.tokens_per_second}
 
 
 def weight_bytes(model: "nn.Module") -> int:
-    """Bytes of all parameters in memory, quantized weights in the form that they are held in."""
+    """Bytes of all parameters of a model in memory, with quantized weights in their resident form."""
     from ..modules.attach import quantized_linears
     from ..modules.resident import resident_bytes
 
-    inside = {id(each) for linear in quantized_linears(model).values() for each in linear.parameters()}
+    quantized = {id(parameter) for linear in quantized_linears(model).values() for parameter in linear.parameters()}
     biases = sum(linear.bias.nbytes for linear in quantized_linears(model).values() if linear.bias is not None)
-    plain = sum(each.nbytes for each in model.parameters() if id(each) not in inside)
+    plain = sum(parameter.nbytes for parameter in model.parameters() if id(parameter) not in quantized)
     return plain + biases + resident_bytes(model)
 
 
 def cache_bytes(cache: Any) -> int | None:
-    """Bytes held for keys and values, with the room for more tokens; None for a cache that keeps something else."""
+    """Bytes allocated for keys and values, including room for more tokens; None for a cache of another kind."""
     total = 0
     for layer in getattr(cache, "layers", []):
-        for part in (getattr(layer, "keys", None), getattr(layer, "values", None)):
-            if part is None:
+        for states in (getattr(layer, "keys", None), getattr(layer, "values", None)):
+            if states is None:
                 return None
-            total += part.untyped_storage().nbytes()
+            total += states.untyped_storage().nbytes()
     return total or None

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing beside it."""
+"""A report as one HTML page that contains its pictures."""
 
 import base64
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from ..evaluation.provenance import windows_said
 from ..sharing.results import without_folder
 from .page_data import PageData
 
-_DAMAGED = 12  # matrices listed
+_DAMAGED = 12  # number of most damaged matrices that are listed
 
 
-def html(name: str, found: PageData, pictures: dict[str, bytes]) -> str:
-    """The page, in which names and texts of others are escaped.
+def html(name: str, data: PageData, pictures: dict[str, bytes]) -> str:
+    """The HTML of the page, with names and texts escaped.
 
     Args:
-        name: of the checkpoint.
-        found: what it shows.
-        pictures: PNGs by file name.
+        name: name of the checkpoint.
+        data: what the page shows.
+        pictures: PNG files by name.
     """
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -28,40 +28,43 @@ def html(name: str, found: PageData, pictures: dict[str, bytes]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    recipe = found.inspection.recipe.items()
+    recipe = data.inspection.recipe.items()
     return pages.get_template("page.html").render(
         name=name,
-        found=found,
+        data=data,
         pictures={file: base64.b64encode(png).decode() for file, png in pictures.items()},
-        summary=_summary(found),
-        damaged=_damaged(found),
-        betas=_betas(found),
-        windows="" if found.scores is None else windows_said(found.scores.protocol),
+        summary=_summary(data),
+        damaged=_damaged(data),
+        betas=_betas(data),
+        windows="" if data.scores is None else windows_said(data.scores.protocol),
         recipe=[(key, "" if value is None else without_folder(str(value))) for key, value in recipe],
     )
 
 
-def _summary(found: PageData) -> list[tuple[str, str]]:
-    own = found.inspection
+def _summary(data: PageData) -> list[tuple[str, str]]:
+    inspection = data.inspection
     return [
-        ("bits of the codes (16 is not quantized)", ", ".join(f"{part} {value:g}" for part, value in own.bits.items())),
-        ("bits per quantized weight, from the bytes on disk", f"{own.bits_per_weight or 16:.4f}"),
-        ("quantized weights", f"{own.quantized_weights:,}"),
-        ("bytes of all files", f"{own.file_bytes:,}"),
+        (
+            "bits of the codes (16 is not quantized)",
+            ", ".join(f"{part} {value:g}" for part, value in inspection.bits.items()),
+        ),
+        ("bits per quantized weight, from the bytes on disk", f"{inspection.bits_per_weight or 16:.4f}"),
+        ("quantized weights", f"{inspection.quantized_weights:,}"),
+        ("bytes of all files", f"{inspection.file_bytes:,}"),
     ]
 
 
-def _damaged(found: PageData) -> list[tuple[str, ...]]:
-    bits = {matrix.name: matrix.bits_per_weight for matrix in found.inspection.matrices}
+def _damaged(data: PageData) -> list[tuple[str, ...]]:
+    bits = {matrix.name: matrix.bits_per_weight for matrix in data.inspection.matrices}
     return [
         (name, f"{record['hessian_error']:.5f}", f"{record['relative_error']:.5f}", f"{bits[name]:.3f}")
-        for name, record in found.most_damaged(_DAMAGED)
+        for name, record in data.most_damaged(_DAMAGED)
         if name in bits
     ]
 
 
-def _betas(found: PageData) -> list[Sequence[str]]:
-    """The table with its heads; empty without nested codes."""
-    rows = [(kind, *(f"{share:.3f}" for share in shares)) for kind, shares in found.betas().items()]
+def _betas(data: PageData) -> list[Sequence[str]]:
+    """Rows of the table of scales β, headings first; empty without nested codes."""
+    rows = [(kind, *(f"{share:.3f}" for share in shares)) for kind, shares in data.betas().items()]
     longest = max(map(len, rows), default=0)
-    return [("matrix", *(f"β {place}" for place in range(1, longest))), *rows] if rows else []
+    return [("matrix", *(f"β {index}" for index in range(1, longest))), *rows] if rows else []

@@ -1,4 +1,4 @@
-"""What a report of a packed checkpoint shows, read from its headers and from the record of its quantization."""
+"""The data of a report page, read from a checkpoint's headers and from the record of its quantization."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,12 @@ from ..storage.files import read_json
 
 @dataclass(frozen=True)
 class Sample:
-    """A continuation of the prompt by one model."""
+    """A continuation of the prompt by one model.
+
+    Attributes:
+        model: name of the model.
+        text: new text, without the prompt.
+    """
 
     model: str
     text: str
@@ -26,10 +31,12 @@ class PageData:
     """Everything on the page.
 
     Attributes:
-        inspection: bits and bytes.
-        records: of the quantization by matrix: `relative_error` of weights, `hessian_error` of outputs, …
-        scores: perplexity beside the original; None where no baseline was given.
-        prompt, samples: what the models made of it, this one first.
+        inspection: bits and bytes of the checkpoint.
+        records: record of the quantization of each matrix, by name: `relative_error` of its weights, `hessian_error` of
+            its outputs, `beta_histogram` …
+        scores: perplexity compared with the original; None without a baseline.
+        prompt: text that the models continue, "" for no samples.
+        samples: continuations, of the checkpoint first, then of the baseline.
     """
 
     inspection: Inspection
@@ -39,31 +46,35 @@ class PageData:
     samples: list[Sample]
 
     def layer_errors(self, key: str) -> list[float]:
-        """Mean of an error over the matrices of each decoder layer, in order."""
+        """Mean of an error over the matrices of each decoder layer, in order of the layers.
+
+        Args:
+            key: "relative_error" or "hessian_error".
+        """
         return [
             math.fsum(self.records[matrix.name][key] for matrix in matrices) / len(matrices)
             for matrices in self.inspection.layers().values()
         ]
 
     def layer_bits(self) -> list[float]:
-        """Bits per weight of words and scales of each decoder layer, in order."""
+        """Bits per weight of each decoder layer, words and row scales, in order of the layers."""
         return [
-            8 * sum(each.word_bytes + each.scale_bytes for each in matrices) / sum(each.weights for each in matrices)
+            8 * sum(m.word_bytes + m.scale_bytes for m in matrices) / sum(m.weights for m in matrices)
             for matrices in self.inspection.layers().values()
         ]
 
     def betas(self) -> dict[str, list[float]]:
-        """Share of blocks under each scale, smallest first, for each kind of matrix; empty without nested codes."""
+        """Share of blocks that use each scale β, smallest first, by kind of matrix; empty without nested codes."""
         counts: dict[str, list[int]] = {}
         for name, record in self.records.items():
             kind = counts.setdefault(name.rpartition(".")[2], [])
-            for place, count in enumerate(record.get("beta_histogram") or ()):
-                kind.extend([0] * (place + 1 - len(kind)))
-                kind[place] += count
-        return {kind: [each / sum(values) for each in values] for kind, values in counts.items() if sum(values)}
+            for index, count in enumerate(record.get("beta_histogram") or ()):
+                kind.extend([0] * (index + 1 - len(kind)))
+                kind[index] += count
+        return {kind: [count / sum(values) for count in values] for kind, values in counts.items() if sum(values)}
 
     def most_damaged(self, count: int) -> list[tuple[str, dict[str, Any]]]:
-        """The matrices with the largest output error on the calibration text, the worst first."""
+        """Names and records of the `count` matrices with the largest output error on calibration text, worst first."""
         order = sorted(self.records.items(), key=lambda item: item[1]["hessian_error"], reverse=True)
         return order[:count]
 
@@ -71,15 +82,21 @@ class PageData:
 def read_page_data(
     folder: Path, scores: PerplexityReport | None = None, prompt: str = "", samples: list[Sample] | None = None
 ) -> PageData:
-    """The contents for a checkpoint.
+    """Reads the data of a report page.
+
+    Args:
+        folder: checkpoint folder.
+        scores: perplexity compared with the original, if it was measured.
+        prompt: text that the samples continue.
+        samples: continuations of the prompt.
 
     Raises:
-        NestQuantError: no packed checkpoint, or one without quantized weights or without a record of them.
+        NestQuantError: no packed checkpoint, no quantized weights, or no record of their quantization.
     """
-    found = inspect(folder)
+    inspection = inspect(folder)
     records = read_json(folder / REPORT).get("matrices", {})
-    missing = [matrix.name for matrix in found.matrices if "hessian_error" not in records.get(matrix.name, {})]
-    if not found.matrices or missing:
+    missing = [matrix.name for matrix in inspection.matrices if "hessian_error" not in records.get(matrix.name, {})]
+    if not inspection.matrices or missing:
         cause = f"{folder} has no record of {missing[0]}" if missing else f"no weight of {folder} is quantized"
         raise NestQuantError(cause, "no report was made", "give a checkpoint as 'nestquant quantize' wrote it")
-    return PageData(found, records, scores, prompt, samples or [])
+    return PageData(inspection, records, scores, prompt, samples or [])

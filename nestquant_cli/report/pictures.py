@@ -1,4 +1,4 @@
-"""The pictures of a report, as PNG."""
+"""Draws the pictures of a report as PNG."""
 
 import io
 import logging
@@ -12,28 +12,32 @@ _SIZE = (9.0, 3.6)  # inches
 _DPI = 110
 
 
-def draw(found: PageData) -> dict[str, bytes]:
-    """PNGs by file name; none, and a line in the log, without matplotlib."""
+def draw(data: PageData) -> dict[str, bytes]:
+    """Draws the pictures of a report page.
+
+    Returns:
+        PNG files by name; empty, with a warning in the log, if matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         logger.warning("no pictures: matplotlib is not installed (pip install 'nestquant[plots]')")
         return {}
-    made = {}
+    pictures = {}
     for name, paint in (("errors", _errors), ("bits", _bits), ("betas", _betas), ("perplexity", _perplexity)):
         figure = Figure(figsize=_SIZE, layout="constrained")
         FigureCanvasAgg(figure)
-        if paint(found, figure.add_subplot()):
+        if paint(data, figure.add_subplot()):
             stream = io.BytesIO()
             figure.savefig(stream, format="png", dpi=_DPI)
-            made[f"{name}.png"] = stream.getvalue()
-    return made
+            pictures[f"{name}.png"] = stream.getvalue()
+    return pictures
 
 
-def _errors(found: PageData, axes: Any) -> bool:
+def _errors(data: PageData, axes: Any) -> bool:
     for key, label in (("relative_error", "weights"), ("hessian_error", "outputs, on calibration text")):
-        axes.plot(found.layer_errors(key), marker="o", markersize=4, label=label)
+        axes.plot(data.layer_errors(key), marker="o", markersize=4, label=label)
     axes.set_yscale("log")
     axes.set_ylabel("relative squared error")
     axes.set_title("Error of each layer, mean over its matrices")
@@ -41,8 +45,8 @@ def _errors(found: PageData, axes: Any) -> bool:
     return _over_layers(axes)
 
 
-def _bits(found: PageData, axes: Any) -> bool:
-    bits = found.layer_bits()
+def _bits(data: PageData, axes: Any) -> bool:
+    bits = data.layer_bits()
     axes.bar(range(len(bits)), bits, color="C2")
     axes.set_ylabel("bits per weight")
     axes.set_title("Bits of each layer: words and scales")
@@ -57,12 +61,12 @@ def _over_layers(axes: Any) -> bool:
     return True
 
 
-def _betas(found: PageData, axes: Any) -> bool:
-    shares = found.betas()
-    for place in range(max(map(len, shares.values()), default=0)):
-        heights = [share[place] if place < len(share) else 0.0 for share in shares.values()]
-        below = [sum(share[:place]) for share in shares.values()]
-        axes.bar(list(shares), heights, bottom=below, label=f"β {place + 1}")
+def _betas(data: PageData, axes: Any) -> bool:
+    shares = data.betas()
+    for index in range(max(map(len, shares.values()), default=0)):
+        heights = [share[index] if index < len(share) else 0.0 for share in shares.values()]
+        below = [sum(share[:index]) for share in shares.values()]
+        axes.bar(list(shares), heights, bottom=below, label=f"β {index + 1}")
     axes.set_ylabel("share of blocks")
     axes.set_title("Scales in use, from the smallest β to the largest")
     axes.legend(fontsize="small", ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -70,10 +74,10 @@ def _betas(found: PageData, axes: Any) -> bool:
     return bool(shares)
 
 
-def _perplexity(found: PageData, axes: Any) -> bool:
-    if found.scores is None:
+def _perplexity(data: PageData, axes: Any) -> bool:
+    if data.scores is None:
         return False
-    scores = found.scores.scores
+    scores = data.scores.scores
     values = [scores.baseline_perplexity or 0.0, scores.perplexity]
     bars = axes.barh(["original", "quantized"], values, color=["grey", "C0"])
     axes.bar_label(bars, fmt="%.3f", padding=4)

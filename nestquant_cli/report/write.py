@@ -1,4 +1,4 @@
-"""A whole report, from names to files: what `nestquant report` runs."""
+"""A whole report, from names to files, as `nestquant report` writes it."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +22,11 @@ class ReportOptions:
     """What to report; the fields are the options of `nestquant report`.
 
     Attributes:
-        folder: of the checkpoint.
+        folder: checkpoint folder.
         output: folder for page and pictures.
-        scoring: model, baseline, text and circumstances; scored only where it has a baseline.
-        prompt: that the models continue; empty for no sample.
-        max_new_tokens: of the sample.
+        scoring: model, baseline, text, dtype and device; nothing is scored without a baseline.
+        prompt: text that the models continue as a sample; "" leaves the sample out.
+        max_new_tokens: largest number of tokens of the sample.
     """
 
     folder: Path
@@ -37,23 +37,23 @@ class ReportOptions:
 
 
 def make_report(options: ReportOptions) -> PageData:
-    """Scores and writes text where asked for, and puts page and pictures into the folder, the page last.
+    """Scores the models, generates samples, and writes page and pictures into the output folder, the page last.
 
     Raises:
         NestQuantError: no packed checkpoint, an output folder with other files, or bad input of the evaluation.
     """
     refuse_foreign(options.output, PAGE)
     read_page_data(options.folder)  # before any work
-    own, baseline = resolve(options.scoring.model), options.scoring.baseline and resolve(options.scoring.baseline)
-    scores = measure_perplexity(replace(options.scoring, model=own, baseline=baseline)) if baseline else None
-    samples = [_sample(source, options) for source in (own, baseline) if source and options.prompt]
-    found = read_page_data(options.folder, scores, options.prompt, samples)
-    pictures = draw(found)
+    model, baseline = resolve(options.scoring.model), options.scoring.baseline and resolve(options.scoring.baseline)
+    scores = measure_perplexity(replace(options.scoring, model=model, baseline=baseline)) if baseline else None
+    samples = [_sample(source, options) for source in (model, baseline) if source and options.prompt]
+    data = read_page_data(options.folder, scores, options.prompt, samples)
+    pictures = draw(data)
     for name, png in pictures.items():
         with replacing(options.output / name) as temporary:
             temporary.write_bytes(png)
-    write_text(options.output / PAGE, html(options.folder.resolve().name, found, pictures))
-    return found
+    write_text(options.output / PAGE, html(options.folder.resolve().name, data, pictures))
+    return data
 
 
 def _sample(source: Source, options: ReportOptions) -> Sample:

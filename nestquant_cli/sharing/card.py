@@ -1,4 +1,4 @@
-"""The model card of a packed checkpoint: README.md with what is known of it, and what people wrote beside that."""
+"""The model card of a packed checkpoint: README.md with a generated part and what people wrote around it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,18 @@ from ..checkpoint.byte_counts import Inspection
 from .results import Measured, without_folder
 from .user_text import TAGS, UserText
 
-CARRIED = ("license", "license_name", "license_link", "language")  # of the base model's card
+CARRIED = ("license", "license_name", "license_link", "language")  # keys that are copied from the base model's card
 _DATASETS = {"wikitext2": WIKITEXT2[0], "c4": C4}
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a checkpoint comes from: the Hub id of its base model, and what is carried over from that one's card."""
+    """Where a checkpoint comes from.
+
+    Attributes:
+        base: Hub id of the base model.
+        metadata: values of the keys `CARRIED` on the base model's card.
+    """
 
     base: str
     metadata: dict[str, Any]
@@ -25,29 +30,29 @@ class Origin:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a checkpoint.
+    """What the generated part of a card says about a checkpoint.
 
     Attributes:
-        repo: its Hub id.
-        origin: what it was made from.
-        found: its bits.
-        measured: rows of the table; it is left out where there are none.
-        commands: that measured them.
+        repo: Hub id of the checkpoint.
+        origin: model that it was made from.
+        inspection: its bits, bytes and recipe.
+        measured: rows of the table of results; without any, the card has no table.
+        commands: command lines that measured them.
     """
 
     repo: str
     origin: Origin
-    found: Inspection
+    inspection: Inspection
     measured: Sequence[Measured]
     commands: Sequence[str]
 
 
 def model_card(facts: Facts, kept: UserText, pushed: str | None) -> str:
-    """The whole card.
+    """The text of the whole card: metadata in YAML, then Markdown.
 
     Args:
         facts: what the generated part says.
-        kept: what it stands in.
+        kept: text and metadata that people wrote, which stay.
         pushed: hash of `kept` at the last push, this one included.
     """
     return f"---\n{_metadata(facts, kept)}\n---\n\n{kept.around(_body(facts), pushed)}"
@@ -59,14 +64,14 @@ def _metadata(facts: Facts, kept: UserText) -> str:
     results = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=_DATASETS.get(each.dataset, each.dataset),
-            dataset_name=each.dataset,
-            dataset_split=each.split,
-            metric_type=each.metric,
-            metric_name=each.what,
-            metric_value=each.number,
+            dataset_type=_DATASETS.get(row.dataset, row.dataset),
+            dataset_name=row.dataset,
+            dataset_split=row.split,
+            metric_type=row.metric,
+            metric_name=row.what,
+            metric_value=row.number,
         )
-        for each in facts.measured
+        for row in facts.measured
     ]
     rest = dict(kept.metadata)
     tags = [*TAGS, *rest.pop("tags", [])]
@@ -75,7 +80,7 @@ def _metadata(facts: Facts, kept: UserText) -> str:
         **carried,
         base_model=facts.origin.base,
         base_model_relation="quantized",
-        datasets=_DATASETS.get(str(facts.found.recipe.get("dataset"))),
+        datasets=_DATASETS.get(str(facts.inspection.recipe.get("dataset"))),
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=tags,
@@ -86,19 +91,23 @@ def _metadata(facts: Facts, kept: UserText) -> str:
 
 
 def _body(facts: Facts) -> str:
-    found, repo = facts.found, facts.repo
-    bits = ", ".join(f"{part} {value:g}" for part, value in found.bits.items())
-    real = "no weight is quantized" if found.bits_per_weight is None else f"{found.bits_per_weight:.4f} bits per weight"
+    inspection, repo = facts.inspection, facts.repo
+    bits = ", ".join(f"{part} {value:g}" for part, value in inspection.bits.items())
+    real = (
+        "no weight is quantized"
+        if inspection.bits_per_weight is None
+        else f"{inspection.bits_per_weight:.4f} bits per weight"
+    )
     lines = [
         f"# {escaped(repo.rpartition('/')[2])}",
         "",
         f"`{facts.origin.base}` quantized with nested E8 lattice codes (NestQuant, arXiv "
         "[2502.09720](https://arxiv.org/abs/2502.09720)). The weights are packed on disk and in memory.",
         "",
-        f"- made from: {escaped(_made_from(found.recipe, facts.origin.base))}",
+        f"- made from: {escaped(_made_from(inspection.recipe, facts.origin.base))}",
         f"- bits of the codes (16 is not quantized): {escaped(bits)}",
         f"- real bits, from the bytes on disk: {real}, everything of the quantized layers counted "
-        f"({found.quantized_weights:,} weights; {found.file_bytes:,} bytes in all)",
+        f"({inspection.quantized_weights:,} weights; {inspection.file_bytes:,} bytes in all)",
         "",
         "## Use",
         "",
@@ -115,7 +124,7 @@ def _body(facts: Facts) -> str:
         *_measured(facts.measured, facts.commands),
         "## Recipe",
         "",
-        *table(("setting", "value"), [(key, _value(value)) for key, value in found.recipe.items()]),
+        *table(("setting", "value"), [(key, _value(value)) for key, value in inspection.recipe.items()]),
         "",
         "## Licence",
         "",
@@ -125,16 +134,16 @@ def _body(facts: Facts) -> str:
 
 
 def _made_from(recipe: dict[str, Any], base: str) -> str:
-    """The words of config.json for the model that was quantized; older ones have an id at most."""
+    """The description of the model that was quantized; older checkpoints record at most its Hub id."""
     return without_folder(str(recipe.get("model") or recipe.get("base_model") or base))
 
 
 def _measured(measured: Sequence[Measured], commands: Sequence[str]) -> list[str]:
     if not measured:
         return []
-    rows = [(each.what, each.value, each.original, each.protocol) for each in measured]
+    rows = [(row.what, row.value, row.original, row.protocol) for row in measured]
     lines = table(("measured", "this model", "original", "protocol"), rows)
-    references = dict.fromkeys(each.reference for each in measured if each.reference)
+    references = dict.fromkeys(row.reference for row in measured if row.reference)
     named = [line for reference in references for line in ("", f"Original: {escaped(reference)}.")]
     return ["## Measured", "", *lines, *named, "", *(f"    {' '.join(command.split())}" for command in commands), ""]
 

@@ -1,4 +1,4 @@
-"""A packed checkpoint on the Hugging Face Hub: verified, with a card, private unless it is asked to be public."""
+"""Pushes a packed checkpoint to the Hugging Face Hub: verified, with a model card, private unless asked otherwise."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ class PushOptions:
     """What to push; the fields are the options of `nestquant push`.
 
     Attributes:
-        folder: of the checkpoint.
+        folder: checkpoint folder.
         repo: Hub id to push to.
-        base: Hub id of the base model; None takes the one that the checkpoint was made from, else the baseline of the
+        base: Hub id of the base model; None is the model that the checkpoint was made from, else the baseline of the
             results.
-        license: of the base model; None asks the Hub.
-        results: JSON files of evaluations.
-        public: make the repository public once everything is there.
-        dry_run: write the card and stop.
+        license: licence of the base model; None is the one on its card on the Hub.
+        results: JSON files that `eval-ppl` or `eval-tasks` wrote.
+        public: whether to make the repository public after the upload.
+        dry_run: whether to stop after writing the card.
     """
 
     folder: Path
@@ -48,27 +48,27 @@ class PushOptions:
 
 
 def hub_api() -> Any:
-    """The Hub's client."""
+    """A client of the Hub."""
     from huggingface_hub import HfApi
 
     return HfApi()
 
 
 def push(options: PushOptions, api: Any = None) -> list[str]:
-    """Verifies, writes the card into the folder, and uploads the files of the checkpoint in one commit.
+    """Verifies a checkpoint, writes the card into its folder, and uploads the files in one commit.
 
-    What people wrote into the card outside of the generated part stays, here and on the Hub, see `sharing.user_text`.
+    Text that people wrote outside the generated part of the card stays, here and on the Hub, see `sharing.user_text`.
 
     Args:
-        options: what and where to.
-        api: with the interface of `huggingface_hub.HfApi`.
+        options: what to push, and where to.
+        api: client with the interface of `huggingface_hub.HfApi`; None is a new one.
 
     Returns:
-        names of the files that belong to it.
+        names of the files that are, or would be, uploaded.
 
     Raises:
         NestQuantError: a damaged checkpoint, results of another one, an unknown base model or licence, a repository
-            that is public already, a README.md that was edited here and there, or what the Hub refuses.
+            that is public already, a README.md that was edited here and on the Hub, or a refusal of the Hub.
     """
     api = hub_api() if api is None else api
     _refuse_no_id(options.repo)
@@ -76,12 +76,12 @@ def push(options: PushOptions, api: Any = None) -> list[str]:
     measured, commands, baseline = read_results(options.results, fingerprint(resolve(str(options.folder))))
     inspection = inspect(options.folder)
     origin = _origin(options, options.base or inspection.recipe.get("base_model") or baseline, api)
-    own = {*open_checkpoint(options.folder)["files"], MANIFEST, "config.json", CARD}
-    files = sorted(own | _tokenizer_files(options.folder))
+    packed = {*open_checkpoint(options.folder)["files"], MANIFEST, "config.json", CARD}
+    files = sorted(packed | _tokenizer_files(options.folder))
     facts = Facts(options.repo, origin, inspection, measured, commands)
-    own_card = options.folder / CARD
-    kept = read_user_text(own_card.read_text(encoding="utf-8") if own_card.is_file() else None, str(own_card))
-    write_text(own_card, model_card(facts, kept, kept.pushed))
+    card = options.folder / CARD
+    kept = read_user_text(card.read_text(encoding="utf-8") if card.is_file() else None, str(card))
+    write_text(card, model_card(facts, kept, kept.pushed))
     if options.dry_run:
         return files
     _call(lambda: api.create_repo(repo_id=options.repo, private=True, exist_ok=True))
@@ -91,7 +91,7 @@ def push(options: PushOptions, api: Any = None) -> list[str]:
     kept = newest(
         kept, read_user_text(_card_on_hub(options.repo, info, api), f"the card of {options.repo}"), options.repo
     )
-    write_text(own_card, model_card(facts, kept, kept.digest))
+    write_text(card, model_card(facts, kept, kept.digest))
     about = {"repo_id": options.repo, "folder_path": str(options.folder), "allow_patterns": files}
     about |= {"commit_message": "Upload a checkpoint packed by nestquant", "parent_commit": info.sha}
     _call(lambda: api.upload_folder(**about))
@@ -101,7 +101,7 @@ def push(options: PushOptions, api: Any = None) -> list[str]:
 
 
 def _card_on_hub(repo: str, info: Any, api: Any) -> str | None:
-    """The card that is there; the commit that follows is refused if somebody edits it meanwhile."""
+    """Text of the card on the Hub, None if there is none. If it is edited after this, the Hub refuses the commit."""
     if CARD not in [file.rfilename for file in info.siblings or ()]:
         return None
     path = _call(lambda: api.hf_hub_download(repo, CARD, revision=info.sha))
@@ -109,10 +109,10 @@ def _card_on_hub(repo: str, info: Any, api: Any) -> str | None:
 
 
 def _tokenizer_files(folder: Path) -> set[str]:
-    """Names of the tokenizer's files: the manifest has none that were saved beside a model after it."""
-    with TemporaryDirectory() as place:
-        load_tokenizer(resolve(str(folder))).save_pretrained(place)
-        names = {path.name for path in Path(place).iterdir()}
+    """Names of the tokenizer's files in a checkpoint; the manifest lacks those that were saved after it was written."""
+    with TemporaryDirectory() as temporary:
+        load_tokenizer(resolve(str(folder))).save_pretrained(temporary)
+        names = {path.name for path in Path(temporary).iterdir()}
     return {name for name in names if (folder / name).is_file()}
 
 
@@ -142,7 +142,7 @@ def _refuse_no_id(name: str) -> None:
 def _call(request: Callable[[], T]) -> T:
     try:
         return request()
-    except Exception as error:  # the transport library, and so its error types, differ between versions of the client
+    except Exception as error:  # the client's transport library, and with it the error types, differs between versions
         raise NestQuantError(
             f"the Hugging Face Hub refused ({reason_of(error)})",
             "the checkpoint was not pushed, or not whole",

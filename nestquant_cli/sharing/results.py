@@ -1,4 +1,4 @@
-"""Results of `eval-ppl` and `eval-tasks` as a model card tells them, once they are known to be of the checkpoint."""
+"""Results of `eval-ppl` and `eval-tasks` for a model card, if they were measured on the checkpoint."""
 
 import shlex
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from ..evaluation.provenance import windows_said
 from ..storage.files import read_json
 from .user_text import NOT_PUSHED
 
-# options of the two commands that a figure depends on
+# options of the two commands that a result depends on
 _SCORING = ("dataset", "split", "text_field", "seqlen", "max_windows", "bos", "baseline")
 _TASKS = (
     *("tasks", "num_fewshot", "limit", "apply_chat_template", "chat_template", "system_instruction"),
@@ -22,16 +22,18 @@ _TASKS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """One row of the table.
+    """One row of the table of results.
 
     Attributes:
-        what: was measured.
-        protocol: by which.
-        value: as the table shows it.
-        number, metric, dataset, split: the same for programs: "perplexity" or a metric of lm-eval, and a data set or
-            a task.
-        original: value of the original, where it was scored beside.
-        reference: which model that was, in words.
+        what: what was measured, "perplexity" or the name of a task.
+        protocol: how it was measured, in words.
+        value: value as the table shows it.
+        number: value for the card's metadata.
+        metric: name of the metric for the metadata: "perplexity", or a metric of lm-eval.
+        dataset: data set or task for the metadata.
+        split: split of the data set, None for a task.
+        original: value of the original model, "" if it was not scored.
+        reference: description of that original model.
     """
 
     what: str
@@ -46,65 +48,65 @@ class Measured:
 
 
 def read_results(paths: Sequence[Path], sha256: str) -> tuple[list[Measured], list[str], str | None]:
-    """Rows and command lines from JSON files.
+    """Reads rows and command lines from JSON files.
 
     Args:
-        paths: what `--output` of the evaluations wrote.
-        sha256: fingerprint of the checkpoint.
+        paths: files that `--output` of the evaluations wrote.
+        sha256: fingerprint of the checkpoint, see `models.source.fingerprint`.
 
     Returns:
-        rows, the commands that measured them, and the Hub id of the baseline if one was scored.
+        the rows, the command lines that measured them, and the Hub id of the baseline, None without one.
 
     Raises:
-        NestQuantError: not a result, or of another model.
+        NestQuantError: a file is not a result, or is of another model.
     """
     rows: list[Measured] = []
     commands: list[str] = []
     base = None
     for path in paths:
-        found = read_json(path)
-        protocol = found.get("protocol") if isinstance(found, dict) else None
-        if not isinstance(protocol, dict) or not ("perplexity" in found or "results" in found):
+        result = read_json(path)
+        protocol = result.get("protocol") if isinstance(result, dict) else None
+        if not isinstance(protocol, dict) or not ("perplexity" in result or "results" in result):
             raise NestQuantError(f"{path} is no result", NOT_PUSHED, "give what eval-ppl or eval-tasks --output wrote")
         if protocol["model"]["sha256"] != sha256:
             raise NestQuantError(f"{path} is of another model", NOT_PUSHED, "evaluate this checkpoint again")
-        if "perplexity" in found:
-            rows += _perplexity(found, protocol)
+        if "perplexity" in result:
+            rows += _perplexity(result, protocol)
             baseline = protocol.get("baseline") or {}
             base = baseline["name"] if baseline.get("commit") else base
         else:
-            rows += _tasks(found["results"], protocol)
-        commands.append(_command(found.get("settings", {}), "perplexity" in found))
+            rows += _tasks(result["results"], protocol)
+        commands.append(_command(result.get("settings", {}), "perplexity" in result))
     return rows, commands, base
 
 
 def without_folder(text: str) -> str:
-    """The name of a local file or folder; where it lies is not for others to read. Other texts as they are."""
+    """The last part of a local path, so that a card does not publish folders; any other text unchanged."""
     return Path(text).name if text.startswith(("/", "./", "../", "~")) else text
 
 
-def _perplexity(found: dict[str, Any], protocol: dict[str, Any]) -> list[Measured]:
+def _perplexity(result: dict[str, Any], protocol: dict[str, Any]) -> list[Measured]:
     text = f"{without_folder(protocol['dataset'])} ({protocol['split']})"
     how = (
         f"{text}, {windows_said(protocol)} windows of {protocol['seqlen']} tokens, "
         f"BOS {protocol['bos']}, {protocol['model']['dtype']}"
     )
-    original, value = found.get("baseline_perplexity"), found["perplexity"]
+    original, value = result.get("baseline_perplexity"), result["perplexity"]
     baseline = protocol.get("baseline") or {}
-    place = {
+    about = {
         "dataset": without_folder(protocol["dataset"]),
         "split": protocol["split"],
         "reference": baseline.get("description", ""),
     }
-    beside = "" if original is None else f"{original:.4f}"
-    rows = [Measured("perplexity", how, f"{value:.4f}", value, "perplexity", original=beside, **place)]
-    if found.get("kl_divergence") is not None:
-        value = found["kl_divergence"]
+    of_original = "" if original is None else f"{original:.4f}"
+    rows = [Measured("perplexity", how, f"{value:.4f}", value, "perplexity", original=of_original, **about)]
+    if result.get("kl_divergence") is not None:
+        value = result["kl_divergence"]
         what = "KL divergence from the original, nats"
-        rows.append(Measured(what, how, f"{value:.5f}", value, "kl_divergence", **place))
-        value = found["top1_agreement"]
+        rows.append(Measured(what, how, f"{value:.5f}", value, "kl_divergence", **about))
+        value = result["top1_agreement"]
         what = "top-1 agreement with the original"
-        rows.append(Measured(what, how, f"{value:.4f}", value, "top1_agreement", **place))
+        rows.append(Measured(what, how, f"{value:.4f}", value, "top1_agreement", **about))
     return rows
 
 

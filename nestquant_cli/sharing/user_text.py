@@ -1,7 +1,7 @@
-"""The part of a model card that people wrote: it is kept, in the checkpoint's folder and on the Hub.
+"""The part of a model card that people wrote, which `push` keeps in the checkpoint's folder and on the Hub.
 
-What `push` generates stands between two markers, with the metadata above. The first marker has a hash of the rest as it
-was at the last push, by which one sees on which side it was edited since.
+The generated part of the card is between two markers, and generated metadata above it. The first marker has a hash of
+everything else at the last push. It shows on which side, here or on the Hub, the card was edited since.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from ..base.errors import NestQuantError
 NOT_PUSHED = "nothing was pushed"
 _BEGIN = re.compile(r"<!-- nestquant: written anew by each push, up to the end marker(?:; rest ([0-9a-f]{64}))? -->\n?")
 _END = "<!-- nestquant: end -->"
-GENERATED = {  # keys of the metadata that are ours
+GENERATED = {  # keys of the metadata that `push` generates
     *("license", "license_name", "license_link", "language", "base_model", "base_model_relation", "datasets"),
     *("library_name", "pipeline_tag", "tags", "model-index", "model_name"),
 }
@@ -25,12 +25,12 @@ TAGS = ("nestquant", "quantized")
 
 @dataclass(frozen=True)
 class UserText:
-    """What is not generated.
+    """What people wrote in a card.
 
     Attributes:
-        metadata: keys that are none of ours; of `tags`, those that are none of ours.
-        before, after: text around the generated part.
-        pushed: `digest` at the last push; None where there was none.
+        metadata: metadata without the generated keys and tags.
+        before, after: text before and after the generated part.
+        pushed: `digest` at the last push; None if there was no push.
     """
 
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -40,28 +40,32 @@ class UserText:
 
     @property
     def digest(self) -> str:
-        """A hash of all three parts."""
+        """Hex SHA-256 of metadata and text."""
         whole = [dict(self.metadata), self.before, self.after]
         return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
 
     @property
     def empty(self) -> bool:
-        """Whether nobody wrote anything."""
+        """Whether people wrote nothing."""
         return not (self.metadata or self.before or self.after)
 
     def around(self, generated: str, pushed: str | None) -> str:
-        """The body of a card with the generated part in it; `pushed` is noted in the marker."""
+        """The body of a card with the generated part between its markers; the first marker records `pushed`."""
         rest = f"; rest {pushed}" if pushed else ""
         marker = f"<!-- nestquant: written anew by each push, up to the end marker{rest} -->"
         parts = [self.before, f"{marker}\n{generated.strip()}\n{_END}", self.after]
         return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def read_user_text(text: str | None, place: str) -> UserText:
-    """What a card that is there has beside the generated part; all of it where it has no markers.
+def read_user_text(text: str | None, name: str) -> UserText:
+    """Reads what people wrote in a card: everything but the generated part, or all of it if it has no markers.
+
+    Args:
+        text: text of the card; None if there is no card.
+        name: path or repository of the card, for messages.
 
     Raises:
-        NestQuantError: its metadata is not YAML. `place` is where the card lies.
+        NestQuantError: the metadata of the card is not YAML.
     """
     from huggingface_hub import ModelCard
 
@@ -72,23 +76,30 @@ def read_user_text(text: str | None, place: str) -> UserText:
         try:
             card = ModelCard(text)
             metadata, text = card.data.to_dict(), card.text
-        except Exception as error:  # of the YAML reader, or about what the metadata may be
+        except Exception as error:  # of the YAML reader, or of the checks of the metadata
             reason = " ".join(str(error).split())
-            raise NestQuantError(f"the metadata of {place} cannot be read ({reason})", NOT_PUSHED, "mend it") from error
+            raise NestQuantError(
+                f"the metadata of {name} cannot be read ({reason})", NOT_PUSHED, "repair it"
+            ) from error
     tags = [tag for tag in metadata.get("tags") or [] if tag not in TAGS]
-    own = {key: value for key, value in metadata.items() if key not in GENERATED} | ({"tags": tags} if tags else {})
+    kept = {key: value for key, value in metadata.items() if key not in GENERATED} | ({"tags": tags} if tags else {})
     begin = _BEGIN.search(text)
     if begin is None:
-        return UserText(own, "", text.strip())
+        return UserText(kept, "", text.strip())
     after = text[begin.end() :].partition(_END)[2]
-    return UserText(own, text[: begin.start()].strip(), after.strip(), begin[1])
+    return UserText(kept, text[: begin.start()].strip(), after.strip(), begin[1])
 
 
 def newest(here: UserText, there: UserText, repo: str) -> UserText:
-    """Which of both is to stay: the one that was edited since the last push.
+    """The text of the card to keep: the one that was edited since the last push.
+
+    Args:
+        here: text of the card in the checkpoint's folder.
+        there: text of the card on the Hub.
+        repo: Hub id of the checkpoint, for messages.
 
     Raises:
-        NestQuantError: both were, in different ways.
+        NestQuantError: both were edited, in different ways.
     """
     if here.digest == there.digest or there.empty or there.digest == there.pushed:
         return here
