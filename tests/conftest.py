@@ -6,9 +6,11 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Without a GPU the Triton kernels run in Triton's interpreter.
 if not Path("/dev/nvidiactl").exists():
@@ -171,3 +173,42 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the evaluation data is not at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture
+def copy(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the packed tiny model that a test may damage."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+
+
+@pytest.fixture
+def rehash(copy: Path) -> Callable[[], None]:
+    """Makes the manifest's sizes and hashes of files those of the copy."""
+
+    from nestquant_cli.checkpoint.manifest import MANIFEST, describe_files
+
+    def change() -> None:
+        manifest = json.loads((copy / MANIFEST).read_text(encoding="utf-8"))
+        manifest["files"] = describe_files(copy, list(manifest["files"]))
+        (copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+    return change
+
+
+@pytest.fixture
+def rewrite(copy: Path, rehash: Callable[[], None]) -> Callable[[str, Any], None]:
+    """Changes a JSON file of the copy, by a function in place or else to a value, and brings the manifest in line."""
+
+    from nestquant_cli.checkpoint.manifest import MANIFEST
+
+    def change(name: str, edit: Any) -> None:
+        value = json.loads((copy / name).read_text(encoding="utf-8"))
+        if callable(edit):
+            edit(value)
+        else:
+            value = edit
+        (copy / name).write_text(json.dumps(value), encoding="utf-8")
+        if name != MANIFEST:
+            rehash()
+
+    return change

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ..base.errors import NestQuantError
 from ..base.progress import track
-from ..integrations.transformers.auto import foreign_code, map_problem
+from ..integrations.transformers.config_entries import foreign_code, map_problem
 from ..models.shards import Shard, read_shard
 from ..modules.layout import Layout
 from ..storage.files import read_json

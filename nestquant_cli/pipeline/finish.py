@@ -13,8 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base.version import __version__
 from ..checkpoint.output import Output
-from ..integrations.transformers.auto import AUTO_MAP, write_loader
-from ..integrations.transformers.section import config_section
+from ..integrations.transformers.config_entries import AUTO_MAP, quantization_config, write_loader
 from ..models.structure import find_decoder
 from ..models.weight_set import CHOICE
 from ..models.weights import Weights
@@ -44,7 +43,7 @@ def write_rest(
     model = weights.model
     config = model_config(model)
     report = quantization_report(recipe.to_dict() | origin, recipe, parts)
-    section = config_section(join_layouts(recipe, parts).to_dict(), report["recipe"], report["bits"])
+    section = quantization_config(join_layouts(recipe, parts).to_dict(), report["recipe"], report["bits"])
     tensors = other_tensors(model)
     config |= {"auto_map": AUTO_MAP, "quantization_config": section}
     if output.done(output.parts - 1) is None:

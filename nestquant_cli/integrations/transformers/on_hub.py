@@ -1,4 +1,4 @@
-"""A packed checkpoint that transformers loads by its Hub id: its records are fetched, too, so that it is checked."""
+"""A packed checkpoint that transformers loads by its Hub id: its records are fetched as well, so that it is checked."""
 
 import glob
 import logging
@@ -14,10 +14,11 @@ logger = logging.getLogger("nestquant")
 def fetch_records(folder: Path, repo: str) -> bool:
     """Whether a folder has a manifest and all that it lists; in the cache of the Hub's client they are fetched first.
 
-    Transformers downloads what it reads, and that alone. The rest comes from the same commit.
+    transformers downloads only what it reads. The rest comes from the same commit. Where it cannot be fetched, a
+    warning says that no hashes are compared.
 
     Args:
-        folder: with the checkpoint's files, as transformers found them.
+        folder: checkpoint folder, as transformers found it.
         repo: what transformers was given: the Hub id, if the folder lies in the client's cache.
     """
     if folder.parent.name != "snapshots" or Path(repo).is_dir():
@@ -35,7 +36,7 @@ def fetch_records(folder: Path, repo: str) -> bool:
 
 
 def _fetch(folder: Path, repo: str, names: Collection[str]) -> None:
-    """Into ROOT/models--…/snapshots/COMMIT."""
+    """Downloads files that are missing from a folder ROOT/models--…/snapshots/COMMIT into it."""
     from huggingface_hub import snapshot_download
 
     if not all((folder / name).is_file() for name in names):

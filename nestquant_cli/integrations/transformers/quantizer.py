@@ -14,7 +14,7 @@ from ...base.errors import NestQuantError
 from ...base.names import refuse_unknown
 from ...modules.layout import QUANT_METHOD, Layout
 from ...storage.files import read_json
-from .section import config_section
+from .config_entries import quantization_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -27,15 +27,18 @@ _SETTINGS = ("bits", "act_bits", "kv_bits", "seed", "layout", "recipe")
 
 @register_quantization_config(QUANT_METHOD)
 class NestQuantConfig(QuantizationConfigMixin):
-    """`quantization_config` of a packed checkpoint; with `bits` as a number, the wish to quantize a model on loading.
+    """`quantization_config` for `from_pretrained`: quantizes a model while it loads, without calibration.
+
+    transformers makes one, too, of the entry `quantization_config` of a packed checkpoint, with the first two arguments
+    and `bits` as a mapping.
 
     Args:
-        layout: as in `modules.layout`, JSON-ready.
+        layout: what the packed modules are built from, as `modules.layout.Layout.to_dict` gives it.
         recipe: settings of the quantization, for people to read; nothing is computed from it.
-        bits: nominal bits of weights, activations and keys and values, for people to read; or the bits of the weights
-            of a model that is to be quantized without calibration.
-        act_bits, kv_bits: bits of activations, and of keys and values, of such a model.
-        seed: seed of its rotation signs and fits.
+        bits: bits of the weights, 2 to 8 in steps of 1/8, or 16 to leave them alone; of a packed checkpoint the nominal
+            bits by part, for people to read.
+        act_bits, kv_bits: bits of activations, and of keys and values; 16 leaves them alone.
+        seed: seed of rotation signs and fits.
         unknown: what transformers adds, `quant_method`; any other name is refused.
 
     Raises:
@@ -69,7 +72,7 @@ class NestQuantConfig(QuantizationConfigMixin):
             self.wanted = data_free_recipe(bits, act_bits, kv_bits, seed)
 
     def to_dict(self) -> dict[str, Any]:
-        return config_section(self.layout, self.recipe, self.bits)
+        return quantization_config(self.layout, self.recipe, self.bits)
 
 
 @register_quantizer(QUANT_METHOD)

@@ -1,7 +1,9 @@
-"""`save_pretrained` of a packed model: what transformers writes, and what makes it a whole checkpoint of ours.
+"""`save_pretrained` of a packed model: what transformers writes, and what makes it a whole checkpoint of this package.
 
-transformers has no hook after it has written the weights, so a packed model has a class of its own: that of its
-architecture with another `save_pretrained`.
+transformers has no hook after it has written the weights. So a packed model gets a class of its own, that of its
+architecture with another `save_pretrained`: `isinstance`, the class's name, `copy` and pickle are as before. An
+attribute `save_pretrained` of the model would be plainer, but whatever it calls has to hold the model, and a model in
+such a circle keeps its memory after `del model` until the garbage collector finds it.
 """
 
 from functools import cache
@@ -10,7 +12,7 @@ from typing import Any
 
 from ...checkpoint.manifest import CONFIG, INDEX, MANIFEST, REPORT, describe_tensors, write_index, write_manifest
 from ...storage.files import read_json, write_json
-from .auto import AUTO_MAP, LOADER, write_loader
+from .config_entries import AUTO_MAP, LOADER, write_loader
 
 _SINGLE = "model.safetensors"
 _GENERATION = "generation_config.json"
@@ -22,7 +24,16 @@ class SavesWhole:
     def save_pretrained(
         self, save_directory: Any, is_main_process: bool = True, *arguments: Any, **settings: Any
     ) -> None:
-        """As `PreTrainedModel.save_pretrained`; index, report and manifest are added where the report is known."""
+        """Saves the model as `PreTrainedModel.save_pretrained` does, then completes the checkpoint.
+
+        Index, report and manifest are added where the report of the quantization is known: not for a model that was
+        loaded by its Hub id without one. Adapters are saved alone.
+
+        Args:
+            save_directory: checkpoint folder; it is made where it does not exist.
+            is_main_process: whether this process writes what all have in common.
+            arguments, settings: for `PreTrainedModel.save_pretrained`.
+        """
         folder, model = Path(save_directory), vars(self)
         adapters = model.get("_hf_peft_config_loaded", False)  # then they alone are saved
         if is_main_process and not adapters and not folder.is_file():
@@ -37,7 +48,7 @@ class SavesWhole:
             complete(folder, quantizer.report)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """By the class of the architecture: pickle finds no class that has no name in a module."""
+        """Pickles the model by the class of its architecture: this one has no name in a module to be found by."""
         return _blank, (type(self).__mro__[2],), self.__dict__
 
 
@@ -48,7 +59,11 @@ def _blank(kind: type) -> Any:
 
 @cache
 def saving_class(kind: type) -> Any:
-    """The class `kind` of a model, whose models save themselves as whole checkpoints."""
+    """The subclass of a model's class whose models save themselves as whole checkpoints.
+
+    Args:
+        kind: class of an architecture.
+    """
     same = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
     return type(kind.__name__, (SavesWhole, kind), same)
 
@@ -57,8 +72,8 @@ def complete(folder: Path, report: dict[str, Any]) -> None:
     """Adds index, report and manifest to what transformers saved.
 
     Args:
-        folder: with config.json and shards as transformers names them.
-        report: for quantization_report.json.
+        folder: checkpoint folder with config.json and shards as transformers names them.
+        report: content of quantization_report.json.
     """
     sharded = (folder / INDEX).is_file() and not (folder / _SINGLE).is_file()
     shards = sorted(set(read_json(folder / INDEX)["weight_map"].values())) if sharded else [_SINGLE]

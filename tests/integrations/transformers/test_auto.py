@@ -12,7 +12,7 @@ import pytest
 
 from nestquant_cli.checkpoint.manifest import MANIFEST
 from nestquant_cli.checkpoint.verify import verify
-from nestquant_cli.integrations.transformers.auto import AUTO_MAP, LOADER, loader_text
+from nestquant_cli.integrations.transformers.config_entries import AUTO_MAP, LOADER, loader_text
 from tests.families import load, logits, random_ids
 
 ROOT = Path(__file__).parents[2]

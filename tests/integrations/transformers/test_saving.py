@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.checkpoint.manifest import MANIFEST
 from nestquant_cli.checkpoint.verify import verify
-from nestquant_cli.integrations.transformers.auto import AUTO_MAP, LOADER
+from nestquant_cli.integrations.transformers.config_entries import AUTO_MAP, LOADER
 from nestquant_cli.models.source import resolve
 from nestquant_cli.modules.resident import set_resident
 from nestquant_cli.storage.files import read_json
