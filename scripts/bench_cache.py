@@ -2,10 +2,11 @@
 
     python scripts/bench_cache.py [MODEL] [--codes CKPT] [--contexts 128 1024 4096] [--prompt 2048] [--threads N]
 
-MODEL is whatever the command line takes but no packed checkpoint; `demo` if not given. Codes are those of the packed
-checkpoint CKPT of the same model, or else one without centers for all layers. Each figure is a median of runs
-in turns. The past of a context is random, as time does not depend on it. `attention` is that of all layers alone, with
-what the cache does, for one token; `prompt` a forward of a prompt with the cache, and `update` the time in the cache.
+MODEL is any model of the command line that is not packed; the default is `demo`. --codes takes the codes of a packed
+checkpoint of the same model; without it, all layers have one code without centers. The two caches run in turns, and
+each result is a median. The past of a context is random, because time does not depend on it. `attention` is the cache
+and the attention of all layers for one token; `prompt` is a forward of a prompt with the cache, `update` the time of it
+that is spent in the cache.
 """
 
 import argparse
@@ -41,9 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("--codes", type=Path, metavar="CKPT", help="take the codes of this packed checkpoint")
-    parser.add_argument("--bits", type=float, default=4.0, help="of the codes without --codes")
+    parser.add_argument("--bits", type=float, default=4.0, help="bits of the codes without --codes")
     parser.add_argument("--contexts", type=int, nargs="*", default=[128, 1024, 4096])
-    parser.add_argument("--prompt", type=int, default=2048, help="tokens of a prompt, 0 for none")
+    parser.add_argument("--prompt", type=int, default=2048, help="tokens in the prompt, 0 for none")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--prompt-repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -95,7 +96,7 @@ def shapes(config: Any) -> tuple[int, int, int]:
 
 
 def measure_context(model: Any, config: Any, makers: dict[str, Maker], tokens: int, repeats: int) -> list[dict]:
-    """One token after `tokens` others: memory, the attention of all layers, the whole model."""
+    """Results for one token after `tokens` others: memory, the attention of all layers, the whole model."""
     _, heads, size = shapes(config)
     caches = {kind: make() for kind, make in makers.items()}
     for layer in range(config.num_hidden_layers):
@@ -113,7 +114,7 @@ def measure_context(model: Any, config: Any, makers: dict[str, Maker], tokens: i
 
 
 def attend(model: Any, config: Any, cache: Any) -> None:
-    """What attention and cache do for one token, without projections."""
+    """A function that runs cache and attention of all layers for one token, without projections."""
     queries, heads, size = shapes(config)
     states = [torch.randn(1, count, 1, size, dtype=model.dtype) for count in (queries, heads, heads)]
     module = torch.nn.Module()
@@ -124,7 +125,7 @@ def attend(model: Any, config: Any, cache: Any) -> None:
 
 
 def measure_prompt(model: Any, config: Any, makers: dict[str, Maker], tokens: int, repeats: int) -> list[dict]:
-    """A forward of `tokens` tokens into an empty cache, and the part of it that is spent in the cache."""
+    """Times a forward of `tokens` tokens into an empty cache, and the time of it that is spent in the cache."""
     ids = torch.randint(config.vocab_size, (1, tokens))
     spent: dict[str, list[float]] = {kind: [] for kind in KINDS}
 
@@ -152,7 +153,7 @@ def measure_prompt(model: Any, config: Any, makers: dict[str, Maker], tokens: in
 
 
 def in_turns(steps: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, after one call that does not count."""
+    """Median seconds of each step, after one call that is not counted."""
     times: dict[str, list[float]] = {kind: [] for kind in steps}
     for turn in range(repeats + 1):
         for kind, step in steps.items():

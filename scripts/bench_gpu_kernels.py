@@ -2,9 +2,9 @@
 
     python scripts/bench_gpu_kernels.py [--bits 4] [--tokens 1,16,64,2048] [--output FILE.json]
 
-Every kernel is first compared with the torch reference on fresh random inputs. A figure is the median of many calls,
-with the second-level cache emptied in between as a model's other layers empty it. `bandwidth` is what a copy reaches;
-`of copy` says how much of it the packed bytes of the weight alone account for.
+Every kernel is first compared with the torch reference on new random inputs. Each result is the median of many calls.
+The second-level cache is emptied between calls, as the other layers of a model empty it. `bandwidth` is that of a copy;
+`of copy` is the fraction of it that reading the packed weight reaches.
 """
 
 import argparse
@@ -33,7 +33,7 @@ Timer = Callable[[Callable[[], object]], float]
 def main() -> None:
     """Checks and measures every layer, prints the table and writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bits", type=float, default=4.0, help="2 to 4")
+    parser.add_argument("--bits", type=float, default=4.0, help="bits of the codes, 2 to 4")
     parser.add_argument("--tokens", default="1,16,64,2048")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -68,7 +68,7 @@ def main() -> None:
 def measure(
     rows: int, entries: int, tokens: int, scaled: ScaledCode, device: torch.device, timer: Timer
 ) -> list[tuple[str, float, float]]:
-    """(step, milliseconds, milliseconds of F.linear) of what applies to so many tokens, after checking the results."""
+    """Checks and times the kernels for a number of tokens: (step, milliseconds, milliseconds of F.linear) of each."""
     from nestquant_cli.kernels.gpu import nested as gpu
     from nestquant_cli.kernels.gpu import product as gpu_product
 
@@ -107,7 +107,7 @@ def check(
     scale_a: Tensor,
     scaled: ScaledCode,
 ) -> None:
-    """Raises AssertionError unless the kernels do on a part of the rows what the reference does."""
+    """Raises AssertionError if the kernels differ from the reference on some of the rows."""
     from nestquant_cli.kernels.gpu import nested as gpu
     from nestquant_cli.kernels.gpu import product as gpu_product
 

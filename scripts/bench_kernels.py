@@ -2,9 +2,9 @@
 
     python scripts/bench_kernels.py [--rows 1024] [--bits 4] [--threads N] [--output FILE.json]
 
-Of each matrix, `encode` rounds it to the code, `pack` writes its words, `unpack` decodes them; `rotate` is the fast
-transform against a product with the dense matrix. A figure is that of the fastest call: what else the machine does only
-adds time, and it adds more to the slower of two.
+`encode` rounds a matrix to the code, `pack` writes its words, `unpack` decodes them. `rotate` compares the fast
+transform with a product with the dense matrix. Each result is that of the fastest call: other programs on the machine
+only add time, and add more to the slower of two.
 """
 
 import argparse
@@ -34,7 +34,7 @@ LAYERS = {
     "one LDLQ step": (576, 8),
     "one token": (1, 4096),
 }
-REFERENCE_ENTRIES = 2**18  # the reference is slow, and as fast on a part of the rows
+REFERENCE_ENTRIES = 2**18  # the reference is slow, and its speed is the same on fewer rows
 
 
 def main() -> None:

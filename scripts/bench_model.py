@@ -2,9 +2,9 @@
 
     python scripts/bench_model.py demo --w4a4kv4 DIR --w4 DIR [--windows 3] [--repeats 3] [--context 4096] [--output F]
 
-Scoring is what eval-ppl does with a window. Generation takes --new tokens from a --prompt of as many. The runs of all
-models alternate, and a figure is the median of its repeats: what else the machine does hits all alike. Ratios are to
-the original in that run; the spread between repeats is shown beside them.
+Scoring is what eval-ppl does with a window. Generation makes --new tokens after --prompt tokens. The models run in
+turns, so that other programs on the machine affect all of them, and each result is the median of its repeats. Ratios
+are to the original in the same run; the table also shows the spread between repeats.
 """
 
 import argparse
@@ -67,23 +67,23 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", nargs="?", default="demo", help="the original")
-    parser.add_argument("--w4a4kv4", type=Path, help="its checkpoint with everything quantized: is scored")
-    parser.add_argument("--w4", type=Path, help="its checkpoint with only weights quantized: generates")
+    parser.add_argument("--w4a4kv4", type=Path, help="checkpoint with everything quantized, to score")
+    parser.add_argument("--w4", type=Path, help="checkpoint with only weights quantized, to generate")
     parser.add_argument("--dataset", default="demo")
-    parser.add_argument("--windows", type=int, default=1, help="of 2048 tokens, scored in each repeat; 0: none")
-    parser.add_argument("--prompt", type=int, default=128, help="tokens")
-    parser.add_argument("--new", type=int, default=128, help="tokens generated; 0: none")
-    parser.add_argument("--all", action="store_true", help="the checkpoint with everything quantized generates too")
-    parser.add_argument("--context", type=int, default=0, help="tokens in the cache for one more measurement; 0: none")
+    parser.add_argument("--windows", type=int, default=1, help="windows of 2048 tokens per repeat; 0 for none")
+    parser.add_argument("--prompt", type=int, default=128, help="tokens in the prompt")
+    parser.add_argument("--new", type=int, default=128, help="tokens to generate; 0 for none")
+    parser.add_argument("--all", action="store_true", help="also generate with everything quantized")
+    parser.add_argument("--context", type=int, default=0, help="also time one token after so many; 0 for not")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--cpu-time", action="store_true", help="of the process: with --threads 1, on a shared machine")
-    parser.add_argument("--threads", type=int, default=0, help="0: as torch has it")
+    parser.add_argument("--cpu-time", action="store_true", help="measure CPU time, for a shared machine")
+    parser.add_argument("--threads", type=int, default=0, help="number of threads; 0 for torch's own")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 
 
 def load(options: argparse.Namespace) -> dict[str, Any]:
-    """Every model in every form, by the name it has in the table."""
+    """Every model in every form, by its name in the table."""
     models: dict[str, Any] = {ORIGINAL: load_model(resolve(options.model))}
     for kind in ("w4a4kv4", "w4"):
         folder = getattr(options, kind)
@@ -95,14 +95,14 @@ def load(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def scoring(model: Any, windows: torch.Tensor) -> float:
-    """Seconds a window."""
+    """Seconds per window."""
     start = clock()
     score(model, windows, progress=False)
     return (clock() - start) / len(windows)
 
 
 def generation(model: Any, options: argparse.Namespace) -> float:
-    """Seconds a token, the prompt included."""
+    """Seconds per token, the prompt included."""
     ids = prompt(model, options.prompt)
     start = clock()
     count = {"max_new_tokens": options.new, "min_new_tokens": options.new}
@@ -111,7 +111,7 @@ def generation(model: Any, options: argparse.Namespace) -> float:
 
 
 def long_context(model: Any, context: int) -> float:
-    """Seconds a token with a cache of `context` tokens."""
+    """Seconds per token with a cache of `context` tokens."""
     steps = 16
     with torch.no_grad():
         step = model(input_ids=prompt(model, context), use_cache=True, logits_to_keep=1)
@@ -140,7 +140,7 @@ def prompt(model: Any, tokens: int) -> torch.Tensor:
 
 
 def sizes(models: dict[str, Any]) -> list[dict[str, Any]]:
-    """Bytes of the layers that are quantized somewhere, in each model."""
+    """Bytes in each model of the layers that any of the models quantizes."""
     names = {name for model in models.values() for name in quantized_linears(model)}
     found = {}
     for name, model in models.items():
@@ -150,7 +150,7 @@ def sizes(models: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def measure(what: str, models: dict[str, Any], run: Callable[[Any], float], repeats: int) -> list[dict[str, Any]]:
-    """Runs every model in turn, `repeats` times after one time that is not counted."""
+    """Runs the models in turns, `repeats` times after one time that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in models}
     for repeat in range(repeats + 1):
         for name, model in models.items():

@@ -1,10 +1,10 @@
-"""Times dense products on this CPU: through float32 against torch's own, in one run, on matrices as models have them.
+"""Times dense products on this CPU: through float32 against torch's own, in one run, on matrices of known models.
 
     python scripts/bench_products.py [--tokens 1,8,64,2048] [--seconds 0.4] [--threads N]
 
-int8: exact sums through float32 against torch._int_mm. bfloat16: through float32 against torch's linear. Where the CPU
-has instructions for them, torch's are what the program takes; a star marks what it takes here. A figure is that of the
-fastest of calls that take turns.
+int8: exact sums through float32 against torch._int_mm. bfloat16: through float32 against torch's linear. On a CPU with
+instructions for them the package uses torch's products; a star marks its choice on this machine. The calls run in
+turns, and each result is that of the fastest.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SIZES = [
 def main() -> None:
     """Measures every size and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", default="1,8,64,2048", help="how many are multiplied at once")
+    parser.add_argument("--tokens", default="1,8,64,2048", help="numbers of tokens to multiply at once")
     parser.add_argument("--seconds", type=float, default=0.4, help="time for each measurement")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
@@ -49,7 +49,7 @@ def main() -> None:
 def products(
     tokens: int, rows: int, entries: int
 ) -> list[tuple[str, Callable[[], object], Callable[[], object], bool]]:
-    """For each dtype the product through float32, that of torch, and whether the program takes the first."""
+    """For each dtype: the product through float32, the product of torch, and whether the package uses the first."""
     generator = torch.Generator().manual_seed(0)
     a = torch.randint(-34, 35, (tokens, entries), generator=generator, dtype=torch.int8)
     v = torch.randint(-34, 35, (rows, entries), generator=generator, dtype=torch.int8)
@@ -66,7 +66,7 @@ def products(
 
 
 def fastest(calls: tuple[Callable[[], object], ...], seconds: float) -> list[float]:
-    """Seconds of the fastest of each of some calls, which take turns until the time is up, twice at least."""
+    """Seconds of each call at its fastest. The calls run in turns until the time is up, at least twice."""
     best, end, turns = [float("inf")] * len(calls), time.perf_counter() + seconds * len(calls), 0
     while turns < 2 or time.perf_counter() < end:
         for number, call in enumerate(calls):

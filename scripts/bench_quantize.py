@@ -2,8 +2,8 @@
 
     python scripts/bench_quantize.py demo [--dataset FILE] [--samples 32] [--seqlen 2048] [--output F]
 
-The forward pass is transformers' own, logits included, in the dtype of the model's file. Both are timed in one run, in
-turn, and the ratio of the medians is printed.
+The forward pass is transformers' own, logits included, in the dtype of the model's file. Both run in turns, and the
+ratio of their medians is printed.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dataset", default="demo")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--seqlen", type=int, default=2048)
-    parser.add_argument("--bits", type=float, default=4.0, help="of weights, activations, keys and values")
+    parser.add_argument("--bits", type=float, default=4.0, help="bits of weights, activations, keys and values")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
@@ -65,7 +65,7 @@ def parse() -> argparse.Namespace:
 
 @torch.inference_mode()
 def forward(source: Source, windows: torch.Tensor) -> float:
-    """Seconds for all windows, one after the other, loading not counted."""
+    """Seconds for all windows, one after the other, without loading."""
     model = load_model(source)
     model(input_ids=windows[:1], use_cache=False)
     start = time.perf_counter()

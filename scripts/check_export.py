@@ -2,8 +2,8 @@
 
 python scripts/check_export.py CKPT EXPORT --dataset FILE.txt --windows 10
 
-The export is loaded by transformers and compressed-tensors in a process of its own, in which nestquant_cli cannot be
-imported. Exit code 1 where integers or scales differ, or the perplexities by more than half a percent.
+transformers and compressed-tensors load the export in a separate process, in which nestquant_cli cannot be imported.
+The exit code is 1 if integers or scales differ, or if the perplexities differ by more than half a percent.
 """
 
 import argparse
@@ -16,11 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TOLERANCE = 0.005  # of the perplexity
+TOLERANCE = 0.005  # fraction of the perplexity
 
 
 class Refuse(importlib.abc.MetaPathFinder):
-    """Finds no nestquant_cli: the export has to do without."""
+    """An import finder that hides nestquant_cli, because the export must load without it."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
         if fullname.split(".")[0] == "nestquant_cli":
@@ -28,7 +28,7 @@ class Refuse(importlib.abc.MetaPathFinder):
 
 
 def perplexity(model: Any, tokenizer: Any, text: str, seqlen: int, windows: int) -> float:
-    """By the protocol of `nestquant eval-ppl`: tokenized once, windows without overlap, float32 log-softmax."""
+    """Perplexity by the protocol of eval-ppl: tokenized once, windows without overlap, float32 log-softmax."""
     import torch
 
     ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
@@ -42,7 +42,7 @@ def perplexity(model: Any, tokenizer: Any, text: str, seqlen: int, windows: int)
 
 
 def digest(integers: Any, scale: Any) -> str:
-    """Of an int8 matrix and its bfloat16 scales."""
+    """SHA-256 of an int8 matrix and its bfloat16 scales."""
     import torch
 
     assert (integers.dtype, scale.dtype) == (torch.int8, torch.bfloat16)
@@ -51,7 +51,7 @@ def digest(integers: Any, scale: Any) -> str:
 
 
 def of_export(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Hashes and perplexity of the export, by others' code alone."""
+    """Hashes and perplexity of the export, without code of this package."""
     sys.meta_path.insert(0, Refuse())
     import torch
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
@@ -81,7 +81,7 @@ def load_stored(folder: str) -> dict[str, Any]:
 
 
 def of_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The same of the packed checkpoint, by nestquant."""
+    """Hashes and perplexity of the packed checkpoint, by nestquant."""
     import torch
 
     from nestquant_cli.checkpoint.load import load_model
@@ -100,14 +100,14 @@ def of_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Compares; returns the exit code."""
+    """Compares the export with the checkpoint; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("export")
     parser.add_argument("--dataset", required=True, help="a text file")
     parser.add_argument("--seqlen", type=int, default=2048)
     parser.add_argument("--windows", type=int, default=10)
-    parser.add_argument("--dtype", default="auto", help="of both models: auto, bfloat16, float32")
+    parser.add_argument("--dtype", default="auto", help="dtype of both models: auto, bfloat16, float32")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.alone:

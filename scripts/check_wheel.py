@@ -2,10 +2,11 @@
 
     python scripts/check_wheel.py [--folder build/wheel]
 
-The environment has what the package depends on, in the versions of constraints.txt, and none of the extras. What is
-checked: the wheel holds the whole package and nothing else; the command line answers; from another working folder a
-tiny model is quantized, verified, scored, loaded by `from_pretrained` and continues a text; and it does the same to the
-letter where neither the installed package nor the user's home can be written. It takes some minutes and the network.
+The environment has the dependencies of the package, in the versions of constraints.txt, and none of the extras. The
+script checks that the wheel holds the whole package and nothing else, and that the command line answers. From another
+working folder it quantizes a tiny model, verifies and scores it, loads it with `from_pretrained`, and continues a text.
+Then it does the same with the installed package and the user's home read-only; the text must be the same. It takes some
+minutes and needs the network.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "nestquant_cli"
 CONSTRAINTS = ROOT / "constraints.txt"
-EXTRAS = ("compressed_tensors", "hypothesis", "mypy", "pytest", "ruff", "xdist")  # of development, which users lack
+EXTRAS = ("compressed_tensors", "hypothesis", "mypy", "pytest", "ruff", "xdist")  # development tools, not for users
 GENERATE = """
 import os, sys
 import nestquant_cli
@@ -33,7 +34,7 @@ print(ids.tolist())
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "wheel", help="emptied first")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "wheel", help="working folder, emptied first")
     folder = parser.parse_args().folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)
     wheel = build(folder / "dist")
@@ -47,7 +48,7 @@ def told(what: str, detail: str = "") -> None:
 
 
 def run(*words: object, cwd: Path = ROOT, **environment: str) -> str:
-    """Standard output of a command; the script ends with all that it wrote where it fails."""
+    """Standard output of a command. If the command fails, the script prints all its output and ends."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "NUMBA", "VIRTUAL"))}
     own |= {"HF_HUB_OFFLINE": "1"} | environment
     done = subprocess.run([*map(str, words)], cwd=cwd, env=own, text=True, capture_output=True)
@@ -120,7 +121,7 @@ def check_use(python: Path, folder: Path) -> None:
 
 
 def protect(python: Path) -> None:
-    """Takes away what Numba and Python write beside the installed package, for root, too, whom no mode stops."""
+    """Makes the package's folders for compiled code unusable, also for root, who may write anywhere."""
     for cache in python.parents[1].rglob(f"{PACKAGE}/**/__pycache__"):
         shutil.rmtree(cache)
         cache.touch()  # a file where the folder would be

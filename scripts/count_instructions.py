@@ -2,9 +2,9 @@
 
     python scripts/count_instructions.py [--bits 4] [--output FILE.json]
 
-Triton brings the assembler and the disassembler. A count is what a thread issues for one block of eight weights; those
-of half rate (comparisons, selections, integer logic, minima) occupy their unit for two cycles.
-docs/kernels.md draws the bounds from these counts.
+The assembler and the disassembler come with Triton. A count is the number of instructions that a thread issues for one
+block of eight weights. Instructions of half rate (comparisons, selections, integer logic, minima) occupy their unit for
+two cycles. The bounds in docs/kernels.md follow from these counts.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SPREAD = {"x": "*fp32", "row_scale": "*bf16", "sums": "*fp32", "rows": "i32", "b
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel, the types of its arguments, its constants, and the blocks that a thread has in the counted part."""
+    """A kernel, the types of its arguments, its constants, and the blocks per thread in the counted part."""
 
     kernel: object
     signature: dict[str, str]
@@ -47,7 +47,7 @@ class Case:
 
 
 def cases(q: int) -> dict[str, Case]:
-    """What is compiled, for 32-bit words."""
+    """The kernels to compile, by name, for 32-bit words."""
     code = {"Q": q, "BITS": 32}
     square = {"ROWS": 64, "ENTRIES": 128}
     flat = {"v": "*i8", "blocks": "i32", "size": "i32"}
@@ -68,7 +68,7 @@ def cases(q: int) -> dict[str, Case]:
 def main() -> None:
     """Counts every case, prints the table and writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bits", type=float, default=4.0, help="up to 4, in a 32-bit word")
+    parser.add_argument("--bits", type=float, default=4.0, help="bits of the codes, up to 4, in a 32-bit word")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     results = {name: count(case) for name, case in cases(shape_for_bits(options.bits).q).items()}
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def count(case: Case) -> dict[str, float]:
-    """Instructions of the counted part for each block, those of half rate, registers and spilled bytes of a thread."""
+    """Instructions per block in the counted part, those of half rate, and registers and spilled bytes per thread."""
     names = case.kernel.arg_names  # type: ignore[attr-defined]
     signature = {name: case.signature.get(name, "constexpr") for name in names}
     constants = {(names.index(name),): value for name, value in case.constants.items()}
@@ -97,7 +97,7 @@ def count(case: Case) -> dict[str, float]:
 
 
 def first_loop(opcodes: list[tuple[int, str, str]]) -> list[str]:
-    """The names of the instructions of the first innermost loop that is more than waiting or copying."""
+    """Names of the instructions in the first innermost loop that does more than wait or copy."""
     loops = []
     for at, name, rest in opcodes:
         target = re.search(r"0x([0-9a-f]+)", rest)

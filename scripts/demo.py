@@ -1,4 +1,4 @@
-"""Last step of `make demo`: loads a packed checkpoint as any transformers model and lets it write a few words.
+"""The last step of `make demo`: loads a packed checkpoint with transformers and generates a few words.
 
 Usage: python scripts/demo.py build/demo ["The capital of France is"]
 """
@@ -8,13 +8,13 @@ import sys
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
-import nestquant_cli  # noqa: F401  (teaches transformers to read packed checkpoints)
+import nestquant_cli  # noqa: F401  (registers the format with transformers)
 
 TOKENS = 32
 
 
 def main(path: str, prompt: str = "The capital of France is") -> None:
-    """Prints `prompt` and its greedy continuation word by word as the packed model in `path` makes it."""
+    """Prints `prompt` and the greedy continuation by the packed model in `path`, word by word."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)

@@ -1,4 +1,4 @@
-"""Prints the table of nestquant_cli/e8/rates.py: for each word size, the (q, k) of least error on a unit Gaussian.
+"""Prints the table in nestquant_cli/e8/rates.py: for each word size, the (q, k) of least error on a unit Gaussian.
 
     python scripts/fit_rates.py [--blocks 16384] [--largest-k 16]
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def candidates(word_bits: int, largest_k: int) -> list[tuple[int, int]]:
-    """For each q the largest k ≤ largest_k with k·q⁸ ≤ 2^word_bits; one (q, k) per q that is worth trying."""
+    """The pairs (q, k) to try: for each q the largest k ≤ largest_k with k·q⁸ ≤ 2^word_bits."""
     pairs = {}
     for k in range(1, largest_k + 1):
         q = int((2**word_bits // k) ** 0.125) + 1

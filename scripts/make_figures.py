@@ -1,9 +1,9 @@
-"""Draws the pictures of docs/how-it-works.md into docs/figures.
+"""Draws the pictures of docs/how-it-works.md and docs/comparison.md into docs/figures.
 
 python scripts/make_figures.py [--model demo] [--output docs/figures]
 
-Three are computed: errors on a Gaussian, the cells of a nested code, an input of a model before and after its rotation.
-The fourth draws the table of docs/quality.md.
+Three pictures are computed: errors on a Gaussian, the cells of a nested code, and an input of a model before and after
+its rotation. The fourth draws the table of docs/quality.md. scripts/trace_walk.py draws those of docs/architecture.md.
 """
 
 import argparse
@@ -35,14 +35,14 @@ from nestquant_cli.storage.files import replacing
 ROOT = Path(__file__).resolve().parents[1]
 DPI = 110
 BLOCKS = 1 << 15  # Gaussian blocks of eight
-TOKENS = 256  # of the text whose inputs are drawn
+TOKENS = 256  # tokens of text whose inputs are drawn
 REFERENCE = "reference: Q4_1 file, de-quantized to bfloat16"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draws all of them."""
+    """Draws all four pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo", help="whose input is drawn")
+    parser.add_argument("--model", default="demo", help="model whose input is drawn")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "figures")
     options = parser.parse_args(arguments)
     draw(options.output / "error-and-bits.png", (6.4, 4.2), errors)
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def draw(path: Path, size: tuple[float, float], paint: Callable[[Any], None]) -> None:
-    """One picture, in place when it is whole."""
+    """Draws one picture; the file is replaced when it is complete."""
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     paint(figure)
@@ -62,12 +62,12 @@ def draw(path: Path, size: tuple[float, float], paint: Callable[[Any], None]) ->
 
 
 def uniform_error(bits: int) -> float:
-    """Mean squared error on a unit Gaussian of the best of all uniform grids with 2^bits points, symmetric about 0."""
+    """Mean squared error on a unit Gaussian of the best uniform grid with 2^bits points, symmetric about 0."""
     x = np.linspace(0, 9, 90_001)
     weight = np.exp(-x * x / 2) * (2 / math.sqrt(2 * math.pi)) * (x[1] - x[0])
     weight[0] /= 2
     half = 1 << (bits - 1)
-    steps = np.linspace(0.5, 12, 1151) / half  # of which one reaches as far as is best
+    steps = np.linspace(0.5, 12, 1151) / half  # one of these is close enough to the best
     return min(float((weight * (x - s * (np.clip(np.floor(x / s), 0, half - 1) + 0.5)) ** 2).sum()) for s in steps)
 
 
@@ -91,7 +91,7 @@ def errors(figure: Any) -> None:
 
 
 def cells(figure: Any) -> None:
-    """The cells of the 4-bit code: in a plane through the origin, and how far Gaussian blocks reach."""
+    """The cells of the 4-bit code in a plane through the origin, and the size of Gaussian blocks."""
     blocks = torch.randn(BLOCKS, 8, generator=torch.Generator().manual_seed(0))
     scaled = fit_scales(blocks[:4096], shape_for_bits(4))
     colours = [f"C{index}" for index in range(scaled.code.k)]
@@ -146,7 +146,7 @@ def _points(beta: float, within: float, q: int) -> tuple[Tensor, Tensor]:
 
 
 def turned(figure: Any, model: str) -> None:
-    """The input of a Linear with the heaviest tails of a model, in units of each token's root mean square."""
+    """The input of a model with the heaviest tails, in units of each token's root mean square."""
     name, x = _heaviest(model)
     width = padded_size(x.shape[1])
     y = rotation(width, 0).apply(nn.functional.pad(x, (0, width - x.shape[1])))
@@ -189,7 +189,7 @@ def _heaviest(model: str) -> tuple[str, Tensor]:
 
 
 def measured() -> list[tuple[str, float, float]]:
-    """Recipe, real bits and perplexity of each row of the first table that docs/quality.md has of measurements."""
+    """Recipe, real bits and perplexity of each row in the first table of results in docs/quality.md."""
     page = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
     text = page.partition("## Measured")[2].partition("\n    nestquant compare")[0]
     rows = re.findall(r"^\| (?:`([\w-]+)\.yaml`|(reference)[^|]*) \| ([\d.]+) \| ([\d.]+) ±", text, re.M)
@@ -197,7 +197,7 @@ def measured() -> list[tuple[str, float, float]]:
 
 
 def perplexities(figure: Any) -> None:
-    """Perplexity against real bits a weight; what rounds activations and cache, too, has another mark."""
+    """Perplexity against real bits per weight; recipes that also round activations and cache have another mark."""
     axes = figure.add_subplot()
     for name, bits, perplexity in measured():
         if name == "reference":

@@ -3,8 +3,8 @@
     python scripts/make_model.py build/random-1b                  # 24 layers, 1.2 billion parameters, 2.5 GB
     python scripts/make_model.py build/random-2b --layers 48      # the same layers, twice as many
 
-Weights are drawn tensor by tensor from a seed, so that making a model needs the memory of one shard. A byte-level
-tokenizer comes with it. What such a model writes means nothing; it serves to measure memory and time.
+Weights are drawn tensor by tensor from a seed, so the script needs the memory of one shard. The model gets a byte-level
+tokenizer. Its text is meaningless; it serves to measure memory and time.
 """
 
 import argparse
@@ -47,10 +47,10 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="to be made")
+    parser.add_argument("folder", type=Path, help="folder to create")
     parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--width", type=int, default=2048, help="of the hidden states")
-    parser.add_argument("--inner", type=int, default=5632, help="of the feed-forward layers")
+    parser.add_argument("--width", type=int, default=2048, help="size of the hidden states")
+    parser.add_argument("--inner", type=int, default=5632, help="inner size of the feed-forward layers")
     parser.add_argument("--head", type=int, default=64, help="size of a head")
     parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--seed", type=int, default=0)
@@ -58,7 +58,7 @@ def parse() -> argparse.Namespace:
 
 
 def write_weights(folder: Path, config: LlamaConfig, seed: int) -> int:
-    """One shard a layer and one for the rest; returns the number of parameters."""
+    """Writes one shard per layer and one for the rest; returns the number of parameters."""
     groups = [layer_shapes(config, index) for index in range(config.num_hidden_layers)]
     groups.append(
         {
@@ -101,7 +101,7 @@ def layer_shapes(config: LlamaConfig, index: int) -> dict[str, tuple[int, ...]]:
 
 
 def draw(name: str, shape: tuple[int, ...], config: LlamaConfig, generator: torch.Generator) -> torch.Tensor:
-    """A random tensor that keeps hidden states of one size through the layers."""
+    """A random tensor, scaled so that hidden states keep their size through the layers."""
     if name.endswith(ONES):
         return torch.ones(shape, dtype=torch.bfloat16)
     scale = shape[-1] ** -0.5
@@ -111,7 +111,7 @@ def draw(name: str, shape: tuple[int, ...], config: LlamaConfig, generator: torc
 
 
 def save_tokenizer(folder: Path) -> None:
-    """One token a byte."""
+    """Writes a tokenizer with one token per byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(["<s>", "</s>", *alphabet])}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,9 +1,9 @@
-"""Runs a command and says how much memory its processes had at their heights, and how long it took.
+"""Runs a command and prints the peak memory of its processes and its time.
 
     python scripts/measure_memory.py [--model FOLDER] [--output FILE.json] -- python -m nestquant_cli quantize …
 
-The peak is the largest resident set of any single process of the command, as the kernel counts it (ru_maxrss), mapped
-files included. With --model it is also given as a fraction of that folder's weight files.
+The peak is the largest resident set of a single process of the command (ru_maxrss), including mapped files. With
+--model it is also printed as a fraction of that folder's weight files.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from pathlib import Path
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="folder to compare with")
+    parser.add_argument("--model", type=Path, help="model folder to compare the peak with")
     parser.add_argument("--output", type=Path, metavar="FILE.json")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="after --")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="the command, after --")
     options = parser.parse_args()
     command = [word for number, word in enumerate(options.command) if number or word != "--"]
     start = time.monotonic()

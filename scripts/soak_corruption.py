@@ -1,11 +1,11 @@
-"""Alters single bytes of a packed checkpoint and truncates its files, and looks at what verify and loading make of it.
+"""Damages a packed checkpoint, byte by byte and by truncation, and checks that verify and loading notice.
 
     python scripts/soak_corruption.py CKPT --alterations 200 --truncations 50
 
-CKPT is copied; each damage is undone before the next. Required, else exit code 1: verify finds every damage to a file
-that the manifest lists; loading, by this package and by plain transformers, either fails with an exception or gives the
-very logits of the undamaged checkpoint; this package's own failures are one line and not a traceback; nothing takes
-longer than a minute.
+The script works on a copy of CKPT and undoes each damage before the next. The exit code is 1 unless all of this holds:
+verify finds every damage to a file that the manifest lists; loading, by this package and by plain transformers, either
+fails with an exception or gives exactly the logits of the undamaged checkpoint; errors of this package are one line and
+not a traceback; nothing takes longer than a minute.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from nestquant_cli.checkpoint.verify import verify
 from nestquant_cli.models.source import load_tokenizer, resolve
 
 IDS = torch.arange(16)[None] % 200 + 3
-LONGEST = 60  # seconds for one look
+LONGEST = 60  # seconds for one check
 
 
 def main() -> int:
@@ -70,14 +70,14 @@ def parse() -> argparse.Namespace:
 
 
 def pick(folder: Path, chance: random.Random) -> Path:
-    """A file; half of the time one with tensors or config.json, however many others there are."""
+    """A random file; half of the time one with tensors, or config.json."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.stat().st_size)
     important = [path for path in files if path.suffix == ".safetensors" or path.name == "config.json"]
     return chance.choice(important if chance.random() < 0.5 else files)
 
 
 def damage(content: bytes, chance: random.Random, truncate: bool) -> tuple[str, bytes]:
-    """What was done, and the damaged content."""
+    """A description of the damage, and the damaged content."""
     at = chance.randrange(len(content))
     if truncate:
         return f"cut at {at} of {len(content)}", content[:at]
@@ -93,14 +93,14 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def by_verify(folder: Path, _: torch.Tensor) -> str:
-    """Every change must be found."""
+    """Runs verify, which must find every change."""
     return _look(
         lambda: "found" if not verify(folder).as_json()["ok"] else "WRONG: nothing found", refuse_foreign_errors=True
     )
 
 
 def by_package(folder: Path, expected: torch.Tensor) -> str:
-    """As the command line loads it, the tokenizer included; it may only fail in one line."""
+    """Loads as the command line does, with the tokenizer; it may only fail in one line."""
 
     def load() -> str:
         source = resolve(str(folder))
@@ -111,12 +111,12 @@ def by_package(folder: Path, expected: torch.Tensor) -> str:
 
 
 def by_transformers(folder: Path, expected: torch.Tensor) -> str:
-    """As any user of transformers loads it; every exception is a word, and so is its report of missing tensors."""
+    """Loads with plain transformers; any exception counts as noticed, and so does a report of missing tensors."""
 
     def load() -> str:
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
         model, info = loaded
-        # where config.json no longer calls the model packed, transformers is alone and lists what it lacks
+        # if config.json no longer says that the model is packed, transformers lists the tensors that it misses
         return "warned of missing tensors" if info["missing_keys"] else _compare(model, expected)
 
     return _look(load, refuse_foreign_errors=False)

@@ -1,9 +1,10 @@
-"""Kills one quantization many times at random moments, resumes it each time, and compares the end with a quiet run.
+"""Kills a quantization many times at random moments, resumes it, and compares the result with an undisturbed run.
 
     python scripts/soak_kills.py --kills 20 --folder build/soak -- demo --dataset demo --samples 2 --seqlen 64
 
-What follows `--` are arguments of `nestquant quantize`, without --output. After every kill the folder must be refused
-as incomplete; at the end every file must be byte-identical to that of the undisturbed run. Exit code 0 says so.
+The arguments after `--` are those of `nestquant quantize`, without --output. After every kill, loading the folder must
+fail because it is incomplete. At the end every file must be byte-identical to that of the undisturbed run. The exit
+code is 0 if all of this holds.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def main() -> int:
             break
         kills.append({"after_seconds": round(delay, 2), "layers_done": finished(killed), "state": refused(killed)})
         print(json.dumps(kills[-1]), flush=True)
-        if kills[-1]["state"] == "complete":  # it was killed behind its last file
+        if kills[-1]["state"] == "complete":  # it was killed after its last file
             break
     if not (killed / "config.json").is_file() or (killed / WORK).exists():
         run([*options.arguments, "--output", str(killed)], killed)
@@ -61,18 +62,18 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument(
-        "--folder", type=Path, default=Path("build/soak"), help="an undisturbed run in it is used again"
+        "--folder", type=Path, default=Path("build/soak"), help="working folder; an undisturbed run in it is reused"
     )
-    parser.add_argument("--first", type=float, default=10.0, help="seconds to the first layer, where it is used again")
-    parser.add_argument("--each", type=float, default=1.5, help="seconds of a layer, where it is used again")
-    parser.add_argument("arguments", nargs="+", help="of nestquant quantize, after --")
+    parser.add_argument("--first", type=float, default=10.0, help="seconds to the first layer, if that run is reused")
+    parser.add_argument("--each", type=float, default=1.5, help="seconds per layer, if that run is reused")
+    parser.add_argument("arguments", nargs="+", help="arguments of nestquant quantize, after --")
     return parser.parse_args()
 
 
 def run(arguments: list[str], folder: Path) -> float:
-    """Runs to the end; seconds until the first layer was written."""
+    """Runs to the end; returns the seconds until the first layer was written."""
     start = time.monotonic()
     process = subprocess.Popen([*QUANTIZE, *arguments], stdout=subprocess.DEVNULL)
     first = None
@@ -86,7 +87,7 @@ def run(arguments: list[str], folder: Path) -> float:
 
 
 def kill_after(delay: float, arguments: list[str], folder: Path | None) -> bool:
-    """Whether the run was still going on when its time was over.
+    """Whether the run was still active when its time was over.
 
     Args:
         delay: seconds until the kill.
@@ -109,12 +110,12 @@ def kill_after(delay: float, arguments: list[str], folder: Path | None) -> bool:
 
 
 def finished(folder: Path) -> int:
-    """Layers with a record."""
+    """Number of layers with a record."""
     return len(list((folder / WORK).glob("part-*.json"))) if (folder / WORK).is_dir() else 0
 
 
 def refused(folder: Path) -> str:
-    """What a reader makes of the folder."""
+    """How loading the folder ends."""
     if not folder.is_dir():
         return "no folder yet"
     try:
@@ -125,7 +126,7 @@ def refused(folder: Path) -> str:
 
 
 def compare(one: Path, other: Path) -> list[str]:
-    """Names of files that only one folder has or that differ."""
+    """Names of files that differ or that only one folder has."""
     hashes = [{path.name: sha256_file(path) for path in folder.iterdir() if path.is_file()} for folder in (one, other)]
     return sorted(name for name in {*hashes[0], *hashes[1]} if hashes[0].get(name) != hashes[1].get(name))
 

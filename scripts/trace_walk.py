@@ -3,9 +3,9 @@
     python scripts/trace_walk.py                              # prints the walks
     python scripts/trace_walk.py --figures docs/figures       # draws them as well
 
-A tiny Llama with random weights is made, quantized, loaded and run; nothing is downloaded. A walk has the package's
-functions in the order of their first call, as a reader meets them. A move is a step from one file to another; a return
-is a move to a file that was left before.
+The script makes a tiny Llama with random weights, quantizes, loads and runs it; it downloads nothing. A walk lists the
+functions of the package in the order of their first call, as a reader meets them. A move is a step from one file to
+another; a return is a move to a file that was left before.
 """
 
 import argparse
