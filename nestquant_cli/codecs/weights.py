@@ -25,7 +25,8 @@ class Shape(Protocol):
     def tensors(self, rows: int, entries: int) -> TensorForms:
         """The stored tensors of a matrix (rows, entries), by the name that follows that of the Linear.
 
-        One is "words" (rows, bytes), the coded entries, and one "row_scale", int16 with the bits of bfloat16.
+        One is "words" (rows, bytes), the coded entries, and one "row_scale", int16 with the bits of bfloat16. They
+        become buffers of the codec's Linear, so they have no name that it has already.
         """
 
 
