@@ -33,7 +33,7 @@ class _Packed(DynamicLayer):
     seed: int | None
     _number: int  # what operators know the codes by
 
-    def _code_with(self, codes: CacheCodes, seed: int | None) -> None:
+    def _set_codes(self, codes: CacheCodes, seed: int | None) -> None:
         self.codes, self.seed, self._number = codes, seed, operators.register_codes(codes)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -118,7 +118,7 @@ class PackedLayer(_Packed):
 
     def __init__(self, codes: CacheCodes, seed: int | None) -> None:
         super().__init__()
-        self._code_with(codes, seed)
+        self._set_codes(codes, seed)
 
 
 class PackedSlidingLayer(_Packed, DynamicSlidingWindowLayer):
@@ -126,7 +126,7 @@ class PackedSlidingLayer(_Packed, DynamicSlidingWindowLayer):
 
     def __init__(self, codes: CacheCodes, seed: int | None, sliding_window: int) -> None:
         super().__init__(sliding_window=sliding_window)
-        self._code_with(codes, seed)
+        self._set_codes(codes, seed)
 
     def _kept(self, packed: Tensor) -> Tensor:
         # Assisted generation may take tokens back: it records the past, and `crop` restores the window.

@@ -15,9 +15,6 @@ from ..kernels import for_device
 from ..rotation.reflections import Reflected, Reflections
 from ..rotation.transform import Identity, Rotation, rotation
 
-# What a product takes: (tokens, padded features). Where tokens are not coded, values may be bfloat16, too.
-LinearInput = Rounded
-
 
 class InputQuantizer:
     """Rotates and codes an input once for all the Linears that share it.
@@ -37,7 +34,7 @@ class InputQuantizer:
         self, features: int, seed: int | None, code: VectorCode | None, reflections: Reflections | None = None
     ) -> None:
         self.features, self.seed, self.code, self.reflections = features, seed, code, reflections
-        self._mine = threading.local()  # `last`: what this thread made of its last input
+        self._of_thread = threading.local()  # `last`: what the thread made of its last input
 
     @property
     def padded(self) -> int:
@@ -49,9 +46,13 @@ class InputQuantizer:
         """Whether the rotation is the Hadamard rotation alone, which kernels know."""
         return self.seed is not None and self.reflections is None
 
-    def __call__(self, x: Tensor) -> LinearInput:
-        """Codes x (..., features); tokens are flattened."""
-        coded: LinearInput = self.once(x, None, self.code_tokens)
+    def __call__(self, x: Tensor) -> Rounded:
+        """Rotates and codes x (..., features), or takes what was made of it already.
+
+        Returns:
+            (tokens, padded) in the rotated basis. Without a code the values of bfloat16 tokens may be bfloat16 too.
+        """
+        coded: Rounded = self.once(x, None, self.code_tokens)
         return coded
 
     def once(self, x: Tensor, key: Hashable, make: Callable[[Tensor], Any]) -> Any:
@@ -59,14 +60,14 @@ class InputQuantizer:
 
         The result is shared with whoever asks next: it must not be changed in place.
         """
-        last: _Made | None = getattr(self._mine, "last", None)
+        last: _Made | None = getattr(self._of_thread, "last", None)
         if last is None or last.source() is not x or _changed(x, last.results[_STATE]):
-            last = self._mine.last = _remember(x)
+            last = self._of_thread.last = _remember(x)
         if key not in last.results:
             last.results[key] = make(x.reshape(-1, self.features))
         return last.results[key]
 
-    def code_tokens(self, x: Tensor) -> LinearInput:
+    def code_tokens(self, x: Tensor) -> Rounded:
         """Rotates and codes tokens (tokens, features), without a gradient: rounding has none."""
         x = x.detach()
         if self.reflections is not None:  # which no kernel knows
@@ -78,19 +79,19 @@ class InputQuantizer:
     def rotate(self, x: Tensor) -> Tensor:
         """(..., features) to (tokens, padded) float32."""
         flat = F.pad(x.reshape(-1, self.features), (0, self.padded - self.features))
-        return self.turn.apply(flat)
+        return self.rotation.apply(flat)
 
     def unrotate(self, y: Tensor) -> Tensor:
         """The inverse of `rotate`: (tokens, padded) to (tokens, features) float32."""
-        return self.turn.inverse(y)[:, : self.features]
+        return self.rotation.inverse(y)[:, : self.features]
 
     @property
-    def turn(self) -> Rotation | Identity | Reflected:
+    def rotation(self) -> Rotation | Identity | Reflected:
         """The rotation of padded tokens."""
         first = rotation(self.padded, self.seed)
         return first if self.reflections is None else Reflected(first, self.reflections)
 
-    def quantize(self, rotated: Tensor) -> LinearInput:
+    def quantize(self, rotated: Tensor) -> Rounded:
         """Rounds rotated tokens (tokens, padded) to the activation code."""
         return Rounded(rotated, None) if self.code is None else self.code.round(rotated.detach())
 

@@ -116,35 +116,37 @@ def _attention(
         return None
     if torch.is_autocast_enabled(query.device.type) or (torch.is_grad_enabled() and query.requires_grad):
         return None
-    if not _shapes_fit(query, key, value, enable_gqa):
+    kernels, of_keys, of_values = for_device(query.device), key.shape, value.shape
+    if not _shapes_fit(query.shape, of_keys, of_values, enable_gqa, kernels.limits.queries):
         return None
-    batch, heads, _, size = key.shape
+    batch, heads, _, size = of_keys
     mask = _additive(attn_mask, heads, query.shape)
     if attn_mask is not None and (mask is None or (torch.is_grad_enabled() and mask.requires_grad)):
         return None
-    keys, values = (states.code.attention_form(states.shape[3], states.seed, query.device) for states in (key, value))
+    keys = key.code.attention_form(size, key.seed, query.device)
+    values = value.code.attention_form(of_values[3], key.seed, query.device)
     if keys is None or values is None or values.centers is not None or key.seed is None:
         return None  # the kernel adds no centers to values
-    out = for_device(query.device).attend(
+    out = kernels.attend(
         query.reshape(batch, heads, -1, size),
         (key.packed, keys.code),
-        (value.packed, values.code, value.shape[3]),
+        (value.packed, values.code, of_values[3]),
         key.seed,
         mask,
         1 / math.sqrt(size) if scale is None else float(scale),
         keys.centers,
     )
-    return out.to(query.dtype).view(*query.shape[:3], value.shape[3])
+    return out.to(query.dtype).view(*query.shape[:3], of_values[3])
 
 
-def _shapes_fit(query: Tensor, key: PackedStates, value: PackedStates, enable_gqa: bool) -> bool:
+def _shapes_fit(query: torch.Size, keys: torch.Size, values: torch.Size, enable_gqa: bool, most_queries: int) -> bool:
     """Whether these are few queries, the same number for each head of the keys."""
-    batch, heads, tokens, size = key.shape
-    if query.shape[0] != batch or query.shape[3] != size or value.shape[:3] != key.shape[:3]:
+    batch, heads, tokens, size = keys
+    if query[0] != batch or query[3] != size or values[:3] != keys[:3]:
         return False
-    if query.shape[1] != heads and not (enable_gqa and query.shape[1] % heads == 0 and query.shape[2] == 1):
+    if query[1] != heads and not (enable_gqa and query[1] % heads == 0 and query[2] == 1):
         return False
-    return 0 < query.shape[1] * query.shape[2] <= heads * for_device(query.device).limits.queries and tokens > 0
+    return 0 < query[1] * query[2] <= heads * most_queries and tokens > 0
 
 
 def _additive(mask: Tensor | None, heads: int, query: torch.Size) -> Tensor | None:

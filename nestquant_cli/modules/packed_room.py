@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 LEAST_ROOM = 16  # tokens
-ROOM_SHARE = 16  # room is one in so many tokens: memory held in vain against copies made
+ROOM_SHARE = 16  # room for one more token in so many: memory that waits against copies of what is stored
 
 
 class _Room:
-    """Attributes:
-    whole: (batch, heads, tokens, bytes) uint8.
-    ends: the number of tokens written, as long as no one is about to write; whoever takes it out, writes.
+    """Memory for the tokens of several tensors, of which each token is written once.
+
+    Attributes:
+        whole: (batch, heads, tokens, bytes) uint8.
+        ends: the number of tokens written, while nobody is about to write; whoever removes it, writes.
     """
 
     def __init__(self, whole: Tensor, end: int) -> None:
@@ -43,7 +45,7 @@ def append(stored: Tensor, new: Tensor) -> Tensor:
     Returns:
         (batch, heads, tokens + new tokens, bytes) uint8. No other tensor sees a change.
     """
-    room, begin = _place(stored)
+    room, begin = _room_of(stored)
     tokens, more = stored.shape[2], new.shape[2]
     end = begin + tokens
     if room is None or not room.claim(end, end + more):
@@ -52,22 +54,24 @@ def append(stored: Tensor, new: Tensor) -> Tensor:
         room, begin, end = _Room(stored.new_empty(*stored.shape[:2], size, stored.shape[3]), total), 0, tokens
         room.whole[:, :, :tokens] = stored
     room.whole[:, :, end : end + more] = new
-    return _part(room, begin, end + more)
+    return _view(room, begin, end + more)
 
 
 def last(stored: Tensor, tokens: int) -> Tensor:
     """The last tokens of stored (batch, heads, tokens, bytes), which can grow as that could."""
-    room, begin = _place(stored)
+    room, begin = _room_of(stored)
     dropped = max(0, stored.shape[2] - tokens)
-    return stored[:, :, dropped:] if room is None else _part(room, begin + dropped, begin + stored.shape[2])
+    return stored[:, :, dropped:] if room is None else _view(room, begin + dropped, begin + stored.shape[2])
 
 
-def _part(room: _Room, begin: int, end: int) -> Tensor:
-    part = room.whole[:, :, begin:end]
-    part.room = room, begin  # type: ignore[attr-defined] # no operation of torch hands it on, but for copy.deepcopy
-    return part
+def _view(room: _Room, begin: int, end: int) -> Tensor:
+    """Tokens begin … of a room, which know where they stand."""
+    view = room.whole[:, :, begin:end]
+    view.room = room, begin  # type: ignore[attr-defined] # no operation of torch hands it on, but for copy.deepcopy
+    return view
 
 
-def _place(stored: Tensor) -> tuple[_Room | None, int]:
-    place: tuple[_Room | None, int] = getattr(stored, "room", (None, 0))
-    return place
+def _room_of(stored: Tensor) -> tuple[_Room | None, int]:
+    """The room of a tensor and its first token there."""
+    room: tuple[_Room | None, int] = getattr(stored, "room", (None, 0))
+    return room

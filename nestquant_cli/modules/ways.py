@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..codecs.vectors import Rounded
 from ..kernels import Kernels
 from ..kernels.dense import linear
-from .inputs import InputQuantizer, LinearInput
+from .inputs import InputQuantizer
 
 PANEL = 1 << 20  # entries of a matrix that are decoded at a time: they stay in the caches
 
@@ -173,7 +174,7 @@ def float_rows(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Kernels) 
     return _by_panels(layer, multiply)
 
 
-def float_product(tokens: LinearInput, V: Tensor, dtype: torch.dtype) -> Tensor:
+def float_product(tokens: Rounded, V: Tensor, dtype: torch.dtype) -> Tensor:
     """Tokens times integers (rows, padded) in a dtype, or in float32 where V is not int8: (tokens, rows) float32.
 
     An int8 V is exact in bfloat16 and float16. In float16 tokens are divided by their largest entry first, as sums of

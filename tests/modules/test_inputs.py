@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from nestquant_cli.codecs.nested.code import ScaledCode
+from nestquant_cli.codecs.vectors import Rounded
 from nestquant_cli.e8.code import NestedCode
-from nestquant_cli.modules.inputs import InputQuantizer, LinearInput, padded_size
+from nestquant_cli.modules.inputs import InputQuantizer, padded_size
 from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian, relative_error
 
@@ -26,7 +27,7 @@ class Counting(InputQuantizer):
 
     rotations = 0
 
-    def code_tokens(self, x: Tensor) -> LinearInput:
+    def code_tokens(self, x: Tensor) -> Rounded:
         self.rotations += 1
         return super().code_tokens(x)
 

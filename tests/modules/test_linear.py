@@ -12,10 +12,10 @@ from nestquant_cli.codecs.nested.centered import CenteredCode
 from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.codecs.nested.linear import NestedLinear
 from nestquant_cli.codecs.row_scale import row_scale_bits, row_scale_of
-from nestquant_cli.codecs.vectors import VectorCode
+from nestquant_cli.codecs.vectors import Rounded, VectorCode
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.kernels import for_device
-from nestquant_cli.modules.inputs import InputQuantizer, LinearInput
+from nestquant_cli.modules.inputs import InputQuantizer
 from nestquant_cli.modules.linear import QuantizedLinear
 from nestquant_cli.modules.ways import float_product
 from tests.families import gaussian, relative_error
@@ -131,7 +131,7 @@ def test_large_inputs_do_not_overflow_in_float16() -> None:
 
 def test_wide_codes_are_taken_in_float32() -> None:
     """Entries above 127 are not exact in bfloat16, so the product must not be taken in it."""
-    a, v = LinearInput(gaussian(3, 16), None), torch.full((2, 16), 301, dtype=torch.int16)
+    a, v = Rounded(gaussian(3, 16), None), torch.full((2, 16), 301, dtype=torch.int16)
     exact = a.values.double() @ v.double().t()
     torch.testing.assert_close(float_product(a, v, torch.bfloat16).double(), exact, rtol=1e-5, atol=1e-3)
 

@@ -1,0 +1,49 @@
+"""Head vectors: the compiled loops compute what the reference does, with centers and without."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from nestquant_cli.e8.code import NestedCode
+from nestquant_cli.kernels.device_kernels import of_family
+from tests.families import gaussian, relative_error
+
+CODE, UNIT, SEED = NestedCode(q=13, multipliers=(3, 4, 5, 6, 9), word_bits=32), 0.9 / 13 / 2, 3
+REFERENCE, CPU = of_family("reference"), of_family("cpu")
+
+
+def agreement(some: Tensor, others: Tensor) -> float:
+    """The share of equal entries; sums in another order may round otherwise."""
+    return float((some == others).float().mean())
+
+
+@pytest.mark.parametrize("seed", [None, SEED])
+@pytest.mark.parametrize("heads", [0, 1, 3])
+def test_heads(heads: int, seed: int | None) -> None:
+    """Packed by either, read by both to the same bits."""
+    run, size = 20, 80
+    centers = gaussian(heads, size, seed=1) if heads else None
+    x = gaussian(2, max(1, heads), run, size) + (0 if centers is None else 2 * centers[:, None])
+    rows = x.reshape(-1, size)
+    fixed = CODE, UNIT, seed, True, centers, run
+    packed, decoded = REFERENCE.encode_heads(rows, *fixed)
+    other, other_decoded = CPU.encode_heads(rows, *fixed)
+    assert agreement(packed, other) > 0.98
+    assert decoded is not None and other_decoded is not None and relative_error(decoded, rows) < 0.1
+    for kernels in (REFERENCE, CPU):
+        for data, expected in ((packed, decoded), (other, other_decoded)):
+            assert torch.equal(kernels.decode_heads(data, size, CODE, seed, centers, run), expected)
+    assert (packed[:, -1] >= 128).float().mean() > 0.5 if heads else not (packed[:, -1] >= 128).any()
+
+
+def test_attention_is_that_to_decoded_states() -> None:
+    centers, shape = gaussian(2, 64, seed=1), (2, 2, 70)
+    states = gaussian(*shape, 64) + centers[:, None], gaussian(*shape, 64, seed=2)
+    keys = REFERENCE.encode_heads(states[0].view(-1, 64), CODE, UNIT, SEED, False, centers, 70)[0].view(*shape, -1)
+    values = REFERENCE.encode_heads(states[1].view(-1, 64), CODE, UNIT, SEED, False)[0].view(*shape, -1)
+    query, mask = gaussian(2, 2, 3, 64, seed=3), gaussian(2, 2, 3, 70, seed=4)
+    mask[0, 0, 0] = -torch.inf
+    arguments = query, (keys, CODE), (values, CODE, 64), SEED, mask, 0.3, centers
+    found, other = REFERENCE.attend(*arguments), CPU.attend(*arguments)
+    assert found.shape == (2, 2, 3, 64) and relative_error(other, found) < 1e-5
+    assert not found[0, 0, 0].any()
