@@ -12,7 +12,7 @@ _thread = threading.local()
 
 @contextmanager
 def in_window(number: int) -> Iterator[None]:
-    """Within it, this thread works on window `number` of this process."""
+    """Within it this thread works on window `number` of this process."""
     _thread.window = number
     try:
         yield
@@ -21,12 +21,13 @@ def in_window(number: int) -> Iterator[None]:
 
 
 def current_window() -> int:
-    """The window that this thread works on."""
+    """Number of the window that this thread works on, 0 outside of `in_window`."""
     return getattr(_thread, "window", 0)
 
 
 def window_generator(seed: int, window: int) -> torch.Generator:
-    """What draws in one window: the choice depends on the window's number, not on who looks at the windows before."""
+    """Generator for the random choices in one window: they depend on the seed and the window's number alone, so any
+    number of processes makes the same ones."""
     return torch.Generator().manual_seed((seed * 1_000_003 + window) % (1 << 63))
 
 

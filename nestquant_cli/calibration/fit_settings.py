@@ -1,4 +1,4 @@
-"""What is to be coded, as far as calibration is concerned."""
+"""The settings of a recipe that calibration needs: which codes to fit, behind which rotation."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ from ..codecs.weights import Shape
 
 @dataclass(frozen=True)
 class FitSettings:
-    """What calibration fits codes to.
+    """Codes and rotation that calibration fits.
 
     Attributes:
-        act_shape, kv_shape: codes to fit, None for 16 bits.
+        act_shape, kv_shape: shapes of the codes of inputs and of keys and values; None for 16 bits.
         seed: seed of the rotation signs and of every random choice.
         rotation: one of `modules.layout.ROTATIONS`.
-        weight_shape: that a learned rotation is made for; None for 16 bits.
+        weight_shape: shape of the weight code, which a learned rotation is made for; None for 16 bits.
         reflections: number of reflections of a learned rotation.
         centering: whether nested codes of inputs and keys may have centers.
     """
@@ -28,5 +28,5 @@ class FitSettings:
 
     @property
     def rotation_seed(self) -> int | None:
-        """Of the signs; None where nothing is rotated."""
+        """Seed of the rotation signs; None where nothing is rotated."""
         return None if self.rotation == "none" else self.seed

@@ -18,9 +18,11 @@ from ..kernels import for_device
 from ..kernels.contract.constants import EMPTY, INFINITE
 from ..parallel.tiles import slices
 
-_MOST_TOKENS = 1 << 16  # in one product: 2¹⁶·127² is below 2³¹
-_STRIP = 256  # columns of the sums that are taken in one product: half of a symmetric matrix is enough
-TOGETHER = 8192  # tokens in one product: adding its result to the sum costs as much as multiplying many tokens
+_MOST_TOKENS = 1 << 16  # tokens in one product, whose sums are int32: 2¹⁶·127² is below 2³¹
+_STRIP = 256  # rows of a product: strips from the diagonal on are (1 + 256/n)/2 of the symmetric matrix
+# Tokens that are gathered for one product: adding its result to the float64 sum costs n² additions however few tokens
+# there are, and 8,192 multiply-adds an entry make that small.
+TOGETHER = 8192
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Grid:
 
     Attributes:
         v: (tokens, n) int8.
-        exponent: (tokens,) int8; a token's step is 2^exponent.
+        exponent: (tokens,) int8; the step of a token is 2^exponent.
         finite: whether all tokens are finite; if not, v and exponent mean nothing.
     """
 
@@ -91,8 +93,8 @@ class GramSum:
         device: device of the sum.
 
     Attributes:
-        tokens: how many were added.
-        finite: whether all of them were.
+        tokens: number of tokens added.
+        finite: whether all of them are finite.
     """
 
     def __init__(self, features: int, seed: int, device: torch.device) -> None:
@@ -105,12 +107,12 @@ class GramSum:
 
     @property
     def upper(self) -> Tensor:
-        """(n, n) float64, right on and above the diagonal; multiples of powers of four."""
+        """The sum (n, n) float64, filled on and above the diagonal only; entries are multiples of powers of four."""
         self._settle()
         return self._upper
 
     def grid(self, x: Tensor) -> Grid:
-        """x (tokens, features) as `add` takes it; several threads may ask for it."""
+        """Puts x (tokens, features) on its grid for `add`; safe to call from several threads."""
         return on_grid(x, self.order, self._seed)
 
     def add(self, x: Grid) -> None:
@@ -132,7 +134,7 @@ class GramSum:
                 self._upper[part, part.start :].add_(product, alpha=4.0**power)
 
     def mean(self) -> Tensor:
-        """(n, n) float32, E[(R x)(R x)ᵀ] per token; the sum is gone afterwards."""
+        """E[(R x)(R x)ᵀ] per token, (n, n) float32. The sum is freed, so it can be called once."""
         upper = self.upper
         del self._upper  # as large as anything that a run holds
         upper.div_(self.tokens)
@@ -151,8 +153,8 @@ class CrossSum:
         device: device of the sum.
 
     Attributes:
-        pairs: how many were added.
-        finite: whether all of them were.
+        pairs: number of pairs added.
+        finite: whether all of their tokens are finite.
     """
 
     def __init__(self, order: int, device: torch.device) -> None:
@@ -164,7 +166,7 @@ class CrossSum:
 
     @property
     def total(self) -> Tensor:
-        """(n, n) float64; multiples of powers of two."""
+        """The sum (n, n) float64; entries are multiples of powers of two."""
         self._settle()
         return self._total
 
@@ -186,14 +188,14 @@ class CrossSum:
                 self._total[part].add_(integer_product(a[part], b), alpha=2.0**power)
 
     def mean(self) -> Tensor:
-        """(n, n) float32, E[(R x)(R y)ᵀ] per pair; the sum is gone afterwards."""
+        """E[(R x)(R y)ᵀ] per pair, (n, n) float32. The sum is freed, so it can be called once."""
         total = self.total
         del self._total
         return total.div_(self.pairs).float()
 
 
 def _counts(power: Tensor) -> dict[int, int]:
-    """How many of (tokens,) have each power, in ascending order."""
+    """Number of tokens with each exponent of `power` (tokens,), by exponent in ascending order."""
     lowest = 2 * EMPTY  # of the sum of two exponents
     counts = torch.bincount(power.long() - lowest, minlength=1).tolist()
     return {place + lowest: count for place, count in enumerate(counts) if count}

@@ -1,4 +1,4 @@
-"""Hidden states of many windows, in memory up to a budget and beyond it in a file that nobody else sees."""
+"""Stores the hidden states of many windows: in memory up to a budget, beyond it in a file without a name."""
 
 import os
 import tempfile
@@ -12,11 +12,11 @@ from torch import Tensor
 from ..base.errors import NestQuantError
 from ..models.shards import bytes_of
 
-DEFAULT_BUDGET = 2 << 30  # bytes
+DEFAULT_BUDGET = 2 << 30  # bytes that stay in memory: 2 GiB, 910 windows of 2,048 tokens 576 wide in bfloat16
 
 
 class HiddenStates:
-    """One tensor a window, all of one shape and dtype; a list as far as reading, replacing and appending go.
+    """A list of tensors, one a window, all of one shape and dtype, that can be read, replaced and appended to.
 
     A file is read and written, not mapped: mapped pages count as memory of the process. It has no name, so that
     nothing is left of it whatever ends the process. Windows run side by side, so each is read and written at its own
@@ -24,7 +24,7 @@ class HiddenStates:
 
     Args:
         budget: bytes that may stay in memory; windows beyond it go to the file.
-        folder: where the file is made; None takes the system's folder for temporary files.
+        folder: folder of the file; None takes the system's folder for temporary files.
     """
 
     def __init__(self, budget: int = DEFAULT_BUDGET, folder: Path | None = None) -> None:

@@ -13,8 +13,9 @@ class InputGroups:
     """Which Linears of a layer are called with the very same tensor, found by watching calls.
 
     Attributes:
-        members: names of the Linears by the name of the first of each group; a Linear that was not called is in none.
-        inputs: what each group was called with by the name of its first, then by window.
+        members: names of the Linears of each group by the name of its first one; a Linear that was not called is in
+            none.
+        inputs: input of each group by the name of its first Linear, then by number of the window.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,7 @@ class InputGroups:
 
     @contextmanager
     def watch(self, linears: dict[str, nn.Linear]) -> Iterator[None]:
-        """Fills both during the block."""
+        """Within it calls of `linears` are watched; after it `members` and `inputs` are filled."""
         seen: dict[str, dict[int, Tensor]] = {}  # in the order of calls, which is the same in every window
 
         def hook(name: str) -> Any:
@@ -38,12 +39,12 @@ class InputGroups:
         finally:
             for handle in handles:
                 handle.remove()
-        for name, own in seen.items():
-            self._place(name, own)
+        for name, calls in seen.items():
+            self._add(name, calls)
 
-    def _place(self, name: str, own: dict[int, Tensor]) -> None:
+    def _add(self, name: str, calls: dict[int, Tensor]) -> None:
         for leader, inputs in self.inputs.items():
-            if all(inputs.get(window) is x for window, x in own.items()):
+            if all(inputs.get(window) is x for window, x in calls.items()):
                 self.members[leader].append(name)
                 return
-        self.members[name], self.inputs[name] = [name], own
+        self.members[name], self.inputs[name] = [name], calls

@@ -9,11 +9,11 @@ from transformers.cache_utils import DynamicCache
 
 from .current_window import choose, current_window, window_generator
 
-TOKENS = 512  # whose keys and values are kept of a layer: as many vectors of each head
+TOKENS = 512  # tokens of a layer whose keys and values are kept for the fit: 512 vectors of each head
 
 
 class KVObserver(DynamicCache):
-    """A cache that attention layers can update and that keeps a sample of keys and values, never the past.
+    """A cache that attention layers can update, which keeps a sample of keys and values and no past.
 
     Args:
         config: the model's configuration.
@@ -29,11 +29,11 @@ class KVObserver(DynamicCache):
         self.values: dict[int, Tensor] = {}
 
     def reseed(self, seed: int, first: int = 0) -> None:
-        """Makes the choice of the next layer's sample a function of `seed` and the windows, whatever came before.
+        """Makes the sample of the next layer depend on `seed` and the windows alone, not on the layers before.
 
         Args:
-            seed: of the layer.
-            first: number of the window that is seen first.
+            seed: seed of the layer.
+            first: number of this process's first window.
         """
         self._seed, self._first = seed, first
 

@@ -1,4 +1,4 @@
-"""Statistics of one decoder layer, measured while all windows pass through it."""
+"""Measures one decoder layer: runs all windows through it, and makes statistics of its inputs and its cache."""
 
 from collections import deque
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class LayerMeasurement:
         index: number of the layer.
         settings: what to fit.
         first: number of this process's first window.
-        per_window: tokens that are kept of each window.
+        per_window: number of tokens of each window that are kept for fits.
     """
 
     def __init__(self, stack: LayerStack, index: int, settings: FitSettings, first: int, per_window: int) -> None:
@@ -40,7 +40,7 @@ class LayerMeasurement:
         self.modules = linears(stack.decoder.layers[index])
 
     def statistics(self) -> LayerStatistics:
-        """Runs the layer on all windows."""
+        """Runs the layer on all windows and returns their statistics, the same on all processes."""
         self.stack.observer.reseed(self.settings.seed + self.index, self.first)
         group = team()
         groups, collectors = InputGroups(), dict[str, InputCollector]()
@@ -58,23 +58,23 @@ class LayerMeasurement:
         return LayerStatistics(inputs, None if self.settings.kv_shape is None else self._cache(self.settings.kv_shape))
 
     def run_unmeasured(self) -> None:
-        """Runs the layer on all windows without looking."""
+        """Runs the layer on all windows without measuring, for the hidden states behind it."""
         deque(self.stack.run(self.index), maxlen=0)
         self.stack.observer.take()
 
     def collector(self, leader: str, sequential: bool = False) -> InputCollector:
-        """For the input of the Linear `leader`; see `InputCollector`."""
+        """An empty collector for the input of the Linear `leader`; sequential collects E[x₀ xᵀ] as well."""
         features, device = self.modules[leader].in_features, self.stack.device
         return InputCollector(features, self.per_window, self.settings.seed, device, self.first, sequential)
 
     def finish(self, leader: str, members: list[str], collector: InputCollector) -> InputStatistics:
-        """Statistics of one input, whose sums are used up by it."""
+        """Statistics of one input from its collector, whose sums are freed."""
         settings, place = self.settings, f"{self.name}.{leader}"
         rotated, learned = settings.rotation_seed is not None, self._learning(members)
         return collector.finish(members, settings.act_shape, place, rotated, learned, settings.centering)
 
     def _learning(self, members: list[str]) -> Callable[[Tensor], Tensor] | None:
-        """What learns the rotation of an input from its tokens and the weights of its members."""
+        """A function from rotated tokens (tokens, n) of an input to the reflectors of its learned rotation."""
         settings = self.settings
         if settings.rotation != "learned":
             return None

@@ -23,11 +23,11 @@ from .current_window import in_window
 from .hidden_states import HiddenStates
 from .kv_observer import KVObserver
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given besides hidden states
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a layer besides the hidden states
 
 
 class _Stop(Exception):  # noqa: N818 - ends a forward early, it is no error
-    """Raised where a forward is not needed any further."""
+    """Ends a forward whose rest is not needed."""
 
 
 def _stop(*_: Any) -> None:
@@ -38,13 +38,13 @@ class LayerStack:
     """The decoder layers of a model with the hidden states of all windows in front of the next layer.
 
     Args:
-        weights: weights of the model; whoever runs a layer has to hold it.
+        weights: weights of the model; whoever runs a layer has to hold it in memory.
         windows: (windows, tokens) int64 token ids, all windows of one length and without padding.
         observer: cache that the attention layers are given; it sees all keys and values.
-        hidden: where hidden states are kept, empty.
+        hidden: empty store for the hidden states; None keeps them in memory up to the default budget.
 
     Attributes:
-        hidden: one tensor (1, tokens, width) a window, on the CPU or in a file.
+        hidden: hidden states, one tensor (1, tokens, width) a window, on the CPU or in a file.
 
     Raises:
         NestQuantError: a layer is given something else that depends on the text, or is not called exactly once.
@@ -69,19 +69,22 @@ class LayerStack:
                 self.hidden.append(self._embed(window[None]))
 
     def twin(self, hidden: HiddenStates) -> "LayerStack":
-        """The same layers with hidden states of their own, which start out as these are now and go into `hidden`."""
+        """The same layers with a copy of the hidden states in `hidden`."""
         other = copy.copy(self)
         other.hidden = hidden
-        for each in self.hidden:
-            hidden.append(each)
+        for states in self.hidden:
+            hidden.append(states)
         return other
 
     def run(self, index: int, until: nn.Module | None = None) -> Iterator[range]:
-        """Takes all windows through layer `index`, a few at a time, each on a thread of its own; yields which.
+        """Takes all windows through layer `index`, a few at a time, each on a thread of its own.
+
+        Yields:
+            numbers of the windows that have passed since the last yield.
 
         Args:
             index: number of the layer.
-            until: part of the layer whose call ends it: then the hidden states stay those in front of the layer.
+            until: module of the layer in front of which the run ends; the hidden states then stay as they were.
         """
         layer = self.decoder.layers[index]
         args, kwargs = self._calls[index]
@@ -153,7 +156,7 @@ class LayerStack:
 
 @contextmanager
 def _forwards(layers: nn.ModuleList, make: Callable[[int, Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Exchanges the forward of each layer for make(index, forward) and puts the old ones back."""
+    """Within it the forward of each layer is make(index, forward)."""
     for index, layer in enumerate(layers):
         layer.forward = make(index, layer.forward)
     try:
@@ -176,7 +179,8 @@ def _unusable(cause: str) -> NestQuantError:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two arguments of a layer are equal; what is neither a tensor nor a container of such is taken for it."""
+    """Whether two arguments of a layer are equal. Values other than tensors and containers of them are compared by
+    their type alone."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return torch.equal(one, other)
     if isinstance(one, tuple | list) and isinstance(other, tuple | list):

@@ -1,4 +1,4 @@
-"""One streaming pass over the layers of a model: yields each layer's statistics as soon as they are known."""
+"""Measures all decoder layers in one pass over the text; each layer's statistics come as soon as they are known."""
 
 from collections.abc import Iterator
 
@@ -24,17 +24,17 @@ def measure_layers(
     hidden: HiddenStates | None = None,
     callbacks: QuantizerCallbacks | None = None,
 ) -> Iterator[LayerStatistics | None]:
-    """Statistics of each decoder layer in order, which is held until the next one is asked for.
+    """Yields the statistics of each decoder layer in order, and holds its weights until the next one is asked for.
 
     The processes of a team each run their share of the windows and all get the statistics of all windows.
 
     Args:
-        weights: weights of a model in evaluation mode; its layers are left unchanged.
+        weights: weights of a model in evaluation mode; they are not changed.
         windows: (windows, tokens) int64, all of them on every process.
-        settings: what to fit.
+        settings: codes and rotation to fit.
         skip: layers whose statistics are not needed; None is yielded for them.
-        hidden: where hidden states are kept, empty.
-        callbacks: quantizes the layers on the way, so that each is measured behind those before it as they will be.
+        hidden: empty store for the hidden states; None keeps them in memory up to the default budget.
+        callbacks: what quantizes the layers on the way, for a sequential calibration; else None.
 
     Raises:
         NestQuantError: hidden states that are not finite, heads that cannot be coded, or fewer windows than processes.

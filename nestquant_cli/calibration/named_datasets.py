@@ -12,11 +12,15 @@ from .text_files import NOT_READ, Records
 WIKITEXT2 = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 C4 = "allenai/c4"
 C4_FILES = {"train": "en/c4-train.00000-of-01024.json.gz", "validation": "en/c4-validation.00000-of-00008.json.gz"}
-C4_DOCUMENTS = {"train": 8000, "validation": 1100}  # the first ones: 4 million and half a million tokens
+C4_DOCUMENTS = {"train": 8000, "validation": 1100}  # first documents: 4 million and half a million tokens
 
 
 def named_documents(dataset: str, split: str) -> tuple[list[str], str]:
-    """The documents of a data set that is known by name, and the part of it."""
+    """The documents of a data set with a name of its own, and the split that they are from.
+
+    Raises:
+        NestQuantError: there is no data set of that name, or no connection.
+    """
     if dataset == "demo":
         part = "train" if split == "train" else "test"
         return demo_documents(part), part
@@ -38,7 +42,7 @@ def named_documents(dataset: str, split: str) -> tuple[list[str], str]:
 
 
 def hub_records(name: str, repository: tuple[str, ...], split: str) -> Callable[[], Records]:
-    """The rows of a data set that the `datasets` library downloads, and keeps in its cache."""
+    """A function that reads the rows of a data set of the Hub, which `datasets` downloads into its cache."""
     with _from_hub(name):
         import datasets
 
@@ -60,7 +64,7 @@ def _download(name: str, repository: tuple[str, ...], split: str) -> list[str]:
 
 @contextmanager
 def _from_hub(name: str) -> Iterator[None]:
-    """Turns what a download raises into one line."""
+    """Turns whatever a download raises into a NestQuantError of one line."""
     from ..models.hub import cache_only_when_unreachable, reason_of, unreachable
 
     try:

@@ -11,9 +11,9 @@ from .text_files import NOT_READ, Records, one_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FIELDS = ("text", "messages")  # that are looked for where none is named
-_DAY = datetime.datetime(2025, 1, 1)  # for templates that write the date: a text is the same on every day
-_CODES = "YmdBbAayHMSjpI"
+FIELDS = ("text", "messages")  # fields that are looked for where none is named
+_DAY = datetime.datetime(2025, 1, 1)  # date that templates write, so that a text is the same on every day
+_CODES = "YmdBbAayHMSjpI"  # codes of strftime that are replaced
 
 
 class Fields:
@@ -21,15 +21,18 @@ class Fields:
 
     Args:
         field: name of the field; None takes the first of FIELDS that the first record has.
-        tokenizer: whose chat template is used for a list of messages.
+        tokenizer: tokenizer whose chat template turns a list of messages into text; None for none.
+
+    Attributes:
+        template: hash of the chat template, once one was used; else None.
     """
 
     def __init__(self, field: str | None, tokenizer: "PreTrainedTokenizerBase | None") -> None:
         self.field, self._tokenizer = field, tokenizer
-        self.template: str | None = None  # hash of the one that was used
+        self.template: str | None = None
 
     def texts(self, records: Records) -> Iterator[str]:
-        """The text of each record.
+        """Yields the text of each record.
 
         Raises:
             NestQuantError: a record has no such field, or something else in it than text or messages.
@@ -73,7 +76,7 @@ class Fields:
 
 
 def _on_a_day(template: str) -> str:
-    """A template whose `strftime_now` tells the time of `_DAY`, by a macro that stands before the function."""
+    """The template with a macro in front that makes its `strftime_now` return `_DAY`."""
     name = "strftime_now"
     if name not in template:
         return template
@@ -83,5 +86,5 @@ def _on_a_day(template: str) -> str:
 
 def _is_conversation(value: list[Any]) -> bool:
     return bool(value) and all(
-        isinstance(each, dict) and isinstance(each.get("role"), str) and "content" in each for each in value
+        isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message for message in value
     )

@@ -1,9 +1,9 @@
-"""Calibrates a layer on what the quantized layers before it pass on, and each input after the matrices before it.
+"""Sequential calibration: a layer is measured on what the quantized layers before it put out (arXiv 2504.02692).
 
 The windows pass through the layer twice: through the original for x₀, and through the quantized one for x. Inputs are
 measured in the order in which the layer calls its Linears. The Linears that take an input are quantized before the next
 input is measured. If all inputs of a layer were measured first, each matrix would correct what the one before it has
-corrected already.
+corrected already: W4 then had perplexity 919, instead of 20.8. It takes about four passes of the model instead of one.
 """
 
 from collections import deque
@@ -24,12 +24,14 @@ from .layer_measurement import LayerMeasurement
 from .layer_stack import LayerStack
 from .statistics import InputStatistics, LayerStatistics
 
-STATES_SHARE, INPUTS_SHARE = 4, 2  # a quarter of the memory for each kind of hidden state, half for inputs of a layer
+# Of the memory for hidden states, a quarter goes to those of the original, a quarter to those of the quantized model,
+# and half to the inputs of one layer.
+STATES_SHARE, INPUTS_SHARE = 4, 2
 
 
 @dataclass(frozen=True)
 class QuantizerCallbacks:
-    """What a sequential calibration needs from the quantizer between two measurements.
+    """What a sequential calibration calls between two measurements.
 
     Attributes:
         quantize: quantizes the Linears of layer `index` that share an input; returns their quantized weights (out, in)
@@ -50,8 +52,12 @@ def sequential_statistics(
 
     Args:
         layer: the layer, with the hidden states of the original model in front of it, which move behind it.
-        behind: the same layers with hidden states that passed the quantized layers; they move behind the layer, too.
+        behind: the same layers with hidden states that passed the quantized layers; they move behind it as well.
         callbacks: what quantizes between two measurements.
+
+    Returns:
+        statistics of the inputs, with the cross moments E[x₀ xᵀ]; cache codes are None, as nothing but weights is
+        quantized.
     """
     group, groups = team(), InputGroups()
     originals: dict[str, HiddenStates] = {}
@@ -110,7 +116,7 @@ def _run_until(
     original: HiddenStates,
     collector: InputCollector,
 ) -> None:
-    """Collects one input after the matrices that are quantized already, together with the original input."""
+    """Runs the quantized layer up to the Linear `leader` and collects its input, with the original's input."""
     with _exchanged(layer.modules, weights), collector.watch(layer.modules[leader]):
         for numbers in behind.run(layer.index, until=layer.modules[leader]):
             collector.set_original({number: original[number] for number in numbers})

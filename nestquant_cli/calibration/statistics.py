@@ -1,12 +1,17 @@
-"""What one decoder layer's inputs look like: Hessians, activation noise, and the codes fitted to them.
+"""Statistics of a decoder layer: Hessians and activation noise of its inputs, and the codes fitted to them.
 
 For an input x (rotated) with rounding noise z:
 
     H = E[x xᵀ] per token,   J = diag(E[z z]) per token
 
-J is kept as its diagonal: after the rotation the noise of a lattice is as good as white.
+J is kept as its diagonal: after the rotation the noise of a lattice is nearly white. Even a J of one value, the mean
+power of the noise, had no measurable effect (W4A4KV4: KL 0.185 and 0.182).
 
-Where x is what comes out of quantized layers, and x₀ what the original model has in its place, there is also
+Each input of a layer has a code of its own, which took 0.02 dB off the error on held-out tokens compared with one code
+for all inputs of a kind: no measurable effect, but it costs no more than a line of config.json. All inputs have the
+same bits: with one kind of input left in 16 bits, none of them stood out.
+
+Where x comes out of quantized layers, and x₀ is the same input in the original model, there is also
 
     X = E[x₀ xᵀ] per token
 """
@@ -21,7 +26,9 @@ from ..codecs.weights import Shape
 from ..modules.cache_codes import CacheCodes
 from ..rotation.transform import rotation
 
-NOISE_TOKENS = 4096  # tokens of a layer that are kept for fitting and for measuring the noise
+# Tokens of a layer that codes are fitted to and the noise is measured on. A mean square of 4,096 Gaussian values has a
+# standard error of √(2/4096), 2 %.
+NOISE_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -30,12 +37,12 @@ class InputStatistics:
 
     Attributes:
         members: names of the Linears that take it, in the layer.
-        hessian: (n, n) float32, E[x xᵀ] per token; n is padded to a multiple of 8. (n,) is a diagonal, which serves
-            where nothing is fed back.
+        hessian: (n, n) float32, E[x xᵀ] per token; n is padded to a multiple of 8. (n,) is the diagonal alone, which is
+            enough where nothing is fed back.
         noise: (n,) float32, E[z²] per token; zero where activations stay in 16 bits.
         code: code of the activations, or None.
-        dead: channels of the input, before the rotation, that were zero on all calibration text.
-        reflectors: (r, n) of a learned rotation, which the basis is behind; None without one.
+        dead: number of channels of the input, before the rotation, that were zero on all calibration text.
+        reflectors: (r, n) float32, reflectors of a learned rotation, which follows the Hadamard rotation; None without.
         cross: (n, n) float32, E[x₀ xᵀ] per token with x₀ the input in the original model; None where that is x.
     """
 
@@ -64,9 +71,18 @@ class LayerStatistics:
 def fit_cache(
     sample: tuple[Tensor, Tensor], shape: Shape, seed: int, rotation_seed: int | None, centering: bool = False
 ) -> CacheCodes:
-    """Codes of keys and values from samples (heads, vectors, head size) of both.
+    """Fits the codes of keys and values to samples (heads, vectors, head size) of both.
 
-    Only keys may have centers: of the values' energy there is little in a center.
+    Only keys may have centers, one for each head: little of the values' energy is in a center. All heads share the
+    multipliers; multipliers of their own took 0.03 dB off the error of keys and 0.01 dB off that of values, no
+    measurable effect.
+
+    Args:
+        sample: keys and values before the rotation.
+        shape: shape of the codes.
+        seed: seed of the fits.
+        rotation_seed: seed of the rotation signs; None where nothing is rotated.
+        centering: whether the keys' code may have centers.
     """
     keys, values = (rotation(vectors.shape[-1], rotation_seed).apply(vectors) for vectors in sample)
     return CacheCodes(fit_heads(keys, shape, seed, centering), fit_heads(values, shape, seed, False))

@@ -1,4 +1,4 @@
-"""A calibration on disk: one safetensors file a layer and `calibration.json`, written last, that says what it is of."""
+"""Calibrations on disk: one safetensors file a layer, and last `calibration.json` with the model, text and codes."""
 
 import contextlib
 from dataclasses import replace
@@ -31,14 +31,14 @@ _AGAIN = "run nestquant calibrate again"
 
 
 class CalibrationWriter:
-    """Writes layers in any order; those that are there already need not come again.
+    """Writes the layers of a calibration in any order. Layers that an earlier run wrote are kept.
 
     The folder is locked; `with` unlocks it where it ends before the folder is complete.
 
     Args:
-        folder: must not exist, be empty, or hold an unfinished calibration of the same.
-        about: JSON-ready; what the calibration is of, compared again when it is used.
-        key: JSON-ready; what else determines the bytes of the result.
+        folder: output folder, which must not exist, be empty, or hold an unfinished calibration with the same key.
+        about: model, codes and text, JSON-ready; compared again when the calibration is used.
+        key: what else the bytes of the result depend on, JSON-ready.
 
     Raises:
         NestQuantError: the folder holds something else, or a calibration of something else.
@@ -92,6 +92,13 @@ class CalibrationWriter:
 class Calibration:
     """A finished calibration.
 
+    Args:
+        folder: folder that `calibrate` wrote.
+
+    Attributes:
+        about: model, codes and text, as calibration.json has them.
+        layers: record of each layer, with the hash of its file.
+
     Raises:
         NestQuantError: the folder is not one, is incomplete or damaged.
     """
@@ -111,7 +118,7 @@ class Calibration:
             raise NestQuantError(f"{folder / FILE} is damaged", _NOT_USED, _AGAIN)
 
     def check(self, wanted: dict[str, Any]) -> None:
-        """Raises NestQuantError when the calibration is of something else than `wanted`, naming the difference."""
+        """Raises NestQuantError where an entry of `wanted` differs from the calibration's, and names it."""
         # what stays in 16 bits asks nothing of a calibration
         not_needed: set[str] = {name for name in ("act_code", "kv_code") if name in wanted and wanted[name] is None}
         if {"act_code", "kv_code"} <= not_needed:
@@ -125,7 +132,11 @@ class Calibration:
                 )
 
     def layer(self, index: int, act_shape: Shape | None, kv_shape: Shape | None) -> LayerStatistics:
-        """Statistics of layer `index`.
+        """Reads the statistics of layer `index`.
+
+        Args:
+            index: number of the layer.
+            act_shape, kv_shape: shapes of the codes of inputs and of keys and values; None reads none.
 
         Raises:
             NestQuantError: the file is missing, truncated or altered.
@@ -167,7 +178,7 @@ def remove_calibration(folder: Path) -> None:
 
 
 def to_device(layer: LayerStatistics, device: torch.device) -> LayerStatistics:
-    """The same statistics with their tensors on `device`."""
+    """The statistics with their tensors on `device`."""
     inputs = {
         name: replace(item, hessian=item.hessian.to(device), noise=item.noise.to(device))
         for name, item in layer.inputs.items()

@@ -1,4 +1,4 @@
-"""Data sets by name, file or folder, as one text each."""
+"""Reads a data set, given by name, file, folder or Hub id, as one text."""
 
 import hashlib
 import itertools
@@ -30,7 +30,7 @@ from .text_files import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-JOIN = "\n\n"  # between documents; also what a text file is taken to hold already
+JOIN = "\n\n"  # between documents; a text file is assumed to have it already
 SPLITS = ("train", "validation", "test")
 
 logger = logging.getLogger("nestquant")
@@ -43,13 +43,13 @@ class Text:
     Attributes:
         name: what the user gave.
         split: the split it was read from; "all" for a file, which has none.
-        documents: reads it, document by document; a running text comes in pieces of any size.
-        join: between two documents; nothing in a running text, and in conversations, which a template ends itself.
+        documents: reads the data set anew, document by document; a text file in pieces of any size.
+        join: text between two documents; empty for a text file, and for conversations, whose template ends them.
         sha256: hex hash of the whole in UTF-8.
-        characters: of the whole.
-        line_ends: of the source, "LF" or "CRLF, read as LF"; the text always has LF.
+        characters: number of characters of the whole.
+        line_ends: line ends of the source, "LF" or "CRLF, read as LF"; the text always has LF.
         byte_order_mark: whether the source began with one, which is no part of the text.
-        field: of the records that was read; None where the source has none.
+        field: field of the records that was read; None where the source has none.
         template: hash of the chat template that made text of messages; None where there were none.
     """
 
@@ -65,17 +65,17 @@ class Text:
     template: str | None = None
 
     def pieces(self) -> Iterator[str]:
-        """The text, a document or a part of one at a time, with what stands between them."""
+        """Yields the text, a document or a piece of one at a time, with `join` between documents."""
         return _joined(self.documents(), self.join)
 
     @property
     def text(self) -> str:
-        """The whole."""
+        """The whole text as one string."""
         return "".join(self.pieces())
 
     @property
     def source(self) -> dict[str, Any]:
-        """What was read and how, JSON-ready, for protocols and reports."""
+        """How the source was read, JSON-ready, for protocols and reports."""
         return {
             "line_ends": self.line_ends,
             "byte_order_mark": self.byte_order_mark,
@@ -96,8 +96,8 @@ def load_text(
             `save_to_disk` of the `datasets` library; or the id of a data set on the Hub, ORG/NAME or ORG/NAME:CONFIG.
         split: "train", "validation" or "test". Files have none, so it is ignored for them; c4 has no test split, so
             "test" reads its validation split; demo has two parts that share nothing, "train" and the rest.
-        tokenizer: of the model, whose chat template makes text of conversations.
-        field: of the records, with text or messages; None takes `text`, or else `messages`.
+        tokenizer: tokenizer of the model, whose chat template turns conversations into text.
+        field: field of the records with text or messages; None takes `text`, or else `messages`.
 
     Raises:
         NestQuantError: an unknown name, a missing or undecodable file, an empty text, no field or chat template for
@@ -121,7 +121,7 @@ def load_text(
 
 
 def _records(dataset: str, split: str, marks: Marks) -> tuple[str, Callable[[], Records] | None]:
-    """The split and what reads the records of a source that has records."""
+    """The split that is read, and a function that reads the records; None for a source without records."""
     suffix, path = suffix_of(dataset), Path(dataset).expanduser()
     if suffix == ".jsonl":
         return "all", lambda: jsonl_records(dataset, marks)
@@ -142,7 +142,7 @@ def _text(
 ) -> Text:
     digest, characters, blank = hashlib.sha256(), 0, True
     parts = documents()
-    first = next(parts, "")  # which settles the field
+    first = next(parts, "")  # the first record decides which field is read
     join = "" if fields.template is not None else join
     try:
         for piece in _joined(itertools.chain([first], parts), join):

@@ -1,4 +1,4 @@
-"""Texts and records out of files, a piece at a time: plain or gzipped, with the marks of other systems taken away."""
+"""Reads texts and records from files, a piece at a time: plain or gzipped, without CRLF and byte order marks."""
 
 import codecs
 import gzip
@@ -18,16 +18,16 @@ NOT_READ = "no text was read"
 PIECE = 1 << 20  # bytes read at a time
 _ZIPPED = ".gz"
 
-Records = Iterator[tuple[str, Any]]  # each with words for where it is, for messages
+Records = Iterator[tuple[str, Any]]  # place, such as "file line 3", for errors; and the record
 
 
 @dataclass
 class Marks:
-    """What was taken away while a text was read.
+    """What was removed while a text was read.
 
     Attributes:
-        crlf: line ends of Windows, in place of which there are now those of Unix.
-        byte_order_mark: at the beginning of a file.
+        crlf: whether line ends of Windows were replaced by those of Unix.
+        byte_order_mark: whether the file began with a byte order mark.
     """
 
     crlf: bool = False
@@ -35,13 +35,13 @@ class Marks:
 
 
 def suffix_of(path: str) -> str:
-    """The kind of a file by its name, such as ".jsonl"; whether it is gzipped does not matter."""
+    """The suffix of a file's name, such as ".jsonl", without that of gzip."""
     plain = path.lower().removesuffix(_ZIPPED)
     return Path(plain).suffix
 
 
 def text_pieces(path: str, marks: Marks) -> Iterator[str]:
-    """The characters of a UTF-8 file, line ends as they are.
+    """Yields the characters of a UTF-8 file in pieces, with its line ends.
 
     Raises:
         NestQuantError: missing, unreadable, damaged, or not UTF-8.
@@ -64,23 +64,23 @@ def text_pieces(path: str, marks: Marks) -> Iterator[str]:
 
 
 def with_line_feeds(pieces: Iterable[str], marks: Marks) -> Iterator[str]:
-    """A running text with LF for CRLF, also where the two are in different pieces."""
+    """Replaces CRLF by LF in a text, also where the two characters are in different pieces."""
     carried = ""
-    for each in pieces:
-        piece = carried + each
+    for new in pieces:
+        piece = carried + new
         carried = "\r" if piece.endswith("\r") else ""
         yield line_feeds(piece.removesuffix(carried) if carried else piece, marks)
     yield carried
 
 
 def line_feeds(text: str, marks: Marks) -> str:
-    """A text with LF for CRLF: a copy that went through another system is the same text."""
+    """Replaces CRLF by LF, so that a copy that went through another system is the same text."""
     marks.crlf |= CRLF in text
     return text.replace(CRLF, "\n")
 
 
 def jsonl_records(path: str, marks: Marks) -> Records:
-    """The values of a file with one JSON value a line; empty lines are passed over."""
+    """Yields the values of a file with one JSON value a line; empty lines are skipped."""
     read = 0
     with opened(path) as file:
         for number, line in enumerate(file, start=1):
@@ -101,7 +101,7 @@ def jsonl_records(path: str, marks: Marks) -> Records:
 
 
 def json_records(path: str, marks: Marks) -> Records:
-    """The items of a file that is one JSON list."""
+    """Yields the items of a file that is one JSON list."""
     try:
         values = json.loads("".join(text_pieces(path, marks)))
     except (ValueError, RecursionError) as error:
@@ -112,10 +112,10 @@ def json_records(path: str, marks: Marks) -> Records:
 
 
 def parquet_records(path: str) -> Records:
-    """The rows of a parquet file."""
+    """Yields the rows of a parquet file."""
     import datasets
 
-    with opened(path):  # whose message is clearer where it is missing
+    with opened(path):  # its error is clearer than the library's where the file is missing
         pass
     try:
         rows = datasets.load_dataset("parquet", data_files=str(Path(path).expanduser()), split="train", streaming=True)
@@ -129,7 +129,11 @@ def parquet_records(path: str) -> Records:
 
 
 def saved_records(folder: str, split: str) -> Callable[[], Records]:
-    """The rows of a data set that `save_to_disk` of the `datasets` library wrote; of several splits that of this name.
+    """A function that reads the rows of a data set written by `save_to_disk` of the `datasets` library.
+
+    Args:
+        folder: folder of the data set.
+        split: name of the split, where it has several.
 
     Raises:
         NestQuantError: the folder is something else, or has other splits.
@@ -138,7 +142,7 @@ def saved_records(folder: str, split: str) -> Callable[[], Records]:
 
     try:
         found = datasets.load_from_disk(str(Path(folder).expanduser()))
-    except Exception as error:  # see above
+    except Exception as error:  # the library raises errors of many kinds
         raise NestQuantError(
             f"{folder} is not a data set of save_to_disk ({one_line(error)})", NOT_READ, "give a file, or such a folder"
         ) from error

@@ -1,12 +1,12 @@
 """Token ids of a text of any length in bounded memory: tokenized block by block, to the ids of the whole.
 
 A tokenizer keeps some 150 bytes for each character that it is given at once. So a text is cut into blocks that
-overlap. Tokens near a cut may be others than those of the whole text; farther inside the two blocks agree again, and
-they are joined in the middle of a run of tokens that both have at the same places, where both start a word. From there
-on both go on in the same way: splitting into words goes from left to right and looks ahead a little, and the tokens of
-a word depend on that word. (Without words, as in Llama 2, the boundary of two tokens depends on these two.) Where no
-such place is found, the two blocks are tokenized as one, in the worst case the whole text. Tokenizers with other parts
-than those that are known here get the whole text as well.
+overlap. Near a cut the tokens of a block may differ from those of the whole text. Farther inside, two neighbouring
+blocks agree again. They are joined in the middle of a run of tokens that both have at the same places, where both start
+a word. From there on both continue alike: splitting into words goes from left to right and looks ahead a little, and
+the tokens of a word depend on that word. (Without words, as in Llama 2, the boundary of two tokens depends on these
+two.) Where there is no such place, the two blocks are tokenized as one, in the worst case the whole text. Tokenizers
+with parts that are not listed here get the whole text as well.
 """
 
 import json
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 Ids = NDArray[np.int32]
 
-BLOCK = 1 << 18  # characters that are tokenized at once, 40 MB of memory
-OVERLAP = 1 << 11  # characters that a block has in common with the one before
-RUN = 16  # tokens that two blocks must have in common
+BLOCK = 1 << 18  # characters that are tokenized at once: at 150 bytes each, 40 MB of memory
+OVERLAP = 1 << 11  # characters that a block shares with the one before, some 500 tokens of English: room for a run
+RUN = 16  # consecutive tokens that two blocks must share; they are joined in the middle of it
 MARGIN = 64  # characters at the end of a block whose tokens may depend on what follows
-_PROBE = "a"
+_PROBE = "a"  # a text that every tokenizer has tokens for
 
 _NORMALIZERS = {
     "BertNormalizer",
@@ -62,10 +62,10 @@ _ONE_WORD_AT_A_TIME = {"Unigram", "WordLevel", "WordPiece"}  # models whose word
 
 @dataclass(frozen=True)
 class Affixes:
-    """What a tokenizer puts around every text by itself.
+    """Token ids that a tokenizer adds to every text by itself.
 
     Attributes:
-        before, after: token ids, such as BOS and EOS; empty for most.
+        before, after: ids in front of the text and after it, such as BOS and EOS; empty for most tokenizers.
     """
 
     before: tuple[int, ...] = ()
@@ -73,7 +73,7 @@ class Affixes:
 
 
 def affixes(tokenizer: "PreTrainedTokenizerBase") -> Affixes | None:
-    """What the tokenizer adds around a text; None where the text's own tokens are not found again between it."""
+    """The ids that a tokenizer adds around a text; None where the text's own tokens change with them."""
     plain, whole = _plain_ids(tokenizer, _PROBE), tokenizer(_PROBE, verbose=False)["input_ids"]
     for first in range(len(whole) - len(plain) + 1):
         if plain and whole[first : first + len(plain)] == plain:
@@ -82,7 +82,7 @@ def affixes(tokenizer: "PreTrainedTokenizerBase") -> Affixes | None:
 
 
 def can_split(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether all parts of a tokenizer work from left to right, looking no farther than a word and its spaces."""
+    """Whether all parts of a tokenizer work from left to right and look no farther than a word and its spaces."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return False
@@ -100,12 +100,12 @@ def can_split(tokenizer: "PreTrainedTokenizerBase") -> bool:
 def token_stream(
     pieces: Iterable[str], tokenizer: "PreTrainedTokenizerBase", block: int = BLOCK, overlap: int = OVERLAP
 ) -> Iterator[Ids]:
-    """Ids of the text that the pieces make together, without special tokens, in arrays (n,) int32.
+    """Yields the ids of a text, without special tokens, in arrays (n,) int32.
 
     Args:
-        pieces: of the text, of any sizes; they are joined by nothing.
-        tokenizer: of any kind.
-        block, overlap: characters, see above.
+        pieces: pieces of the text, of any sizes, one directly after the other.
+        tokenizer: a tokenizer of any kind.
+        block, overlap: characters that are tokenized at once, and that two blocks share.
     """
     if not can_split(tokenizer):
         yield np.array(_plain_ids(tokenizer, "".join(pieces)), dtype=np.int32)
@@ -131,7 +131,7 @@ def token_stream(
 
 
 class _Reader:
-    """Characters of a text by their places in the whole; those that are read and not forgotten are in memory."""
+    """Characters of a text by their positions in the whole; in memory are those between `forget` and `read_to`."""
 
     def __init__(self, pieces: Iterable[str]) -> None:
         self._pieces = iter(pieces)
@@ -139,9 +139,9 @@ class _Reader:
         self.ended = False
 
     def read_to(self, end: int) -> int:
-        """Reads up to place `end`, or to the end of the text, which is told by `ended`; where it came to.
+        """Reads up to position `end` or to the end of the text, which sets `ended`; returns the position reached.
 
-        A piece that is longer is taken apart, and what is beyond `end` stays for later.
+        A longer piece is cut, and the rest stays for later.
         """
         parts, have = [self._held], self._start + len(self._held)
         while have <= end:  # one character more than wanted shows that the text goes on
@@ -158,7 +158,7 @@ class _Reader:
         return self._held[start - self._start : end - self._start]
 
     def forget(self, start: int) -> None:
-        """Drops what is before place `start`."""
+        """Drops the characters in front of position `start`."""
         self._held, self._start = self._held[start - self._start :], start
 
 
@@ -176,11 +176,11 @@ class _Tokens:
         self.words: list[int | None] | None = found.word_ids() if _has_words(tokenizer) else None
 
     def join(self, following: "_Tokens", before: int) -> tuple[int, int] | None:
-        """How many tokens of this block to keep, and how many of the following to leave out; None where they differ.
+        """Number of tokens of this block to keep, and of the following one to leave out; None where no run is shared.
 
         Args:
             following: the next block, which overlaps this one.
-            before: place in the text beyond which this block's tokens are not to be relied on.
+            before: position in the text beyond which this block's tokens may differ from the whole text's.
         """
         if len(following.ids) == 0:
             return None

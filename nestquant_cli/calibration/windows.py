@@ -1,4 +1,4 @@
-"""The token windows that calibration and evaluation read from a text."""
+"""Cuts a text into token windows, for calibration, tuning and evaluation."""
 
 import hashlib
 import logging
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BOS_MODES = ("default", "each", "none")
-WHOLE_UP_TO = 1 << 22  # characters; of a longer text only as much is tokenized as is asked for
+WHOLE_UP_TO = (
+    1 << 22
+)  # characters, some seconds of tokenizing; of a longer text only the part that is needed is tokenized
 
 logger = logging.getLogger("nestquant")
 
@@ -27,11 +29,11 @@ class Windows:
     Attributes:
         ids: (samples, seqlen) int64.
         sha256: hex hash of `ids`, as little-endian int64 bytes.
-        text: that they were taken from.
+        text: text that they were taken from.
         seqlen: tokens in a window.
-        seed: what they were chosen with.
-        samples: the number of windows, which is below the one asked for where the text is too short for it.
-        bos: "default", "each" or "none", see `window_start`.
+        seed: seed of the choice of windows.
+        samples: number of windows, fewer than asked for where the text is too short.
+        bos: "default", "each" or "none", as `window_start` takes it.
         start: ids that every window begins with.
     """
 
@@ -52,8 +54,8 @@ def tokenize(
 
     Args:
         bos: "default" lets the tokenizer add what it adds to any text, once at the start of the stream; "none" and
-            "each" add nothing here ("each" is the business of the windows).
-        tokens: how many are needed, where a text of more than WHOLE_UP_TO characters need not be read to its end.
+            "each" add nothing here (with "each" the windows begin with BOS).
+        tokens: number of tokens that are needed; a text of more than WHOLE_UP_TO characters is read no further.
     """
     import numpy as np
     import torch
@@ -73,7 +75,7 @@ def tokenize(
 
 
 def tokens_of(windows: int | None, seqlen: int, bos: str) -> int | None:
-    """Tokens of the text that so many windows for evaluation take; None for all."""
+    """Number of tokens of the text that `windows` windows for evaluation take; None where all are taken."""
     return None if windows is None else windows * window_stride(seqlen, bos)
 
 
@@ -84,9 +86,9 @@ def token_windows(
 
     Args:
         seqlen: tokens in a window.
-        bos: as in `tokenize`; with "each" a window is the BOS token followed by the next seqlen - 1 tokens of the
-            text, so every token of the text is still in exactly one window.
-        most: windows that are needed, see `tokenize`; there may be more.
+        bos: "default", "each" or "none", as `tokenize` takes it; with "each" a window is the BOS token followed by the
+            next seqlen - 1 tokens of the text, so every token of the text is still in exactly one window.
+        most: number of windows that are needed, None for all; there may be more.
 
     Raises:
         NestQuantError: the text is shorter than one window, or the tokenizer has no BOS token for "each".
@@ -98,9 +100,9 @@ def token_windows(
 def sample_windows(
     text: Text, tokenizer: "PreTrainedTokenizerBase", seqlen: int, samples: int, seed: int, bos: str = "default"
 ) -> Windows:
-    """Windows for calibration: `samples` random places of the token stream, as GPTQ takes them.
+    """Windows for calibration, from `samples` random places of the token stream, as in GPTQ.
 
-    Each window begins with the tokens of `window_start`, and goes on with tokens of the text. Windows start anywhere,
+    Each window begins with the tokens of `window_start`, and continues with tokens of the text. Windows start anywhere,
     no two at the same place, and may overlap; where the text has fewer possible starts than `samples`, each is taken
     once and `samples` is capped, which is logged. The choice depends on the tokens, `seqlen`, `samples`, `seed` and
     `bos` only.
@@ -132,7 +134,7 @@ def window_start(tokenizer: "PreTrainedTokenizerBase", bos: str, seqlen: int) ->
     """Ids that every window for calibration and tuning begins with.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         bos: "default" is what the tokenizer puts in front of any text by itself (BOS for those models that want it,
             nothing for most), "each" the BOS token, "none" nothing.
         seqlen: tokens in a window.
@@ -159,7 +161,7 @@ def cut_calibration_windows(
     """The whole text in windows (windows, seqlen) int32 without overlap, each begun as for calibration.
 
     Raises:
-        NestQuantError: see `sample_windows`.
+        NestQuantError: the text is shorter than one window, or the tokenizer has no BOS token for "each".
     """
     start = window_start(tokenizer, bos, seqlen)
     tokens, _ = tokenize(text, tokenizer, "none" if start else bos)
@@ -178,7 +180,13 @@ def hash_tokens(ids: "Tensor") -> str:
 def cut_windows(
     tokens: "Tensor", tokenizer: "PreTrainedTokenizerBase", seqlen: int, bos: str, name: str = "the text"
 ) -> "Tensor":
-    """As `token_windows`, from the token stream (n,) that `tokenize` made with the same `bos`, in its dtype."""
+    """Windows for evaluation (windows, seqlen) from a token stream (n,) that `tokenize` made with the same `bos`.
+
+    They have the dtype of the stream. With "each" a window is BOS and the next seqlen - 1 tokens.
+
+    Raises:
+        NestQuantError: the text is shorter than one window, or the tokenizer has no BOS token for "each".
+    """
     if seqlen < 2:
         raise NestQuantError(f"--seqlen {seqlen} leaves no token to predict", "nothing was scored", "use 2 or more")
     stride = window_stride(seqlen, bos)

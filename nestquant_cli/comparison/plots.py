@@ -11,14 +11,22 @@ from .tables import codes
 logger = logging.getLogger("nestquant")
 
 PERPLEXITY, ERRORS = "perplexity.png", "layer_errors.png"
-_MARKERS = "os^Dvp*hX"  # one for each kind of codes: w4, w4a4kv4 …
+_MARKERS = "os^Dvp*hX"  # marker of each set of bits, such as w4 and w4a4kv4
 _SIZE = (10.0, 5.0)  # inches
-_WIDE = 3  # from this ratio of perplexities on, the axis is logarithmic
+_WIDE = 3  # ratio of the largest perplexity to the reference above which the axis is logarithmic
 _DPI = 150
 
 
 def draw(found: Comparison, folder: Path) -> list[str]:
-    """Writes the pictures and returns their names; none, and a line in the log, without matplotlib."""
+    """Writes the pictures of a comparison.
+
+    Args:
+        found: the rows of the comparison, the reference first.
+        folder: folder that gets the PNG files.
+
+    Returns:
+        names of the files; none, and a warning in the log, where matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -8,8 +8,7 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK = 8  # dimension of E8: weights are coded eight at a time
-INT8_LIMIT = 127
-INT16_LIMIT = 32767
+INT8_LIMIT, INT16_LIMIT = 127, 32767  # largest |entry| of a decoded block that fits the type
 MOST_MULTIPLIERS = 255  # their index is a byte, with one value to spare
 
 
@@ -73,7 +72,7 @@ class NestedCode:
         return self.limit <= INT8_LIMIT
 
     def tensors(self, rows: int, entries: int) -> "dict[str, tuple[tuple[int, ...], torch.dtype]]":
-        """Shape and dtype of the tensors that a matrix (rows, entries) is stored in: words, and bits of bfloat16."""
+        """Shape and dtype of the stored tensors of a matrix (rows, entries): words, and bits of bfloat16 scales."""
         return stored_tensors(rows, entries, self.word_bits)
 
 
@@ -89,7 +88,7 @@ def stored_tensors(rows: int, entries: int, word_bits: int) -> "dict[str, tuple[
 
 
 def smallest_word(q: int, k: int) -> int:
-    """Fewest bits B with k·q⁸ ≤ 2^B."""
+    """The smallest word size B with k·q⁸ ≤ 2^B."""
     return max(1, math.ceil(math.log2(k * q**BLOCK) - 1e-12)) if k * q**BLOCK > 1 else 1
 
 

@@ -11,16 +11,18 @@ from torch import Tensor
 
 
 def nearest_point(t: Tensor, other: bool = False) -> Tensor:
-    """Nearest E8 point of each vector; with `other` the nearest in the coset of D8 that this point is not in.
+    """Nearest E8 point of each vector, or with `other` the nearest one of the other coset of D8.
+
+    The search over rows branches to both for codes of at most three multipliers.
 
     Args:
         t: (..., 8) floating point; finite and below 2²² in magnitude.
-        other: see above.
+        other: whether to return the nearest point of the other coset of D8, the one that the nearest point is not in.
 
     Returns:
         (..., 8) int32, doubled coordinates of a nearest lattice point.
     """
-    n = torch.floor(t + 0.5)  # (..., 8), D8 candidate before its parity is mended
+    n = torch.floor(t + 0.5)  # (..., 8), D8 candidate before its parity is repaired
     r = t - n
     a = r.abs()
     negative = r < 0

@@ -1,8 +1,9 @@
-"""The best (q, k) for each word size, as `scripts/fit_rates.py` prints it.
+"""The (q, k) with the smallest error on a unit Gaussian for each word size, as `scripts/fit_rates.py` computes them.
 
-word_bits: (q, k, limit of decoded entries, mean squared error per entry on a unit Gaussian)
+At 4 bits the error is 0.0062; that of the best uniform grid is 0.0115, and the bound is 2⁻⁸ = 0.0039.
 """
 
+# word_bits: (q, k, limit of decoded entries, mean squared error per entry on a unit Gaussian)
 BEST: dict[int, tuple[int, int, int, float]] = {
     16: (4, 1, 127, 0.105),
     17: (4, 2, 127, 0.0885),

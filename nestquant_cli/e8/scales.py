@@ -1,8 +1,8 @@
-"""Which k scales a union of Voronoi codes should use: the dynamic programme of arXiv 2502.09720 (§4.3), then a polish.
+"""Chooses the k scales of a union of Voronoi codes: the dynamic programme of arXiv 2502.09720 (§4.3), then exchanges.
 
 The programme takes a block to be encoded by the smallest chosen scale that holds it, which makes the cost of a set a
-sum over neighbours and the best set a shortest path. The encoder does better than that (it takes the scale of least
-error), so the path's set is then improved by exchanges under the true objective.
+sum over neighbours and the best set a shortest path. The encoder does better: it takes the scale with the smallest
+error. So the path's set is then improved by exchanges under that error.
 """
 
 import numpy as np
@@ -12,23 +12,29 @@ Errors = NDArray[np.float32]
 
 
 def mean_error(errors: Errors, penalty: Errors, chosen: list[int]) -> float:
-    """Mean over blocks of the least error among the chosen; the penalty of the largest one where all overload."""
+    """Mean error over blocks, each under the chosen scale with the smallest one; a block that overloads all of them has
+    the penalty of the largest.
+
+    Args:
+        errors, penalty: (blocks, candidates), as `shortest_path` takes them.
+        chosen: numbers of the chosen candidates.
+    """
     best = errors[:, chosen].min(axis=1)
     return float(np.where(np.isfinite(best), best, penalty[:, max(chosen)]).mean(dtype=np.float64))
 
 
 def shortest_path(errors: Errors, penalty: Errors, k: int) -> list[int]:
-    """The dynamic programme: k candidates of least cost when each block takes the first that holds it.
+    """The dynamic programme: the k candidates with the smallest cost when each block takes the first that holds it.
 
     Args:
         errors: (blocks, candidates) error of each block under each candidate, candidates in ascending order of scale,
             infinite where the block overloads.
         penalty: (blocks, candidates) finite error of a block that no chosen candidate holds and that is clipped to
             the largest chosen one.
-        k: how many to choose; fewer come back when there are fewer candidates.
+        k: number of candidates to choose; all are returned where there are fewer.
 
     Returns:
-        ascending indices.
+        numbers of the chosen candidates, ascending.
     """
     candidates = errors.shape[1]
     if k >= candidates:
@@ -61,7 +67,13 @@ def shortest_path(errors: Errors, penalty: Errors, k: int) -> list[int]:
 
 
 def exchange(errors: Errors, penalty: Errors, chosen: list[int], rounds: int = 8) -> list[int]:
-    """Replaces one chosen candidate at a time by the best other one until the true mean error no longer falls."""
+    """Replaces one chosen candidate at a time by the best other one until the mean error no longer falls.
+
+    Args:
+        errors, penalty: (blocks, candidates), as `shortest_path` takes them.
+        chosen: numbers of the chosen candidates.
+        rounds: passes over the chosen candidates, at most.
+    """
     current = mean_error(errors, penalty, chosen)
     for _ in range(rounds):
         improved = False

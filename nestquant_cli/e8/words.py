@@ -96,7 +96,7 @@ def unpack_words(packed: Tensor, blocks: int, word_bits: int) -> Tensor:
 
 
 def _bytes_of(place: int, word_bits: int) -> list[tuple[int, int]]:
-    """Bytes that word `place` of a group of eight touches, each with the bit of the word at the byte's bit 0."""
+    """Bytes that word `place` of a group of eight touches, and the bit of the word at bit 0 of each byte."""
     start = place * word_bits
     first, last = start // 8, (start + word_bits - 1) // 8
     return [(byte, 8 * byte - start) for byte in range(first, last + 1)]

@@ -9,8 +9,9 @@ from functools import cache
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.rotation.paley import LARGEST_PALEY_ORDER, paley_orders
 
-# Several atoms are multiplied out into one dense factor only up to this order.
-LARGEST_GROUP = 128
+LARGEST_GROUP = (
+    128  # largest order of a dense factor that several atoms are multiplied out into; only speed depends on it
+)
 
 
 @cache
@@ -107,8 +108,10 @@ def block_orders(width: int) -> tuple[int, ...]:
 
 
 def _group_cost(size: int, trailing: int, overhead: int) -> float:
-    """Time of one dense factor per coordinate, in units of one multiply-add: measured, up to a constant."""
-    # Short rows starve the vector units: for all but the last axis a row is `trailing` long.
+    """Predicted time of one dense factor in multiply-adds a coordinate: (size + overhead)·(1 + 16/row).
+
+    Short rows do not fill the vector units: a row is `trailing` long, or `size` on the last axis.
+    """
     row = trailing if trailing > 1 else size
     return (size + overhead) * (1 + 16 / row)
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.rotation.galois import galois_field, prime_power
 
-# A Paley factor is applied as a dense matrix, so its order bounds the work per coordinate; 512 includes every factor
-# that widths of language models ask for (344, 464) and stays below the work of the matrix product that follows.
+# A Paley factor is applied as a dense matrix, so its order bounds the work per coordinate. 512 includes every factor
+# that widths of language models need (344 for 11008, or 464), and is less work than the product that follows.
 LARGEST_PALEY_ORDER = 512
 
 

@@ -18,11 +18,12 @@ from nestquant_cli.rotation.orders import atoms, block_orders, dense_groups
 from nestquant_cli.rotation.paley import paley_matrix
 from nestquant_cli.rotation.signs import signs
 
-# On the CPU, rows are transformed in pieces of this many coordinates, so that what lies between two factors stays in
+# Coordinates that are transformed at once on the CPU: 1 MB of float32, so that what lies between two factors stays in
 # the caches and in memory that the allocator hands out again.
 _PIECE = 1 << 18
 
-# The cost of one pass over the data in multiply-adds per coordinate: memory is dearer, relatively, on a GPU.
+# Cost of one pass over the data in multiply-adds per coordinate, for `dense_groups`: memory is relatively slower on a
+# GPU. Only speed depends on it; the GPU's value was never measured.
 _OVERHEAD_HOST, _OVERHEAD_GPU = 24, 96
 
 
@@ -40,7 +41,7 @@ def factor_matrix(group: tuple[int, ...]) -> NDArray[np.int8]:
 
 @cache
 def _factor(group: tuple[int, ...], device: torch.device) -> Tensor:
-    """The same in float32, shared by all rotations on a device."""
+    """The Kronecker product of a group in float32, shared by all rotations on a device."""
     return _constant(factor_matrix(group).astype(np.float32), device)
 
 
@@ -180,21 +181,21 @@ class Rotation:
 
 
 class Identity:
-    """No rotation, where one is asked for; see `Rotation`."""
+    """The identity, with the methods of `Rotation`, where nothing is rotated."""
 
     def __init__(self, order: int) -> None:
         self.order = order
 
     def apply(self, x: Tensor) -> Tensor:
-        """x (..., n) in float32."""
+        """Returns x (..., n) in float32."""
         return x.to(torch.float32)
 
     def inverse(self, y: Tensor) -> Tensor:
-        """y (..., n) in float32."""
+        """Returns y (..., n) in float32."""
         return y.to(torch.float32)
 
     def matrix(self) -> Tensor:
-        """(n, n) float32."""
+        """The identity matrix (n, n) float32."""
         return torch.eye(self.order)
 
 
@@ -204,11 +205,14 @@ def rotation(order: int, seed: int) -> Rotation: ...
 def rotation(order: int, seed: int | None) -> Rotation | Identity: ...
 @cache
 def rotation(order: int, seed: int | None) -> Rotation | Identity:
-    """The randomized Hadamard rotation of an order: deterministic, cached, shared by everyone who asks.
+    """The randomized Hadamard rotation of an order: deterministic, and cached for each order and seed.
+
+    The demo model's input with the heaviest tails has an entry of 38 times the token's root mean square before the
+    rotation, and of 4.3 times after it (docs/how-it-works.md).
 
     Args:
         order: n ≥ 1, the length of the vectors.
-        seed: 0 ≤ seed < 2^64; None is for no rotation.
+        seed: 0 ≤ seed < 2^64; None for no rotation.
 
     Raises:
         NestQuantError: order or seed out of range.

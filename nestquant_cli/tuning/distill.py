@@ -1,4 +1,4 @@
-"""How far a packed model is from its original on a window of text, with a gradient."""
+"""The loss of a tuning: KL divergence of a packed model from its original on a window of text, with a gradient."""
 
 from typing import Any
 
@@ -10,30 +10,34 @@ from ..evaluation.divergence import divergence
 from ..modules.cache import RoundingCache
 from ..modules.layout import Layout
 
-_CHUNK_BYTES = 64 << 20  # of float32 logits at a time
+_CHUNK_BYTES = 64 << 20  # bytes of float32 logits at a time; a token of a vocabulary of 128,000 has half a megabyte
 
 
 class Distillation:
-    """The original as the teacher of a packed model.
+    """Distills the original model, the teacher, into the packed one, the student.
+
+    The text's own next tokens are not used: what counts is the original's whole next-token distribution.
 
     Args:
-        teacher: the original.
-        student: packed and made differentiable.
-        layout: layout of the student, which its cache needs.
+        teacher: the original model.
+        student: the packed model, made differentiable.
+        layout: layout of the student, with the codes of its cache.
     """
 
     def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, layout: Layout) -> None:
         self.teacher, self.student, self.layout = teacher.requires_grad_(False), student, layout
 
     def loss(self, ids: Tensor) -> Tensor:
-        """Mean KL(teacher || student) of the next token, in nats, over a window of token ids (tokens,); differentiable
-        in what the student's parameters ask a gradient of."""
+        """Mean KL(teacher ‖ student) of the next token in nats over a window of token ids (tokens,).
+
+        Differentiable in the student's parameters that require a gradient.
+        """
         loss: Tensor = _Divergence.apply(self._student_logits(ids), self._teacher_logits(ids))
         return loss
 
     @torch.no_grad()
     def score(self, windows: Tensor) -> float:
-        """Mean loss over windows (windows, tokens)."""
+        """Mean loss in nats over windows (windows, tokens), without a gradient."""
         return sum(float(self.loss(ids)) for ids in windows) / len(windows)
 
     @torch.no_grad()
@@ -51,7 +55,7 @@ class Distillation:
 
 
 class _Divergence(torch.autograd.Function):
-    """KL over chunks of tokens; its gradient, softmax(student) − softmax(teacher), is at hand while they are."""
+    """Mean KL over chunks of tokens, and at once its gradient, (softmax(student) − softmax(teacher)) / tokens."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, reference: Tensor) -> Tensor:

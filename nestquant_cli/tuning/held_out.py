@@ -1,4 +1,4 @@
-"""The windows of a tuning: all of a text without overlap, some of them held out, the others in random order."""
+"""The windows of a tuning: a text cut without overlap; some windows are held out, the others come in random order."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,11 +19,12 @@ _NOTHING = "nothing was tuned"
 
 @dataclass(frozen=True)
 class TuneText:
-    """What to tune on.
+    """The text to tune on.
 
     Attributes:
-        dataset, field: as `calibration.text.load_text` takes them.
-        bos: what windows begin with, see `calibration.windows.window_start`.
+        dataset: name, file, folder or Hub id of a data set (`calibration.text.load_text`).
+        field: field of its records with the text; None takes "text", or else "messages".
+        bos: what windows begin with: "default", "each" or "none" (`calibration.windows.window_start`).
     """
 
     dataset: str
@@ -33,13 +34,13 @@ class TuneText:
 
 @dataclass(frozen=True)
 class TuneWindows:
-    """Token ids.
+    """Token windows of a tuning.
 
     Attributes:
-        train: (windows, tokens) of any integer type.
-        held_out: (windows, tokens) int64, none of them among the others.
-        about: what is recorded of the text that they are from, JSON-ready.
-        seed: of the order.
+        train: (windows, tokens) token ids of any integer dtype.
+        held_out: (windows, tokens) int64 token ids, none of them in `train`.
+        about: records of the text, JSON-ready.
+        seed: seed of the order of `train`.
     """
 
     train: Tensor
@@ -48,7 +49,8 @@ class TuneWindows:
     seed: int
 
     def of_step(self, step: int, batch: int) -> Iterator[Tensor]:
-        """The windows (tokens,) of a step: all of the text is seen before any of it again, in another order."""
+        """Yields the `batch` windows (tokens,) int64 of a step. All come once before any comes again, in another
+        order."""
         count = len(self.train)
         for number in range(step * batch, (step + 1) * batch):
             yield self.train[_order(count, self.seed + 1 + number // count)[number % count]].long()
@@ -57,14 +59,14 @@ class TuneWindows:
 def read_tune_windows(
     source: TuneText, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, settings: TuneSettings, seed: int
 ) -> TuneWindows:
-    """Cuts the "train" split of a data set.
+    """Cuts the "train" split of a data set into windows.
 
     Args:
-        source: what to read.
-        tokenizer: of the model.
-        config: of the model.
-        settings: tokens in a window, windows that are held out.
-        seed: of their choice.
+        source: the text to read.
+        tokenizer: tokenizer of the model.
+        config: configuration of the model.
+        settings: tokens in a window and number of windows that are held out.
+        seed: seed of the choice of held-out windows and of the order of the others.
 
     Raises:
         NestQuantError: the text cannot be read, has no window left to tune on, or tokens that the model does not know.

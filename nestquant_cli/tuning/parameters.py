@@ -1,4 +1,4 @@
-"""What is tuned, as one vector: the row scales of packed weights, the gains of norms and all biases.
+"""The parameters that are tuned, as one vector: row scales of packed weights, gains of norms and all biases.
 
 An entry θ moves its parameter in the parameter's own units, so that one rate fits all:
 
@@ -19,20 +19,28 @@ from ..modules.straight_through import DifferentiableLinear, make_differentiable
 
 @dataclass(frozen=True)
 class _Tuned:
-    """One tensor of the checkpoint: `linear` is None unless it holds row scales."""
+    """One tuned tensor of the checkpoint.
+
+    Attributes:
+        name: name of the tensor in the checkpoint.
+        parameter: parameter of the model that collects its gradient.
+        linear: Linear of a row scale; None for a gain or bias.
+        start: untuned values, float32.
+        size: change for θ = 1 of a gain or bias, the root mean square of its untuned values.
+    """
 
     name: str
     parameter: nn.Parameter
     linear: DifferentiableLinear | None
-    start: Tensor  # float32
-    size: float  # of θ = 1 where the parameter is no row scale
+    start: Tensor
+    size: float
 
 
 class Tunables:
-    """The parameters of a model that are tuned.
+    """The tuned parameters of a packed model.
 
     Args:
-        model: packed; it is made differentiable, and all its other parameters are frozen.
+        model: a packed model; it is made differentiable, and all its other parameters are frozen.
 
     Attributes:
         theta: (count,) float32 on the CPU, zeros at first.
@@ -47,7 +55,7 @@ class Tunables:
         self.theta = torch.zeros(sum(item.parameter.numel() for item in self._tuned))
 
     def set(self, theta: Tensor) -> None:
-        """Takes `theta` (count,) and changes the model accordingly."""
+        """Sets the parameters of the model to `theta` (count,)."""
         self.theta = theta.clone()
         for item, own in self._parts(theta):
             device = item.start.device
@@ -58,7 +66,7 @@ class Tunables:
                     item.parameter.copy_(item.start + item.size * own.to(device).view(item.start.shape))
 
     def take_gradient(self) -> Tensor:
-        """The gradient (count,) in θ that has come together in the parameters, which forget it."""
+        """Returns the gradient (count,) in θ that backward passes have added up, and clears it."""
         gradient = torch.zeros_like(self.theta)
         for item, own in self._parts(gradient):
             grad = item.parameter.grad
@@ -69,7 +77,7 @@ class Tunables:
         return gradient
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tuned tensors by their names in a checkpoint, as they are stored, on the CPU."""
+        """The tuned tensors by their names in a checkpoint, in the dtypes that are stored, on the CPU."""
         return {
             item.name: (item.parameter if item.linear is None else item.linear.linear.row_scale).detach().cpu().clone()
             for item in self._tuned
@@ -87,7 +95,7 @@ def _row_scales(linears: dict[str, DifferentiableLinear]) -> Iterator[_Tuned]:
 
 
 def _vectors(model: PreTrainedModel) -> Iterator[_Tuned]:
-    """Gains of norms and biases are the parameters that are vectors."""
+    """Gains of norms and biases: all parameters that are vectors."""
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1 and parameter.is_floating_point():
             start = parameter.detach().float().clone()
