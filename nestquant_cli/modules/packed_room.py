@@ -8,8 +8,10 @@ may grow in place, and one does so once; every other one, such as a slice by who
 import torch
 from torch import Tensor
 
+# A tensor that is copied gets room for max(16, tokens/16) more: at most a sixteenth of the memory of a long context
+# waits, and each token is copied about 16 times at most, whatever the length.
 LEAST_ROOM = 16  # tokens
-ROOM_SHARE = 16  # room for one more token in so many: memory that waits against copies of what is stored
+ROOM_SHARE = 16
 
 
 class _Room:

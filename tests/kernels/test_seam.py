@@ -19,13 +19,6 @@ ASKS = {
     "base/device.py": "the one place for such questions",
     "modules/packed_attention.py": "lists the attributes of a tensor that a wrapper answers itself, among them is_cuda",
 }
-# What still has to go over to `for_device`.
-LEFT: dict[str, str] = {
-    "modules/cache.py": "",
-    "modules/cache_codes.py": "",
-    "modules/inputs.py": "",
-    "modules/packed_attention.py": "",
-}
 
 
 def sources(folder: Path) -> dict[str, str]:
@@ -41,11 +34,11 @@ OUTSIDE = {name: text for name, text in sources(PACKAGE).items() if not name.sta
 
 
 def test_no_other_package_imports_the_kernels_of_a_device() -> None:
-    assert matches(IMPORT, OUTSIDE).keys() - LEFT.keys() == set()
+    assert matches(IMPORT, OUTSIDE).keys() == set()
 
 
 def test_no_other_package_asks_for_the_type_of_a_device() -> None:
-    assert matches(QUESTION, OUTSIDE).keys() - ASKS.keys() - LEFT.keys() == set()
+    assert matches(QUESTION, OUTSIDE).keys() - ASKS.keys() == set()
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.codecs.nested.code import SCALE_BYTES, ScaledCode
+from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.e8.code import NestedCode, row_bytes
+from nestquant_cli.e8.vectors import SCALE_BYTES
 from nestquant_cli.modules.cache_codes import check_head_size, pack_heads, unpack_heads
 
 CODE = ScaledCode(NestedCode(q=13, multipliers=(3, 4, 5, 6, 9), word_bits=32), unit=0.9 / 13 / 2)

@@ -1,9 +1,10 @@
 """Nested codes of vectors with something in common: their center is subtracted where that makes them smaller.
 
-Inputs of Linears and keys are far from centered, so that much of what is rounded is the same in each vector, and the
-error of a code is in proportion to what it rounds. Each vector says with one mark whether its center was subtracted: an
-outlier of another direction would only grow by it. The center is coded as any vector is and is then exactly what is
-subtracted, so no error comes from it; a product with a weight adds the weight's product with the center again.
+The error of a code is in proportion to the energy of what it rounds, and in the inputs of attention and MLP, and in
+keys, a quarter to a half of that energy is the same in every vector. A vector x is rounded as Q(x − c·μ) + c·μ, with
+c = 1 where 2⟨x, μ⟩ > ‖μ‖² and c = 0 elsewhere: an outlier of another direction would only grow by it. The center μ is
+coded as any vector is and is then exactly what is subtracted, so no error comes from it; a product with a weight V adds
+c·V·μ again. W4A4KV4 of the demo model: perplexity 24.80 without centers, 23.58 with them, for 0.004 bits an entry.
 """
 
 import struct
@@ -16,13 +17,14 @@ import torch
 from torch import Tensor
 
 from ...e8.shape import CodeShape
-from ...kernels.reference.centers import centers_of_rows
+from ...e8.vectors import centers_of_rows
 from ...rotation.integers import unrotate_integers
 from ..vectors import AttentionForm, Rounded, VectorCode
 from .code import ScaledCode
 from .fit import fit_rows
 
-WORTH = 0.1  # of the vectors' energy, which a center must take away to be kept
+# Of the vectors' energy, what a center must take away to be kept: values and most inputs of down_proj have none.
+WORTH = 0.1
 _ROUNDS = 4  # of choosing the vectors that are nearer to the center and moving it to their mean
 
 
@@ -144,6 +146,9 @@ def _head_centers(code: CenteredCode, head_size: int, seed: int | None, device: 
 
 def fit_centered(vectors: Tensor, shape: CodeShape, seed: int) -> VectorCode:
     """A nested code, with centers where they take enough of the vectors' energy away.
+
+    A center μ is the mean of the vectors x that are nearer to it than to the origin, each with the weight 1/‖x‖², from
+    _ROUNDS rounds of choosing and averaging. All of them are kept where they take WORTH of the energy, or none is.
 
     Args:
         vectors: (heads, n, entries) float32 in the rotated basis; an input is one head.

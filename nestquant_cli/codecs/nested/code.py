@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from ...e8.code import NestedCode, row_bytes
+from ...e8.vectors import SCALE_BYTES, row_scale, split_vectors
 from ...kernels import for_device
-from ...kernels.reference.heads import SCALE_BYTES, read_heads
-from ...kernels.reference.inputs import row_scale
 from ..vectors import AttentionForm, Rounded, VectorCode
 
 
@@ -17,7 +16,7 @@ from ..vectors import AttentionForm, Rounded, VectorCode
 class ScaledCode(VectorCode):
     """A nested code with the size of its unit: an entry of a row with root mean square s decodes to s·unit·v.
 
-    A packed vector is its words and then its scale in bfloat16.
+    A packed vector is its words and then its scale (`e8.vectors`).
 
     Attributes:
         code: the nested code.
@@ -64,7 +63,8 @@ class ScaledCode(VectorCode):
 
     def unpack(self, packed: Tensor, entries: int) -> Rounded:
         """v (rows, entries) and the scales of packed vectors (rows, bytes) uint8."""
-        return Rounded(*read_heads(packed, entries, self.code, for_device(packed.device)))
+        words, scale = split_vectors(packed, entries, self.code)
+        return Rounded(for_device(packed.device).unpack(words, entries, self.code), scale)
 
     def encode_heads(
         self, x: Tensor, seed: int | None, run: int, restore: bool, centers: Tensor | None = None

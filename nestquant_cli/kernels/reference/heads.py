@@ -7,14 +7,12 @@ the vector's head was subtracted. `rounding` rounds, packs and unpacks, as in `k
 import torch
 from torch import Tensor
 
-from ...e8.code import NestedCode, row_bytes
+from ...e8.code import NestedCode
+from ...e8.vectors import centers_of_rows, row_scale, split_vectors, subtract_centers
 from ...rotation.integers import unrotate_integers
 from ...rotation.transform import rotation
 from . import nested
-from .centers import centers_of_rows, subtract_centers
-from .inputs import Rounding, row_scale
-
-SCALE_BYTES = 2  # of a packed vector, a bfloat16
+from .inputs import Rounding
 
 
 def encode_heads(
@@ -53,18 +51,12 @@ def decode_heads(
     rounding: Rounding = nested,
 ) -> Tensor:
     """Packed vectors (rows, bytes) to (rows, size) float32, with exact sums: `contract.heads.decode_heads`."""
-    v, scale = read_heads(packed, size, code, rounding)
+    words, scale = split_vectors(packed, size, code)
+    v = rounding.unpack(words, size, code)
     if centers is None:
         return unrotate_integers(v, scale, seed)
     center = centers_of_rows(centers, len(packed), run)
     return unrotate_integers(v, scale.abs(), seed) + scale.signbit()[:, None] * center
-
-
-def read_heads(packed: Tensor, size: int, code: NestedCode, rounding: Rounding) -> tuple[Tensor, Tensor]:
-    """v (rows, size) int8 or int16 of packed vectors (rows, bytes), and the scales (rows,) float32 with their signs."""
-    width = row_bytes(size, code.word_bits)
-    scale = packed[:, width:].contiguous().view(torch.bfloat16).float()
-    return rounding.unpack(packed[:, :width], size, code), scale[:, 0]
 
 
 def attend(

@@ -6,14 +6,13 @@ Rounding goes by a device's own kernels where it has any: `rounding` is their mo
 
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...e8.code import NestedCode
+from ...e8.vectors import row_scale, subtract_centers
 from ...rotation.transform import rotation
 from . import nested
-from .centers import subtract_centers
 
 
 class Rounding(Protocol):
@@ -52,12 +51,6 @@ def encode_tokens(
         centered, y = subtract_centers(y, center[None])
     scale = row_scale(y, unit)
     return rounding.quantize(y, scale, code)[0], scale, centered
-
-
-def row_scale(x: Tensor, unit: float) -> Tensor:
-    """`unit` times the root mean square of each row of x (rows, n): (rows,) float32; 1 for a row of zeros."""
-    scale = x.float().square().mean(-1).sqrt() * unit
-    return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 def fingerprint(x: Tensor) -> Tensor | int:
