@@ -103,7 +103,7 @@ def _apply(context: typer.Context, path: Path, elsewhere: Iterable[str]) -> None
     from ..base.names import refuse_unknown
     from ..storage.settings_file import read_settings
 
-    options = {str(each.name): each for each in context.command.params if each.name not in _NOT_SETTINGS}
+    options = {str(option.name): option for option in context.command.params if option.name not in _NOT_SETTINGS}
     values = {name: value for name, value in read_settings(path, words=True).items() if name not in elsewhere}
     refuse_unknown(values, [*options, *elsewhere], str(path), NOTHING)
     context.default_map = {
@@ -121,14 +121,16 @@ def _value(path: Path, name: str, value: Any, many: bool) -> Any:
     from ..base.errors import NestQuantError
 
     items = value if isinstance(value, list) else [value]
-    if not all(isinstance(each, str) for each in items):
-        raise NestQuantError(f"{path} has a {name} that is no number, text or list", NOTHING, "see --help for its form")
+    if not all(isinstance(item, str) for item in items):
+        raise NestQuantError(
+            f"{path} has a {name} that is not a number, text or list", NOTHING, "see --help for its form"
+        )
     return items if many else ",".join(items)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     if isinstance(value, Enum):
         return value.value
     return str(value) if isinstance(value, Path) else value

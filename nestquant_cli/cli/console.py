@@ -164,7 +164,7 @@ def _print_traceback(text: str) -> None:
 
 
 def _in_json() -> bool:
-    return any(isinstance(each, JsonHandler) for each in logger.handlers)
+    return any(isinstance(attached, JsonHandler) for attached in logger.handlers)
 
 
 def print_error(message: str) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def _perplexity(text: str | float) -> float:
     number = finite(text)
     if number < 1:
-        raise typer.BadParameter(f"{number:g} is below 1, and no perplexity is.")
+        raise typer.BadParameter(f"{number:g} is below 1, which a perplexity never is.")
     return number
 
 

@@ -85,6 +85,6 @@ def _print_summary(inspection: "Inspection") -> None:
         console.line("no weight is quantized: all of them are kept in 16 bits")
     else:
         console.line(
-            f"{inspection.bits_per_weight:.4f} bits per quantized weight, everything of the quantized layers counted "
+            f"{inspection.bits_per_weight:.4f} bits per quantized weight, counting all bytes of the quantized layers "
             f"({inspection.quantized_weights:,} weights)"
         )

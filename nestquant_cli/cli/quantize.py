@@ -31,7 +31,9 @@ from .recipe_options import (
 from .tune import print_tuning
 
 if TYPE_CHECKING:
+    from ..models.source import Source
     from ..pipeline.plan import Plan
+    from ..pipeline.recipe import Recipe
 
 
 @expand_groups
@@ -82,17 +84,21 @@ def quantize(
         console.note(f"{'planning to quantize' if plan else 'quantizing'} {model} to {recipe.tag()} in {folder}")
         print_recipe(recipe)
         if plan:
-            from ..pipeline.estimate import estimate_seconds
-            from ..pipeline.plan import make_plan
-
-            planned = make_plan(source, recipe, budget=budget, dtype=dtype)
-            _print_plan(planned, estimate_seconds(planned, recipe, device), folder, recipe.tune is not None)
+            _plan(source, recipe, folder, device, dtype, budget)
             return
 
         from ..pipeline.quantize_and_tune import quantize_and_tune
 
         report = quantize_and_tune(source, recipe, folder, device, calibration, resume, settings, dtype, budget=budget)
     _print_report(report, folder)
+
+
+def _plan(source: "Source", recipe: "Recipe", folder: Path, device: str, dtype: str, budget: int) -> None:
+    from ..pipeline.estimate import estimate_seconds
+    from ..pipeline.plan import make_plan
+
+    plan = make_plan(source, recipe, budget=budget, dtype=dtype)
+    _print_plan(plan, estimate_seconds(plan, recipe, device), folder, recipe.tune is not None)
 
 
 def _print_plan(plan: "Plan", seconds: float, folder: Path, tuned: bool) -> None:

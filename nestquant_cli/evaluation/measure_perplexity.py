@@ -76,7 +76,7 @@ def measure_perplexity(options: PerplexityOptions) -> PerplexityReport:
     import torch
 
     if options.max_windows is not None and options.max_windows < 1:
-        raise NestQuantError(f"--max-windows {options.max_windows}", "nothing was scored", "use 1 or more")
+        raise NestQuantError(f"--max-windows {options.max_windows} is below 1", "nothing was scored", "use 1 or more")
     source = resolve(options.model, options.revision)
     baseline_source = resolve(options.baseline) if options.baseline else None
     device = pick_device(options.device)

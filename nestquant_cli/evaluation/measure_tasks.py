@@ -118,7 +118,7 @@ def measure_tasks(options: TaskOptions) -> TaskReport:
     special_tokens = complete_special_tokens(tokenizer, source)
     tasks = load_tasks(options.tasks, options.include_path)
     if gen_kwargs and not any(kind == "generate_until" for task in tasks.values() for kind in output_types(task)):
-        raise NestQuantError("--gen-kwargs, but no task generates text", NOT_EVALUATED, "leave it out")
+        raise NestQuantError("--gen-kwargs is given, but no task generates text", NOT_EVALUATED, "leave it out")
     metrics = {name: list(task.aggregation()) if hasattr(task, "aggregation") else [] for name, task in tasks.items()}
     gates = [parse_gate(text, metrics) for text in options.fail_below]
     if how.template is None and tokenizer.chat_template:
@@ -187,9 +187,13 @@ def _check_numbers(options: TaskOptions) -> None:
     if not options.tasks:
         raise NestQuantError("--tasks is empty", NOT_EVALUATED, "name tasks, such as --tasks piqa,arc_easy")
     if limit is not None and not (limit > 0 and (limit < 1 or limit == int(limit))):
-        raise NestQuantError(f"--limit {limit:g}", NOT_EVALUATED, "use a number of items, or a fraction below 1")
+        raise NestQuantError(
+            f"--limit {limit:g} is not a number of items or a fraction",
+            NOT_EVALUATED,
+            "use a number of items, or a fraction below 1",
+        )
     if fewshot is not None and fewshot < 0:
-        raise NestQuantError(f"--num-fewshot {fewshot}", NOT_EVALUATED, "use 0 or more")
+        raise NestQuantError(f"--num-fewshot {fewshot} is below 0", NOT_EVALUATED, "use 0 or more")
     _check_batch(options.batch_size)
 
 
@@ -197,7 +201,11 @@ def _check_batch(size: int | str) -> None:
     automatic, _, times = str(size).partition(":")
     good = size >= 1 if isinstance(size, int) else automatic == "auto" and (":" not in size or _at_least_one(times))
     if not good:
-        raise NestQuantError(f"--batch-size {size}", NOT_EVALUATED, "use a number, auto, or auto:4 to adapt it 4 times")
+        raise NestQuantError(
+            f"--batch-size {size} cannot be read",
+            NOT_EVALUATED,
+            "use a number from 1, auto, or auto:4 to search it 4 times",
+        )
 
 
 def _at_least_one(text: str) -> bool:

@@ -35,14 +35,22 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _refuse(self.max_new_tokens < 1, f"--max-new-tokens {self.max_new_tokens}", "use 1 or more")
+        _refuse(self.max_new_tokens < 1, f"--max-new-tokens {self.max_new_tokens} is below 1", "use 1 or more")
         t, p, k = self.temperature, self.top_p, self.top_k
-        _refuse(t is not None and not (math.isfinite(t) and t >= 0), f"--temperature {t}", "use 0, 0.7 or so")
-        _refuse(p is not None and not 0 < p <= 1, f"--top-p {p}", "use a probability such as 0.9")
-        _refuse(k is not None and k < 1, f"--top-k {k}", "use a number of tokens such as 50")
+        _refuse(
+            t is not None and not (math.isfinite(t) and t >= 0),
+            f"--temperature {t} is not a number from 0",
+            "use 0, or a number such as 0.7",
+        )
+        _refuse(
+            p is not None and not 0 < p <= 1,
+            f"--top-p {p} is not a probability above 0 and up to 1",
+            "use a probability such as 0.9",
+        )
+        _refuse(k is not None and k < 1, f"--top-k {k} is below 1", "use a number of tokens such as 50")
         _refuse(
             t == 0 and (p is not None or k is not None),
-            "--temperature 0 takes the most likely token, and --top-p or --top-k would draw one",
+            "--temperature 0 takes the most likely token, and --top-p and --top-k are for sampling",
             "leave one of them out",
         )
 

@@ -106,7 +106,7 @@ def _body(facts: Facts) -> str:
         "",
         f"- made from: {escaped(_made_from(inspection.recipe, facts.origin.base))}",
         f"- bits of the codes (16 is not quantized): {escaped(bits)}",
-        f"- real bits, from the bytes on disk: {real}, everything of the quantized layers counted "
+        f"- real bits, from the bytes on disk: {real}, counting all bytes of the quantized layers "
         f"({inspection.quantized_weights:,} weights; {inspection.file_bytes:,} bytes in all)",
         "",
         "## Use",

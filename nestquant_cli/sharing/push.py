@@ -136,7 +136,7 @@ def _refuse_no_id(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise NestQuantError(f"'{name}' cannot be a Hub id", NOT_PUSHED, "give one such as you/model") from error
+        raise NestQuantError(f"'{name}' is not a Hub id", NOT_PUSHED, "give one such as you/model") from error
 
 
 def _call(request: Callable[[], T]) -> T:
@@ -145,6 +145,6 @@ def _call(request: Callable[[], T]) -> T:
     except Exception as error:  # the client's transport library, and with it the error types, differs between versions
         raise NestQuantError(
             f"the Hugging Face Hub refused ({reason_of(error)})",
-            "the checkpoint was not pushed, or not whole",
+            "the checkpoint was not pushed, or only a part of it",
             "check names and connection, run 'hf auth login' with a token that may write, and push again",
         ) from error

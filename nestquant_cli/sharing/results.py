@@ -67,7 +67,9 @@ def read_results(paths: Sequence[Path], sha256: str) -> tuple[list[Measured], li
         result = read_json(path)
         protocol = result.get("protocol") if isinstance(result, dict) else None
         if not isinstance(protocol, dict) or not ("perplexity" in result or "results" in result):
-            raise NestQuantError(f"{path} is no result", NOT_PUSHED, "give what eval-ppl or eval-tasks --output wrote")
+            raise NestQuantError(
+                f"{path} is not a result", NOT_PUSHED, "give what eval-ppl or eval-tasks --output wrote"
+            )
         if protocol["model"]["sha256"] != sha256:
             raise NestQuantError(f"{path} is of another model", NOT_PUSHED, "evaluate this checkpoint again")
         if "perplexity" in result:

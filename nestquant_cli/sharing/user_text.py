@@ -106,7 +106,7 @@ def newest(here: UserText, there: UserText, repo: str) -> UserText:
     if here.empty or here.digest == here.pushed:
         return there
     raise NestQuantError(
-        f"README.md was edited here and in {repo}, each in its own way",
+        f"README.md was edited here and in {repo}, in different ways",
         NOT_PUSHED,
         "make the text outside the markers the same in both, or remove README.md here to take that of the Hub",
     )

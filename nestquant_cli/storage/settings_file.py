@@ -31,7 +31,7 @@ class _Words(yaml.SafeLoader):
                 raise _Refused(f"has '{seen[name]}' and, in {line}, '{key.value}'", "keep one of them")
             seen[name] = str(key.value)
             if isinstance(value, yaml.ScalarNode) and value.tag == _NULL and value.value == "":
-                raise _Refused(f"has nothing behind '{key.value}' in {line}", "write a value, or leave the line out")
+                raise _Refused(f"has no value for '{key.value}' in {line}", "write a value, or leave the line out")
         mapping = super().construct_mapping(node, deep)
         return {key.replace("-", "_") if isinstance(key, str) else key: value for key, value in mapping.items()}
 

@@ -79,7 +79,7 @@ def test_a_list_is_one_for_a_repeatable_option_and_else_goes_by_comma(
     [
         ("seqlen: many\n", "--seqlen"),
         ("seqlen: 2.5\n", "--seqlen"),
-        ("seqlen: {a: 1}\n", "a seqlen that is no number, text or list"),
+        ("seqlen: {a: 1}\n", "a seqlen that is not a number, text or list"),
         ("bos: never\n", "--bos"),
         ("- seqlen\n", "is not a YAML mapping"),
         ("seqlen: [\n", "cannot be read as YAML"),

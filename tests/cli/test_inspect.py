@@ -39,7 +39,7 @@ def test_it_prints_parts_layers_recipe_and_the_sum(inspect: Run, packed: Path) -
     assert "up_proj" not in output
     *_, counted, following = output.splitlines()
     assert following == f"next: nestquant verify {packed}"
-    assert counted.endswith("everything of the quantized layers counted (73,728 weights)")
+    assert counted.endswith("counting all bytes of the quantized layers (73,728 weights)")
 
 
 def test_every_matrix_on_demand(inspect: Run, packed: Path) -> None:

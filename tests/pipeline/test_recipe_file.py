@@ -181,7 +181,7 @@ def test_tune_is_yes_no_or_settings() -> None:
         ("", "is not a YAML mapping"),
         ("weight_bits: [4\n", "cannot be read as YAML"),
         ("weight_bits: four\n", "weight_bits 'four' is not a number"),
-        ("bits:\n", "nothing behind 'bits'"),
+        ("bits:\n", "no value for 'bits'"),
         ("bits: null\n", "null for 'bits'"),
         ("rotation: ~\n", "null for 'rotation'"),
         ("weight-bits: 8\nweight_bits: 2\n", "has 'weight-bits' and, in line 2, 'weight_bits'"),

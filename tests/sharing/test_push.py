@@ -178,9 +178,9 @@ def test_what_cannot_be_pushed_is_refused_before_the_hub_is_touched(
     for words, told in (
         ([], "the base model is not known"),
         (["--base-model", "org/bare"], "names no licence"),
-        (["--base-model", "org/<b>"], "cannot be a Hub id"),
+        (["--base-model", "org/<b>"], "is not a Hub id"),
         (["--base-model", "org/tiny", "--results", other], "is of another model"),
-        (["--base-model", "org/tiny", "--results", packed / "config.json"], "is no result"),
+        (["--base-model", "org/tiny", "--results", packed / "config.json"], "is not a result"),
     ):
         code, _, error = nestquant("push", packed, "me/tiny", *words)
         assert code == 2 and told in tell(error), words
