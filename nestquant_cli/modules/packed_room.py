@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 # A tensor that is copied gets room for max(16, tokens/16) more: at most a sixteenth of the memory of a long context
-# waits, and each token is copied about 16 times at most, whatever the length.
+# waits, and growing token by token copies a token 16 times on average at most, whatever the length.
 LEAST_ROOM = 16  # tokens
 ROOM_SHARE = 16
 
