@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class StraightThrough(torch.autograd.Function):
-    """The product of a QuantizedLinear, with gradients of its input and its bias."""
+    """The product of a QuantizedLinear with x (..., in_features), and gradients of x and of the bias (out_features,)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, linear: Any) -> Tensor:
@@ -23,11 +23,11 @@ class StraightThrough(torch.autograd.Function):
 
 
 def input_gradient(linear: Any, gradient: Tensor) -> Tensor:
-    """∂x (..., in_features) of the gradient (..., out_features) of a QuantizedLinear's product."""
+    """∂x = Wᵀ ∂y, (..., in_features), of the gradient ∂y (..., out_features) of a QuantizedLinear's product."""
     of_x: Tensor = linear.input_gradient(gradient.reshape(-1, linear.out_features))
     return of_x.reshape(*gradient.shape[:-1], linear.in_features)
 
 
 def bias_gradient(gradient: Tensor, dtype: torch.dtype) -> Tensor:
-    """∂b (out_features,) of the gradient (..., out_features) of a product, added up in float32."""
+    """∂b = Σ_tokens ∂y, (out_features,) in the bias's dtype, of ∂y (..., out_features); added up in float32."""
     return gradient.reshape(-1, gradient.shape[-1]).sum(0, dtype=torch.float32).to(dtype)

@@ -50,33 +50,39 @@ class TokenForm(NamedTuple):
 
 
 def choose(weight: WeightForm, tokens: TokenForm, limits: Limits) -> Steps:
-    """The ways to multiply, in the order of the numbers of tokens up to which they are taken."""
+    """The ways to multiply, each with the number of tokens up to which it is taken, the least first.
+
+    So for one bfloat16 token and a weight of 4 bits: packed, `words_by_few` on a CPU and on a GPU; as int8,
+    `joined_rows` on a CPU, and `float_rows` on a GPU, where no kernel reads int8 rows.
+    """
     if weight.resident == "16 bit":
         return ((UNLIMITED, ways.kept_weight),)
     if not weight.integers:
         return ((UNLIMITED, ways.float32_values),)
 
     steps: list[tuple[int, Way]] = []
-    exact = weight.int8 and tokens.integers == torch.int8
+    both_int8 = weight.int8 and tokens.integers == torch.int8
     bfloat16 = weight.int8 and tokens.dtype == torch.bfloat16
+
+    # Kernels for few tokens, where the weight's bytes are what a product waits for.
     if weight.resident == "int8" and tokens.fused:
         steps.append((limits.joined_tokens, ways.joined_rows))
-    if weight.resident == "packed" and weight.nested:
-        if exact:
-            steps.append((limits.integer_tokens, ways.words_by_integers))
-        else:
-            few = limits.dot_tokens if tokens.integers is None else limits.rounded_dot_tokens
-            steps.append((few, ways.words_by_few))
-            if bfloat16:
-                steps.append((limits.fused_tokens, ways.words_by_many))
+    if weight.resident == "packed" and weight.nested and both_int8:
+        steps.append((limits.integer_tokens, ways.words_by_integers))
+    elif weight.resident == "packed" and weight.nested:
+        few = limits.dot_tokens if tokens.integers is None else limits.rounded_dot_tokens
+        steps.append((few, ways.words_by_few))
+        if bfloat16:
+            steps.append((limits.fused_tokens, ways.words_by_many))
 
-    if exact:
+    # Products of integer rows for any number of tokens; packed words are decoded to them first.
+    if both_int8:
         steps.append((UNLIMITED, ways.integer_sums))
     elif bfloat16 and tokens.fused:
         steps.append((UNLIMITED, ways.bfloat16_rows))
     else:
         steps.append((UNLIMITED, ways.float_rows))
-    return tuple((most, way) for most, way in steps if most > 0)
+    return tuple((most, way) for most, way in steps if most > 0)  # a limit of 0: the device has no such kernel
 
 
 class Choice(NamedTuple):

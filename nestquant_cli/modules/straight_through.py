@@ -21,11 +21,12 @@ class DifferentiableLinear(nn.Module):
     """A QuantizedLinear whose input, row scales and bias have gradients; its words are fixed.
 
     Args:
-        linear: computes the forward.
+        linear: the Linear that computes the forward.
 
     Attributes:
-        scale: (out_features,) float32, None where the weight is not coded. Its gradient is that of the row scales;
-            `set_scale` changes them.
+        scale: row scales (out_features,) float32 as a parameter, changed by `set_scale`; None where the weight is not
+            coded.
+        integers: V R (out_features, in_features) in the Linear's dtype, or the weight that is not coded.
     """
 
     def __init__(self, linear: QuantizedLinear) -> None:
@@ -79,10 +80,14 @@ class _Product(torch.autograd.Function):
 
 
 def make_differentiable(model: PreTrainedModel) -> dict[str, DifferentiableLinear]:
-    """Replaces the quantized Linears of a packed model, whose forward stays the same; the new ones by name."""
-    found = {}
+    """Replaces the quantized Linears of a packed model, whose forward stays the same to the bit.
+
+    Returns:
+        the new modules by the names of the Linears that they replace.
+    """
+    modules = {}
     for name, linear in quantized_linears(model).items():
         parent, _, child = name.rpartition(".")
-        found[name] = DifferentiableLinear(linear)
-        setattr(model.get_submodule(parent), child, found[name])
-    return found
+        modules[name] = DifferentiableLinear(linear)
+        setattr(model.get_submodule(parent), child, modules[name])
+    return modules
