@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class StraightThrough(torch.autograd.Function):
-    """The product of a QuantizedLinear with x (..., in_features), and gradients of x and of the bias (out_features,)."""
+    """The product of a QuantizedLinear with x (..., in_features); gradients of x and of its bias (out_features,)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, linear: Any) -> Tensor:
