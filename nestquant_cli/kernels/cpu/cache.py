@@ -37,7 +37,7 @@ def encode(
         return reference.encode_heads(x, code, unit, None, restore, centers, run, cpu)
     x = x.float().contiguous()
     rows, n = x.shape
-    turn = head_rotation(n, seed)
+    rotation = head_rotation(n, seed)
     y, factors = np.empty((rows, n), np.float32), np.empty(rows, np.float32)
     v = torch.empty(rows, n, dtype=entry_type(code))
     choices = np.empty(rows * (n // BLOCK), np.uint8)
@@ -45,14 +45,14 @@ def encode(
     packed = torch.empty(rows, width + 2, dtype=torch.uint8)
     filled = y, factors, (cpu.bytes_of(v), v.view(-1).numpy()), choices, packed.numpy()
     heads = _centers(centers, n), run
-    fixed = x.numpy(), *heads, turn.diagonal, turn.steps, turn.forward, np.float32(unit), _fixed(code)
+    fixed = x.numpy(), *heads, rotation.diagonal, rotation.steps, rotation.forward, np.float32(unit), _fixed(code)
     share(cpu_heads.encode_on_team, (*fixed, *filled), rows, n // BLOCK)
-    return packed, _restore(v, packed, turn, heads) if restore else None
+    return packed, _restore(v, packed, rotation, heads) if restore else None
 
 
-def _restore(v: Tensor, packed: Tensor, turn: Turn, heads: tuple[np.ndarray, int]) -> Tensor:
+def _restore(v: Tensor, packed: Tensor, rotation: Turn, heads: tuple[np.ndarray, int]) -> Tensor:
     out = torch.empty(v.shape)
-    fixed = v.numpy(), packed.numpy(), *heads, turn.diagonal, turn.steps, turn.backward, out.numpy()
+    fixed = v.numpy(), packed.numpy(), *heads, rotation.diagonal, rotation.steps, rotation.backward, out.numpy()
     share(cpu_heads.restore_on_team, fixed, v.shape[0], v.shape[1] // BLOCK)
     return out
 
@@ -63,10 +63,18 @@ def decode(
     """Packed vectors (rows, bytes) to (rows, size) float32, with exact sums: `contract.heads.decode_heads`."""
     if seed is None:
         return reference.decode_heads(packed, size, code, None, centers, run, cpu)
-    turn = head_rotation(size, seed)
+    rotation = head_rotation(size, seed)
     out = torch.empty(packed.shape[0], size)
     heads = _centers(centers, size), run
-    fixed = packed.contiguous().numpy(), _fixed(code), *heads, turn.diagonal, turn.steps, turn.backward, out.numpy()
+    fixed = (
+        packed.contiguous().numpy(),
+        _fixed(code),
+        *heads,
+        rotation.diagonal,
+        rotation.steps,
+        rotation.backward,
+        out.numpy(),
+    )
     share(cpu_heads.decode_on_team, fixed, packed.shape[0], size // BLOCK)
     return out
 

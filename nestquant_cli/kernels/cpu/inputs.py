@@ -136,9 +136,9 @@ def rotates(order: int, seed: int) -> bool:
 @lru_cache(maxsize=256)
 def plan_of(order: int, seed: int) -> tuple[np.ndarray, ...] | None:
     """What cpu_tokens.rotate takes."""
-    turn = rotation(order, seed)
+    R = rotation(order, seed)
     numbers, factors, signs = [], [], []
-    for size in turn.block_orders:
+    for size in R.block_orders:
         groups = _grouped(atoms(size))
         matrices = [factor_matrix(group) for group in groups]
         if any(len(matrix) > LARGEST_FACTOR for matrix in matrices):
@@ -147,8 +147,8 @@ def plan_of(order: int, seed: int) -> tuple[np.ndarray, ...] | None:
         factors += [len(matrix) for matrix in matrices]
         signs += [matrix.astype(np.float32).ravel() for matrix in matrices]
     signs.append(np.ones(1, np.float32))  # an order of 1 has no factors, and nothing may be empty
-    whole = (np.asarray(list(each), np.int64) for each in (turn.block_orders, numbers, factors or [1]))
-    return turn.scale, *whole, np.concatenate(signs)
+    whole = (np.asarray(list(numbers_of), np.int64) for numbers_of in (R.block_orders, numbers, factors or [1]))
+    return R.scale, *whole, np.concatenate(signs)
 
 
 def _grouped(factors: tuple[int, ...]) -> list[tuple[int, ...]]:
