@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from nestquant_cli.models.shards import write_shard
+from nestquant_cli.models.shard_writer import write_shard
 
 ONES = ("layernorm.weight", "norm.weight")
 

@@ -11,7 +11,8 @@ from ..base.errors import NestQuantError
 from ..codecs.registry import vector_from
 from ..codecs.vectors import VectorCode
 from ..codecs.weights import Shape
-from ..models.shards import read_tensors, write_shard
+from ..models.shard_writer import write_shard
+from ..models.shards import read_tensors
 from ..modules.cache_codes import CacheCodes
 from ..storage.files import read_json, sha256_file, write_json
 from ..storage.resume import RunState

@@ -110,7 +110,7 @@ class Inspection:
 def _layer_of(name: str) -> str:
     """`model.layers.3` of `model.layers.3.mlp.up_proj`: up to the first number."""
     words = name.split(".")
-    numbers = [place for place, word in enumerate(words) if word.isdigit()]
+    numbers = [index for index, word in enumerate(words) if word.isdigit()]
     return ".".join(words[: numbers[0] + 1]) if numbers else name
 
 

@@ -26,11 +26,11 @@ class VerifyReport:
     Attributes:
         folder: folder of the checkpoint.
         files, bytes: files and bytes of the manifest that were hashed.
-        tensors, matrices, words: that were checked.
+        tensors, matrices, words: numbers of those that were checked.
         recorded: relative error of each matrix by name, as the report records it.
-        recomputed: the same against the original weights, empty without an original.
+        recomputed: relative error of each matrix against the original weights; empty without an original.
         unlisted: files in the folder that the manifest does not list and that no loader reads as weights.
-        problems: all that were found.
+        problems: everything wrong, in the order in which it was noticed.
     """
 
     folder: Path

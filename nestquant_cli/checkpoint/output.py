@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..base.errors import NestQuantError
-from ..models.shards import write_shard
+from ..models.shard_writer import write_shard
 from ..storage.files import not_written, read_json, replacing, write_json
 from ..storage.resume import NO_RESUME, RunState
 from .manifest import CONFIG, INDEX, MANIFEST, REPORT, describe_files, describe_tensors, write_index, write_manifest
@@ -20,10 +20,10 @@ class Output:
     """An output folder, new or resumed, and locked; `with` unlocks it where it ends before the folder is complete.
 
     Args:
-        folder: where the checkpoint goes; it must not exist, be empty, or hold an unfinished run with the same key.
+        folder: checkpoint folder, which must not exist, be empty, or hold an unfinished run with the same key.
         key: JSON-ready settings that determine every byte of the result.
-        parts: how many shards there will be; the last is for what is not quantized.
-        resume: whether to go on with an unfinished run; otherwise it is started over.
+        parts: number of shards; the last is for what is not quantized.
+        resume: whether to resume an unfinished run; otherwise it is started over.
         start_over: how the user does that, for errors.
 
     Raises:
@@ -53,7 +53,7 @@ class Output:
         return f"model-{number + 1:05d}-of-{self.parts:05d}.safetensors"
 
     def done(self, number: int) -> dict[str, Any] | None:
-        """What `write` was told about a finished part, or None."""
+        """What `write` was given as `info` of a finished part; None where it is not finished."""
         info: dict[str, Any] | None = self.state.done(number, self.shard(number))
         return info
 
@@ -66,11 +66,10 @@ class Output:
     ) -> None:
         """Writes a shard, then records it as finished.
 
-        Args:
-            number: number of the shard.
-            tensors: by name; see `write_shard` for those on the meta device.
-            info: handed back by `done`.
-            fetch: gives a tensor that is on the meta device.
+            Args:
+                number: number of the shard.
+        x
+                fetch: gives a tensor that is on the meta device.
         """
         name = self.shard(number)
         with self.state.writing(name) as temporary:
@@ -78,7 +77,7 @@ class Output:
         self.state.record(number, name, info)
 
     def add_files(self, save: Callable[[Path], object]) -> None:
-        """Adds the files that `save` writes into the folder it is given, each of them whole or not at all."""
+        """Adds the files that `save` writes into the folder it is given, one by one whole or not at all."""
         staging = self.state.work / "files"
         shutil.rmtree(staging, ignore_errors=True)
         try:

@@ -38,9 +38,9 @@ def check_checkpoint(folder: Path | str, tensors: bool = True) -> None:
 def _refuse_other_shapes(folder: Path, layout: Layout, described: dict[str, Any]) -> None:
     """Raises NestQuantError unless config.json describes a model of the tensors that the manifest lists."""
     for name, wanted in expected_tensors(folder, layout).items():
-        found = described.get(name)
-        shape = None if found is None else tuple(found["shape"])
-        if shape != wanted.shape and (wanted.required or found is not None):
+        stored = described.get(name)
+        shape = None if stored is None else tuple(stored["shape"])
+        if shape != wanted.shape and (wanted.required or stored is not None):
             raise NestQuantError(
                 f"{folder} has {name} of shape {shape}, its config.json calls for {wanted.shape}",
                 "the checkpoint was not loaded",
@@ -51,13 +51,13 @@ def _refuse_other_shapes(folder: Path, layout: Layout, described: dict[str, Any]
 def index_problem(folder: Path, manifest: dict[str, Any]) -> str | None:
     """How the index, by which a loader finds the tensors, differs from the manifest; None where it does not."""
     index = read_json(folder / INDEX)
-    found = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(found, dict):
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict):
         return "has no weight_map"
     expected = {name: item["file"] for name, item in manifest["tensors"].items()}
-    for name in sorted({*found, *expected}):
-        if found.get(name) != expected.get(name):
-            return f"places {name} in {found.get(name)}, the manifest in {expected.get(name)}"
+    for name in sorted({*weight_map, *expected}):
+        if weight_map.get(name) != expected.get(name):
+            return f"places {name} in {weight_map.get(name)}, the manifest in {expected.get(name)}"
     return None
 
 

@@ -24,7 +24,7 @@ class TensorChecks:
 
     def __init__(self, report: VerifyReport, described: dict[str, Any], shards: dict[str, Shard]) -> None:
         self.report, self.described, self.shards = report, described, shards
-        self.found: dict[str, tuple[str, Entry]] = {}  # file and place of every tensor
+        self.found: dict[str, tuple[str, Entry]] = {}  # file and entry of every tensor
         for file, shard in shards.items():
             for name, entry in shard.entries.items():
                 if name in self.found:
@@ -46,15 +46,15 @@ class TensorChecks:
 
     def _difference(self, name: str, expected: dict[str, Expected] | None) -> tuple[str, str | None]:
         """The file to blame, and what is wrong."""
-        described, found = self.described.get(name), self.found.get(name)
+        described, stored = self.described.get(name), self.found.get(name)
         wanted = None if expected is None else expected.get(name)
-        if found is None:
+        if stored is None:
             if described is None:
                 missing = wanted is not None and wanted.required
                 return "config.json", "its model needs this tensor, which no shard has" if missing else None
             unread = described["file"] not in self.shards  # which is a problem of that file
             return described["file"], None if unread else "is missing"
-        file, entry = found
+        file, entry = stored
         what = f"{entry.dtype} {list(entry.shape)}"
         if described is None:
             return file, "is not in the manifest"

@@ -1,4 +1,4 @@
-"""Reads a packed checkpoint again and checks everything in it that can be checked.
+"""Checks everything in a packed checkpoint that can be checked.
 
 Files against the manifest; tensors against the manifest and against the model that config.json describes; every word,
 row scale and recorded error. All problems are collected, so that one altered byte does not hide another.
@@ -24,7 +24,7 @@ from .read import index_problem, open_checkpoint, read_layout, read_quantization
 from .tensors import TensorChecks
 
 T = TypeVar("T")
-DTYPES = ("float32", "bfloat16", "float16")  # that a model can be loaded in
+DTYPES = ("float32", "bfloat16", "float16")  # dtypes that a model can be loaded in
 
 
 def verify(folder: Path | str, original: str | None = None) -> VerifyReport:
@@ -67,8 +67,8 @@ def verify(folder: Path | str, original: str | None = None) -> VerifyReport:
 def _dtype_of(folder: Path) -> str:
     """The dtype that the original was loaded in, as config.json records it."""
     recipe = read_quantization_config(folder).get("recipe")
-    found = recipe.get("dtype") if isinstance(recipe, dict) else None
-    return found if found in DTYPES else "auto"
+    dtype = recipe.get("dtype") if isinstance(recipe, dict) else None
+    return dtype if dtype in DTYPES else "auto"
 
 
 def _check_files(report: VerifyReport, manifest: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ def _read_records(report: VerifyReport) -> tuple[dict[str, Any] | None, dict[str
     if not isinstance(matrices, dict):
         report.add(REPORT, None, "has no record of matrices")
         return None, {}
-    if not isinstance(tuned, dict) or not all(isinstance(each, int | float) for each in tuned.values()):
+    if not isinstance(tuned, dict) or not all(isinstance(change, int | float) for change in tuned.values()):
         report.add(REPORT, None, "has no usable record of what was tuned")
         return matrices, {}
     return matrices, tuned
@@ -136,11 +136,11 @@ def _most_specific(problems: list[Problem]) -> list[Problem]:
     """Leaves out "altered" for a file with a problem that says more, and what follows from a missing or short file."""
     kept = []
     for file in dict.fromkeys(problem.file for problem in problems):
-        own = [problem for problem in problems if problem.file == file]
-        first = own[0]
-        if len(own) > 1 and first.tensor is None and first.what == ALTERED:
-            own = own[1:]
+        of_file = [problem for problem in problems if problem.file == file]
+        first = of_file[0]
+        if len(of_file) > 1 and first.tensor is None and first.what == ALTERED:
+            of_file = of_file[1:]
         elif first.tensor is None:
-            own = own[:1]
-        kept += own
+            of_file = of_file[:1]
+        kept += of_file
     return kept

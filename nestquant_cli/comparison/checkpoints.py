@@ -35,8 +35,15 @@ def make_checkpoints(
 ) -> None:
     """Quantizes what is not quantized yet, each entry into `folder/NAME`; entries that can share a calibration do.
 
-    `keys` are those of `run_keys`. What a run took is put under "runs" of the state: seconds, those of the calibration
-    included, and peak memory.
+    Args:
+        source: the original model.
+        entries: the recipes.
+        keys: what determines each checkpoint, by name, as `run_keys` returns it.
+        folder: output folder of the comparison.
+        device: a torch device.
+        state: run of the comparison; its steps `runs/NAME` get the seconds, those of the calibration included, and the
+            peak memory in bytes.
+        dtype: dtype that the model is loaded in.
 
     Raises:
         NestQuantError: a folder holds a quantization by another recipe or of another model; see `quantize`.
@@ -81,9 +88,9 @@ def run_keys(source: Source, entries: Sequence[Entry], device: str, dtype: str, 
 def _finished(folder: Path, key: Any) -> bool:
     if not (folder / CONFIG).is_file():
         return False
-    found = read_quantization_config(folder).get("recipe")
-    found = found if isinstance(found, dict) else {}
-    differing = [name for name in {**key, **found} if name not in _WORDS and found.get(name) != key.get(name)]
+    recipe = read_quantization_config(folder).get("recipe")
+    recipe = recipe if isinstance(recipe, dict) else {}
+    differing = [name for name in {**key, **recipe} if name not in _WORDS and recipe.get(name) != key.get(name)]
     if differing:
         raise NestQuantError(
             f"{folder} is a finished quantization with another {differing[0]}",

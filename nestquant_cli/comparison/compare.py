@@ -36,14 +36,14 @@ class CompareOptions:
     """What to compare; the fields are the options of `nestquant compare`.
 
     Attributes:
-        model: the original.
+        model: the original model.
         entries: the recipes.
-        folder: of the checkpoints and the result.
+        folder: output folder of the checkpoints and the result.
         against: name of the recipe whose gap the others close; None for none.
         dataset, split, text_field, seqlen, max_windows, bos: text that is scored.
-        tasks, limit, include_path: of lm-eval, see `evaluation.measure_tasks.TaskOptions`.
-        seed: of tasks.
-        dtype: that models are loaded in, for quantizing and scoring.
+        tasks, limit, include_path: tasks of lm-eval, see `evaluation.measure_tasks.TaskOptions`.
+        seed: seed of the tasks.
+        dtype: dtype that models are loaded in, for quantizing and scoring.
         device, resident: as in `evaluation.measure_perplexity.PerplexityOptions`.
     """
 
@@ -67,7 +67,7 @@ class CompareOptions:
 
 
 def compare(options: CompareOptions) -> Comparison:
-    """Quantizes, scores and reports; goes on where an interrupted comparison of the same stopped.
+    """Quantizes, scores and reports; an interrupted comparison of the same is resumed.
 
     Raises:
         NestQuantError: bad input, which is looked for before any work; see the functions called.
@@ -95,19 +95,9 @@ def _compare(
     settings = run_keys(source, options.entries, device, options.dtype, windows)
     make_checkpoints(source, options.entries, settings, options.folder, device, state, options.dtype)
     models = {name: resolve(str(options.folder / name)) for name in names}
-    circumstances = {"dtype": options.dtype, "device": device, "resident": options.resident, "versions": versions()}
-    kind = machine(device)
-    sha256 = fingerprint(source)
-    keys = {
-        name: {
-            **about,
-            **circumstances,
-            "machine": kind,
-            "model_sha256": sha256,
-            "manifest": sha256_file(options.folder / name / MANIFEST),
-        }
-        for name in names
-    }
+    measured = {**about, "dtype": options.dtype, "device": device, "resident": options.resident, "versions": versions()}
+    measured |= {"machine": machine(device), "model_sha256": fingerprint(source)}
+    keys = {name: measured | {"manifest": sha256_file(options.folder / name / MANIFEST)} for name in names}
     scoring = Scoring(windows, options.dtype, device, options.resident)
     totals = score_models(source, models, keys, scoring, state)
     tokens = options.seqlen - 1
@@ -116,32 +106,38 @@ def _compare(
         run = state.get(f"runs/{name}", settings[name])
         rows.append(row_of(options.folder / name, totals[name], tokens, run and run["seconds"]))
     rows = _with_tasks(_with_gaps(rows, options.against), options, {REFERENCE: source} | models, keys, state)
+    protocol = _protocol(options, measured, settings)
+    comparison = Comparison(source.name, options.against, rows, protocol)
+    write_json(options.folder / RESULT, comparison.as_json())
+    write_text(options.folder / REPORT, markdown(comparison, draw(comparison, options.folder)))
+    return comparison
+
+
+def _protocol(options: CompareOptions, measured: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """How the rows were measured, JSON-ready.
+
+    Args:
+        options: what was compared.
+        measured: what scores depend on: text, windows, dtype, device, versions, machine and model.
+        settings: what determines each checkpoint, by name.
+    """
+    source = options.model
     calibration = {
         name: f"{key['samples']} × {key['seqlen']} tokens of {key['dataset']}, seed {key['seed']}"
         + (f", BOS {key['bos']}" if key["window_start"] else "")
         for name, key in settings.items()
     }
-    reference = {
+    return {
+        **measured,
         "reference": describe(source, "bfloat16" if options.dtype == "auto" else options.dtype),
         "commit": source.hub and source.hub.sha,
-    }
-    protocol = {
-        **about,
-        **circumstances,
-        **reference,
-        "machine": kind,
-        "model_sha256": sha256,
         "calibration": calibration,
         "settings": settings,
     }
-    found = Comparison(source.name, options.against, rows, protocol)
-    write_json(options.folder / RESULT, found.as_json())
-    write_text(options.folder / REPORT, markdown(found, draw(found, options.folder)))
-    return found
 
 
 def _windows(options: CompareOptions, source: Source) -> tuple[Any, dict[str, Any]]:
-    """The windows to score, (windows, seqlen) int64, and what is said of them."""
+    """The windows to score, (windows, seqlen) int64, and what the protocol says of them."""
     tokenizer = load_tokenizer(source)
     text = load_text(options.dataset, options.split, tokenizer, options.text_field)
     tokens, whole = tokenize(text, tokenizer, options.bos, tokens_of(options.max_windows, options.seqlen, options.bos))
@@ -176,8 +172,8 @@ def _with_tasks(
     whole = {name: {**asked, "of": keys[name] if name in keys else fingerprint(models[name])} for name in models}
     done = []
     for row in rows:
-        found = state.get(f"tasks/{row.name}", whole[row.name])
-        if found is None:
+        metrics = state.get(f"tasks/{row.name}", whole[row.name])
+        if metrics is None:
             report = measure_tasks(
                 TaskOptions(
                     models[row.name],
@@ -190,7 +186,7 @@ def _with_tasks(
                     resident=options.resident,
                 )
             )
-            found = {task: list(main_metric(values)) for task, values in report.results.items()}
-            state.put(f"tasks/{row.name}", whole[row.name], found)
-        done.append(dataclasses.replace(row, tasks={task: tuple(each) for task, each in found.items()}))
+            metrics = {task: list(main_metric(values)) for task, values in report.results.items()}
+            state.put(f"tasks/{row.name}", whole[row.name], metrics)
+        done.append(dataclasses.replace(row, tasks={task: tuple(metric) for task, metric in metrics.items()}))
     return done

@@ -17,11 +17,11 @@ _WIDE = 3  # ratio of the largest perplexity to the reference above which the ax
 _DPI = 150
 
 
-def draw(found: Comparison, folder: Path) -> list[str]:
+def draw(comparison: Comparison, folder: Path) -> list[str]:
     """Writes the pictures of a comparison.
 
     Args:
-        found: the rows of the comparison, the reference first.
+        comparison: the rows of the comparison, the reference first.
         folder: folder that gets the PNG files.
 
     Returns:
@@ -37,7 +37,7 @@ def draw(found: Comparison, folder: Path) -> list[str]:
     for name, paint in ((PERPLEXITY, _perplexity), (ERRORS, _errors)):
         figure = Figure(figsize=_SIZE, layout="constrained")
         FigureCanvasAgg(figure)
-        if paint(found, figure.add_subplot()):
+        if paint(comparison, figure.add_subplot()):
             figure.legend(loc="outside right upper", fontsize="small")
             with replacing(folder / name) as temporary:
                 figure.savefig(temporary, format="png", dpi=_DPI)
@@ -45,8 +45,8 @@ def draw(found: Comparison, folder: Path) -> list[str]:
     return made
 
 
-def _perplexity(found: Comparison, axes: Any) -> bool:
-    original, rows = found.rows[0], [row for row in found.rows[1:] if row.bits_per_weight is not None]
+def _perplexity(comparison: Comparison, axes: Any) -> bool:
+    original, rows = comparison.rows[0], [row for row in comparison.rows[1:] if row.bits_per_weight is not None]
     kinds = list(dict.fromkeys(codes(row) for row in rows))
     for number, row in enumerate(rows):
         marker = _MARKERS[kinds.index(codes(row)) % len(_MARKERS)]
@@ -63,22 +63,22 @@ def _perplexity(found: Comparison, axes: Any) -> bool:
     axes.axhline(original.perplexity, color="grey", linestyle="--", linewidth=1, label="reference")
     axes.set_xlabel("bits per quantized weight, from the bytes on disk")
     axes.set_ylabel("perplexity (bars: standard error of the gap)")
-    axes.set_title(f"{found.model}: {found.protocol['dataset']}, {found.protocol['windows']} windows")
-    if max(row.perplexity for row in found.rows) > _WIDE * original.perplexity:
+    axes.set_title(f"{comparison.model}: {comparison.protocol['dataset']}, {comparison.protocol['windows']} windows")
+    if max(row.perplexity for row in comparison.rows) > _WIDE * original.perplexity:
         axes.set_yscale("log")
     axes.margins(0.1)
     axes.grid(alpha=0.3, which="both")
     return bool(rows)
 
 
-def _errors(found: Comparison, axes: Any) -> bool:
-    rows = [row for row in found.rows if row.layer_errors]
+def _errors(comparison: Comparison, axes: Any) -> bool:
+    rows = [row for row in comparison.rows if row.layer_errors]
     for number, row in enumerate(rows):
         axes.plot(row.layer_errors, marker=".", color=f"C{number % 10}", label=row.name)
     axes.set_yscale("log")
     axes.set_xlabel("decoder layer")
     axes.set_ylabel("relative squared error of the outputs, mean over matrices")
-    axes.set_title(f"{found.model}: error of each layer on its calibration text")
+    axes.set_title(f"{comparison.model}: error of each layer on its calibration text")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3, which="both")
     return bool(rows)

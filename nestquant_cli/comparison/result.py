@@ -18,16 +18,16 @@ class Row:
     """One model of a comparison; what does not exist is None.
 
     Attributes:
-        name: of the recipe, or REFERENCE.
-        bits: of weights, activations and KV cache as coded, 16 where left alone.
-        bits_per_weight: real ones, from the bytes on disk; None where no weight is quantized.
-        perplexity, standard_error: over the windows.
-        gap: perplexity minus that of the reference, and its standard error over the same windows.
+        name: name of the recipe, or REFERENCE.
+        bits: nominal bits of weights, activations and KV cache, 16 where left alone.
+        bits_per_weight: real bits, from the bytes on disk; None where no weight is quantized.
+        perplexity, standard_error: perplexity over the windows, and its standard error.
+        gap, gap_standard_error: perplexity minus that of the reference, and its standard error over the same windows.
         gap_closed: share of the gap of the row that it is compared against which this row does not have.
         kl_divergence, top1_agreement: compared with the reference, per token.
-        seconds: of the quantization, a shared calibration counted for each.
+        seconds: time of the quantization; a calibration that several share counts for all of them.
         tasks: main metric and its standard error by task.
-        layer_errors: mean relative output error on the calibration text of each decoder layer.
+        layer_errors: mean relative output error of each decoder layer on the calibration text.
     """
 
     name: str
@@ -63,18 +63,18 @@ def row_of(folder: Path, totals: Sequence[Totals], tokens: int, seconds: float |
     """The row of a packed checkpoint, without what needs the other rows.
 
     Args:
-        folder: of the checkpoint.
-        totals: its windows' sums.
-        tokens: scored in each window.
-        seconds: of its quantization.
+        folder: checkpoint folder.
+        totals: sums of each window.
+        tokens: tokens scored in each window.
+        seconds: time of its quantization; None where it is not known.
     """
     scores: Scores = summary(list(totals), tokens, 0.0, has_baseline=True)
-    found = inspect(folder)
+    contents = inspect(folder)
     assert scores.baseline_perplexity is not None
     return Row(
         folder.name,
-        found.bits,
-        found.bits_per_weight,
+        contents.bits,
+        contents.bits_per_weight,
         scores.perplexity,
         scores.standard_error,
         gap=scores.perplexity - scores.baseline_perplexity,
@@ -102,8 +102,8 @@ def gap_error(totals: Sequence[Totals], tokens: int) -> float | None:
     if count < 2:
         return None
     losses = [(window.loss / tokens, window.baseline_loss / tokens) for window in totals]
-    own, base = (math.exp(math.fsum(each) / count) for each in zip(*losses, strict=True))
-    values = [own * loss - base * reference for loss, reference in losses]
+    model, base = (math.exp(math.fsum(column) / count) for column in zip(*losses, strict=True))
+    values = [model * loss - base * reference for loss, reference in losses]
     mean = math.fsum(values) / count
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
 
@@ -118,6 +118,6 @@ def layer_errors(records: dict[str, Any]) -> list[float]:
     layers: dict[str, list[float]] = {}
     for name, record in records.items():
         words = name.split(".")
-        number = next((place for place, word in enumerate(words) if word.isdigit()), len(words) - 1)
+        number = next((index for index, word in enumerate(words) if word.isdigit()), len(words) - 1)
         layers.setdefault(".".join(words[: number + 1]), []).append(record["hessian_error"])
     return [math.fsum(errors) / len(errors) for errors in layers.values()]

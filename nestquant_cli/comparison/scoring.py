@@ -37,16 +37,19 @@ class Scoring:
 def score_models(
     baseline: Source, models: Mapping[str, Source], keys: Mapping[str, Any], scoring: Scoring, state: ComparisonState
 ) -> dict[str, list[Totals]]:
-    """Every window's sums for every model, from the state where its key is the same.
+    """Scores every window with every model; what the state has under the same key is not scored again.
 
     As many models as fit the memory see a window together, so that the reference runs once for all of them.
 
     Args:
         baseline: the reference.
         models: packed checkpoints by name.
-        keys: by name, JSON-ready; what the sums depend on.
-        scoring: windows and circumstances.
-        state: "scores" are kept there.
+        keys: what the sums of each model depend on, JSON-ready, by name.
+        scoring: windows, dtype, device and form of the weights.
+        state: run of the comparison, whose steps `scores/NAME` have the sums.
+
+    Returns:
+        the sums of each window in order, by name.
     """
     import torch
 
@@ -65,10 +68,12 @@ def score_models(
                 if not todo:
                     continue
                 with torch.inference_mode():
-                    found = score_window([loaded[name] for name in todo], original, scoring.windows[number], number)
-                for name, totals in zip(todo, found, strict=True):
+                    window_totals = score_window(
+                        [loaded[name] for name in todo], original, scoring.windows[number], number
+                    )
+                for name, totals in zip(todo, window_totals, strict=True):
                     known[name].append(totals)
-                    state.put(f"scores/{name}", keys[name], [dataclasses.asdict(each) for each in known[name]])
+                    state.put(f"scores/{name}", keys[name], [dataclasses.asdict(sums) for sums in known[name]])
             del loaded
     return {name: totals[: len(scoring.windows)] for name, totals in known.items()}
 
@@ -78,7 +83,7 @@ def _known(state: ComparisonState, name: str, key: Any) -> list[Totals]:
 
 
 def _passes(names: Sequence[str], models: Mapping[str, Source], device: str) -> list[list[str]]:
-    """The names in passes whose models fit the free memory together; at least one in each."""
+    """Splits the names into passes whose models fit the free memory together; a pass has at least one."""
     import torch
 
     from ..base.device import free_memory

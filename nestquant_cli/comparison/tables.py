@@ -1,4 +1,4 @@
-"""A comparison as a table, and as a Markdown report beside its plots."""
+"""A comparison as a table, and as a Markdown report with plots."""
 
 from collections.abc import Sequence
 
@@ -13,21 +13,21 @@ _NOTE = (
 )
 
 
-def columns(found: Comparison) -> list[str]:
+def columns(comparison: Comparison) -> list[str]:
     """Headings of `cells`."""
-    tasks = [f"{task} ± s.e." for task in found.rows[0].tasks]
-    closed = f"gap closed ({found.against})" if found.against else "gap closed"
-    quality = ["gap ± s.e.", *([closed] if found.against else []), "KL (nats)", "top-1"]
+    tasks = [f"{task} ± s.e." for task in comparison.rows[0].tasks]
+    closed = f"gap closed ({comparison.against})" if comparison.against else "gap closed"
+    quality = ["gap ± s.e.", *([closed] if comparison.against else []), "KL (nats)", "top-1"]
     return ["recipe", "codes", "bits/weight", "perplexity ± s.e.", *quality, *tasks, "seconds"]
 
 
-def cells(found: Comparison) -> list[list[str]]:
+def cells(comparison: Comparison) -> list[list[str]]:
     """One list of texts a row."""
-    return [_cells(row, found) for row in found.rows]
+    return [_cells(row, comparison) for row in comparison.rows]
 
 
-def _cells(row: Row, found: Comparison) -> list[str]:
-    closed = ["" if row.gap_closed is None else f"{100 * row.gap_closed:.1f} %"] if found.against else []
+def _cells(row: Row, comparison: Comparison) -> list[str]:
+    closed = ["" if row.gap_closed is None else f"{100 * row.gap_closed:.1f} %"] if comparison.against else []
     return [
         row.name,
         codes(row),
@@ -37,7 +37,7 @@ def _cells(row: Row, found: Comparison) -> list[str]:
         *closed,
         _number(row.kl_divergence, 4),
         _number(row.top1_agreement, 4),
-        *(_with_error(*row.tasks[task], 4) if task in row.tasks else "" for task in found.rows[0].tasks),
+        *(_with_error(*row.tasks[task], 4) if task in row.tasks else "" for task in comparison.rows[0].tasks),
         _number(row.seconds, 0),
     ]
 
@@ -48,19 +48,19 @@ def codes(row: Row) -> str:
     return "".join(f"{short}{row.bits[part]:g}" for part, short in names.items() if row.bits.get(part, 16) < 16)
 
 
-def markdown(found: Comparison, plots: Sequence[str]) -> str:
+def markdown(comparison: Comparison, plots: Sequence[str]) -> str:
     """The whole report.
 
     Args:
-        found: the comparison.
-        plots: names of the picture files beside it.
+        comparison: what is reported.
+        plots: names of the picture files in the same folder.
     """
-    protocol = found.protocol
+    protocol = comparison.protocol
     calibration = protocol["calibration"]
     lines = [
-        f"# {escaped(found.model)}: {len(found.rows) - 1} quantizations compared",
+        f"# {escaped(comparison.model)}: {len(comparison.rows) - 1} quantizations compared",
         "",
-        *table(columns(found), cells(found), numbers=True),
+        *table(columns(comparison), cells(comparison), numbers=True),
         "",
         _NOTE,
         "",

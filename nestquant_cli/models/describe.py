@@ -13,7 +13,7 @@ def describe(source: Source, dtype: str = "bfloat16") -> str:
 
     Args:
         source: the model.
-        dtype: that the weights of a GGUF file are read in.
+        dtype: dtype that the weights of a GGUF file are read in.
     """
     if source.gguf_file:
         kind = gguf_type(Path(source.path) / source.gguf_file)

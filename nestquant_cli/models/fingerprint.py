@@ -2,8 +2,8 @@
 
 The rule: SHA-256 over the configuration without the keys that do not change the model, then for every weight file in
 order of its name: name, size and content. The content is the whole file while all files together hold at most 2 GB;
-above that it is the first MiB (where the header of a safetensors file lies, with every tensor's name, shape and place)
-and 256 pieces of 64 KiB at even distances, the end of the file included, which reads 17 MiB a file.
+above that it is the first MiB (where the header of a safetensors file lies, with name, shape and offset of every
+tensor) and 256 pieces of 64 KiB at even distances, the end of the file included, which reads 17 MiB a file.
 """
 
 import hashlib

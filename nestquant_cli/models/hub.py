@@ -1,4 +1,4 @@
-"""The Hugging Face Hub as one more place for models: a commit is found once, and every file is of that commit."""
+"""Models on the Hugging Face Hub: a commit is looked up once, and every file is of that commit."""
 
 import contextlib
 import functools
@@ -26,10 +26,10 @@ class Commit:
     """One state of a model repository on the Hub.
 
     Attributes:
-        repo: its id.
+        repo: id of the repository.
         revision: the branch, tag or commit that was asked for; None for the default branch.
         sha: hash of the commit, 40 hex digits.
-        files: names in the repository; None where the Hub gave no answer and the client's cache has the commit.
+        files: names of the files; None where the Hub gave no answer and the client's cache has the commit.
     """
 
     repo: str
@@ -79,7 +79,7 @@ def download(commit: Commit, names: Collection[str]) -> Path:
     try:
         with _bars():
             folder = Path(snapshot_download(commit.repo, revision=commit.sha, allow_patterns=patterns))
-    except Exception as error:  # see above
+    except Exception as error:  # the error types differ between versions of the client
         raise _refusal(commit.repo, commit.revision, error, begun=True) from error
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:  # the client takes what its cache has where the connection is lost
@@ -97,7 +97,7 @@ def unreachable() -> str | None:
         return "HF_HUB_OFFLINE is set"
     try:
         get_session().head(constants.ENDPOINT, timeout=PATIENCE)
-    except Exception as error:  # see above
+    except Exception as error:  # the error types differ between versions of the client
         return reason_of(error)
     return None
 
@@ -108,16 +108,16 @@ def cache_only_when_unreachable() -> Iterator[None]:
     import datasets.config
     from huggingface_hub import constants
 
-    places: list[Any] = [place for place in (constants, datasets.config) if hasattr(place, "HF_HUB_OFFLINE")]
-    before = [place.HF_HUB_OFFLINE for place in places]
+    modules: list[Any] = [module for module in (constants, datasets.config) if hasattr(module, "HF_HUB_OFFLINE")]
+    before = [module.HF_HUB_OFFLINE for module in modules]
     if unreachable() is not None:
-        for place in places:
-            place.HF_HUB_OFFLINE = True
+        for module in modules:
+            module.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = value
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
 
 
 def reason_of(error: BaseException) -> str:
@@ -140,10 +140,10 @@ def _cached(repo: str, revision: str | None) -> Path | None:
     from huggingface_hub import errors, snapshot_download
 
     try:
-        found = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=["config.json"])
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=["config.json"]))
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         return None
-    return Path(found) if (Path(found) / "config.json").is_file() else None
+    return folder if (folder / "config.json").is_file() else None
 
 
 def _from_cache(commit: Commit, names: Collection[str]) -> Path:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
-_LONGEST = {"layer": 1 << 12, "label": 1 << 16}  # of lists that are made while a configuration is read, by part of name
-_BESIDE = 1 << 24  # entries that a model may compute for itself, however small its files are
+_LONGEST = {"layer": 1 << 12, "label": 1 << 16}  # entries of a list that transformers makes, by a word in its name
+_COMPUTED = 1 << 24  # entries that a model may compute for itself, however small its files are
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -28,8 +28,8 @@ def check_counts(config: Mapping[str, Any]) -> None:
     for name, value in config.items():
         if isinstance(value, dict) and name != "quantization_config":
             check_counts(value)
-        for part, most in _LONGEST.items():
-            if part in name and type(value) is int and value > most:
+        for word, most in _LONGEST.items():
+            if word in name and type(value) is int and value > most:
                 raise ValueError(f"its {name} is {value}, more than {most}")
 
 
@@ -56,9 +56,9 @@ def meta_model(config: "PretrainedConfig", dtype: "torch.dtype | None" = None) -
     import torch
     from transformers import AutoModelForCausalLM
 
-    own = copy.deepcopy(config)  # building notes this and that in it
+    config = copy.deepcopy(config)  # building a model changes its configuration
     with describing(), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(own, dtype=dtype, trust_remote_code=False)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     return model
 
 
@@ -81,7 +81,7 @@ def refuse_size(model: "PreTrainedModel", shapes: Shapes) -> None:
     wanted = sum(tensor.numel() for name, tensor in model.named_parameters() if name not in tied)
     wanted += sum(tensor.numel() for tensor in model.buffers())
     held = sum(map(math.prod, shapes.values()))
-    if wanted > 2 * held + _BESIDE:
+    if wanted > 2 * held + _COMPUTED:
         with describing():
             raise ValueError(f"it asks for {wanted:,} numbers, its files have {held:,}")
 

@@ -84,7 +84,7 @@ def load_unpacked_model(source: Source, dtype: "str | torch.dtype" = "auto", dev
 
 
 def warn_unused(source: Source, model: "PreTrainedModel", names: Iterable[str]) -> None:
-    """Names tensors of a model's files that the model has no place for, but for those that its class says to ignore."""
+    """Names tensors of a model's files that the model does not have, except those that its class says to ignore."""
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     unused = sorted(name for name in names if not any(re.search(pattern, name) for pattern in ignored))
     if unused:

@@ -1,4 +1,4 @@
-"""What MODEL names: a Hub id, a folder, a GGUF file, a packed checkpoint or the demo, told apart without loading it."""
+"""Finds what MODEL names, without loading it: a Hub id, a folder, a GGUF file, a packed checkpoint or the demo."""
 
 import importlib.util
 import re
@@ -54,11 +54,11 @@ def resolve(model: "str | Source", revision: str | None = None) -> Source:
     """
     if isinstance(model, Source):
         return model
-    found = _local(model)
-    if found is not None:
+    source = _local(model)
+    if source is not None:
         if revision is not None:
             raise NestQuantError(f"{model} is here and has no revisions", NOT_LOADED, "leave the revision out")
-        return found
+        return source
     repo, at, named = model.partition("@")
     if at and revision not in (None, named):
         raise NestQuantError(f"{model} names one revision, --revision another", NOT_LOADED, "leave one of them out")
@@ -92,7 +92,7 @@ def _on_hub(repo: str, revision: str | None) -> Source:
 
 
 def refuse_non_decoders(name: str, config: dict[str, Any]) -> None:
-    """Raises NestQuantError for an encoder-decoder or an encoder, told by the parsed `config` of the model `name`."""
+    """Raises NestQuantError for an encoder-decoder or an encoder, by the parsed `config` of the model `name`."""
     architectures = config.get("architectures") or ["?"]
     if config.get("is_encoder_decoder"):
         what = "an encoder-decoder"

@@ -1,4 +1,4 @@
-"""Safetensors files, read and written one tensor at a time.
+"""Safetensors files, read one tensor at a time; `models.shard_writer` writes them.
 
 Headers are checked field by field: a shard may come from anyone, or half of it. Files are read and never mapped, since
 the pages of a mapped file count as memory of the process for as long as the file is open.
@@ -7,7 +7,6 @@ the pages of a mapped file count as memory of the process for as long as the fil
 import hashlib
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,11 +52,11 @@ class Entry:
     """One tensor of a shard.
 
     Attributes:
-        dtype: torch's name, "uint8".
+        dtype: torch's name of the dtype, such as "uint8".
         shape: shape of the tensor.
-        start: byte of the file where it begins.
+        start: offset of its data in the file, in bytes.
         bytes: bytes of its data.
-        header_bytes: that the header spends on it, the comma included.
+        header_bytes: bytes of its description in the header, the comma included.
     """
 
     dtype: str
@@ -116,7 +115,7 @@ def read_shard(path: Path) -> Shard:
 
 
 def read_tensor(path: Path, entry: Entry) -> "Tensor":
-    """One tensor of a shard, in memory of its own on the CPU.
+    """One tensor of a shard, in new memory on the CPU.
 
     Raises:
         NestQuantError: the file ends before the tensor does, or cannot be read.
@@ -125,7 +124,7 @@ def read_tensor(path: Path, entry: Entry) -> "Tensor":
 
 
 def read_tensors(path: Path) -> "dict[str, Tensor]":
-    """All tensors of a shard by name, in memory of their own on the CPU.
+    """All tensors of a shard by name, in new memory on the CPU.
 
     Raises:
         NestQuantError: missing, truncated, or not a valid safetensors file.
@@ -136,6 +135,10 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
 def same_values(one: tuple[Path, Entry], other: tuple[Path, Entry], dtype: "torch.dtype") -> bool:
     """Whether two tensors of files are equal in shape and, as `dtype`, in every entry. Reads them in pieces.
 
+    Args:
+        one, other: file and entry of each tensor.
+        dtype: both are compared as this dtype.
+
     Raises:
         NestQuantError: a file ends before its tensor does, or cannot be read.
     """
@@ -143,7 +146,7 @@ def same_values(one: tuple[Path, Entry], other: tuple[Path, Entry], dtype: "torc
 
     entries = math.prod(one[1].shape)
     return one[1].shape == other[1].shape and all(
-        torch.equal(*(_read(*place, first, min(PIECE, entries - first)).to(dtype) for place in (one, other)))
+        torch.equal(*(_read(*tensor, first, min(PIECE, entries - first)).to(dtype) for tensor in (one, other)))
         for first in range(0, entries, PIECE)
     )
 
@@ -177,42 +180,8 @@ def hash_tensor(path: Path, entry: Entry) -> str:
     return digest.hexdigest()
 
 
-def write_shard(path: Path, tensors: "dict[str, Tensor]", fetch: "Callable[[str], Tensor] | None" = None) -> None:
-    """Writes a safetensors file tensor by tensor.
-
-    Args:
-        path: the file.
-        tensors: the tensors by name, on any device.
-        fetch: gives the tensor of a name whose tensor in `tensors`, on the meta device, has only a shape and a dtype.
-    """
-    names = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    # in the library's order, the largest entries first, so that every tensor is aligned to its entries
-    rank = {dtype: place for place, dtype in enumerate(names)}
-    order = sorted(tensors, key=lambda name: (-rank[_dtype_name(tensors[name])], name))
-    for name in order:
-        tensor, start = tensors[name], end
-        end += tensor.numel() * tensor.element_size()
-        dtype = names[_dtype_name(tensor)]
-        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % LENGTH_BYTES)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
-        for name in order:
-            wanted = tensors[name]
-            tensor = fetch(name) if fetch is not None and wanted.is_meta else wanted
-            assert (tensor.dtype, tensor.shape) == (wanted.dtype, wanted.shape)
-            file.write(bytes_of(tensor))
-
-
-def _dtype_name(tensor: "Tensor") -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 def bytes_of(tensor: "Tensor") -> memoryview:
-    """The bytes of a tensor in memory order; those of a contiguous tensor on the CPU are its own and can be written."""
+    """The bytes of a tensor in memory order: of a contiguous one on the CPU its memory itself, else those of a copy."""
     import torch
 
     view: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

@@ -32,10 +32,10 @@ def weight_set(folder: Path, names: Collection[str], config: Any, label: str) ->
     """The set that config.json names, else the index of the usual name, else the usual file, else the only other index.
 
     Args:
-        folder: where an index is read, if there is one.
-        names: of all files, in the folder or in its repository on the Hub.
+        folder: model folder, in which an index is read if there is one.
+        names: names of all files, in the folder or in its repository on the Hub.
         config: the parsed config.json.
-        label: of the model, for errors.
+        label: what errors call the model.
 
     Raises:
         NestQuantError: no weights, only pickles, several sets under unusual names, or an index that cannot be used.
@@ -83,8 +83,8 @@ def _without_weights(names: Collection[str], label: str) -> NestQuantError:
 def _indexed_files(index: Path) -> set[str]:
     """File names of an index, which are to be plain names: a folder may come from anyone."""
     value = read_json(index)
-    places = value.get("weight_map") if isinstance(value, dict) else None
-    names: list[Any] = list(places.values()) if isinstance(places, dict) else [None]
+    weight_map = value.get("weight_map") if isinstance(value, dict) else None
+    names: list[Any] = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
     plain = all(isinstance(name, str) and name == Path(name).name and name not in ("", "..") for name in names)
     if not plain or not names:
         raise NestQuantError(f"{index} has no usable weight_map", NOT_LOADED, "download or copy the model again")

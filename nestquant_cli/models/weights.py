@@ -1,13 +1,13 @@
-"""Where the weights of a model are while it is worked on: whole in memory, or in its files but for what is in use.
+"""The weights of a model while it is worked on: whole in memory, or in its files but for what is in use.
 
-A model whose weights lie in safetensors files under the model's own names is built without memory for them. Whoever
-runs or reads a part of it holds that part for as long:
+A model whose weights lie in safetensors files under the names that the model gives them is built without memory for
+them. Whoever runs or reads a layer holds it for as long:
 
     with weights.layer(3):
         ...
 
-The rest of the time the parameters are on the meta device. Every other model (a GGUF file, or names that
-transformers converts while it loads) is loaded whole, and holding changes nothing.
+The rest of the time its parameters are on the meta device. Every other model (a GGUF file, or names that transformers
+converts while it loads) is loaded whole, and holding changes nothing.
 """
 
 import logging
@@ -77,21 +77,21 @@ class LazyWeights(Weights):
 
     Args:
         model: with its parameters on the meta device and its buffers in memory.
-        places: file and entry of every tensor by its name in the model.
-        device: where parameters go.
+        stored: file and entry of every tensor by its name in the model.
+        device: device of parameters while they are held.
     """
 
     lazy = True
 
-    def __init__(self, model: PreTrainedModel, places: dict[str, tuple[Path, Entry]], device: str) -> None:
+    def __init__(self, model: PreTrainedModel, stored: dict[str, tuple[Path, Entry]], device: str) -> None:
         super().__init__(model)
-        self.places, self.device = places, torch.device(device)
+        self.stored, self.device = stored, torch.device(device)
         for module in model.modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = buffer.to(self.device)
         for name, buffer in model.named_buffers():
-            if name in places:  # others are computed by the model
+            if name in stored:  # others are computed by the model
                 buffer.copy_(self.fetch(name))
 
     def layer(self, index: int) -> AbstractContextManager[None]:
@@ -104,7 +104,7 @@ class LazyWeights(Weights):
         return self._holding(lambda name: name.startswith(base) and not name.startswith(stack))
 
     def fetch(self, name: str) -> Tensor:
-        dtype, (path, entry) = self._wanted(name).dtype, self.places[name]
+        dtype, (path, entry) = self._wanted(name).dtype, self.stored[name]
         return read_tensor(path, entry).to(dtype)
 
     @contextmanager
@@ -120,8 +120,8 @@ class LazyWeights(Weights):
 
     def _wanted(self, name: str) -> Tensor:
         owner, _, leaf = name.rpartition(".")
-        found: Tensor = getattr(self.model.get_submodule(owner), leaf)
-        return found
+        tensor: Tensor = getattr(self.model.get_submodule(owner), leaf)
+        return tensor
 
     def _put(self, name: str, tensor: Tensor) -> None:
         owner, _, leaf = name.rpartition(".")
@@ -133,8 +133,8 @@ def open_weights(source: Source, device: str, dtype: str = "auto") -> Weights:
 
     Args:
         source: the model.
-        device: where its parameters go.
-        dtype: of its weights; "auto" is the model's own.
+        device: device of its parameters.
+        dtype: dtype of its weights; "auto" is that of the model.
 
     Raises:
         NestQuantError: files are missing, truncated or damaged, or the model is of a kind that is not supported.
@@ -156,20 +156,20 @@ def _open_lazily(source: Source, device: str, dtype: str) -> tuple[str, LazyWeig
     config = load_config(source)
     if getattr(config, "quantization_config", None) is not None:
         return "it is quantized already", None
-    places = {name: (file, entry) for file in files for name, entry in read_shard(file).entries.items()}
-    refuse_misfit(config, {name: entry.shape for name, (_, entry) in places.items()})
-    own = getattr(config, "dtype", None) or _first_dtype(places)
-    model = _empty_model(config, own if dtype == "auto" else getattr(torch, dtype))
+    stored = {name: (file, entry) for file in files for name, entry in read_shard(file).entries.items()}
+    refuse_misfit(config, {name: entry.shape for name, (_, entry) in stored.items()})
+    stored_dtype = getattr(config, "dtype", None) or _first_dtype(stored)
+    model = _empty_model(config, stored_dtype if dtype == "auto" else getattr(torch, dtype))
     if model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict:
         return "parts of it are kept in float32", None
-    if _converted(model, places):
+    if _converted(model, stored):
         return "transformers converts its tensors while it loads them", None
-    if difference := _misfit(model, places):
+    if difference := _misfit(model, stored):
         return difference, None
-    _keep_untied(model, places)
-    warn_unused(source, model, places.keys() - model.state_dict().keys())
+    _keep_untied(model, stored)
+    warn_unused(source, model, stored.keys() - model.state_dict().keys())
     _read_generation_config(model, Path(source.path))
-    return "", LazyWeights(model.eval(), places, device)
+    return "", LazyWeights(model.eval(), stored, device)
 
 
 def _empty_model(config: Any, dtype: torch.dtype | None) -> PreTrainedModel:
@@ -189,51 +189,51 @@ def not_finite(tensor: Tensor) -> int:
     return sum(int((~torch.isfinite(piece)).sum()) for piece in tensor.reshape(-1).split(PIECE))
 
 
-def _first_dtype(places: dict[str, tuple[Path, Entry]]) -> torch.dtype | None:
-    names = (entry.dtype for _, entry in places.values() if "float" in entry.dtype)
+def _first_dtype(stored: dict[str, tuple[Path, Entry]]) -> torch.dtype | None:
+    names = (entry.dtype for _, entry in stored.values() if "float" in entry.dtype)
     return getattr(torch, next(names, "float32"))
 
 
-def _converted(model: PreTrainedModel, places: dict[str, tuple[Path, Entry]]) -> bool:
+def _converted(model: PreTrainedModel, stored: dict[str, tuple[Path, Entry]]) -> bool:
     """Whether transformers would rename or rearrange one of the tensors."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
     except ImportError:
         return True  # this version keeps its conversions where they cannot be asked for
-    patterns = {pattern for each in get_model_conversion_mapping(model) for pattern in each.source_patterns}
+    patterns = {pattern for conversion in get_model_conversion_mapping(model) for pattern in conversion.source_patterns}
     expressions = [re.compile(pattern) for pattern in patterns]
-    return any(expression.search(name) for name in places for expression in expressions)
+    return any(expression.search(name) for name in stored for expression in expressions)
 
 
-def _misfit(model: PreTrainedModel, places: dict[str, tuple[Path, Entry]]) -> str | None:
+def _misfit(model: PreTrainedModel, stored: dict[str, tuple[Path, Entry]]) -> str | None:
     """How the tensors that the model needs differ from those in the files; None where they do not."""
     for name, tensor in model.state_dict().items():
-        if name in places and places[name][1].shape != tuple(tensor.shape):
+        if name in stored and stored[name][1].shape != tuple(tensor.shape):
             return f"{name} has another shape in its file"
-        if name not in places and name not in model.all_tied_weights_keys:
+        if name not in stored and name not in model.all_tied_weights_keys:
             return f"its files have no {name}"
     return None
 
 
-def _keep_untied(model: PreTrainedModel, places: dict[str, tuple[Path, Entry]]) -> None:
-    """Gives a parameter that the configuration ties its own place again where its files hold other values for it.
+def _keep_untied(model: PreTrainedModel, stored: dict[str, tuple[Path, Entry]]) -> None:
+    """Unties a parameter that the configuration ties where its files hold other values for it.
 
     transformers does the same while it loads a whole model.
     """
     for name, shared in list(model.all_tied_weights_keys.items()):
-        if name not in places or shared not in places:
+        if name not in stored or shared not in stored:
             continue
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
-        if not same_values(places[name], places[shared], getattr(module, leaf).dtype):
+        if not same_values(stored[name], stored[shared], getattr(module, leaf).dtype):
             logger.warning("%s differs from %s, which config.json ties it to; it is kept as it is", name, shared)
-            own = nn.Parameter(torch.empty_like(getattr(module, leaf)), requires_grad=False)
-            setattr(module, leaf, own)
+            untied = nn.Parameter(torch.empty_like(getattr(module, leaf)), requires_grad=False)
+            setattr(module, leaf, untied)
             del model.all_tied_weights_keys[name]
 
 
 def _refuse_adapters(source: Source) -> None:
-    """Raises NestQuantError for a folder with an adapter, which transformers would add to the weights beside it."""
+    """Raises NestQuantError for a folder with an adapter, which transformers would add to the weights."""
     if not source.gguf_file and (Path(source.path) / ADAPTER).is_file():
         raise NestQuantError(
             f"{source.name} has an adapter beside its weights ({ADAPTER})",

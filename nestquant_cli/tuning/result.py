@@ -1,4 +1,4 @@
-"""Writes a tuned checkpoint: that of before with some tensors replaced, and its records brought in line."""
+"""Writes a tuned checkpoint: the untuned one with some tensors replaced, and its records brought in line."""
 
 import shutil
 from pathlib import Path
@@ -34,12 +34,12 @@ def write_tuned(
     """Completes a tuned checkpoint and returns its report.
 
     Args:
-        output: new, with as many parts as the checkpoint has shards.
-        checkpoint: folder of the untuned one.
+        output: new output, with as many parts as the checkpoint has shards.
+        checkpoint: folder of the untuned checkpoint.
         tuned: tensors that changed, by name; all others are copied.
         original: the model that the checkpoint was made from.
-        settings: of the tuning, for config.json and the report.
-        record: how the tuning went, for the report.
+        settings: settings of the tuning, for config.json and the report.
+        record: losses of the tuning, for the report.
     """
     manifest, layout = read_manifest(checkpoint), read_layout(checkpoint)
     report: dict[str, Any] = read_json(checkpoint / REPORT)

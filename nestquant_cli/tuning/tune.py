@@ -1,7 +1,7 @@
-"""Tunes a packed checkpoint: the few continuous numbers that are left move, its words stay.
+"""Tunes a packed checkpoint: its continuous numbers (row scales, gains of norms, biases) move, its words stay.
 
-The packed model runs as it will run, with rounded activations, keys and values, beside the original. The KL divergence
-between their next-token distributions on windows of text is what Adam lowers, through straight-through gradients.
+The packed model runs as it will run, with rounded activations, keys and values, and so does the original. Adam lowers
+the KL divergence between their next-token distributions on windows of text, through straight-through gradients.
 """
 
 import logging
@@ -34,7 +34,7 @@ from .settings import TuneSettings
 from .state import TuneState
 
 STATE = "tuning.pt"
-SAVE_SECONDS = 60.0  # between two savings of the state
+SAVE_SECONDS = 60.0  # between two snapshots
 
 logger = logging.getLogger("nestquant")
 
@@ -53,15 +53,15 @@ def tune(
     """Tunes a packed checkpoint into a new one.
 
     Args:
-        checkpoint: folder of the packed checkpoint, which stays as it is.
+        checkpoint: folder of the packed checkpoint, which is not changed.
         original: the model that it was made from.
-        settings: how long and how fast.
-        folder: the output.
-        device: where to compute.
-        text: to tune on; its "train" split where it has splits.
-        seed: of the order of windows and the choice of those held out.
-        resume: go on with an unfinished run of the same key.
-        output: of a run that this is the end of, in the same folder; None where it is a run of its own.
+        settings: steps, batch, rate and held-out windows.
+        folder: output folder.
+        device: a torch device.
+        text: text to tune on; its "train" split where it has splits.
+        seed: seed of the order of windows and the choice of those held out.
+        resume: resume an unfinished run of the same key.
+        output: output of a run in the same folder that ends with this tuning; None where the tuning is a whole run.
 
     Returns:
         the report, as in quantization_report.json, with the seconds that this process took added.
@@ -78,9 +78,9 @@ def tune(
     source = resolve(str(checkpoint))
     windows = read_tune_windows(text, load_tokenizer(source), load_config(source), settings, seed)
     about = {**settings.to_dict(), **windows.about, "seed": seed}
-    own = {"checkpoint_sha256": sha256_file(checkpoint / MANIFEST), "tune": about, "device": device}
+    key = {"checkpoint_sha256": sha256_file(checkpoint / MANIFEST), "tune": about, "device": device}
     if output is None:
-        output = Output(folder, own | {"torch": torch.__version__, **machine(device)}, len(shards), resume)
+        output = Output(folder, key | {"torch": torch.__version__, **machine(device)}, len(shards), resume)
     with output.divided(len(shards)) as output:
         report = output.finished()
         if report is None:
@@ -101,10 +101,10 @@ def descend(
     """Takes all the steps, or those that are left.
 
     Args:
-        tunables: the parameters; they are left as after the last step.
+        tunables: the parameters, which end as after the last step.
         distillation: the loss.
-        windows: of the text.
-        settings: how long and how fast.
+        windows: windows of the text.
+        settings: steps, batch, rate and held-out windows.
         snapshot: where the state is saved, and resumed from where there is one.
     """
     state = TuneState(len(tunables.theta), settings)
@@ -166,8 +166,8 @@ def _refuse_others(checkpoint: Path, original: Source) -> None:
             "it was not tuned",
             "tune a checkpoint of nested codes behind the Hadamard rotation",
         )
-    found = fingerprint(original)
-    if recipe.get("model_sha256", found) != found:
+    sha256 = fingerprint(original)
+    if recipe.get("model_sha256", sha256) != sha256:
         raise NestQuantError(
             f"{checkpoint} was not made from {original.name}", "it was not tuned", "give the model it was made from"
         )

@@ -18,7 +18,7 @@ from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.checkpoint.output import Output
 from nestquant_cli.checkpoint.read import read_layout
 from nestquant_cli.checkpoint.verify import verify
-from nestquant_cli.models.shards import write_shard
+from nestquant_cli.models.shard_writer import write_shard
 from nestquant_cli.models.source import resolve
 from nestquant_cli.modules.attach import attach
 from nestquant_cli.pipeline.quantize import calibrate
