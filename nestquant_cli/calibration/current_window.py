@@ -1,4 +1,4 @@
-"""Which calibration window a thread works on, and the random choices in a window, which depend on its number alone."""
+"""The number of the calibration window that a thread works on, and random choices that depend on it alone."""
 
 import threading
 from collections.abc import Iterator

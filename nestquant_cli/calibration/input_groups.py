@@ -10,7 +10,7 @@ from .current_window import current_window
 
 
 class InputGroups:
-    """Which Linears of a layer are called with the very same tensor, found by watching calls.
+    """Groups of Linears that are called with the very same tensor, found by watching calls.
 
     Attributes:
         members: names of the Linears of each group by the name of its first one; a Linear that was not called is in

@@ -29,7 +29,7 @@ class LayerMeasurement:
     Args:
         stack: the layers, with the hidden states in front of this one.
         index: number of the layer.
-        settings: what to fit.
+        settings: codes and rotation to fit.
         first: number of this process's first window.
         per_window: number of tokens of each window that are kept for fits.
     """
@@ -91,7 +91,10 @@ class LayerMeasurement:
         return learned
 
     def _run(self, groups: InputGroups, collectors: dict[str, InputCollector]) -> None:
-        """Fills both: the first windows show which Linears share an input, after that one of each group is watched."""
+        """Runs all windows and fills `groups` and `collectors`.
+
+        The first windows show which Linears share an input; after that the first one of each group is watched.
+        """
         steps = self.stack.run(self.index)
         with groups.watch(self.modules):
             numbers = next(steps)

@@ -34,7 +34,7 @@ def measure_layers(
         settings: codes and rotation to fit.
         skip: layers whose statistics are not needed; None is yielded for them.
         hidden: empty store for the hidden states; None keeps them in memory up to the default budget.
-        callbacks: what quantizes the layers on the way, for a sequential calibration; else None.
+        callbacks: functions that quantize the layers on the way, for a sequential calibration; else None.
 
     Raises:
         NestQuantError: hidden states that are not finite, heads that cannot be coded, or fewer windows than processes.

@@ -17,7 +17,7 @@ _CODES = "YmdBbAayHMSjpI"  # codes of strftime that are replaced
 
 
 class Fields:
-    """How records become texts; the first record decides which field that is.
+    """Turns records into texts. The first record decides which field is read.
 
     Args:
         field: name of the field; None takes the first of FIELDS that the first record has.

@@ -41,7 +41,7 @@ class Text:
     """A data set as one string, which is read from its source again each time: it may be larger than memory.
 
     Attributes:
-        name: what the user gave.
+        name: name, path or id that the user gave.
         split: the split it was read from; "all" for a file, which has none.
         documents: reads the data set anew, document by document; a text file in pieces of any size.
         join: text between two documents; empty for a text file, and for conversations, whose template ends them.

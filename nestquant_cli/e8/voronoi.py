@@ -108,7 +108,7 @@ def _offset(like: Tensor) -> Tensor:
 
 
 def gauge(t: Tensor) -> Tensor:
-    """How far each vector reaches: the least g ≥ 0 with t ∈ g·V, V the closed Voronoi cell of E8.
+    """The gauge of each vector: the smallest g ≥ 0 with t ∈ g·V, V the closed Voronoi cell of E8.
 
     The facets of V belong to the 240 minimal vectors, (±1, ±1, 0⁶) and (±½)⁸ with an even number of minus signs.
 

@@ -57,8 +57,9 @@ def load_unpacked_model(source: Source, dtype: "str | torch.dtype" = "auto", dev
     if source.gguf_file:
         arguments |= {"dtype": torch.bfloat16 if dtype == "auto" else dtype, **gguf_argument(source), **_dequantize()}
     else:
-        shapes = _shapes(source)
-        _choose_weights(source, config)
+        files, entry = weight_files(source), chosen_weight_set(source).entry
+        shapes = _shapes(files)
+        _choose_weights(source, entry, config)
         _refuse_misfit(config, shapes)
         arguments["use_safetensors"] = True  # a pickle in the same folder is never read
     logger.info("loading %s", source.name)
@@ -92,9 +93,8 @@ def warn_unused(source: Source, model: "PreTrainedModel", names: Iterable[str]) 
         logger.warning("%s%s in the files of %s are not used by the model", unused[0], more, source.name)
 
 
-def _choose_weights(source: Source, config: "PretrainedConfig") -> None:
-    """Has transformers read the files of `weight_files` where it would choose others by itself."""
-    entry = chosen_weight_set(source).entry
+def _choose_weights(source: Source, entry: str | None, config: "PretrainedConfig") -> None:
+    """Has transformers read the file or index `entry` where it would choose another one by itself."""
     usual = SINGLE if (Path(source.path) / SINGLE).is_file() else INDEX
     if entry not in (None, usual):
         setattr(config, CHOICE, entry)
@@ -107,10 +107,10 @@ def _refuse_misfit(config: "PretrainedConfig", shapes: Shapes) -> None:
         refuse_depth(config, len(shapes), "the tensors of its files are")
 
 
-def _shapes(source: Source) -> Shapes:
+def _shapes(files: Iterable[Path]) -> Shapes:
     """Shapes of all tensors; names the file when one is truncated, which the loader's message does not."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in weight_files(source):
+    for file in files:
         try:
             shapes |= {name: entry.shape for name, entry in read_shard(file).entries.items()}
         except NestQuantError as error:

@@ -23,7 +23,7 @@ TEXT_KEYS = (
 
 
 def read_windows(original: OriginalModel, recipe: Recipe) -> Windows:
-    """Calibration windows of a recipe.
+    """Reads the calibration windows of a recipe.
 
     Raises:
         NestQuantError: the text cannot be read, or the model does not know a token of it.
@@ -37,7 +37,7 @@ def read_windows(original: OriginalModel, recipe: Recipe) -> Windows:
 
 
 def text_of(windows: Windows) -> dict[str, Any]:
-    """What is recorded of the calibration text and of the windows that were taken from it, JSON-ready."""
+    """Records of the calibration text and its windows for reports, config.json and keys of runs, JSON-ready."""
     return {
         "dataset": windows.text.name,
         "text_sha256": windows.text.sha256,

@@ -100,7 +100,7 @@ def _quantize_layer(
 
 @torch.no_grad()
 def _groups(model: PreTrainedModel, decoder: Decoder) -> list[dict[str, list[str]]]:
-    """Which Linears of each layer take the same input, from a look at one forward."""
+    """Names of the Linears with the same input, in each layer by the first of them, found by watching one forward."""
     watchers = [InputGroups() for _ in decoder.layers]
     with ExitStack() as stack:
         for watcher, layer in zip(watchers, decoder.layers, strict=True):

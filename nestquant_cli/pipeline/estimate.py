@@ -43,7 +43,7 @@ def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
 
     Args:
         plan: counts of the model's matrices.
-        recipe: what to quantize and how.
+        recipe: settings of the quantization.
         device: device of the run, on which the rates are measured now.
     """
     where = torch.device(device)

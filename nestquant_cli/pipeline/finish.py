@@ -41,10 +41,9 @@ def write_rest(
         origin: what the checkpoint was made from: hashes of model and calibration text, and the model's Hub id.
     """
     model = weights.model
-    config = model_config(model)
+    config, tensors = model_config(model), other_tensors(model)
     report = quantization_report(recipe.to_dict() | origin, recipe, parts)
     section = quantization_config(join_layouts(recipe, parts).to_dict(), report["recipe"], report["bits"])
-    tensors = other_tensors(model)
     config |= {"auto_map": AUTO_MAP, "quantization_config": section}
     if output.done(output.parts - 1) is None:
         output.write(output.parts - 1, tensors, {}, weights.fetch)

@@ -32,7 +32,7 @@ def quantize_matrices(
     Args:
         linears: the layer's Linears by name.
         statistics: statistics of their inputs.
-        recipe: what to quantize and how.
+        recipe: settings of the quantization.
         place: name of the layer, for errors.
         team: the processes that share the work.
         words: bits of a word of each matrix by its full name; None gives all of them the recipe's bits.

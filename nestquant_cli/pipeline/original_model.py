@@ -16,7 +16,7 @@ class OriginalModel:
     """An opened model that is to be quantized.
 
     Attributes:
-        source: where it was found: folder, GGUF file or Hub repository, with the commit.
+        source: folder, GGUF file or Hub repository of the model, with the commit.
         weights: the model, whole in memory or read from its files layer by layer.
         tokenizer: the model's tokenizer.
         sha256: hex fingerprint of configuration and weights (rule: `models.fingerprint`).
@@ -40,7 +40,7 @@ def open_original(source: Source, device: str, dtype: str = "auto") -> OriginalM
 
     Args:
         source: the model.
-        device: where to compute.
+        device: device to compute on.
         dtype: dtype of the weights: "auto" for the model's own, "float32", "bfloat16" or "float16".
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a quantization would write and need, from the model's configuration alone."""
+"""Predicts what a quantization would write and how much memory it would take, from the model's configuration alone."""
 
 import math
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a quantization would write, counted from shapes and dtypes.
+    """Sizes of what a quantization would write, counted from shapes and dtypes.
 
     Attributes:
         rows: the matrices.
@@ -107,11 +107,11 @@ def make_plan(
     budget: int = DEFAULT_BUDGET,
     dtype: str = "auto",
 ) -> Plan:
-    """Builds the model without its weights and counts.
+    """Builds the model without its weights, counts its sizes and predicts the peak memory.
 
     Args:
         source: the model.
-        recipe: what to quantize and how.
+        recipe: settings of the quantization.
         model: the same, where it is at hand; only shapes and dtypes are read.
         budget: bytes of hidden states that may stay in memory.
         dtype: dtype that the model is to be loaded in, where it is not at hand.

@@ -41,7 +41,7 @@ def calibrate(
 
     Args:
         source: the model.
-        recipe: what to calibrate for.
+        recipe: settings of the quantization to calibrate for.
         folder: output folder.
         device: device to compute on.
         budget: bytes of hidden states that may stay in memory; the rest goes to a file.
@@ -93,7 +93,7 @@ def quantize(
 
     Args:
         source: the model.
-        recipe: what to quantize and how.
+        recipe: settings of the quantization.
         folder: output folder.
         device: device to compute on.
         calibration: folder with a stored calibration; None calibrates on the way.

@@ -38,7 +38,7 @@ def quantize_and_tune(
 
     Args:
         source: the model.
-        recipe: what to quantize and how, and settings of the tuning.
+        recipe: settings of the quantization and of the tuning.
         folder: output folder of the tuned checkpoint.
         device: device to compute on.
         calibration: folder with a stored calibration; None calibrates on the way.

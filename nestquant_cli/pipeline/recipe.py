@@ -1,4 +1,4 @@
-"""What to quantize and how: validated settings, from the command line or a YAML file."""
+"""Settings of one quantization, validated, from the command line, a YAML file or Python."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What a run works on besides the model: calibration text or a stored calibration, and the records of both.
+"""The inputs of a run apart from the model: calibration text or a stored calibration, and records of all three.
 
 Everything that can be refused before any work is done is refused here: caches that cannot be packed, text that cannot
 be read, and a stored calibration of another model or of other settings.
@@ -36,7 +36,7 @@ class RunInputs:
         text: the calibration text, see `calibration_windows.text_of`.
         stored: {"calibration_sha256": hash of the stored calibration}; empty without one.
         circumstances: versions, dtype and processor, see `circumstances`.
-        origin: what config.json says that the checkpoint was made from.
+        origin: records of model and text for config.json, see `origin_of`.
     """
 
     windows: Windows | None
@@ -54,7 +54,7 @@ def run_inputs(
 
     Args:
         original: the model.
-        recipe: what to quantize and how.
+        recipe: settings of the quantization.
         stored: a finished calibration; None reads the recipe's text.
         explicit: settings of the recipe that the user asked for by name; those of the text must be the calibration's.
 
@@ -89,7 +89,7 @@ def refuse_stored(recipe: Recipe) -> None:
 
 
 def about_model(original: OriginalModel, recipe: Recipe) -> dict[str, Any]:
-    """What a calibration must share with the quantization that uses it."""
+    """Hash of the model and settings that a calibration must share with a quantization that uses it, JSON-ready."""
     shapes = {part: recipe.shape(part) for part in ("act", "kv")}
     codes = {f"{part}_code": shape and _code_key(shape) for part, shape in shapes.items()}
     if recipe.rotation == "learned":  # on the weights as they are coded
@@ -107,8 +107,8 @@ def about_model(original: OriginalModel, recipe: Recipe) -> dict[str, Any]:
 
 
 def origin_of(original: OriginalModel, about: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
-    """What config.json says that a checkpoint was made from: hashes, text, the model in words and its commit, and the
-    dtype that was asked for."""
+    """Records of model and text for config.json: hashes, text, the model in words, its Hub id and commit, and the dtype
+    that was asked for."""
     hub, dtype = original.source.hub, original.dtype
     return {
         **about,
@@ -121,7 +121,8 @@ def origin_of(original: OriginalModel, about: dict[str, Any], text: dict[str, An
 
 
 def circumstances(original: OriginalModel) -> dict[str, Any]:
-    """What else the last bits of a result depend on: half a run must not be finished under other ones."""
+    """Versions, dtype and kind of processor, on which the last bits of a result depend: a run is resumed under the same
+    ones only."""
     return {"versions": versions(), "dtype": original.dtype, **machine(str(original.weights.device))}
 
 

@@ -39,7 +39,7 @@ def measure_sensitivities(
 
     Args:
         original: the model.
-        recipe: what to quantize and how.
+        recipe: settings of the quantization.
         windows: (windows, tokens) int64.
         group: the processes, all of which call this; rank 0 runs the whole model.
     """

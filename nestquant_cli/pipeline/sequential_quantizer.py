@@ -30,7 +30,7 @@ class SequentialQuantizer:
 
     Args:
         original: the model.
-        recipe: what to quantize and how.
+        recipe: settings of the quantization.
         output: checkpoint with the shards of the finished layers.
         parts: share of each finished layer in layout and report; None for the others.
         group: the processes, all of which measure.

@@ -22,7 +22,7 @@ class StatisticsSource:
 
     Attributes:
         original: the model.
-        recipe: what to calibrate for.
+        recipe: settings of the quantization to calibrate for.
         stored: a finished calibration, or None.
         windows: calibration windows, or None.
         folder: output folder; hidden states beyond the budget go to a file in it.
@@ -41,7 +41,7 @@ class StatisticsSource:
 
         Args:
             done: whether each layer is finished.
-            callbacks: what quantizes the layers on the way, for a sequential calibration; else None.
+            callbacks: functions that quantize the layers on the way, for a sequential calibration; else None.
         """
         if self.stored is None:
             assert self.windows is not None
@@ -61,8 +61,8 @@ class StatisticsSource:
         Its file is made in the output folder, on a disk that is large enough; in the system's folder for temporary
         files where there is no output folder yet.
         """
-        beside = self.folder / WORK
-        return HiddenStates(self.budget // share, beside if beside.is_dir() else None)
+        folder = self.folder / WORK
+        return HiddenStates(self.budget // share, folder if folder.is_dir() else None)
 
 
 def fit_settings(recipe: Recipe) -> FitSettings:

@@ -1,4 +1,4 @@
-"""Which Hadamard orders are reachable, from which factors, and how a width splits where none is.
+"""Hadamard orders that can be reached, the factors of each, and the blocks of a width that is none of them.
 
 A reachable order is a product of *atoms*: Paley orders and twos. The atoms of an order, and the blocks of a width, are
 part of what defines a rotation; `dense_groups` only arranges the same product for speed.
