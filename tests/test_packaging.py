@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import nestquant_cli
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
@@ -54,3 +56,11 @@ def test_one_torch_is_installed_everywhere() -> None:
     installed = set(re.findall(r"torch==([\w.]+)", makefile))
     assert [*installed] == pins("constraints.txt")["torch"]
     assert pins("constraints-lowest.txt")["torch"][0] in installed
+
+
+def test_the_version_is_read_from_the_file_that_has_it() -> None:
+    found = re.search(r'^\[tool\.hatch\.version\]\npath = "(.+)"$', PROJECT, re.MULTILINE)
+    assert found is not None
+    text = (ROOT / found[1]).read_text(encoding="utf-8")
+    version = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)  # the pattern that hatchling looks for
+    assert version is not None and nestquant_cli.__version__ == version[1]

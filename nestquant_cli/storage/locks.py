@@ -14,17 +14,17 @@ from pathlib import Path
 from ..base.errors import NestQuantError
 from .files import not_written
 
-ATTEMPTS, PAUSE = 20, 0.05  # seconds; who only asks whether a lock is held has it for an instant
+ATTEMPTS, PAUSE = 20, 0.05  # tries and seconds between them: a process that only asks takes the lock for an instant
 
 logger = logging.getLogger("nestquant")
 
 
 class Lock:
-    """Taken when it is made, held until `release`.
+    """A lock that is taken when the object is made, and held until `release`.
 
     Args:
-        path: of the lock's own file, in a folder that exists.
-        folder: what is locked, for the message.
+        path: file of the lock, in a folder that exists.
+        folder: folder that is locked, for the message.
 
     Raises:
         NestQuantError: another process holds it, or the file cannot be made.

@@ -2,7 +2,7 @@
 
 A finished step has a `Record`: the key of what it was made from, and a value. Whoever asks for it says the key again,
 and a record with another key counts as absent. `RecordFolder` has one JSON file for each step, `RecordFile` one for
-all of them. A step that is still at work has a `Snapshot`, from which it goes on.
+all of them. A step that is still at work has a `Snapshot`, from which it resumes.
 """
 
 import logging

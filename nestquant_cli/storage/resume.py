@@ -163,7 +163,7 @@ class RunState(Run):
         write_json(self.work / _NAMES, self._names)
 
     def give_up(self) -> None:
-        """Leaves no folder behind where there is nothing to go on from; what the run did not write stays."""
+        """Removes the folder of a run that has nothing to resume from; what the run did not write stays."""
         # where nothing can be written, nothing can be removed either
         with contextlib.suppress(OSError, NestQuantError):
             self.discard()
@@ -178,7 +178,7 @@ class RunState(Run):
             self.work.rmdir()
 
     def _clear(self) -> None:
-        """Removes records and what else is kept beside key, names and lock."""
+        """Removes everything of the state but key, names and lock."""
         for path in self.work.iterdir():
             if path.name not in (_KEY, _NAMES, LOCK):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
