@@ -63,8 +63,8 @@ FeedbackOption = Annotated[
     str,
     typer.Option(
         "--feedback",
-        help="Rounding of weights. ldlq: later weights of a row make up for the errors of earlier ones; none: each "
-        "is rounded by itself.",
+        help="Rounding of weights. ldlq: weights that are rounded later make up for the errors of those before them "
+        "in the row; none: each is rounded by itself.",
         autocompletion=offer("none", "ldlq"),
     ),
 ]
@@ -73,7 +73,7 @@ PathsOption = Annotated[
     typer.Option(
         "--paths",
         help="Number of candidate roundings that the search over a row of weights keeps, 1 to 64. More take longer "
-        "and lower the error; 1 is plain LDLQ.",
+        "and lower the error of weights that are quantized alone; 1 is plain LDLQ.",
         show_default="8 for weights alone, glvq 16, else 1",
     ),
 ]

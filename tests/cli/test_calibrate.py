@@ -57,7 +57,7 @@ def test_the_folder_is_named_after_the_model(
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--seqlen", 10**6], "longer than the model's context of 256"),
         (["--seqlen", 1], "--seqlen"),
@@ -76,9 +76,9 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(
     tiny_model_folder: Path,
     tmp_path: Path,
     options: list[object],
-    told: str,
+    message: str,
 ) -> None:
     code, output, error = nestquant("calibrate", tiny_model_folder, "--output", tmp_path / "c", *text, *options)
     assert (code, output) == (2, "")
-    assert told in tell(error)
+    assert message in tell(error)
     assert not (tmp_path / "c").exists()

@@ -77,7 +77,7 @@ def test_a_second_run_does_only_what_is_new(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda base: [recipes("rtn-w4"), "--against", "w4"], "there is no recipe 'w4'"),
         (lambda base: [recipes("rtn-w4", "rtn-w4")], "two rows would be named"),
@@ -88,10 +88,10 @@ def test_a_second_run_does_only_what_is_new(
     ],
 )
 def test_bad_input_is_one_line_before_any_work(
-    nestquant: Callable[..., Outcome], words: list[object], tmp_path: Path, change: Any, told: str
+    nestquant: Callable[..., Outcome], words: list[object], tmp_path: Path, change: Any, message: str
 ) -> None:
     code, _, error = nestquant(*words, *change(tmp_path))
-    assert code == 2 and told in tell(error)
+    assert code == 2 and message in tell(error)
     assert not (tmp_path / "out").exists()
 
 

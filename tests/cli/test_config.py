@@ -75,7 +75,7 @@ def test_a_list_is_one_for_a_repeatable_option_and_else_goes_by_comma(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("seqlen: many\n", "--seqlen"),
         ("seqlen: 2.5\n", "--seqlen"),
@@ -86,10 +86,10 @@ def test_a_list_is_one_for_a_repeatable_option_and_else_goes_by_comma(
     ],
 )
 def test_damaged_files_are_one_line(
-    nestquant: Callable[..., Outcome], write: Callable[[str], Path], text: str, told: str
+    nestquant: Callable[..., Outcome], write: Callable[[str], Path], text: str, message: str
 ) -> None:
     code, _, error = nestquant("eval-ppl", "demo", "--config", write(text))
-    assert code == 2 and told in tell(error)
+    assert code == 2 and message in tell(error)
     code, _, error = nestquant("eval-ppl", "demo", "--config", "absent.yaml")
     assert code == 2 and "absent.yaml cannot be read" in tell(error)
 

@@ -63,11 +63,11 @@ WAYS: dict[str, Callable[[], object]] = {
 def test_every_way_of_printing_escapes(way: str, form: LogFormat, capfd: pytest.CaptureFixture[str]) -> None:
     WAYS[way]()
     out, err = capfd.readouterr()
-    told = out + err
-    assert "model." in told and "layer" in told
-    assert not set("\x1b\r\x9b") & set(told)
+    message = out + err
+    assert "model." in message and "layer" in message
+    assert not set("\x1b\r\x9b") & set(message)
     if way != "stream":
-        assert not [line for line in told.splitlines() if line.startswith("result: forged")], told
+        assert not [line for line in message.splitlines() if line.startswith("result: forged")], message
     if form is LogFormat.json and way not in ("line", "table", "ending", "stream"):
         assert all(json.loads(line) for line in err.splitlines())
 
@@ -106,7 +106,7 @@ def test_a_hostile_checkpoint_cannot_steer_the_terminal(
     command: str, hostile: Path, nestquant: Callable[..., Outcome]
 ) -> None:
     code, out, err = nestquant(command, hostile)
-    told = out + err
-    assert code == (0 if command == "inspect" else 2), told
-    assert "\\x1b[2J" in told and not set("\x1b\x9b") & set(told)
-    assert not [line for line in told.splitlines() if line.startswith("result: forged")]
+    message = out + err
+    assert code == (0 if command == "inspect" else 2), message
+    assert "\\x1b[2J" in message and not set("\x1b\x9b") & set(message)
+    assert not [line for line in message.splitlines() if line.startswith("result: forged")]

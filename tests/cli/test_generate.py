@@ -52,8 +52,8 @@ def test_standard_output_has_the_new_text_alone(
     assert found["prompt"] == "The lattice" and found["figures"]["new_tokens"] == 6
     assert found["protocol"]["model"]["kind"] == ("packed" if name == "talking_packed" else "folder")
     assert found["protocol"]["sampling"]["temperature"] == 0
-    told = notes()
-    assert "the most likely token each time" in told and "tokens/s" in told and "memory: weights" in told
+    message = notes()
+    assert "the most likely token each time" in message and "tokens/s" in message and "memory: weights" in message
 
 
 @pytest.mark.parametrize("name", ["talking", "talking_packed"])
@@ -86,7 +86,7 @@ def test_a_prompt_through_a_pipe(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["nowhere/at/all", "x"], "nowhere/at/all"),
         (["MODEL", ""], "the prompt is empty"),
@@ -95,9 +95,9 @@ def test_a_prompt_through_a_pipe(
         (["MODEL", "word " * 300], "the model takes 256"),
     ],
 )
-def test_bad_input_is_one_line(nestquant: Callable[..., Outcome], talking: Path, words: list[str], told: str) -> None:
+def test_bad_input_is_one_line(nestquant: Callable[..., Outcome], talking: Path, words: list[str], message: str) -> None:
     code, output, error = nestquant("generate", *(str(talking) if word == "MODEL" else word for word in words))
-    assert (code, output) == (2, "") and told in tell(error)
+    assert (code, output) == (2, "") and message in tell(error)
 
 
 def test_a_conversation_through_a_pipe(
@@ -106,8 +106,8 @@ def test_a_conversation_through_a_pipe(
     piped("one\n\ntwo\n/what\n/reset\none\n/exit\nnever\n")
     code, output, _ = nestquant("chat", talking_packed, *GREEDY)
     assert code == 0
-    told = notes()
-    assert told.count("tokens/s") == 3 and "there is no /what" in told and "forgotten" in told
+    message = notes()
+    assert message.count("tokens/s") == 3 and "there is no /what" in message and "forgotten" in message
     piped("one\n")
     assert output.startswith(first := nestquant("chat", talking_packed, *GREEDY)[1])
     assert output.endswith(first)

@@ -34,8 +34,8 @@ def test_it_prints_parts_layers_recipe_and_the_sum(inspect: Run, packed: Path) -
     code, output, error = inspect(packed)
     assert (code, error) == (0, f"counting the bytes of {packed}\n")
     total = sum(path.stat().st_size for path in packed.iterdir())
-    for told in ("words", "row scales", "code parameters", "embeddings", f"{total:,}", "model.layers.1", "samples 1"):
-        assert told in output
+    for message in ("words", "row scales", "code parameters", "embeddings", f"{total:,}", "model.layers.1", "samples 1"):
+        assert message in output
     assert "up_proj" not in output
     *_, counted, following = output.splitlines()
     assert following == f"next: nestquant verify {packed}"
@@ -56,7 +56,7 @@ def test_json(inspect: Run, packed: Path, tmp_path: Path) -> None:
 
 
 def test_bad_input_is_one_line(inspect: Run, tmp_path: Path, tiny_model_folder: Path) -> None:
-    for folder, told in ((tmp_path / "none", "does not exist"), (tiny_model_folder, "not a packed checkpoint")):
+    for folder, message in ((tmp_path / "none", "does not exist"), (tiny_model_folder, "not a packed checkpoint")):
         code, output, error = inspect(folder, "--quiet")
         assert (code, output, error.count("\n")) == (2, "", 1)
-        assert error.startswith("error: ") and told in error
+        assert error.startswith("error: ") and message in error

@@ -90,8 +90,8 @@ def test_lines_of_libraries_have_the_form_too(
         logging.captureWarnings(False)
         logging.getLogger("nestquant").setLevel(level)
         progress.draw_bars(True)
-    told = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
-    assert [(line["level"], line["message"]) for line in told] == [("warning", "two\nlines"), ("debug", "ours")]
+    message = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [(line["level"], line["message"]) for line in message] == [("warning", "two\nlines"), ("debug", "ours")]
 
 
 @pytest.mark.slow

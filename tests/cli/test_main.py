@@ -106,7 +106,7 @@ def test_version(nestquant: Callable[..., Outcome]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["quantise"], "No such command 'quantise'"),
         (["work", "--cuont", "3"], "No such option: --cuont"),
@@ -120,13 +120,13 @@ def test_wrong_usage_is_one_line(
     nestquant: Callable[..., Outcome],
     failing: Callable[[BaseException | None], None],
     arguments: list[str],
-    told: str,
+    message: str,
 ) -> None:
     if arguments[0] == "work":
         failing(None)
     code, output, error = nestquant(*arguments)
     assert (code, output, error.count("\n")) == (2, "", 1)
-    assert error.startswith("error: ") and told in error and "--help'" in error
+    assert error.startswith("error: ") and message in error and "--help'" in error
 
 
 @pytest.mark.parametrize(

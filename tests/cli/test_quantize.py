@@ -171,14 +171,14 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(
     tmp_path: Path,
     case: str,
 ) -> None:
-    words, told = BAD[case]
+    words, message = BAD[case]
     model = Path(shutil.copytree(tiny_model_folder, tmp_path / "model"))
     special = words(tmp_path, model, packed)
     before = sorted(tmp_path.rglob("*"))
     code, output, error = nestquant("quantize", "--output", tmp_path / "out", *text, *special)
     assert (code, output) == (2, "")
     line = tell(error)
-    assert told in line and line.count("; ") >= 2
+    assert message in line and line.count("; ") >= 2
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -57,7 +57,7 @@ def test_a_sound_checkpoint_and_then_a_flipped_byte(
 
 
 def test_bad_input_is_one_line(verify: Run, tmp_path: Path, tiny_model_folder: Path) -> None:
-    for folder, told in ((tmp_path / "none", "does not exist"), (tiny_model_folder, "not a packed checkpoint")):
+    for folder, message in ((tmp_path / "none", "does not exist"), (tiny_model_folder, "not a packed checkpoint")):
         code, output, error = verify(folder)
         assert (code, output, error.count("\n")) == (2, "", 1)
-        assert error.startswith("error: ") and told in error
+        assert error.startswith("error: ") and message in error

@@ -66,8 +66,8 @@ def test_settings_of_generation_win_over_the_task(options: TaskOptions, caplog: 
 def test_a_cut_prompt_is_told_once(options: TaskOptions, caplog: pytest.LogCaptureFixture) -> None:
     cut = dataclasses.replace(options, tasks=("sample_generate",), gen_kwargs="max_gen_toks=250")
     measure_tasks(cut)
-    (told,) = [each.message for each in caplog.records if each.name == "nestquant" and each.levelno == logging.WARNING]
-    assert "Left truncation applied" in told and "(and 1 more such)" in told
+    (message,) = [each.message for each in caplog.records if each.name == "nestquant" and each.levelno == logging.WARNING]
+    assert "Left truncation applied" in message and "(and 1 more such)" in message
 
 
 def test_an_automatic_batch_scores_the_same(options: TaskOptions, monkeypatch: pytest.MonkeyPatch) -> None:

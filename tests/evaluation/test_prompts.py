@@ -36,13 +36,13 @@ def completed(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def test_the_tokens_of_the_tokenizer_stay(tiny_model_folder: Path) -> None:
-    _, told = completed(tiny_model_folder)
-    assert told == {"prefix_token_id": 0, "end_token_id": 1, "end_token_from": "tokenizer"}
+    _, message = completed(tiny_model_folder)
+    assert message == {"prefix_token_id": 0, "end_token_id": 1, "end_token_from": "tokenizer"}
 
 
 def test_the_end_of_text_of_the_configuration_stands_in(changed: Copy) -> None:
-    tokenizer, told = completed(changed({"eos_token": None, "bos_token": None}))
-    assert told == {"prefix_token_id": 1, "end_token_id": 1, "end_token_from": "config.json"}
+    tokenizer, message = completed(changed({"eos_token": None, "bos_token": None}))
+    assert message == {"prefix_token_id": 1, "end_token_id": 1, "end_token_from": "config.json"}
     assert (tokenizer.eos_token, tokenizer.decode([1, 60], skip_special_tokens=True)) == (
         "</s>",
         tokenizer.decode([60]),
@@ -50,8 +50,8 @@ def test_the_end_of_text_of_the_configuration_stands_in(changed: Copy) -> None:
 
 
 def test_bos_ends_texts_where_nothing_else_does(changed: Copy) -> None:
-    _, told = completed(changed({"eos_token": None}, {"eos_token_id": None}))
-    assert told == {"prefix_token_id": 0, "end_token_id": 0, "end_token_from": "tokenizer"}
+    _, message = completed(changed({"eos_token": None}, {"eos_token_id": None}))
+    assert message == {"prefix_token_id": 0, "end_token_id": 0, "end_token_from": "tokenizer"}
 
 
 @pytest.mark.parametrize("outside", [None, 300, -1, [300]])
@@ -77,17 +77,17 @@ def test_templates_are_found_by_name(talking: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "message"),
     [
         ("{{ raise_exception('no system') }}", r"refuses a system instruction \(no system\)"),
         ("{{ messages[-1].content }}", "drops the system instruction"),
     ],
 )
-def test_a_system_instruction_is_not_lost(talking: Path, template: str, told: str) -> None:
+def test_a_system_instruction_is_not_lost(talking: Path, template: str, message: str) -> None:
     tokenizer = load_tokenizer(resolve(str(talking)))
     tokenizer.chat_template = template
     prompting(tokenizer, True, None, None)
-    with pytest.raises(NestQuantError, match=told):
+    with pytest.raises(NestQuantError, match=message):
         prompting(tokenizer, True, "be brief", None)
 
 
@@ -95,8 +95,8 @@ def test_without_a_template_the_prompt_stays(tiny_model_folder: Path) -> None:
     tokenizer = load_tokenizer(resolve(str(tiny_model_folder)))
     assert prompting(tokenizer, False, None, None) == Prompting()
     assert Prompting().as_json()["chat_template"] is None
-    for template, turns, told in ((True, None, "no chat template"), (False, True, "add --apply-chat-template")):
-        with pytest.raises(NestQuantError, match=told):
+    for template, turns, message in ((True, None, "no chat template"), (False, True, "add --apply-chat-template")):
+        with pytest.raises(NestQuantError, match=message):
             prompting(tokenizer, template, None, turns)
 
 
@@ -109,7 +109,7 @@ def test_settings_of_generation_in_both_forms(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("temprature=1", "unknown setting 'temprature'; .*did you mean 'temperature'"),
         ("xyzzy=1", "unknown setting 'xyzzy'; .*GenerationConfig"),
@@ -123,6 +123,6 @@ def test_settings_of_generation_in_both_forms(text: str) -> None:
         ('{"top_k": }', "is not JSON"),
     ],
 )
-def test_nonsense_settings_are_refused(text: str, told: str) -> None:
-    with pytest.raises(NestQuantError, match=told):
+def test_nonsense_settings_are_refused(text: str, message: str) -> None:
+    with pytest.raises(NestQuantError, match=message):
         read_gen_kwargs(text)

@@ -107,8 +107,8 @@ def test_the_text_ends_where_the_model_does(talking: Path) -> None:
     assert len(answer.tokens) == 3 and answer.ending == "context"
     assert generator.generate(PROMPT).ending == "max_new_tokens"
     assert opened(talking, new=2 * CONTEXT).room == CONTEXT // 2
-    for ids, told in (([5] * CONTEXT, "256 tokens"), ([], "empty")):
-        with pytest.raises(NestQuantError, match=told):
+    for ids, message in (([5] * CONTEXT, "256 tokens"), ([], "empty")):
+        with pytest.raises(NestQuantError, match=message):
             generator.generate(ids)
 
 

@@ -76,7 +76,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             pipe.close()
 
 
-def told(process: subprocess.Popen[str], seconds: float = 15) -> tuple[int, list[str]]:
+def outcome(process: subprocess.Popen[str], seconds: float = 15) -> tuple[int, list[str]]:
     """Exit code and lines on standard error."""
     _, stderr = process.communicate(timeout=seconds)
     return process.returncode, stderr.splitlines()
@@ -91,7 +91,7 @@ def test_when_one_is_killed_all_others_end_with_one_line_that_names_it(start: St
     processes[failing].kill()
     for rank, process in enumerate(processes):
         if rank != failing:
-            code, lines = told(process)
+            code, lines = outcome(process)
             assert code == 2 and len(lines) == 1, lines
             assert f"process {failing} of this run has ended before the others; process {rank} of 3 stopped" in lines[0]
 
@@ -101,22 +101,22 @@ def test_who_fails_tells_the_others(start: Start, failing: int) -> None:
     plans = ["wait", "compute"]
     plans[failing] = "fail"
     processes = start(*plans)
-    assert told(processes[failing]) == (1, ["error: a bug"])
-    code, lines = told(processes[1 - failing])
+    assert outcome(processes[failing]) == (1, ["error: a bug"])
+    code, lines = outcome(processes[1 - failing])
     assert code == 2 and len(lines) == 1 and f"process {failing} of this run has ended" in lines[0]
 
 
 def test_an_exchange_that_fails_with_the_process_is_told_once(start: Start) -> None:
     processes = start("exchange", "wait")
     processes[1].kill()
-    code, lines = told(processes[0])
+    code, lines = outcome(processes[0])
     assert code == 1 and len(lines) == 1 and "error: process 1 of this run has ended" in lines[0]
 
 
 def test_who_ends_as_it_should_disturbs_nobody(start: Start) -> None:
     processes = start("done", "done0.5", "done5")
     for process in processes:
-        assert told(process) == (0, [])
+        assert outcome(process) == (0, [])
 
 
 def test_a_process_that_only_sleeps_is_not_given_up(start: Start) -> None:
@@ -125,7 +125,7 @@ def test_a_process_that_only_sleeps_is_not_given_up(start: Start) -> None:
     assert processes[0].poll() is None
     processes[1].send_signal(signal.SIGCONT)
     processes[1].kill()
-    assert told(processes[0])[0] == 2
+    assert outcome(processes[0])[0] == 2
 
 
 def test_a_stranger_at_the_door_is_sent_away(start: Start, tmp_path: Path) -> None:
@@ -145,4 +145,4 @@ def test_a_stranger_at_the_door_is_sent_away(start: Start, tmp_path: Path) -> No
     stranger.start()
     processes = start("done", "done")
     stranger.join(10)
-    assert [told(process) for process in processes] == [(0, [])] * 2
+    assert [outcome(process) for process in processes] == [(0, [])] * 2

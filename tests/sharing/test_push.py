@@ -175,7 +175,7 @@ def test_what_cannot_be_pushed_is_refused_before_the_hub_is_touched(
     text = ["--dataset", tiny_text_file, "--seqlen", 64, "--max-windows", 1]
     assert nestquant("eval-ppl", talking, *text, "--output", other)[0] == 0
     hub.repos["org/bare"] = SimpleNamespace(private=False, card_data=None, files={}, sha="0", siblings=[])
-    for words, told in (
+    for words, message in (
         ([], "the base model is not known"),
         (["--base-model", "org/bare"], "names no licence"),
         (["--base-model", "org/<b>"], "is not a Hub id"),
@@ -183,7 +183,7 @@ def test_what_cannot_be_pushed_is_refused_before_the_hub_is_touched(
         (["--base-model", "org/tiny", "--results", packed / "config.json"], "is not a result"),
     ):
         code, _, error = nestquant("push", packed, "me/tiny", *words)
-        assert code == 2 and told in tell(error), words
+        assert code == 2 and message in tell(error), words
     shard = packed / "model-00001-of-00003.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x55")
     code, _, error = nestquant("push", packed, "me/tiny", "--base-model", "org/tiny")

@@ -40,8 +40,8 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path) -> Non
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
-    told = r"weights\.bin cannot be written .*No space left.*--output"
-    with pytest.raises(NestQuantError, match=told), files.replacing(path) as temporary:
+    message = r"weights\.bin cannot be written .*No space left.*--output"
+    with pytest.raises(NestQuantError, match=message), files.replacing(path) as temporary:
         temporary.write_bytes(b"half")
         raise OSError(28, "No space left on device")
     assert os.listdir(tmp_path) == []

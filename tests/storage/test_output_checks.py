@@ -38,8 +38,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("case", FILES)
 def test_what_cannot_be_a_file_is_refused_with_its_cause(folder: Path, case: str) -> None:
-    path, told = FILES[case](folder)
-    with pytest.raises(NestQuantError, match=told):
+    path, message = FILES[case](folder)
+    with pytest.raises(NestQuantError, match=message):
         refuse_unusable_file(path)
 
 

@@ -83,10 +83,10 @@ def exchanged(folder: Path, _: pytest.MonkeyPatch) -> Callable[[], object]:
     return back
 
 
-@pytest.mark.parametrize(("lose", "told"), [(locked, "Permission denied"), (exchanged, "")])
+@pytest.mark.parametrize(("lose", "message"), [(locked, "Permission denied"), (exchanged, "")])
 def test_a_permission_that_is_lost_between_two_layers_is_one_line_and_the_same_command_goes_on(
     lose: Callable[[Path, pytest.MonkeyPatch], Callable[[], object]],
-    told: str,
+    message: str,
     undisturbed: Path,
     nestquant: Callable[..., Outcome],
     tmp_path: Path,
@@ -108,7 +108,7 @@ def test_a_permission_that_is_lost_between_two_layers_is_one_line_and_the_same_c
         code, _, stderr = nestquant(*command)
     assert code == 2 and len(restore) == 1
     line = tell(stderr)
-    assert re.search(f"{folder}/.* cannot be written", line) and told in line
+    assert re.search(f"{folder}/.* cannot be written", line) and message in line
     assert "what is finished is kept" in line and "repeat the command" in line
     restore[0]()
     kept = (folder / "model-00001-of-00003.safetensors").stat().st_mtime_ns
@@ -352,7 +352,7 @@ def test_an_output_that_cannot_be_is_one_line_with_its_cause(
     tiny_checkpoint: Path,
     tiny_text_file: Path,
 ) -> None:
-    path, told = OUTPUTS[output](tmp_path)
+    path, message = OUTPUTS[output](tmp_path)
     (tmp_path / "w4.yaml").write_text("weight_bits: 4\n")
     text = ["--dataset", tiny_text_file, "--seqlen", 64]
     words: dict[str, list[object]] = {
@@ -365,4 +365,4 @@ def test_an_output_that_cannot_be_is_one_line_with_its_cause(
     }
     code, _, stderr = nestquant(command, *words[command], "--output", path)
     line = tell(stderr)
-    assert code == 2 and told in line and "nothing was written" in line, line
+    assert code == 2 and message in line and "nothing was written" in line, line

@@ -55,7 +55,7 @@ def test_words_are_left_as_they_are_written(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a: 1\na: 2\n", "has 'a' and, in line 2, 'a'"),
         ("max-windows: 1\nmax_windows: 2\n", "has 'max-windows' and, in line 2, 'max_windows'"),
@@ -71,10 +71,10 @@ def test_words_are_left_as_they_are_written(path: Path, text: str) -> None:
     ],
 )
 @pytest.mark.parametrize("words", [False, True])
-def test_what_is_twice_or_empty_or_no_yaml_is_refused(path: Path, text: str, told: str, words: bool) -> None:
+def test_what_is_twice_or_empty_or_no_yaml_is_refused(path: Path, text: str, message: str, words: bool) -> None:
     if words and "!!int" in text:
-        text, told = "a: [\n", "cannot be read as YAML"
-    with pytest.raises(NestQuantError, match=told):
+        text, message = "a: [\n", "cannot be read as YAML"
+    with pytest.raises(NestQuantError, match=message):
         read(path, text, words)
 
 
