@@ -141,7 +141,7 @@ def in_process(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     return run
 
 
-def tell(stderr: str) -> str:
+def error_line(stderr: str) -> str:
     """The one line that starts with "error:", the last of standard error (log lines may come before it)."""
     lines = stderr.strip().splitlines()
     assert [line for line in lines if line.startswith("error:")] == lines[-1:], stderr

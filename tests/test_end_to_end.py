@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from nestquant_cli.storage.files import read_json, sha256_file
-from tests.families import Outcome, in_process, tell
+from tests.families import Outcome, error_line, in_process
 
 ROOT = Path(__file__).resolve().parents[1]
 DETERMINED = ("config.json", "model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors", "tokenizer.json")
@@ -86,7 +86,7 @@ def test_the_gate_of_a_perplexity(nestquant: Callable[..., Outcome], packed: Pat
     assert code == 1
     assert "gate failed: perplexity" in output
     code, _, error = nestquant(*words[:-1], "--junit", "gates.xml")
-    assert code == 2 and "give --fail-above" in tell(error)
+    assert code == 2 and "give --fail-above" in error_line(error)
 
 
 def test_tasks_and_their_gate(nestquant: Callable[..., Outcome], packed: Path, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_damaged_checkpoint_is_named_by_every_command(
     name = damage(copy)
     code, _, error = nestquant(command, copy, *(text if command == "eval-ppl" else []))
     assert code == 2
-    assert name in tell(error)
+    assert name in error_line(error)
 
 
 def test_bad_input_of_an_evaluation_leaves_nothing_behind(
@@ -185,7 +185,7 @@ def test_bad_input_of_an_evaluation_leaves_nothing_behind(
         options: list[object] = [] if words[0] == "verify" else ["--output", report]
         code, _, error = nestquant(*words, *options)
         assert code == 2, words
-        assert told in tell(error)
+        assert told in error_line(error)
     assert not any(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""The processor's kind is told, and half a run is not finished on one of another kind."""
+"""The processor's kind is recorded, and half a run is not finished on one of another kind."""
 
 import json
 from collections.abc import Callable

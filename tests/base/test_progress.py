@@ -16,7 +16,7 @@ LOGGER = "nestquant"
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """Seconds that pass only when a test says so."""
 
     now = 100.0
 
@@ -97,7 +97,7 @@ def test_a_failed_loop_is_not_called_done(clock: Clock, caplog: pytest.LogCaptur
     assert caplog.messages == ["again: 1/1, done in 0 s"]
 
 
-def test_steps_count_what_is_told(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_steps_count_what_is_reported(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     with progress.steps("bytes", total=10) as advance:
         clock.now += 20
         advance(4)

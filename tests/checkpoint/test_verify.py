@@ -26,7 +26,7 @@ def problems(folder: Path, original: str | None = None) -> list[str]:
 
 @pytest.fixture
 def change_tensor(copy: Path, rehash: Callable[[], None]) -> Callable[[str, Callable[[torch.Tensor], Any]], None]:
-    """Changes a tensor and lets manifest and hashes agree, so that only a look at the content can tell."""
+    """Changes a tensor and lets manifest and hashes agree, so that only a look at the content finds it."""
 
     def change(name: str, edit: Callable[[torch.Tensor], Any]) -> None:
         tensors = load_file(copy / FIRST)

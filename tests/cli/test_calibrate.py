@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nestquant_cli.storage.files import read_json
-from tests.families import Outcome, in_process, tell
+from tests.families import Outcome, error_line, in_process
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_calibration_is_written_and_used(
     assert read_json(packed / "config.json")["quantization_config"]["recipe"]["samples"] == 3
 
     code, _, error = nestquant("calibrate", tiny_model_folder, "--output", folder, *text)
-    assert code == 2 and "is not empty" in tell(error)
+    assert code == 2 and "is not empty" in error_line(error)
 
 
 def test_the_folder_is_named_after_the_model(
@@ -80,5 +80,5 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(
 ) -> None:
     code, output, error = nestquant("calibrate", tiny_model_folder, "--output", tmp_path / "c", *text, *options)
     assert (code, output) == (2, "")
-    assert message in tell(error)
+    assert message in error_line(error)
     assert not (tmp_path / "c").exists()

@@ -8,7 +8,7 @@ import pytest
 
 from nestquant_cli.comparison import scoring
 from nestquant_cli.storage.files import read_json
-from tests.families import Outcome, in_process, tell
+from tests.families import Outcome, error_line, in_process
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -91,7 +91,7 @@ def test_bad_input_is_one_line_before_any_work(
     nestquant: Callable[..., Outcome], words: list[object], tmp_path: Path, change: Any, message: str
 ) -> None:
     code, _, error = nestquant(*words, *change(tmp_path))
-    assert code == 2 and message in tell(error)
+    assert code == 2 and message in error_line(error)
     assert not (tmp_path / "out").exists()
 
 
@@ -99,7 +99,7 @@ def test_a_local_text_for_calibration_is_not_scored(
     nestquant: Callable[..., Outcome], tiny_model_folder: Path, tiny_text_file: Path
 ) -> None:
     code, _, error = nestquant("compare", tiny_model_folder, "--recipes", recipes("w4"), "--dataset", tiny_text_file)
-    assert code == 2 and "--eval-dataset" in tell(error)
+    assert code == 2 and "--eval-dataset" in error_line(error)
 
 
 def test_another_recipe_under_the_same_name_is_refused(
@@ -110,4 +110,4 @@ def test_another_recipe_under_the_same_name_is_refused(
     assert nestquant(*words, recipe)[0] == 0
     recipe.write_text("method: integer\nweight_bits: 3\nact_bits: 16\nkv_bits: 16\n")
     code, _, error = nestquant(*words, recipe)
-    assert code == 2 and "with another weight_bits" in tell(error)
+    assert code == 2 and "with another weight_bits" in error_line(error)

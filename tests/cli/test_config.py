@@ -8,7 +8,7 @@ import pytest
 
 from nestquant_cli.cli import main
 from nestquant_cli.storage.files import read_json
-from tests.families import Outcome, in_process, tell
+from tests.families import Outcome, error_line, in_process
 
 
 @pytest.fixture
@@ -35,10 +35,10 @@ def test_every_command_refuses_unknown_settings(
     nestquant: Callable[..., Outcome], write: Callable[[str], Path], command: str
 ) -> None:
     code, _, error = nestquant(command, "--config", write("colour: red\n"))
-    assert code == 2 and "unknown setting 'colour'" in tell(error)
+    assert code == 2 and "unknown setting 'colour'" in error_line(error)
 
 
-def test_settings_are_told_and_saved_and_options_win(
+def test_settings_are_printed_and_saved_and_options_win(
     nestquant: Callable[..., Outcome],
     write: Callable[[str], Path],
     caplog: pytest.LogCaptureFixture,
@@ -69,9 +69,9 @@ def test_a_list_is_one_for_a_repeatable_option_and_else_goes_by_comma(
 ) -> None:
     config = write("tasks: [sample_piqa, other]\nfail-below: [sample_piqa]\n")
     code, _, error = nestquant("eval-tasks", tiny_model_folder, "--config", config)
-    assert code == 2 and "--fail-below sample_piqa cannot be read" in tell(error)
+    assert code == 2 and "--fail-below sample_piqa cannot be read" in error_line(error)
     code, _, error = nestquant("eval-tasks", tiny_model_folder, "--config", config, "--fail-below", "other=1")
-    assert code == 2 and "there is no task 'sample_piqa'" in tell(error)
+    assert code == 2 and "there is no task 'sample_piqa'" in error_line(error)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_damaged_files_are_one_line(
     nestquant: Callable[..., Outcome], write: Callable[[str], Path], text: str, message: str
 ) -> None:
     code, _, error = nestquant("eval-ppl", "demo", "--config", write(text))
-    assert code == 2 and message in tell(error)
+    assert code == 2 and message in error_line(error)
     code, _, error = nestquant("eval-ppl", "demo", "--config", "absent.yaml")
-    assert code == 2 and "absent.yaml cannot be read" in tell(error)
+    assert code == 2 and "absent.yaml cannot be read" in error_line(error)
 
 
 def test_a_recipe_may_hold_options_of_quantize(
@@ -110,4 +110,4 @@ def test_a_recipe_may_hold_options_of_quantize(
     assert f"quantize {tiny_model_folder} to w3a3kv3 in {tmp_path / 'out'}" in caplog.messages[0]
     assert "weight_bits 3" in caplog.messages[1] and "samples 3" in caplog.messages[1]
     code, _, error = nestquant("quantize", "--config", write("bits: 4\nweight-bit: 3\nmodel: demo\n"))
-    assert code == 2 and "unknown setting 'weight_bit'" in tell(error) and "did you mean 'weight_bits'" in error
+    assert code == 2 and "unknown setting 'weight_bit'" in error_line(error) and "did you mean 'weight_bits'" in error

@@ -83,7 +83,7 @@ def test_a_bar_escapes_its_description(monkeypatch: pytest.MonkeyPatch, caplog: 
 
 @pytest.fixture
 def hostile(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """A checkpoint whose recipe, one of whose tensors and a file beside it have names that steer a terminal."""
+    """A checkpoint whose recipe, one of whose tensors and a file next to it have names that control a terminal."""
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "hostile"))
     config, manifest = read_json(folder / CONFIG), read_json(folder / MANIFEST)
     config["quantization_config"]["recipe"]["dataset"] = HOSTILE

@@ -13,7 +13,7 @@ import pytest
 
 from nestquant_cli.base.printable import shown
 from nestquant_cli.storage.files import read_json
-from tests.families import Outcome, in_process, tell
+from tests.families import Outcome, error_line, in_process
 
 ROOT = Path(__file__).resolve().parents[2]
 GREEDY = ["--max-new-tokens", 6, "--temperature", 0, "--device", "cpu"]
@@ -31,7 +31,7 @@ def piped(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 @pytest.fixture
 def notes(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
-    """What was told beside the result."""
+    """The log lines."""
     caplog.set_level(logging.INFO, "nestquant")
     return lambda: caplog.text
 
@@ -95,9 +95,11 @@ def test_a_prompt_through_a_pipe(
         (["MODEL", "word " * 300], "the model takes 256"),
     ],
 )
-def test_bad_input_is_one_line(nestquant: Callable[..., Outcome], talking: Path, words: list[str], message: str) -> None:
+def test_bad_input_is_one_line(
+    nestquant: Callable[..., Outcome], talking: Path, words: list[str], message: str
+) -> None:
     code, output, error = nestquant("generate", *(str(talking) if word == "MODEL" else word for word in words))
-    assert (code, output) == (2, "") and message in tell(error)
+    assert (code, output) == (2, "") and message in error_line(error)
 
 
 def test_a_conversation_through_a_pipe(
@@ -113,7 +115,7 @@ def test_a_conversation_through_a_pipe(
     assert output.endswith(first)
 
 
-def test_a_full_context_is_told(
+def test_a_full_context_is_reported(
     nestquant: Callable[..., Outcome], notes: Callable[[], str], talking: Path, tmp_path: Path
 ) -> None:
     words = [
@@ -137,7 +139,7 @@ def test_a_message_that_is_refused_does_not_end_a_conversation_through_a_pipe(
 ) -> None:
     piped("one\n\n" + "word " * 300 + "\ntwo\n")
     code, output, error = nestquant("chat", talking, *GREEDY)
-    assert code == 2 and "line 3: the prompt has" in tell(error)
+    assert code == 2 and "line 3: the prompt has" in error_line(error)
     assert notes().count("tokens/s") == 2 and "left out" not in notes()
     piped("one\ntwo\n")
     assert nestquant("chat", talking, *GREEDY)[:2] == (0, output)
@@ -148,7 +150,7 @@ def test_a_model_without_a_template_cannot_chat(
 ) -> None:
     piped("hello\n")
     code, _, error = nestquant("chat", tiny_model_folder, *GREEDY)
-    assert code == 2 and "no chat template" in tell(error)
+    assert code == 2 and "no chat template" in error_line(error)
 
 
 def test_a_conversation_on_a_terminal(talking: Path) -> None:

@@ -34,7 +34,15 @@ def test_it_prints_parts_layers_recipe_and_the_sum(inspect: Run, packed: Path) -
     code, output, error = inspect(packed)
     assert (code, error) == (0, f"counting the bytes of {packed}\n")
     total = sum(path.stat().st_size for path in packed.iterdir())
-    for message in ("words", "row scales", "code parameters", "embeddings", f"{total:,}", "model.layers.1", "samples 1"):
+    for message in (
+        "words",
+        "row scales",
+        "code parameters",
+        "embeddings",
+        f"{total:,}",
+        "model.layers.1",
+        "samples 1",
+    ):
         assert message in output
     assert "up_proj" not in output
     *_, counted, following = output.splitlines()

@@ -21,7 +21,7 @@ from nestquant_cli.pipeline import recipe
 from nestquant_cli.storage.files import write_text
 from tests.cli.option_case import Case, Command, FreeText
 from tests.cli.option_table import COMMANDS, GLOBAL
-from tests.families import in_process, tell
+from tests.families import error_line, in_process
 
 PROGRAM: Any = typer.main.get_command(main.app)
 OF_TYPER = {"help", "install_completion", "show_completion"}
@@ -254,7 +254,7 @@ def test_nonsense_is_refused_in_one_line(
     shorten(monkeypatch, about, case)
     given = words(PARAMETERS[command], settings) if source == "words" else from_file(settings, tmp_path)
     code, _, error = in_process(capfd, monkeypatch)(command, *given)
-    assert code == 2 and "internal error" not in tell(error), error
+    assert code == 2 and "internal error" not in error_line(error), error
 
 
 NUMBERS = [
@@ -271,7 +271,7 @@ def test_numbers_are_finite(
     command: str, name: str, number: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, _, error = in_process(capfd, monkeypatch)(command, PARAMETERS[command][name].opts[0], number)
-    assert code == 2 and f"'{number}' is not a finite number" in tell(error)
+    assert code == 2 and f"'{number}' is not a finite number" in error_line(error)
 
 
 @pytest.mark.parametrize("name", GLOBAL)

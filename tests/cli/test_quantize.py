@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, T5Config
 
 from nestquant_cli.storage.files import read_json
-from tests.families import Outcome, from_config, in_process, pack, tell
+from tests.families import Outcome, error_line, from_config, in_process, pack
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_paths_reach_the_recipe_over_a_file(
     assert "paths 5" in caplog.messages[1]
     for paths in (0, -3, 65, 1_000_000):
         code, _, error = nestquant(*words, "--paths", paths)
-        assert code == 2 and f"paths {paths} is not an integer from 1 to 64" in tell(error)
+        assert code == 2 and f"paths {paths} is not an integer from 1 to 64" in error_line(error)
 
 
 def test_the_folder_is_named_after_model_and_bits(
@@ -177,7 +177,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(
     before = sorted(tmp_path.rglob("*"))
     code, output, error = nestquant("quantize", "--output", tmp_path / "out", *text, *special)
     assert (code, output) == (2, "")
-    line = tell(error)
+    line = error_line(error)
     assert message in line and line.count("; ") >= 2
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -196,7 +196,7 @@ def test_a_calibration_of_something_else_is_refused(
     words = ["--calibration", tmp_path / "calibration", "--output", tmp_path / "out", *option]
     code, _, error = nestquant("quantize", model, *words)
     assert code == 2
-    assert "was calibrated with" in tell(error)
+    assert "was calibrated with" in error_line(error)
     assert not (tmp_path / "out").exists()
 
 
@@ -206,7 +206,7 @@ def test_a_run_of_another_recipe_is_not_mixed_in(
     (tmp_path / "out" / "INCOMPLETE").mkdir(parents=True)
     (tmp_path / "out" / "INCOMPLETE" / "run.json").write_text(json.dumps({"recipe": {"weight_bits": 3.0}}))
     code, _, error = nestquant("quantize", tiny_model_folder, "--output", tmp_path / "out", *text)
-    assert code == 2 and "holds an unfinished run" in tell(error)
+    assert code == 2 and "holds an unfinished run" in error_line(error)
     assert nestquant("quantize", tiny_model_folder, "--output", tmp_path / "out", "--no-resume", *text)[0] == 0
 
 
@@ -215,7 +215,7 @@ def test_a_memory_budget_is_a_size(
 ) -> None:
     words = ("quantize", tiny_model_folder, "--output", tmp_path / "out", *text)
     code, _, error = nestquant(*words, "--memory-budget", "much")
-    assert code == 2 and "--memory-budget 'much' is not a size" in tell(error)
+    assert code == 2 and "--memory-budget 'much' is not a size" in error_line(error)
     assert nestquant(*words, "--memory-budget", "1KiB")[0] == 0
 
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from nestquant_cli.checkpoint.verify import verify
 from nestquant_cli.storage.files import read_json
 from tests.conftest import TEMPLATE
-from tests.families import Outcome, in_process, make_model, pack, save_model, tell
+from tests.families import Outcome, error_line, in_process, make_model, pack, save_model
 
 BOS = 0
 WINDOWS: list[object] = ["--samples", 3, "--seqlen", 48]
@@ -56,12 +56,12 @@ def test_windows_begin_with_bos_and_the_record_says_so(
     assert nestquant("calibrate", with_bos, *text[:-2], *asked, "--bos", "none", "--output", folder)[0] == 0
     use = ["--calibration", folder, "--weight-bits", 4]
     code, _, error = nestquant("quantize", with_bos, *use, "--bos", "each", "--output", tmp_path / "no")
-    assert code == 2 and "was calibrated with bos none, not each" in tell(error)
+    assert code == 2 and "was calibrated with bos none, not each" in error_line(error)
     assert nestquant("quantize", with_bos, *use, "--output", tmp_path / "stored")[0] == 0
     assert recipe_of(tmp_path / "stored")["bos"] == "none"
 
 
-def test_another_bos_does_not_go_on_with_a_run(
+def test_another_bos_does_not_continue_a_run(
     nestquant: Callable[..., Outcome],
     with_bos: Path,
     tiny_text_file: Path,
@@ -87,7 +87,7 @@ def test_another_bos_does_not_go_on_with_a_run(
             assert nestquant(*command, "--bos", "each")[0] == 130
         code, _, error = nestquant(*command, "--bos", "none")
         assert code == 2, name
-        assert "bos each instead of none" in tell(error), name
+        assert "bos each instead of none" in error_line(error), name
 
 
 def test_conversations_and_other_fields_are_read(
@@ -114,7 +114,7 @@ def test_conversations_and_other_fields_are_read(
     code, _, error = nestquant(
         "quantize", talking, "--dataset", file, *WINDOWS, "--text-field", "no", "--output", tmp_path / "no"
     )
-    assert code == 2 and "line 1 has no string in the field 'no'" in tell(error)
+    assert code == 2 and "line 1 has no string in the field 'no'" in error_line(error)
     assert not (tmp_path / "no").exists()
 
 
@@ -128,7 +128,7 @@ def test_a_wider_dtype_is_taken_and_recorded(
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     command = ["quantize", folder, "--dataset", tiny_text_file, *WINDOWS, "--weight-bits", 4]
     code, _, error = nestquant(*command, "--output", tmp_path / "half")
-    assert code == 2 and "NaN or infinite values" in tell(error) and "--dtype float32" in tell(error)
+    assert code == 2 and "NaN or infinite values" in error_line(error) and "--dtype float32" in error_line(error)
     assert nestquant(*command, "--dtype", "float32", "--output", tmp_path / "wide")[0] == 0
     assert recipe_of(tmp_path / "wide")["dtype"] == "float32"
     kept = load_file(sorted((tmp_path / "wide").glob("*.safetensors"))[-1])
@@ -163,6 +163,8 @@ def test_tokens_that_the_model_does_not_know_are_refused_before_anything_is_writ
         ["generate", folder, "the lattice"],
     ):
         code, _, error = nestquant(*command)
-        assert code == 2 and "the tokenizer makes token 300, the model knows 300 tokens" in tell(error), command[0]
+        assert code == 2 and "the tokenizer makes token 300, the model knows 300 tokens" in error_line(error), command[
+            0
+        ]
         left = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
         assert left == [], command[0]

@@ -8,7 +8,7 @@ import pytest
 from nestquant_cli.checkpoint.verify import verify
 from nestquant_cli.storage.files import read_json
 from nestquant_cli.storage.resume import WORK
-from tests.families import Outcome, in_process, pack, tell
+from tests.families import Outcome, error_line, in_process, pack
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_a_checkpoint_is_tuned(
     code, output, _ = nestquant("inspect", tmp_path / "out")
     assert code == 0 and "'steps': 4" in output
     code, _, error = nestquant("tune", packed, "--model", tiny_model_folder, *short)
-    assert code == 2 and "is not empty" in tell(error)
+    assert code == 2 and "is not empty" in error_line(error)
 
 
 def test_a_recipe_that_tunes(
@@ -44,4 +44,4 @@ def test_a_recipe_that_tunes(
     assert read_json(tmp_path / "untuned" / "config.json")["quantization_config"]["recipe"]["tune"] is None
     recipe.write_text("tune: {pace: 4}\n")
     code, _, error = nestquant("quantize", tiny_model_folder, *text, "--output", tmp_path / "never")
-    assert code == 2 and "pace" in tell(error) and not (tmp_path / "never").exists()
+    assert code == 2 and "pace" in error_line(error) and not (tmp_path / "never").exists()

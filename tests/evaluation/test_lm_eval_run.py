@@ -63,10 +63,12 @@ def test_settings_of_generation_win_over_the_task(options: TaskOptions, caplog: 
     assert "can run Python code of their own (!function in local_arc_easy.yaml and 3 more)" in caplog.text
 
 
-def test_a_cut_prompt_is_told_once(options: TaskOptions, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cut_prompt_is_reported_once(options: TaskOptions, caplog: pytest.LogCaptureFixture) -> None:
     cut = dataclasses.replace(options, tasks=("sample_generate",), gen_kwargs="max_gen_toks=250")
     measure_tasks(cut)
-    (message,) = [each.message for each in caplog.records if each.name == "nestquant" and each.levelno == logging.WARNING]
+    (message,) = [
+        each.message for each in caplog.records if each.name == "nestquant" and each.levelno == logging.WARNING
+    ]
     assert "Left truncation applied" in message and "(and 1 more such)" in message
 
 

@@ -57,7 +57,7 @@ def test_the_report_follows_the_protocol(options: PerplexityOptions) -> None:
     json.dumps(report, allow_nan=False)
 
 
-def test_all_windows_are_scored_unless_told_otherwise(options: PerplexityOptions) -> None:
+def test_all_windows_are_scored_by_default(options: PerplexityOptions) -> None:
     protocol = measure_perplexity(dataclasses.replace(options, max_windows=None)).protocol
     assert protocol["windows"] == protocol["windows_in_text"] == protocol["tokens"] // 64
 

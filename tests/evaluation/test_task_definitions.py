@@ -35,7 +35,7 @@ def test_the_shared_data_is_read_whole(shared_data: Path, name: str, items: int,
     assert {len(task.doc_to_choice(document)) for document in documents} <= choices
 
 
-def test_missing_data_of_a_task_is_told_in_one_line(tmp_path: Path) -> None:
+def test_missing_data_of_a_task_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(
         f"include: {TASKS / 'local_piqa.yaml'}\ntask: mine\ndataset_kwargs:\n  file: no.jsonl\n  folder: {tmp_path}\n"
     )

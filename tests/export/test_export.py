@@ -19,6 +19,7 @@ from nestquant_cli.checkpoint.output import Output
 from nestquant_cli.modules.attach import quantized_linears
 from tests.families import (
     Outcome,
+    error_line,
     from_config,
     in_process,
     load,
@@ -27,7 +28,6 @@ from tests.families import (
     random_ids,
     relative_error,
     save_model,
-    tell,
 )
 
 IDS = random_ids(2, 24)
@@ -121,7 +121,7 @@ def test_an_interrupted_export_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr(Output, "write", failing)
     code, _, error = nestquant("export", checkpoint, "--output", tmp_path / "begun")
-    assert code == 2 and "no space left" in tell(error) and not (tmp_path / "begun" / "config.json").exists()
+    assert code == 2 and "no space left" in error_line(error) and not (tmp_path / "begun" / "config.json").exists()
     monkeypatch.setattr(
         Output, "write", lambda self, number, *rest: (written.append(number), write(self, number, *rest))
     )
@@ -156,15 +156,15 @@ def test_bad_input_is_told_in_one_line(
         (("export", checkpoint, "--output", checkpoint), "is not empty"),
     ):
         code, _, error = nestquant(*words)
-        assert code == 2 and told in tell(error)
+        assert code == 2 and told in error_line(error)
     learned = pack(tiny_model_folder, tiny_text_file, tmp_path / "learned", rotation="learned", reflections=2)
     code, _, error = nestquant("export", learned, "--output", tmp_path / "no")
-    assert code == 2 and "learned" in tell(error) and not (tmp_path / "no").exists()
+    assert code == 2 and "learned" in error_line(error) and not (tmp_path / "no").exists()
     damaged = Path(shutil.copytree(checkpoint, tmp_path / "damaged"))
     shard = damaged / "model-00001-of-00003.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"\1")
     code, _, error = nestquant("export", damaged, "--output", tmp_path / "no")
-    assert code == 2 and "altered" in tell(error) and not (tmp_path / "no").exists()
+    assert code == 2 and "altered" in error_line(error) and not (tmp_path / "no").exists()
 
 
 def test_the_commands_refuse_an_export_whose_code_they_would_not_run(
@@ -172,7 +172,7 @@ def test_the_commands_refuse_an_export_whose_code_they_would_not_run(
 ) -> None:
     assert nestquant("export", checkpoint, "--output", tmp_path / "export")[0] == 0
     code, _, error = nestquant("eval-ppl", tmp_path / "export", "--dataset", tiny_text_file, "--seqlen", 64)
-    assert code == 2 and "give the packed checkpoint" in tell(error)
+    assert code == 2 and "give the packed checkpoint" in error_line(error)
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_two_processes_share_the_requests_of_tasks(single: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_bad_input_is_told(tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path) -> None:
+def test_bad_input_is_reported(tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path) -> None:
     text = ["--dataset", tiny_text_file, "--samples", 1, "--seqlen", 64]
     done = torchrun("quantize", tiny_model_folder, *text, "--output", tmp_path / "out", code=1)
     assert "error: 1 calibration windows cannot be divided over 2 processes" in done.stderr

@@ -97,7 +97,7 @@ def test_when_one_is_killed_all_others_end_with_one_line_that_names_it(start: St
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_who_fails_tells_the_others(start: Start, failing: int) -> None:
+def test_a_process_that_fails_ends_the_others(start: Start, failing: int) -> None:
     plans = ["wait", "compute"]
     plans[failing] = "fail"
     processes = start(*plans)
@@ -106,7 +106,7 @@ def test_who_fails_tells_the_others(start: Start, failing: int) -> None:
     assert code == 2 and len(lines) == 1 and f"process {failing} of this run has ended" in lines[0]
 
 
-def test_an_exchange_that_fails_with_the_process_is_told_once(start: Start) -> None:
+def test_an_exchange_that_fails_with_the_process_is_reported_once(start: Start) -> None:
     processes = start("exchange", "wait")
     processes[1].kill()
     code, lines = outcome(processes[0])

@@ -16,7 +16,7 @@ from nestquant_cli.checkpoint.inspect import inspect
 from nestquant_cli.report.page import html
 from nestquant_cli.report.page_data import PageData, Sample, read_page_data
 from nestquant_cli.storage.files import read_json, write_json
-from tests.families import Outcome, in_process, tell
+from tests.families import Outcome, error_line, in_process
 
 VOID = {"meta", "img"}
 
@@ -71,7 +71,7 @@ def test_the_page_holds_figures_pictures_and_samples(
     for png in pictures.values():
         assert png.startswith(b"\x89PNG") and min(struct.unpack(">II", png[16:24])) > 300
     code, _, error = nestquant("report", talking_packed, "--output", folder)
-    assert code == 2 and "is not empty" in tell(error)
+    assert code == 2 and "is not empty" in error_line(error)
 
 
 def test_contents_are_what_was_recorded(talking_packed: Path) -> None:
@@ -118,7 +118,7 @@ def test_what_is_no_checkpoint_is_refused(
     nestquant: Callable[..., Outcome], talking: Path, talking_packed: Path, tmp_path: Path
 ) -> None:
     code, _, error = nestquant("report", talking, "--output", tmp_path / "out")
-    assert code == 2 and "not a packed checkpoint" in tell(error) and not (tmp_path / "out").exists()
+    assert code == 2 and "not a packed checkpoint" in error_line(error) and not (tmp_path / "out").exists()
     import shutil
 
     copy = Path(shutil.copytree(talking_packed, tmp_path / "copy"))

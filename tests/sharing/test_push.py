@@ -18,7 +18,7 @@ from nestquant_cli.checkpoint.inspect import inspect as count_bits
 from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.models.source import load_tokenizer, resolve
 from nestquant_cli.sharing import push as module
-from tests.families import Outcome, in_process, tell
+from tests.families import Outcome, error_line, in_process
 
 
 class FakeHub:
@@ -109,7 +109,7 @@ def test_what_is_pushed_is_private_complete_and_loads(
     assert nestquant("verify", fetched)[0] == 0
 
 
-def test_a_tokenizer_that_was_saved_beside_the_model_is_pushed(
+def test_a_tokenizer_that_was_saved_next_to_the_model_is_pushed(
     nestquant: Callable[..., Outcome], hub: FakeHub, packed: Path, tmp_path: Path
 ) -> None:
     load_model(resolve(str(packed))).save_pretrained(tmp_path / "again")
@@ -165,7 +165,7 @@ def test_public_comes_last_and_only_when_asked(nestquant: Callable[..., Outcome]
     assert not hub.repos["me/tiny"].private and hub.calls[-1] == "update_repo_settings"
     hub.repos["me/tiny"].files = {}
     code, _, error = nestquant(*words)
-    assert code == 2 and "public already" in tell(error) and not hub.repos["me/tiny"].files
+    assert code == 2 and "public already" in error_line(error) and not hub.repos["me/tiny"].files
 
 
 def test_what_cannot_be_pushed_is_refused_before_the_hub_is_touched(
@@ -183,18 +183,18 @@ def test_what_cannot_be_pushed_is_refused_before_the_hub_is_touched(
         (["--base-model", "org/tiny", "--results", packed / "config.json"], "is not a result"),
     ):
         code, _, error = nestquant("push", packed, "me/tiny", *words)
-        assert code == 2 and message in tell(error), words
+        assert code == 2 and message in error_line(error), words
     shard = packed / "model-00001-of-00003.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x55")
     code, _, error = nestquant("push", packed, "me/tiny", "--base-model", "org/tiny")
-    assert code == 2 and shard.name in tell(error)
+    assert code == 2 and shard.name in error_line(error)
     assert set(hub.calls) <= {"model_info"} and not (packed / "README.md").exists()
 
 
 def test_what_the_hub_refuses_is_one_line(nestquant: Callable[..., Outcome], hub: FakeHub, packed: Path) -> None:
     hub.refusal = RuntimeError("401 Client Error.\nInvalid username or password.")
     code, _, error = nestquant("push", packed, "me/tiny", "--base-model", "org/tiny", "--license", "mit")
-    assert code == 2 and "refused (401 Client Error)" in tell(error) and "hf auth login" in tell(error)
+    assert code == 2 and "refused (401 Client Error)" in error_line(error) and "hf auth login" in error_line(error)
     assert hub.calls == ["create_repo"] and card_of(packed)[0]["license"] == "mit"
 
 
@@ -222,7 +222,7 @@ def test_what_people_wrote_into_the_card_stays_here_and_on_the_hub(
     readme.write_text(readme.read_text().replace("Mine above.", "Mine, edited too."))
     before = dict(remote.files), readme.read_text()
     code, _, error = nestquant(*push)
-    assert code == 2 and "edited here and in me/tiny" in tell(error)
+    assert code == 2 and "edited here and in me/tiny" in error_line(error)
     assert remote.files == before[0] and "Mine, edited too." in readme.read_text()
     readme.unlink()
     assert nestquant(*push)[0] == 0 and "Edited again on the Hub." in readme.read_text()
@@ -235,7 +235,7 @@ def test_a_card_without_our_marks_is_kept_whole(nestquant: Callable[..., Outcome
     assert "# My model\n\nWritten by hand." in text and "## Recipe" in text
     (packed / "README.md").write_text("---\nlicense: [\n---\n")
     code, _, error = nestquant("push", packed, "me/tiny", "--base-model", "org/tiny")
-    assert code == 2 and "metadata of" in tell(error)
+    assert code == 2 and "metadata of" in error_line(error)
 
 
 def test_nothing_of_a_recipe_breaks_the_card(

@@ -38,7 +38,7 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path) -> Non
     assert path.read_bytes() == b"new"
 
 
-def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     message = r"weights\.bin cannot be written .*No space left.*--output"
     with pytest.raises(NestQuantError, match=message), files.replacing(path) as temporary:
@@ -47,7 +47,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_that_is_a_file_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_is_a_file_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(NestQuantError, match="cannot be written"):
         files.write_text(tmp_path / "taken" / "report.json", "")
@@ -63,7 +63,7 @@ def test_json_refuses_what_is_not_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"), [(None, "cannot be read"), (b"{", "is not valid JSON"), (b"\xff", "is not valid JSON")]
 )
-def test_unreadable_json_is_told_in_one_line(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_unreadable_json_is_reported_in_one_line(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "config.json"
     if content is not None:
         path.write_bytes(content)

@@ -7,7 +7,7 @@ import pytest
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.storage.output_checks import refuse_unusable_file
-from tests.families import Outcome, in_process, tell
+from tests.families import Outcome, error_line, in_process
 
 FILES: dict[str, Callable[[Path], tuple[Path, str]]] = {
     "a folder": lambda folder: (folder, "is a folder"),
@@ -58,4 +58,4 @@ def test_a_command_says_so_before_it_looks_at_the_model(
     nestquant: Callable[..., Outcome], folder: Path, command: str, option: str
 ) -> None:
     code, output, error = nestquant(command, *COMMANDS[command], option, folder)
-    assert (code, output) == (2, "") and f"{folder} is a folder; nothing was written" in tell(error)
+    assert (code, output) == (2, "") and f"{folder} is a folder; nothing was written" in error_line(error)

@@ -18,7 +18,7 @@ from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.output import Output
 from nestquant_cli.storage.output_checks import refuse_full_disk
 from nestquant_cli.storage.resume import WORK, RunState
-from tests.families import Outcome, in_process, pack, tell
+from tests.families import Outcome, error_line, in_process, pack
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_permission_that_is_lost_between_two_layers_is_one_line_and_the_same_c
         patch.setattr(Output, "write", losing)
         code, _, stderr = nestquant(*command)
     assert code == 2 and len(restore) == 1
-    line = tell(stderr)
+    line = error_line(stderr)
     assert re.search(f"{folder}/.* cannot be written", line) and message in line
     assert "what is finished is kept" in line and "repeat the command" in line
     restore[0]()
@@ -250,7 +250,7 @@ def test_a_name_that_the_run_needs_and_others_took_is_left_alone(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Output, "add_files", late)
         code, _, stderr = nestquant(*command, "--output", folder)
-    assert code == 2 and "tokenizer.json was put there by something else than this run" in tell(stderr)
+    assert code == 2 and "tokenizer.json was put there by something else than this run" in error_line(stderr)
     assert (folder / "tokenizer.json").read_text() == "mine"
     (folder / "tokenizer.json").unlink()
     assert nestquant(*command, "--output", folder)[0] == 0
@@ -312,7 +312,7 @@ def test_a_second_process_is_refused_until_the_first_one_is_killed(
         text = ["--dataset", tiny_text_file, "--samples", 4, "--seqlen", 64]
         for words in (("quantize", tiny_model_folder, *text, "--no-resume"), ("calibrate", tiny_model_folder, *text)):
             code, _, stderr = nestquant(*words, "--output", folder)
-            assert code == 2 and f"another command is writing {folder} (process {holder.pid} on " in tell(stderr)
+            assert code == 2 and f"another command is writing {folder} (process {holder.pid} on " in error_line(stderr)
         with pytest.raises(NestQuantError, match="another command is writing"):
             RunState(folder, {}, "last", resume=False)
         assert (folder / WORK / "run.json").is_file()
@@ -364,5 +364,5 @@ def test_an_output_that_cannot_be_is_one_line_with_its_cause(
         "report": [tiny_checkpoint, *text],
     }
     code, _, stderr = nestquant(command, *words[command], "--output", path)
-    line = tell(stderr)
+    line = error_line(stderr)
     assert code == 2 and message in line and "nothing was written" in line, line
