@@ -1,7 +1,8 @@
 """Grouped lattice codes: a vector of d entries is s·G·l(z), s its row's scale, G a d × d matrix that was learned.
 
 z has b bits a coordinate, and l(z) are levels that follow a μ-law curve. Columns come in groups; each has its own b and
-curve, and its own G unless the matrix has one for all.
+curve, and its own G unless the matrix has one for all. A G costs 16·d²/(rows·columns) bits a weight: of a group of 128
+columns and 576 rows 0.014 at d = 8, but 0.22 at d = 32, so that small matrices share one there.
 """
 
 import functools

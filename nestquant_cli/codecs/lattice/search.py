@@ -30,7 +30,7 @@ class Triangle:
 
 
 def triangle(C: Tensor, lattices: Tensor, code: LatticeCode) -> Triangle:
-    """See above; C (n, n) float32 lower triangular, lattices (count, d, d) float32."""
+    """T and C·Q from C (n, n) float32 lower triangular and lattices G (count, d, d) float32 of all groups."""
     n, d = len(C), lattices.shape[-1]
     G = spread(lattices, code, n)  # (n/d, d, d)
     blocks = diagonal_blocks(C, d)  # (n/d, d, d)
