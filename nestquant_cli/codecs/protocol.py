@@ -173,7 +173,7 @@ class Codec(ABC, Generic[S, C]):
         """The code in a few words."""
 
     def summary(self, code: C) -> dict[str, Any]:
-        """JSON-ready: the code as `inspect` reports it."""
+        """JSON-ready: the code as `inspect` reports it; "multipliers", of nested codes, are null for others."""
         return self.shape_of(code).to_dict() | {"multipliers": None}
 
     def entropy_bits(self, code: C, record: Mapping[str, Any]) -> float | None:

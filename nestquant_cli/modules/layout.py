@@ -108,7 +108,7 @@ class Layout:
                     "out_features": linear.out_features,
                     "bias": linear.bias,
                     "input": linear.input,
-                    "multipliers": None,
+                    "multipliers": None,  # of nested codes, which say theirs; docs/format.md has the key for all
                     **self._code_to(linear.code),
                 }
                 for name, linear in self.linears.items()
