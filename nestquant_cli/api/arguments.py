@@ -21,7 +21,7 @@ def recipe_of(
 
     Args:
         recipe: a YAML file, over which the settings win; a Recipe, which has them all; None for the defaults.
-        settings: by name; None where the call did not give one.
+        settings: settings by name; None is one that the call did not give.
         weight_bits: bits of the weights where only other parts are named.
 
     Raises:

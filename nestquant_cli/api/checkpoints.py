@@ -38,7 +38,7 @@ def quantize(
         model: name of the original model.
         output: folder of the checkpoint, which must not exist, be empty, or hold the same run unfinished; None is
             `MODEL-nestquant-w4a4kv4` in the working folder, with the bits in its name.
-        bits: of weights, activations, keys and values: 2 to 8 in steps of 1/8; 4 where nothing says otherwise.
+        bits: bits of weights, activations, keys and values, 2 to 8 in steps of 1/8; 4 where no bits are given.
         dataset: calibration text: "wikitext2", "c4", "demo", a text file or a data set of the Hub.
         samples: calibration windows, 128 by default.
         seqlen: tokens in a calibration window, 2048 by default.
@@ -46,7 +46,7 @@ def quantize(
         calibration: folder that `calibrate` wrote; None calibrates on the way.
         resume: False starts an unfinished run over.
         memory_budget: hidden states that may stay in memory, in bytes or as "2GiB"; the others go to the disk.
-        dtype: that the model is loaded in: "auto" is its own, else "float32", "bfloat16" or "float16".
+        dtype: dtype that the model is loaded in: "auto" is that of its files, else "float32", "bfloat16" or "float16".
         device: a torch device; "auto" is the GPU where there is one, else the CPU.
         revision: branch, tag or commit of a model on the Hub.
         settings: any other field of a Recipe by name, such as weight_bits, rotation or seed. Bits of one part given
@@ -138,9 +138,13 @@ def tune(
         checkpoint: folder of the packed checkpoint, which is not changed.
         original: name of the model that it was made from.
         output: folder of the result; None is `CHECKPOINT-tuned` in the working folder.
-        dataset, text_field, bos: text to tune on, as `quantize` takes it.
-        seed: of the order of the windows.
-        resume, device, revision: as `quantize` takes them.
+        dataset: text to tune on: "wikitext2", "c4", "demo", a text file or a data set of the Hub.
+        text_field: field of the data set's records; None takes "text", or else "messages".
+        bos: what windows begin with: "default", "each" or "none".
+        seed: seed of the order of the windows and of the choice of those held out.
+        resume: False starts an unfinished run over.
+        device: a torch device; "auto" is the GPU where there is one, else the CPU.
+        revision: branch, tag or commit of a model on the Hub.
         settings: fields of TuneSettings by name: steps, seqlen, batch, rate, held_out and checks.
 
     Returns:

@@ -42,9 +42,11 @@ def evaluate(
         seqlen: tokens in a window.
         max_windows: score the first windows only; None is all of them.
         bos: what windows begin with: "default", "each" or "none".
-        seed: of torch.
+        seed: seed of torch.
         resident: form of quantized weights in memory, as `set_resident` takes it.
-        dtype, device, revision: as `quantize` takes them.
+        dtype: "auto" is that of the checkpoint, and bfloat16 for a GGUF file; else "float32", "bfloat16" or "float16".
+        device: a torch device; "auto" is the GPU where there is one, else the CPU.
+        revision: branch, tag or commit of a model on the Hub.
 
     Returns:
         a report: its `scores` have perplexity, standard_error, windows and, with a baseline, baseline_perplexity,
@@ -93,7 +95,8 @@ def load(
         model: name of the model.
         resident: form of quantized weights in memory: "packed", "int8" or "auto", as `set_resident` takes it.
         dtype: "auto" is that of the checkpoint, and bfloat16 for a GGUF file; else "float32", "bfloat16" or "float16".
-        device, revision: as `quantize` takes them.
+        device: a torch device; "auto" is the GPU where there is one, else the CPU.
+        revision: branch, tag or commit of a model on the Hub.
 
     Raises:
         NestQuantError: files are missing, truncated or altered, the model is not a decoder, there is no such dtype,

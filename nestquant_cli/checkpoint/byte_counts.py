@@ -58,7 +58,7 @@ class Inspection:
         folder: folder of the checkpoint.
         parts: whose bytes sum up to those of the files.
         matrices: the quantized ones.
-        recipe, bits: as config.json has them.
+        recipe, bits: settings of the quantization and nominal bits by part, from config.json.
         entropy_bits: bits per weight if the β indices were entropy-coded, from the report's histograms; without row
             scales and parameters. None where there is no report of them.
     """

@@ -17,9 +17,9 @@ class TensorChecks:
     """The tensors of a checkpoint that are sound so far; every check leaves fewer of them.
 
     Args:
-        report: where problems are noted.
+        report: report that problems are added to.
         described: `tensors` of the manifest.
-        shards: those that could be read, by file name.
+        shards: shards that could be read, by file name.
     """
 
     def __init__(self, report: VerifyReport, described: dict[str, Any], shards: dict[str, Shard]) -> None:

@@ -71,7 +71,7 @@ def make_checkpoints(
 
 
 def run_keys(source: Source, entries: Sequence[Entry], device: str, dtype: str, windows: "Tensor") -> dict[str, Any]:
-    """By name what determines a checkpoint, as its config.json says it: settings, model and calibration text.
+    """What determines each checkpoint, by name, as its config.json has it: settings, model and calibration text.
 
     Raises:
         NestQuantError: a recipe cannot be used for the model, or the model cannot take `windows`, which are scored.

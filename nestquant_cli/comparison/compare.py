@@ -44,7 +44,8 @@ class CompareOptions:
         tasks, limit, include_path: tasks of lm-eval, see `evaluation.measure_tasks.TaskOptions`.
         seed: seed of the tasks.
         dtype: dtype that models are loaded in, for quantizing and scoring.
-        device, resident: as in `evaluation.measure_perplexity.PerplexityOptions`.
+        device: a torch device; "auto" takes a GPU where there is one.
+        resident: form of quantized weights in memory: "packed", "int8" or "auto".
     """
 
     model: Source

@@ -24,8 +24,10 @@ class Scoring:
     """How models are scored.
 
     Attributes:
-        windows: (windows, seqlen) int64.
-        dtype, device, resident: as in `evaluation.measure_perplexity.PerplexityOptions`.
+        windows: (windows, seqlen) int64 token ids.
+        dtype: dtype that models are loaded in, or "auto".
+        device: a torch device.
+        resident: form of quantized weights in memory: "packed", "int8" or "auto".
     """
 
     windows: "Tensor"

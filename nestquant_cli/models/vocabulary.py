@@ -20,7 +20,7 @@ def refuse_unknown_tokens(highest: int, known: int, consequence: str) -> None:
     Args:
         highest: id of the highest token that it is to be given.
         known: tokens of the model, see `known_tokens`.
-        consequence: for the message, such as "nothing was quantized".
+        consequence: consequence that the message names, such as "nothing was quantized".
     """
     if highest >= known:
         raise NestQuantError(

@@ -39,7 +39,7 @@ class Weights:
     """A model that is whole in memory.
 
     Args:
-        model: in evaluation mode, on its device.
+        model: model in eval mode, on its device.
     """
 
     lazy = False
@@ -76,7 +76,7 @@ class LazyWeights(Weights):
     """A model whose parameters are in memory only while they are held.
 
     Args:
-        model: with its parameters on the meta device and its buffers in memory.
+        model: model with its parameters on the meta device and its buffers in memory.
         stored: file and entry of every tensor by its name in the model.
         device: device of parameters while they are held.
     """

@@ -29,7 +29,7 @@ class Run:
     Args:
         folder: output folder.
         lock_file: file of the lock; its folder is made when the lock is taken.
-        records: where the records of finished steps are.
+        records: records of the finished steps.
     """
 
     def __init__(self, folder: Path, lock_file: Path, records: Records) -> None:

@@ -105,7 +105,7 @@ def descend(
         distillation: the loss.
         windows: windows of the text.
         settings: steps, batch, rate and held-out windows.
-        snapshot: where the state is saved, and resumed from where there is one.
+        snapshot: file of the saved state, which is resumed where it exists.
     """
     state = TuneState(len(tunables.theta), settings)
     saved_state = snapshot.load()

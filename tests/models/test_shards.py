@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.models.shards import read_shard
+from nestquant_cli.models.shard_writer import write_shard
+from nestquant_cli.models.shards import DTYPES, bytes_of, read_shard, read_tensors
 
 TENSORS = {"a.words": torch.arange(12, dtype=torch.uint8).view(3, 4), "a.bias": torch.zeros(3, dtype=torch.bfloat16)}
 
@@ -74,3 +75,19 @@ def test_a_header_length_beyond_the_file_is_refused(tmp_path: Path, content: byt
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NestQuantError, match="cannot be read"):
         read_shard(tmp_path / "none.safetensors")
+
+
+def test_all_tensors_of_a_file_are_read_in_any_dtype_of_the_library(tmp_path: Path) -> None:
+    kinds = [getattr(torch, name) for name, _ in DTYPES.values()]
+    tensors = {str(kind): torch.arange(6).view(2, 3).to(kind) for kind in kinds if kind != torch.float8_e8m0fnu}
+    save_file(tensors, tmp_path / "all.safetensors")
+    found = read_tensors(tmp_path / "all.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and bytes_of(found[name]) == bytes_of(tensor), name
+
+
+def test_a_written_file_is_what_the_library_reads(tmp_path: Path) -> None:
+    write_shard(tmp_path / "own.safetensors", TENSORS)
+    for name, tensor in load_file(tmp_path / "own.safetensors").items():
+        assert torch.equal(tensor, TENSORS[name])

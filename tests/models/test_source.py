@@ -1,4 +1,4 @@
-"""Every kind of model name is told apart, loads, and is refused in one clear line where it cannot."""
+"""Every kind of model name is told apart, and its files are found, or refused in one clear line."""
 
 import json
 import shutil
@@ -23,15 +23,6 @@ def copy(tiny_model_folder: Path, tmp_path: Path) -> Path:
 def edit_config(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def test_a_folder_loads_in_eval_mode_with_its_tokenizer(tiny_model_folder: Path) -> None:
-    source = resolve(str(tiny_model_folder))
-    assert (source.kind, source.name, source.gguf_file) == ("folder", "tiny-llama", None)
-    model = load_model(source)
-    assert not model.training and model.dtype == torch.float32
-    assert load_model(source, dtype="bfloat16").dtype == torch.bfloat16
-    assert load_tokenizer(source).bos_token_id == 0
 
 
 def test_kinds_are_told_apart_without_loading(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,40 +62,6 @@ def test_folders_and_files_that_are_no_model_are_refused(tmp_path: Path) -> None
         resolve(str(tmp_path / "notes.txt"))
 
 
-def test_models_that_do_not_decode_are_refused_by_name(tmp_path: Path) -> None:
-    from transformers import T5Config
-
-    config = T5Config(num_layers=1, d_model=8, d_ff=8, num_heads=1, architectures=["T5ForConditionalGeneration"])
-    config.save_pretrained(tmp_path / "t5")
-    with pytest.raises(NestQuantError, match=r"t5 is an encoder-decoder \(model type t5\)"):
-        load_model(resolve(str(tmp_path / "t5")))
-    (tmp_path / "bert").mkdir()
-    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}')
-    with pytest.raises(NestQuantError, match="bert is an encoder"):
-        resolve(str(tmp_path / "bert"))
-
-
-def test_an_unknown_architecture_is_refused(copy: Path) -> None:
-    edit_config(copy, model_type="nosuch", architectures=["NoSuchForCausalLM"])
-    with pytest.raises(NestQuantError, match="does not recognize this architecture"):
-        load_model(resolve(str(copy)))
-
-
-def test_truncated_weights_name_the_file(copy: Path) -> None:
-    weights = copy / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(NestQuantError, match=r"model\.safetensors is truncated or damaged"):
-        load_model(resolve(str(copy)))
-
-
-def test_a_missing_tensor_is_never_replaced_by_random_numbers(copy: Path) -> None:
-    tensors = load_file(copy / "model.safetensors")
-    del tensors["model.layers.1.mlp.up_proj.weight"]
-    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(NestQuantError, match=r"lack 1 tensors, the first is model\.layers\.1\.mlp\.up_proj\.weight"):
-        load_model(resolve(str(copy)))
-
-
 def test_missing_weight_files_are_named(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
     with pytest.raises(NestQuantError, match=r"has no \.safetensors weight file"):
@@ -120,12 +77,6 @@ def test_a_missing_tokenizer_is_refused(copy: Path) -> None:
         path.unlink()
     with pytest.raises(NestQuantError, match="copy has no usable tokenizer"):
         load_tokenizer(resolve(str(copy)))
-
-
-def test_a_damaged_gguf_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(20))
-    with pytest.raises(NestQuantError, match="m cannot be loaded"):
-        load_model(resolve(str(tmp_path / "m.gguf")))
 
 
 def test_a_hub_id_without_a_connection_is_refused_at_once() -> None:
@@ -171,25 +122,9 @@ def test_large_files_are_sampled_at_both_ends(tmp_path: Path) -> None:
     assert len(seen) == 3
 
 
-def test_pickles_are_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(tiny_model_folder, tmp_path / "copy"))
-    (copy / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    assert load_model(resolve(str(copy))).dtype == torch.float32  # what lies beside safetensors files is not looked at
-    (copy / "model.safetensors").unlink()
-    with pytest.raises(NestQuantError, match=r"only in \.bin files, which are pickles"):
-        load_model(resolve(str(copy)))
-
-
 @pytest.mark.parametrize("places", [None, [], {"a": "../x.safetensors"}, {"a": 3}, {"a": ""}, {"a": "/etc/passwd"}])
 def test_an_index_that_leads_elsewhere_is_refused(tiny_model_folder: Path, tmp_path: Path, places: object) -> None:
     copy = Path(shutil.copytree(tiny_model_folder, tmp_path / "copy"))
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     with pytest.raises(NestQuantError, match="has no usable weight_map"):
         weight_files(resolve(str(copy)))
-
-
-def test_an_unknown_dtype_is_refused_with_the_nearest(tiny_model_folder: Path) -> None:
-    with pytest.raises(NestQuantError, match=r"no dtype 'flaot32'; .*did you mean .*'float32'"):
-        load_model(resolve(str(tiny_model_folder)), "flaot32")
-    with pytest.raises(NestQuantError, match="no dtype 'tensor'"):
-        load_model(resolve(str(tiny_model_folder)), "tensor")

@@ -32,7 +32,7 @@ class SavesWhole:
         Args:
             save_directory: checkpoint folder; it is made where it does not exist.
             is_main_process: whether this process writes what all have in common.
-            arguments, settings: for `PreTrainedModel.save_pretrained`.
+            arguments, settings: further arguments of `PreTrainedModel.save_pretrained`.
         """
         folder, model = Path(save_directory), vars(self)
         adapters = model.get("_hf_peft_config_loaded", False)  # then they alone are saved
