@@ -15,7 +15,7 @@ class NestQuantError(Exception):
         >>> raise NestQuantError("bits 4.3 is not a multiple of 1/8", "nothing was quantized", "use 4.25 or 4.375")
     """
 
-    everywhere = False  # whether all processes of a run raise it, so that one of them is enough to print it
+    raised_by_all = False  # whether all processes of a run raise it, so that one of them is enough to print it
 
     def __init__(self, cause: str, consequence: str, remedy: str) -> None:
         self.cause, self.consequence, self.remedy = map(_one_line, (cause, consequence, remedy))

@@ -6,7 +6,7 @@ from pathlib import Path
 import typer
 
 from . import console
-from .config import RecipeOption, given, print_recipe, taken
+from .config import RecipeOption, options_from_file, print_recipe, recipe_settings
 from .option_groups import CalibrationRun, CalibrationText, expand_groups
 from .options import FolderOption, ModelArgument
 from .recipe_options import ActBitsOption, KvBitsOption
@@ -38,7 +38,7 @@ def calibrate(
     from ..pipeline.recipe import Recipe
     from ..pipeline.recipe_file import read_recipe
 
-    recipe = read_recipe(config, given(context), taken(context), weight_bits=Recipe.weight_bits)
+    recipe = read_recipe(config, recipe_settings(context), options_from_file(context), weight_bits=Recipe.weight_bits)
     budget = parse_bytes(run.memory_budget, "--memory-budget")
     start = time.monotonic()
     with joined(pick_device(run.device)) as device:
@@ -54,4 +54,4 @@ def calibrate(
         f"{about['samples']} windows of {about['seqlen']} tokens from {about['dataset']}, "
         f"{duration(time.monotonic() - start)}"
     )
-    console.ending(folder, "quantize", model, "--calibration", folder)
+    console.print_ending(folder, "quantize", model, "--calibration", folder)

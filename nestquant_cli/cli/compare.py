@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import console
-from .config import given, print_settings
+from .config import print_settings, recipe_settings
 from .eval_tasks import IncludeOption, LimitOption
 from .option_groups import EvaluationRun, expand_groups
 from .options import (
@@ -119,7 +119,7 @@ def compare(
 
     if tasks is None and (limit is not None or include_path is not None):
         raise NestQuantError("--limit and --include-path are for tasks", "nothing was compared", "add --tasks A,B")
-    entries = read_entries([Path(name) for name in by_comma(recipes, "--recipes")], given(context))
+    entries = read_entries([Path(name) for name in by_comma(recipes, "--recipes")], recipe_settings(context))
     _compare(
         context,
         run,
@@ -172,14 +172,14 @@ def _scored(dataset: str, eval_dataset: str | None) -> str:
 
 def _print(comparison: "Comparison", folder: Path) -> None:
     from ..comparison.tables import cells, columns
-    from ..evaluation.provenance import windows_said
+    from ..evaluation.provenance import windows_in_words
 
     protocol = comparison.protocol
     console.table(columns(comparison), cells(comparison), title=comparison.model)
     console.line(
-        f"{protocol['dataset']} ({protocol['split']}): {windows_said(protocol)} windows "
+        f"{protocol['dataset']} ({protocol['split']}): {windows_in_words(protocol)} windows "
         f"of {protocol['seqlen']}, BOS {protocol['bos']}, fp32 log-softmax"
     )
     console.line(f"reference: {protocol['reference']}")
     best = min(comparison.rows[1:], key=lambda row: row.perplexity)
-    console.ending(folder / "report.md", "inspect", folder / best.name)
+    console.print_ending(folder / "report.md", "inspect", folder / best.name)

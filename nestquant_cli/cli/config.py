@@ -66,7 +66,7 @@ def settings(context: typer.Context) -> dict[str, Any]:
     return {name: _plain(value) for name, value in context.params.items() if name not in _NOT_SETTINGS}
 
 
-def given(context: typer.Context) -> dict[str, Any]:
+def recipe_settings(context: typer.Context) -> dict[str, Any]:
     """The settings of a recipe that were given on the command line or by --config, by name and JSON-ready.
 
     Defaults are left out, so that they do not override a recipe file.
@@ -81,7 +81,7 @@ def given(context: typer.Context) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def taken(context: typer.Context) -> set[str]:
+def options_from_file(context: typer.Context) -> set[str]:
     """Names of the options that the file of --config has set."""
     return set(context.default_map or ())
 

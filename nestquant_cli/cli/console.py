@@ -107,7 +107,7 @@ def note(text: str, **fields: object) -> None:
     logger.info("%s", text, extra={"fields": fields})
 
 
-def ending(result: Path | None = None, *command: object) -> None:
+def print_ending(result: Path | None = None, *command: object) -> None:
     """Prints the last lines of a command: where the result is, and what to run next, quoted for a shell."""
     if result is not None:
         line(f"result: {result}")
@@ -147,7 +147,7 @@ def run(command: Callable[[], object], debug: bool = False) -> int:
         if debug:
             _print_traceback(traceback.format_exc())
         if type(error).__name__ != "Abort":  # typer raises this for Ctrl-C; its class differs between versions
-            if launched().leads or not getattr(error, "everywhere", False):
+            if launched().leads or not getattr(error, "raised_by_all", False):
                 print_error(explain(error))
             return BAD_INPUT
         code = INTERRUPTED

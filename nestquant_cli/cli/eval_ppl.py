@@ -88,9 +88,9 @@ def eval_ppl(
     verdicts = [] if fail_above is None else [judge_perplexity(report.scores.perplexity, fail_above)]
     report_gates(verdicts, junit, "eval-ppl", model, report.scores.seconds)
     if report.protocol["resident"] is not None:  # packed, here or behind a Hub id
-        console.ending(output, "generate", model, "Once upon a time")
+        console.print_ending(output, "generate", model, "Once upon a time")
     else:
-        console.ending(output, "quantize", model, "--bits", 4)
+        console.print_ending(output, "quantize", model, "--bits", 4)
 
 
 def _print_start(options: "PerplexityOptions") -> None:
@@ -101,13 +101,13 @@ def _print_start(options: "PerplexityOptions") -> None:
 
 
 def _print(report: "PerplexityReport") -> None:
-    from ..evaluation.provenance import windows_said
+    from ..evaluation.provenance import windows_in_words
 
     _print_scores(report)
     protocol = report.protocol
     tokens = "" if protocol["tokens"] is None else f", {protocol['tokens']} tokens"
     console.line(
-        f"{protocol['dataset']} ({protocol['split']}{tokens}): {windows_said(protocol)} "
+        f"{protocol['dataset']} ({protocol['split']}{tokens}): {windows_in_words(protocol)} "
         f"windows of {protocol['seqlen']}, stride {protocol['stride']}, "
         f"{protocol['scored_per_window']} scored in each, BOS {protocol['bos']}, fp32 log-softmax"
     )

@@ -173,7 +173,7 @@ def eval_tasks(
     )
     _report(report, context, output)
     report_gates(report.verdicts, junit, "eval-tasks", model, report.protocol["seconds"])
-    console.ending(output, "eval-ppl", model)
+    console.print_ending(output, "eval-ppl", model)
 
 
 def _measure(context: typer.Context, run: EvaluationRun, **fields: Any) -> "TaskReport":

@@ -43,4 +43,4 @@ def export_checkpoint(
     console.line(f"{written.matrices} matrices of {written.bits}-bit integers")
     if written.transforms:
         console.line("load it with trust_remote_code=True: transformers itself does not apply its input transforms")
-    console.ending(folder)
+    console.print_ending(folder)

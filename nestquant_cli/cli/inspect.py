@@ -42,7 +42,7 @@ def inspect_checkpoint(
     _print_summary(inspection)
     if output is not None:
         write_json(output, inspection.as_json() | {"settings": settings(context)})
-    console.ending(output, "verify", checkpoint)
+    console.print_ending(output, "verify", checkpoint)
 
 
 def _print_parts(inspection: "Inspection") -> None:

@@ -70,7 +70,7 @@ def push_checkpoint(
     files = push(options)
     if dry_run:
         console.line(f"{len(files)} files would be pushed to {repo}")
-        console.ending(checkpoint / CARD, "push", checkpoint, repo)
+        console.print_ending(checkpoint / CARD, "push", checkpoint, repo)
         return
     console.line(f"result: {repo} on the Hugging Face Hub, {len(files)} files")
-    console.ending(None, "generate", repo, "Once upon a time")
+    console.print_ending(None, "generate", repo, "Once upon a time")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from . import console
-from .config import RecipeOption, given, print_recipe, taken
+from .config import RecipeOption, options_from_file, print_recipe, recipe_settings
 from .option_groups import CalibrationRun, CalibrationText, expand_groups
 from .options import FolderOption, ModelArgument
 from .recipe_options import (
@@ -75,8 +75,8 @@ def quantize(
     from ..parallel.team import joined
     from ..pipeline.recipe_file import read_recipe, with_tuning
 
-    settings = given(context)
-    recipe = with_tuning(read_recipe(config, settings, taken(context)), tune)
+    settings = recipe_settings(context)
+    recipe = with_tuning(read_recipe(config, settings, options_from_file(context)), tune)
     budget, dtype = parse_bytes(run.memory_budget, "--memory-budget"), run.dtype.value
     with joined(pick_device(run.device)) as device:
         source = resolve(model, run.revision)
@@ -143,7 +143,7 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
         console.table(columns, rows, title="mean relative squared errors")
     print_tuning(report)
     console.line(f"time: {duration(report['seconds'])}, peak memory {report['peak_memory_bytes'] / 2**30:.2f} GiB")
-    console.ending(folder, "eval-ppl", folder)
+    console.print_ending(folder, "eval-ppl", folder)
 
 
 def _by_kind(matrices: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -77,4 +77,4 @@ def report_checkpoint(
     page = make_report(ReportOptions(checkpoint, folder, scoring, prompt, max_new_tokens))
     name, record = page.most_damaged(1)[0]
     console.line(f"most damaged: {name}, output error {record['hessian_error']:.5f}")
-    console.ending(folder / PAGE, "push", checkpoint, "you/name", "--dry-run")
+    console.print_ending(folder / PAGE, "push", checkpoint, "you/name", "--dry-run")

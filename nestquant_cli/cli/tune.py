@@ -99,7 +99,7 @@ def tune_checkpoint(
     report = tune(checkpoint, resolve(model, revision), settings, folder, pick_device(device), text, seed, resume)
     print_tuning(report)
     console.line(f"time: {duration(report['seconds'])}")
-    console.ending(folder, "eval-ppl", folder, "--baseline", model)
+    console.print_ending(folder, "eval-ppl", folder, "--baseline", model)
 
 
 def print_tuning(report: dict[str, Any]) -> None:

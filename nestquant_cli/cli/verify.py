@@ -41,7 +41,7 @@ def verify_checkpoint(
         write_json(output, report.as_json() | {"settings": settings(context)})
     _print(report)
     report.refuse()
-    console.ending(output, "eval-ppl", checkpoint)
+    console.print_ending(output, "eval-ppl", checkpoint)
 
 
 def _print(report: "VerifyReport") -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ..base.markdown import escaped, table
-from ..evaluation.provenance import windows_said
+from ..evaluation.provenance import windows_in_words
 from .result import Comparison, Row
 
 _NOTE = (
@@ -66,7 +66,7 @@ def markdown(comparison: Comparison, plots: Sequence[str]) -> str:
         "",
         f"Reference: {escaped(protocol['reference'])}.",
         "",
-        f"Scored: {escaped(protocol['dataset'])} ({protocol['split']}), {windows_said(protocol)} "
+        f"Scored: {escaped(protocol['dataset'])} ({protocol['split']}), {windows_in_words(protocol)} "
         f"windows of {protocol['seqlen']} tokens, stride {protocol['stride']}, "
         f"BOS {protocol['bos']}, fp32 log-softmax, dtype {protocol['dtype']}, on {protocol['device']}.",
         "",

@@ -43,7 +43,7 @@ def model_protocol(source: Source, model: "PreTrainedModel") -> dict[str, Any]:
     }
 
 
-def windows_said(protocol: Mapping[str, Any]) -> str:
+def windows_in_words(protocol: Mapping[str, Any]) -> str:
     """Number of scored windows in words: "8 of 141", or "the first 8" where the text was not read to its end.
 
     Args:

@@ -180,7 +180,7 @@ def joined(device: str) -> Iterator[str]:
         yield device
         failed = False
     except BaseException as error:
-        failed = not getattr(error, "everywhere", False)  # what all of them raise, all of them know
+        failed = not getattr(error, "raised_by_all", False)  # what all of them raise, all of them know
         raise
     finally:
         _Joined.watch = None
@@ -211,6 +211,6 @@ def _unless_failed(outcomes: "Sequence[T | NestQuantError]") -> list[T]:
     """The outcomes, unless one is an error, which is raised and marked as raised by all processes."""
     for outcome in outcomes:
         if isinstance(outcome, NestQuantError):
-            outcome.everywhere = True
+            outcome.raised_by_all = True
             raise outcome
     return [outcome for outcome in outcomes if not isinstance(outcome, NestQuantError)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..evaluation.provenance import windows_said
+from ..evaluation.provenance import windows_in_words
 from ..sharing.results import without_folder
 from .page_data import PageData
 
@@ -36,7 +36,7 @@ def html(name: str, data: PageData, pictures: dict[str, bytes]) -> str:
         summary=_summary(data),
         damaged=_damaged(data),
         betas=_betas(data),
-        windows="" if data.scores is None else windows_said(data.scores.protocol),
+        windows="" if data.scores is None else windows_in_words(data.scores.protocol),
         recipe=[(key, "" if value is None else without_folder(str(value))) for key, value in recipe],
     )
 

@@ -16,7 +16,7 @@ from ..models.source import fingerprint, load_tokenizer, resolve
 from ..storage.files import write_text
 from .card import CARRIED, Facts, Origin, model_card
 from .results import read_results
-from .user_text import NOT_PUSHED, newest, read_user_text
+from .user_text import NOT_PUSHED, edited_since_push, read_user_text
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ def push(options: PushOptions, api: Any = None) -> list[str]:
     info = _call(lambda: api.model_info(options.repo))
     if not options.public and info.private is False:
         raise NestQuantError(f"{options.repo} is public already", NOT_PUSHED, "give --public, or another name")
-    kept = newest(
+    kept = edited_since_push(
         kept, read_user_text(_card_on_hub(options.repo, info, api), f"the card of {options.repo}"), options.repo
     )
     write_text(card, model_card(facts, kept, kept.digest))

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..base.errors import NestQuantError
 from ..evaluation.gates import main_metric, main_name
-from ..evaluation.provenance import windows_said
+from ..evaluation.provenance import windows_in_words
 from ..storage.files import read_json
 from .user_text import NOT_PUSHED
 
@@ -90,7 +90,7 @@ def without_folder(text: str) -> str:
 def _perplexity(result: dict[str, Any], protocol: dict[str, Any]) -> list[Measured]:
     text = f"{without_folder(protocol['dataset'])} ({protocol['split']})"
     how = (
-        f"{text}, {windows_said(protocol)} windows of {protocol['seqlen']} tokens, "
+        f"{text}, {windows_in_words(protocol)} windows of {protocol['seqlen']} tokens, "
         f"BOS {protocol['bos']}, {protocol['model']['dtype']}"
     )
     original, value = result.get("baseline_perplexity"), result["perplexity"]

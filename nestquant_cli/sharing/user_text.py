@@ -90,7 +90,7 @@ def read_user_text(text: str | None, name: str) -> UserText:
     return UserText(kept, text[: begin.start()].strip(), after.strip(), begin[1])
 
 
-def newest(here: UserText, there: UserText, repo: str) -> UserText:
+def edited_since_push(here: UserText, there: UserText, repo: str) -> UserText:
     """The text of the card to keep: the one that was edited since the last push.
 
     Args:

@@ -24,7 +24,7 @@ OPTIONS = {each.name: each for each in QUANTIZE.params if each.param_type_name =
 def from_command_line(words: list[str], file: Path | None = None) -> Recipe:
     """The recipe of `nestquant quantize MODEL --config file WORDS`."""
     context = QUANTIZE.make_context("quantize", ["MODEL", *([] if file is None else ["--config", str(file)]), *words])
-    recipe = read_recipe(file, config.given(context), config.taken(context))
+    recipe = read_recipe(file, config.recipe_settings(context), config.options_from_file(context))
     return with_tuning(recipe, context.params["tune"])
 
 
