@@ -129,9 +129,9 @@ class GramSum:
         integer_product = for_device(self._upper.device).integer_product
         for power, (rows,) in self._waiting.take():
             across = _across(rows)
-            for part in slices(self.order, rows.device, _STRIP):
-                product = integer_product(across[part], across[part.start :])
-                self._upper[part, part.start :].add_(product, alpha=4.0**power)
+            for strip in slices(self.order, rows.device, _STRIP):
+                product = integer_product(across[strip], across[strip.start :])
+                self._upper[strip, strip.start :].add_(product, alpha=4.0**power)
 
     def mean(self) -> Tensor:
         """E[(R x)(R x)ᵀ] per token, (n, n) float32. The sum is freed, so it can be called once."""
@@ -140,8 +140,8 @@ class GramSum:
         upper.div_(self.tokens)
         whole = upper.float()
         del upper
-        for part in slices(self.order, whole.device, _STRIP):
-            whole[part.stop :, part] = whole[part, part.stop :].t()  # a strip has its diagonal block whole
+        for strip in slices(self.order, whole.device, _STRIP):
+            whole[strip.stop :, strip] = whole[strip, strip.stop :].t()  # a strip has its diagonal block whole
         return whole
 
 
@@ -184,8 +184,8 @@ class CrossSum:
         integer_product = for_device(self._total.device).integer_product
         for power, (left, right) in self._waiting.take():
             a, b = _across(left), _across(right)
-            for part in slices(self.order, left.device, _STRIP):
-                self._total[part].add_(integer_product(a[part], b), alpha=2.0**power)
+            for strip in slices(self.order, left.device, _STRIP):
+                self._total[strip].add_(integer_product(a[strip], b), alpha=2.0**power)
 
     def mean(self) -> Tensor:
         """E[(R x)(R y)ᵀ] per pair, (n, n) float32. The sum is freed, so it can be called once."""
@@ -198,7 +198,7 @@ def _counts(power: Tensor) -> dict[int, int]:
     """Number of tokens with each exponent of `power` (tokens,), by exponent in ascending order."""
     lowest = 2 * EMPTY  # of the sum of two exponents
     counts = torch.bincount(power.long() - lowest, minlength=1).tolist()
-    return {place + lowest: count for place, count in enumerate(counts) if count}
+    return {index + lowest: count for index, count in enumerate(counts) if count}
 
 
 def _across(v: Tensor) -> Tensor:

@@ -51,7 +51,9 @@ class KVObserver(DynamicCache):
         """Samples (heads, tokens, head size) of keys and values since the last call; None if no cache was updated."""
         if not self.keys:
             return None
-        keys, values = (torch.cat([part[window] for window in sorted(part)], 1) for part in (self.keys, self.values))
+        keys, values = (
+            torch.cat([samples[window] for window in sorted(samples)], 1) for samples in (self.keys, self.values)
+        )
         self.keys, self.values = {}, {}
         return keys, values
 

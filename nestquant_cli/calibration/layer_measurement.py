@@ -82,10 +82,10 @@ class LayerMeasurement:
         def learned(tokens: Tensor) -> Tensor:
             kinds = [] if settings.act_shape is None else [(tokens, settings.act_shape)]
             if settings.weight_shape is not None:
-                turn = rotation(tokens.shape[1], settings.rotation_seed)
+                hadamard = rotation(tokens.shape[1], settings.rotation_seed)
                 rows = torch.cat([self.modules[name].weight.detach().float() for name in members])
                 padded = F.pad(rows.to(tokens.device), (0, tokens.shape[1] - rows.shape[1]))
-                kinds.append((over_rows(turn.apply, padded), settings.weight_shape))
+                kinds.append((over_rows(hadamard.apply, padded), settings.weight_shape))
             return learn_reflectors(kinds, settings.reflections, settings.seed)
 
         return learned

@@ -48,14 +48,14 @@ def measure_layers(
         )
     config = weights.model.config.get_text_config(decoder=True)
     observer = KVObserver(config, TOKENS / max(1, windows.numel()))
-    own = group.share(len(windows))
-    stack = LayerStack(weights, windows[own.start : own.stop], observer, hidden)
+    share = group.share(len(windows))
+    stack = LayerStack(weights, windows[share.start : share.stop], observer, hidden)
     behind = None if callbacks is None else stack.twin(callbacks.hidden(STATES_SHARE))
     observer.watching = settings.kv_shape is not None
     per_window = -(-NOISE_TOKENS // len(windows))
     for index in range(len(weights.decoder.layers)):
         with weights.layer(index):
-            layer = LayerMeasurement(stack, index, settings, own.start, per_window)
+            layer = LayerMeasurement(stack, index, settings, share.start, per_window)
             if skip is not None and skip[index]:
                 if not all(skip[index:]):
                     layer.run_unmeasured()  # the next layers need the hidden states behind this one

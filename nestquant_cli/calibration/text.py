@@ -113,11 +113,16 @@ def load_text(
     if records is not None:
         rows = records
         return _text(
-            dataset, part, lambda: (line_feeds(each, marks) for each in fields.texts(rows())), JOIN, marks, fields
+            dataset,
+            part,
+            lambda: (line_feeds(document, marks) for document in fields.texts(rows())),
+            JOIN,
+            marks,
+            fields,
         )
     _refuse_field(dataset, field)
     documents, part = named_documents(dataset, split)
-    return _text(dataset, part, lambda: (line_feeds(each, marks) for each in documents), JOIN, marks, fields)
+    return _text(dataset, part, lambda: (line_feeds(document, marks) for document in documents), JOIN, marks, fields)
 
 
 def _records(dataset: str, split: str, marks: Marks) -> tuple[str, Callable[[], Records] | None]:

@@ -141,17 +141,17 @@ def saved_records(folder: str, split: str) -> Callable[[], Records]:
     import datasets
 
     try:
-        found = datasets.load_from_disk(str(Path(folder).expanduser()))
+        saved = datasets.load_from_disk(str(Path(folder).expanduser()))
     except Exception as error:  # the library raises errors of many kinds
         raise NestQuantError(
             f"{folder} is not a data set of save_to_disk ({one_line(error)})", NOT_READ, "give a file, or such a folder"
         ) from error
-    if isinstance(found, dict):
-        if split not in found:
-            known = ", ".join(found)
+    if isinstance(saved, dict):
+        if split not in saved:
+            known = ", ".join(saved)
             raise NestQuantError(f"{folder} has no split '{split}'", NOT_READ, f"save one of that name; it has {known}")
-        found = found[split]
-    return lambda: ((f"{folder} row {number}", row) for number, row in enumerate(found))
+        saved = saved[split]
+    return lambda: ((f"{folder} row {number}", row) for number, row in enumerate(saved))
 
 
 @contextmanager

@@ -121,8 +121,8 @@ def make_plan(
     """
     if model is None:
         config = load_config(source)
-        own = torch.bfloat16 if source.gguf_file else getattr(config, "dtype", None)
-        model = meta_model(config, own if dtype == "auto" else getattr(torch, dtype))
+        stored = torch.bfloat16 if source.gguf_file else getattr(config, "dtype", None)
+        model = meta_model(config, stored if dtype == "auto" else getattr(torch, dtype))
     sizes = count_sizes(model, recipe)
     streamed = source.kind == "folder"
     memory = _memory(model, find_decoder(model), streamed, recipe) + min(sizes.hidden_bytes, budget)

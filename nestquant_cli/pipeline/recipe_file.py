@@ -42,8 +42,8 @@ def read_recipe(
     bits = _bits(file, given, _weights_only(settings.get("method")), weight_bits)
     for part in BITS:
         code = part.replace("_bits", "_code")
-        own = settings.get(code)
-        if ("bits" in given or part in given) and isinstance(own, dict) and "q" in own:
+        value = settings.get(code)
+        if ("bits" in given or part in given) and isinstance(value, dict) and "q" in value:
             del settings[code]
     return Recipe(**bits, **settings)
 

@@ -23,27 +23,27 @@ def recorded_words(output: Output) -> dict[str, int] | None:
 
 
 def save_sensitivities(
-    found: dict[str, Sensitivity], words: dict[str, int], average: int, tokens: str, output: Output
+    sensitivities: dict[str, Sensitivity], words: dict[str, int], average: int, tokens: str, output: Output
 ) -> None:
     """Writes both files, and logs the predicted KL divergence of the mixed and of the uniform allocation.
 
     Args:
-        found: sensitivity of each matrix by its full name.
+        sensitivities: sensitivity of each matrix by its full name.
         words: bits of a word of each matrix.
         average: bits of a word on average, which the uniform allocation gives to all.
         tokens: hash of the windows that the sensitivities were measured on.
         output: the checkpoint.
     """
-    weights = sum(item.weights for item in found.values())
+    weights = sum(item.weights for item in sensitivities.values())
     uniform, mixed = (
-        sum(item.loss(bits) for item, bits in zip(found.values(), each, strict=True))
-        for each in ([average] * len(found), [words[name] for name in found])
+        sum(item.loss(bits) for item, bits in zip(sensitivities.values(), allocation, strict=True))
+        for allocation in ([average] * len(sensitivities), [words[name] for name in sensitivities])
     )
-    spent = sum(item.weights * words[name] for name, item in found.items()) / weights / BLOCK
+    spent = sum(item.weights * words[name] for name, item in sensitivities.items()) / weights / BLOCK
     logger.info("mixed rates: %.4f bits on average, expected KL %.4f (uniform %.4f)", spent, mixed, uniform)
     matrices = {
         name: {"weights": item.weights, "sensitivity": item.cost, "bits": words[name] / BLOCK}
-        for name, item in found.items()
+        for name, item in sensitivities.items()
     }
     _draw(matrices, output)
     output.state.claim(SENSITIVITIES)

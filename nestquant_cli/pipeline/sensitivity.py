@@ -51,7 +51,7 @@ def measure_sensitivities(
         return fisher(model, windows, recipe.seed)
 
     fishers = group.run_on_rank0(fishers_of_whole_model)
-    found = {}
+    sensitivities = {}
     decoder = original.weights.decoder
     stream = measure_layers(original.weights, windows, fit_settings(recipe))
     for index, statistics in enumerate(track(stream, "measuring sensitivities", total=original.depth)):
@@ -64,8 +64,8 @@ def measure_sensitivities(
                     name, weight = f"{decoder.layer_name(index)}.{member}", modules[member].weight.detach().float()
                     power = weight.square().sum(1).cpu() / len(item.hessian)
                     cost = math.fsum((0.5 * trace * fishers[name] * power).tolist())
-                    found[name] = Sensitivity(weight.numel(), cost)
-    return found
+                    sensitivities[name] = Sensitivity(weight.numel(), cost)
+    return sensitivities
 
 
 def feedback_trace(item: InputStatistics, damping: float) -> float:

@@ -65,11 +65,11 @@ class SequentialQuantizer:
         decoder = self.original.weights.decoder
         modules, place = linears(decoder.layers[index]), decoder.layer_name(index)
         statistics = LayerStatistics({item.members[0]: item}, None)
-        found = quantize_matrices(modules, statistics, self.recipe, place, self.group, self.words)
-        self._packed |= found
+        matrices = quantize_matrices(modules, statistics, self.recipe, place, self.group, self.words)
+        self._packed |= matrices
         return {
             name: self._weight(modules[name], matrix.tensors, matrix.code, item.reflectors)
-            for name, matrix in found.items()
+            for name, matrix in matrices.items()
         }
 
     def _quantized(self, index: int) -> dict[str, Tensor]:

@@ -7,10 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.calibration.demo_text import demo_documents
 from nestquant_cli.calibration.text import load_text
 
 
@@ -35,17 +33,6 @@ def test_jsonl_documents_are_joined_by_two_newlines(tmp_path: Path) -> None:
     path.write_text('{"text": "one"}\n\n{"text": "two\\u2028three", "id": 4}\n', encoding="utf-8")
     text = load_text(str(path), "test")
     assert list(text.documents()) == ["one", "two\u2028three"] and text.text == "one\n\ntwo\u2028three"
-
-
-def test_the_two_parts_of_the_demo_share_no_paragraph() -> None:
-    train, test = load_text("demo", "train"), load_text("demo", "test")
-    assert train.text == load_text("demo", "train").text
-    parts = [
-        {" ".join(part.split()) for document in demo_documents(split) for part in document.split("\n\n")}
-        for split in ("train", "test")
-    ]
-    assert not parts[0] & parts[1]
-    assert len(train.text) > 150_000 and len(test.text) > 60_000  # 16 and 4 windows of 2048 tokens, with a margin
 
 
 @pytest.mark.parametrize(
@@ -77,23 +64,6 @@ def test_unreadable_data_is_refused(tmp_path: Path, name: str, content: bytes | 
         (tmp_path / name).write_bytes(content)
     with pytest.raises(NestQuantError, match=message):
         load_text(str(tmp_path / name), "test")
-
-
-def test_unknown_names_and_splits_are_refused() -> None:
-    with pytest.raises(NestQuantError, match="'wikitext3' is not a data set"):
-        load_text("wikitext3", "test")
-    with pytest.raises(NestQuantError, match="no split 'tset'"):
-        load_text("demo", "tset")
-
-
-@pytest.mark.parametrize("name", ["wikitext2", "c4", "some/data", "some/data:en"])
-def test_a_data_set_without_a_connection_names_the_alternative(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr("nestquant_cli.models.hub.unreachable", lambda: "no network")
-    with pytest.raises(NestQuantError, match=r"(no network).*local \.txt or \.jsonl"):
-        load_text(name, "test")
 
 
 ROWS = [{"text": "one", "body": "eins"}, {"text": "two\n", "body": "zwei"}]
@@ -139,28 +109,6 @@ def test_saved_splits_are_named(tmp_path: Path) -> None:
         load_text(str(tmp_path / "empty"), "test")
 
 
-def test_conversations_become_text_by_the_template(tmp_path: Path, talking: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(talking)
-    talk = [[{"role": "user", "content": "hi\r\n"}, {"role": "assistant", "content": "hello"}]] * 2
-    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"id": 1, "messages": each}) for each in talk))
-    (tmp_path / "b.json").write_text(json.dumps([{"talk": each} for each in talk]))
-    one = load_text(str(tmp_path / "a.jsonl"), "train", tokenizer)
-    other = load_text(str(tmp_path / "b.json"), "train", tokenizer, "talk")
-    assert one.text == other.text == "u: hi\n\na: hello\n" * 2
-    assert (one.field, other.field) == ("messages", "talk")
-    assert one.template == other.template == hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
-    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [{"role": "robot", "content": "beep"}]}))
-    with pytest.raises(NestQuantError, match=r"template refuses the messages of .*line 1 \(no robots\)"):
-        load_text(str(tmp_path / "a.jsonl"), "train", tokenizer)
-
-
-def test_a_template_that_writes_the_date_makes_the_same_text_every_day(tmp_path: Path, talking: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(talking)
-    tokenizer.chat_template = "{{ strftime_now('%Y-%m-%d') }}{{ messages[0]['content'] }}"
-    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "!"}]}))
-    assert load_text(str(tmp_path / "a.jsonl"), "train", tokenizer).text == "2025-01-01!"
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -204,8 +152,3 @@ def test_a_field_of_what_has_none_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(NestQuantError, match="has no fields"):
         load_text(name if name == "demo" else str(tmp_path / name), "train", field="text")
-
-
-def test_a_misspelled_data_set_is_refused_with_the_nearest() -> None:
-    with pytest.raises(NestQuantError, match="did you mean 'wikitext2'"):
-        load_text("wikitext-2", "train")
