@@ -6,6 +6,7 @@
 from typing import NamedTuple
 
 FAMILIES = ("reference", "cpu", "gpu")
+WRITTEN_IN = {"reference": "torch", "cpu": "Numba", "gpu": "Triton"}
 
 
 class Operation(NamedTuple):

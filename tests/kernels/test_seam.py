@@ -34,7 +34,7 @@ OUTSIDE = {name: text for name, text in sources(PACKAGE).items() if not name.sta
 
 
 def test_no_other_package_imports_the_kernels_of_a_device() -> None:
-    assert matches(IMPORT, OUTSIDE).keys() == set()
+    assert matches(IMPORT, OUTSIDE) == {}
 
 
 def test_no_other_package_asks_for_the_type_of_a_device() -> None:

@@ -1,11 +1,13 @@
 """The table of operations: every function is there and takes what the contract says, and a device gets its own."""
 
 import copy
+import importlib.util
 import inspect
 import logging
 import pickle
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,3 +123,13 @@ def test_a_switch_that_cannot_be_is_one_line(
     with pytest.raises(NestQuantError, match=message) as error:
         for_device(torch.device(kind))
     assert "\n" not in str(error.value)
+
+
+def test_the_page_has_the_table() -> None:
+    path = Path(__file__).resolve().parents[2] / "scripts" / "make_kernels_table.py"
+    spec = importlib.util.spec_from_file_location("make_kernels_table", path)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = script.TARGET.read_text(encoding="utf-8")
+    assert text == script.page(text), "run python scripts/make_kernels_table.py"

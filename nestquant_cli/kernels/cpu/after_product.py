@@ -4,18 +4,18 @@ import numpy as np
 
 from .e8 import LANE, OPTIONS
 from .jit import njit
-from .threads import spread
+from .threads import team_loop
 
 
 @njit(**LANE)
-def rounded(bits):  # type: ignore[no-untyped-def]
+def rounded(bits):
     """The bits of the bfloat16 nearest to a float32 (ties to even), from the float32's bits."""
     value = np.int64(bits) & 0xFFFFFFFF
     return np.uint16((value + 0x7FFF + ((value >> 16) & 1)) >> 16)
 
 
-@njit(**OPTIONS)
-def epilogue(sums, token_scale, centered, shift, row_scale, bias, out, out_narrow, start, stop):  # type: ignore[no-untyped-def]
+@team_loop
+def epilogue(sums, token_scale, centered, shift, row_scale, bias, out, out_narrow, start, stop):
     """(sums · token scale + centered · shift) · row scale + bias of the tokens start … stop.
 
     Args:
@@ -50,13 +50,7 @@ def epilogue(sums, token_scale, centered, shift, row_scale, bias, out, out_narro
 
 
 @njit(**OPTIONS)
-def epilogue_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
-    """`epilogue` on several threads, see `cpu_team.share`."""
-    spread(epilogue, fixed, first, items, step, threads, team)
-
-
-@njit(**OPTIONS)
-def fingerprint(words):  # type: ignore[no-untyped-def]
+def fingerprint(words):
     """64 bits that depend on every bit of an array of uint64 and on its place."""
     total = np.uint64(0)
     for i in range(words.shape[0]):

@@ -7,10 +7,11 @@ past is cut into chunks whose softmax statistics are merged at the end, the same
 import numpy as np
 
 from .e8 import INFINITY, LANES, ONE, OPTIONS, ZERO
-from .heads import WORK, _load, _unload, decode_column, read_scales
+from .heads import decode_column, load_lanes, read_scales, store_lanes
 from .jit import njit
 from .rotate_heads import rotate_tile
-from .threads import spread
+from .threads import team_loop
+from .words import WORK
 
 CHUNK = 8 * LANES  # tokens of a part of the past
 
@@ -23,8 +24,8 @@ _C1, _C2, _C3, _C4, _C5, _C6, _C7 = (
 _HALF = np.float32(0.5)
 
 
-@njit(**OPTIONS)
-def attend(queries, shift, place, keys, values, mask, masked, scale, key_code, value_code, key_turn, out, start, stop):  # type: ignore[no-untyped-def]
+@team_loop
+def attend(queries, shift, place, keys, values, mask, masked, scale, key_code, value_code, key_turn, out, start, stop):
     """Attention of all queries of a head to one chunk of its past, for the parts start … stop.
 
     Args:
@@ -34,7 +35,7 @@ def attend(queries, shift, place, keys, values, mask, masked, scale, key_code, v
         keys, values: bytes (flat uint8) and where they are: offset and strides of batch, head and token.
         mask: (batch, key heads, G, tokens) float32, added to the scores if `masked`.
         scale: float32 factor of the scores.
-        key_code, value_code: `fixed` of cpu_heads.encode.
+        key_code, value_code: `fixed` of `heads.encode`.
         key_turn: diagonal, steps and matrices of the keys, forward.
         out: sums (parts, G, n of values) of rotated values, peaks and totals (parts, G) of the softmax; filled.
     """
@@ -66,18 +67,12 @@ def attend(queries, shift, place, keys, values, mask, masked, scale, key_code, v
 
 
 @njit(**OPTIONS)
-def attend_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
-    """`attend` on several threads, see `cpu_team.share`."""
-    spread(attend, fixed, first, items, step, threads, team)
-
-
-@njit(**OPTIONS)
-def _rotate(queries, scale, key_turn, rotated):  # type: ignore[no-untyped-def]
+def _rotate(queries, scale, key_turn, rotated):
     """R times the rows of queries (G, n), G ≤ LANES, times the scale of the scores."""
     diagonal, steps, matrices = key_turn
     group, n = queries.shape
     tile = np.zeros(2 * n * LANES, np.float32)
-    _load(queries, diagonal, 0, group, tile)
+    load_lanes(queries, diagonal, 0, group, tile)
     rotate_tile(tile, steps, matrices)
     for g in range(group):
         for j in range(n):
@@ -85,7 +80,7 @@ def _rotate(queries, scale, key_turn, rotated):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _scores(queries, shifts, stream, begin, stride, count, code, words, work, scales, scores):  # type: ignore[no-untyped-def]
+def _scores(queries, shifts, stream, begin, stride, count, code, words, work, scales, scores):
     """Products of queries (G, n) with `count` packed keys: fills scores (G, CHUNK) up to there.
 
     A key with a subtracted center gets the query's share of `shifts` (G,) too.
@@ -108,7 +103,7 @@ def _scores(queries, shifts, stream, begin, stride, count, code, words, work, sc
 
 
 @njit(**OPTIONS)
-def _add_products(query, work, sums):  # type: ignore[no-untyped-def]
+def _add_products(query, work, sums):
     """Adds the products of eight entries of a query with the blocks in `work`, lane by lane."""
     q0, q1, q2, q3, q4, q5, q6, q7 = query[0], query[1], query[2], query[3], query[4], query[5], query[6], query[7]
     for lane in range(LANES):
@@ -118,7 +113,7 @@ def _add_products(query, work, sums):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _softmax(scores, count):  # type: ignore[no-untyped-def]
+def _softmax(scores, count):
     """Replaces scores (whole tiles) by exp(score − peak), zero from `count` on; returns the peak and their sum."""
     peak = -INFINITY
     for t in range(count):
@@ -146,7 +141,7 @@ def _softmax(scores, count):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _sums(weights, stream, begin, stride, count, code, words, work, scales, sums):  # type: ignore[no-untyped-def]
+def _sums(weights, stream, begin, stride, count, code, words, work, scales, sums):
     """Sums of `count` packed values under weights (G, CHUNK), zero beyond: fills sums (G, n) in the rotated basis."""
     group, n = sums.shape
     for first in range(0, count, LANES):
@@ -172,7 +167,7 @@ def _sums(weights, stream, begin, stride, count, code, words, work, scales, sums
 
 
 @njit(**OPTIONS)
-def _add_weighted(weights, work, sums):  # type: ignore[no-untyped-def]
+def _add_weighted(weights, work, sums):
     """Adds the blocks in `work` under the weights of their lanes."""
     for i in range(8):
         for lane in range(LANES):
@@ -180,14 +175,14 @@ def _add_weighted(weights, work, sums):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _fold(row, half):  # type: ignore[no-untyped-def]
+def _fold(row, half):
     """Adds the second half of a row to the first."""
     for lane in range(half):
         row[lane] += row[half + lane]
 
 
 @njit(**OPTIONS)
-def merge(parts, chunks, value_turn, out):  # type: ignore[no-untyped-def]
+def merge(parts, chunks, value_turn, out):
     """Puts the chunks of each head together, divides by the totals and un-rotates: fills out (heads, G, n).
 
     A query that may look nowhere gets zeros.
@@ -213,4 +208,4 @@ def merge(parts, chunks, value_turn, out):  # type: ignore[no-untyped-def]
             for j in range(n):
                 tile[j * LANES + g] *= inverse
         rotate_tile(tile, steps, matrices)
-        _unload(tile, ones, diagonal, 0, group, out[head])
+        store_lanes(tile, ones, diagonal, 0, group, out[head])

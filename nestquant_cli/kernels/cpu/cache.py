@@ -46,14 +46,14 @@ def encode(
     filled = y, factors, (cpu.bytes_of(v), v.view(-1).numpy()), choices, packed.numpy()
     heads = _centers(centers, n), run
     fixed = x.numpy(), *heads, rotation.diagonal, rotation.steps, rotation.forward, np.float32(unit), _fixed(code)
-    share(cpu_heads.encode_on_team, (*fixed, *filled), rows, n // BLOCK)
+    share(cpu_heads.encode.on_team, (*fixed, *filled), rows, n // BLOCK)
     return packed, _restore(v, packed, rotation, heads) if restore else None
 
 
 def _restore(v: Tensor, packed: Tensor, rotation: Turn, heads: tuple[np.ndarray, int]) -> Tensor:
     out = torch.empty(v.shape)
     fixed = v.numpy(), packed.numpy(), *heads, rotation.diagonal, rotation.steps, rotation.backward, out.numpy()
-    share(cpu_heads.restore_on_team, fixed, v.shape[0], v.shape[1] // BLOCK)
+    share(cpu_heads.restore.on_team, fixed, v.shape[0], v.shape[1] // BLOCK)
     return out
 
 
@@ -75,7 +75,7 @@ def decode(
         rotation.backward,
         out.numpy(),
     )
-    share(cpu_heads.decode_on_team, fixed, packed.shape[0], size // BLOCK)
+    share(cpu_heads.decode.on_team, fixed, packed.shape[0], size // BLOCK)
     return out
 
 
@@ -115,7 +115,7 @@ def attend(
         partial,
     )
     blocks = cpu_attention.CHUNK * (n + size) // BLOCK
-    share(cpu_attention.attend_on_team, fixed, parts, min(blocks, tokens * n // BLOCK))
+    share(cpu_attention.attend.on_team, fixed, parts, min(blocks, tokens * n // BLOCK))
     out = torch.empty(batch * heads, group, size)
     cpu_attention.merge(partial, chunks, (backward.diagonal, backward.steps, backward.backward), out.numpy())
     return out.view(batch, heads, group, size)

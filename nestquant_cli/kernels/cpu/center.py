@@ -8,7 +8,7 @@ from .rotate import TOKENS
 
 
 @njit(**OPTIONS)
-def subtract_nearer(row, center):  # type: ignore[no-untyped-def]
+def subtract_nearer(row, center):
     """Subtracts the center from a vector if that makes it smaller; whether it did."""
     product = ZERO
     square = ZERO
@@ -23,7 +23,7 @@ def subtract_nearer(row, center):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def subtract_from_tile(tile, center, marks):  # type: ignore[no-untyped-def]
+def subtract_from_tile(tile, center, marks):
     """`subtract_nearer` for each token of a tile; `marks` starts with 1 for those it was subtracted from, else 0."""
     square = ZERO
     for lane in range(TOKENS):
@@ -45,7 +45,7 @@ def subtract_from_tile(tile, center, marks):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def subtract_own(x, centers, run, first, count, lines, marks):  # type: ignore[no-untyped-def]
+def subtract_own(x, centers, run, first, count, lines, marks):
     """Copies `count` vectors from row `first` of x on to `lines`, less the center of their head where it is nearer.
 
     Args:
@@ -63,7 +63,7 @@ def subtract_own(x, centers, run, first, count, lines, marks):  # type: ignore[n
 
 
 @njit(**OPTIONS)
-def add_own(scales, centers, run, first, count, out):  # type: ignore[no-untyped-def]
+def add_own(scales, centers, run, first, count, out):
     """Adds to `count` rows of `out` from `first` on the center of their head, where their scale is negative."""
     if centers.shape[0]:
         for lane in range(count):

@@ -23,14 +23,14 @@ LANE = {**OPTIONS, "forceinline": True}
 
 
 @njit(**LANE)
-def odd(count):  # type: ignore[no-untyped-def]
+def odd(count):
     """1.0 for an odd integer, 0.0 for an even one."""
     return count - TWO * np.floor(count * HALF)
 
 
 @njit(**LANE)
-def _coset(work, lane, inverse, other):  # type: ignore[no-untyped-def]
-    """Which coset of D8 holds the nearest E8 point of t = block·inverse (see lattice.e8); `other` takes the other one.
+def _coset(work, lane, inverse, other):
+    """Which coset of D8 holds the nearest E8 point of t = block·inverse (see e8.nearest); `other` takes the other one.
 
     Returns:
         half: 1.0 for the half-integer coset, else 0.0.
@@ -63,11 +63,11 @@ def _coset(work, lane, inverse, other):  # type: ignore[no-untyped-def]
 
 
 @njit(**LANE)
-def nearest(work, lane, step, q, bound, other=False):  # type: ignore[no-untyped-def]
+def nearest(work, lane, step, q, bound, other=False):
     """Writes step·u to the rows of POINT, u the nearest point of block/step in doubled coordinates; with `other` the
     nearest of the coset of D8 that this one is not in.
 
-    A codeword u is its own representative: u + ε (see lattice.voronoi) lies inside every facet of the cell. It never
+    A codeword u is its own representative: u + ε (see e8.voronoi) lies inside every facet of the cell. It never
     lies on one, so two comparisons settle it.
 
     Returns:
@@ -112,8 +112,8 @@ def nearest(work, lane, step, q, bound, other=False):  # type: ignore[no-untyped
 
 
 @njit(**LANE)
-def representative(work, lane, q):  # type: ignore[no-untyped-def]
-    """lattice.voronoi.reduce of the block of integers in a lane, in place; q is a float."""
+def representative(work, lane, q):
+    """e8.voronoi.reduce of the block of integers in a lane, in place; q is a float."""
     width = TWO * q
     inverse = ONE / width
     shift = q + HALF  # u + q is an integer: half a unit keeps the floor away from rounding noise

@@ -5,16 +5,16 @@ import numpy as np
 from ..contract.constants import CLIP_STEPS, OVERLOADED
 from .e8 import HALF, INFINITY, LANES, ONE, OPTIONS, POINT, TWO, ZERO, nearest, odd
 from .jit import njit
-from .threads import spread
+from .threads import team_loop
 
 CHOSEN = 16 * LANES  # rows of the tile: blocks, their nearest points, the best points so far, error and index of those
 _BEST = 24 * LANES
 _INDEX = 25 * LANES
-_ROWS = 26 * LANES
+WORK = 26 * LANES
 
 
-@njit(**OPTIONS)
-def quantize(x, factors, width, multipliers, q, limit, v, wide, index, start, stop):  # type: ignore[no-untyped-def]
+@team_loop
+def quantize(x, factors, width, multipliers, q, limit, v, wide, index, start, stop):
     """Encodes the blocks start … stop.
 
     Args:
@@ -26,8 +26,8 @@ def quantize(x, factors, width, multipliers, q, limit, v, wide, index, start, st
         v: (2·blocks,) or (4·blocks,) int32, the bytes of int8 or, if `wide`, int16 entries.
         index: (blocks,) uint8; OVERLOADED for a block that no multiplier holds and that was clipped.
     """
-    work = np.zeros(_ROWS, np.float32)
-    spare = np.zeros(_ROWS, np.float32)
+    work = np.zeros(WORK, np.float32)
+    spare = np.zeros(WORK, np.float32)
     words = np.empty(4 * LANES, np.int32)
     row = start // width
     column = start - row * width
@@ -47,13 +47,7 @@ def quantize(x, factors, width, multipliers, q, limit, v, wide, index, start, st
 
 
 @njit(**OPTIONS)
-def quantize_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
-    """`quantize` on several threads, see `cpu_team.share`."""
-    spread(quantize, fixed, first, items, step, threads, team)
-
-
-@njit(**OPTIONS)
-def choose(work, multipliers, q, limit, spare):  # type: ignore[no-untyped-def]
+def choose(work, multipliers, q, limit, spare):
     """The best point of each block of a tile to the rows CHOSEN, the index of its multiplier to the row _INDEX.
 
     Args:
@@ -78,7 +72,7 @@ def choose(work, multipliers, q, limit, spare):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _try(work, mark, m, q, bound):  # type: ignore[no-untyped-def]
+def _try(work, mark, m, q, bound):
     """Takes the nearest points under the multiplier m, whose index is `mark`, where they beat the best so far."""
     for lane in range(LANES):
         error = nearest(work, lane, m, q, bound)
@@ -92,7 +86,7 @@ def _try(work, mark, m, q, bound):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def load(x, first, count, work):  # type: ignore[no-untyped-def]
+def load(x, first, count, work):
     """Multiplies `count` blocks of flat x by what is in the row _BEST into the first eight rows of a tile."""
     part = x[8 * first : 8 * (first + count)]
     if count == LANES:  # a constant number of lanes compiles to vector instructions
@@ -106,7 +100,7 @@ def load(x, first, count, work):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def store(work, at, first, count, words, v, wide):  # type: ignore[no-untyped-def]
+def store(work, at, first, count, words, v, wide):
     """Writes the integers in eight rows of a tile to flat v as int8 or int16, put together in int32 words."""
     if wide:
         for lane in range(LANES):
@@ -127,8 +121,8 @@ def store(work, at, first, count, words, v, wide):  # type: ignore[no-untyped-de
 
 
 @njit(**OPTIONS)
-def clip(work, lane, m, q, limit, spare):  # type: ignore[no-untyped-def]
-    """reference.clip of the block in a lane, to the rows CHOSEN; a lane of `spare` tries one step."""
+def clip(work, lane, m, q, limit, spare):
+    """`reference.nested.clip` of the block in a lane, to the rows CHOSEN; a lane of `spare` tries one step."""
     size = _reach(work, lane, m, q, limit)
     bound = np.floor(limit / m) + HALF
     for step in range(CLIP_STEPS):
@@ -146,8 +140,8 @@ def clip(work, lane, m, q, limit, spare):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _reach(work, lane, m, q, limit):  # type: ignore[no-untyped-def]
-    """What divides the block in a lane down onto the boundary of m's codewords, as in reference.onto_boundary."""
+def _reach(work, lane, m, q, limit):
+    """What divides the block in a lane down onto the boundary of m's codewords, as `reference.nested.onto_boundary`."""
     first = second = total = negatives = ZERO
     least = INFINITY
     for i in range(8):
@@ -164,10 +158,10 @@ def _reach(work, lane, m, q, limit):  # type: ignore[no-untyped-def]
     return max(gauge, first / limit, ONE)
 
 
-@njit(**OPTIONS)
-def block_errors(x, steps, bounds, q, errors, start, stop):  # type: ignore[no-untyped-def]
+@team_loop
+def block_errors(x, steps, bounds, q, errors, start, stop):
     """Fills errors (blocks, candidates) for blocks start … stop of x (8·blocks,): squared error under each step."""
-    work = np.zeros(_ROWS, np.float32)
+    work = np.zeros(WORK, np.float32)
     for first in range(start, stop, LANES):
         count = min(LANES, stop - first)
         work[_BEST : _BEST + LANES] = ONE
@@ -177,9 +171,3 @@ def block_errors(x, steps, bounds, q, errors, start, stop):  # type: ignore[no-u
                 work[_BEST + lane] = nearest(work, lane, steps[j], q, bounds[j])
             for lane in range(count):
                 errors[first + lane, j] = work[_BEST + lane]
-
-
-@njit(**OPTIONS)
-def block_errors_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
-    """`block_errors` on several threads, see `cpu_team.share`."""
-    spread(block_errors, fixed, first, items, step, threads, team)

@@ -6,7 +6,7 @@ from ..contract.constants import EMPTY, INFINITE, LARGEST, LEAST_POWER, MOST_POW
 from .e8 import OPTIONS, ZERO
 from .jit import njit
 from .rotate import TOKENS, WORK
-from .threads import spread
+from .threads import team_loop
 from .tokens import load_rotated
 
 _LEVELS = np.float32(LARGEST)
@@ -14,14 +14,14 @@ _INFINITY = np.float32(np.inf)
 _MAGIC = np.float32(12582912.0)  # 1.5·2²³: what is added to it is rounded to an integer, found in the lowest bits
 
 
-@njit(**OPTIONS)
-def round_tokens(wide, narrow, plan, v, exponent, start, stop):  # type: ignore[no-untyped-def]
+@team_loop
+def round_tokens(wide, narrow, plan, v, exponent, start, stop):
     """Rotates the tokens start … stop and rounds each to the multiples of 2^exponent.
 
     The exponent is the least even number for which no entry is beyond ±127.
 
     Args:
-        wide, narrow, plan: as in `cpu_tokens.rotate`.
+        wide, narrow, plan: as in `tokens.rotate`.
         v: (tokens, order) int8.
         exponent: (tokens,) int8, filled; EMPTY or INFINITE say that a row of v means nothing.
     """
@@ -48,13 +48,7 @@ def round_tokens(wide, narrow, plan, v, exponent, start, stop):  # type: ignore[
 
 
 @njit(**OPTIONS)
-def round_tokens_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
-    """`round_tokens` on several threads, see `cpu_team.share`."""
-    spread(round_tokens, fixed, first, items, step, threads, team)
-
-
-@njit(**OPTIONS)
-def _largest(tile, largest):  # type: ignore[no-untyped-def]
+def _largest(tile, largest):
     """The largest magnitude of each token of a tile; not a number where the token has one that is none."""
     largest[:] = ZERO
     for i in range(0, tile.shape[0] // TOKENS, 8):
@@ -66,7 +60,7 @@ def _largest(tile, largest):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _steps(largest, factor, exponent):  # type: ignore[no-untyped-def]
+def _steps(largest, factor, exponent):
     """Exponents of the tokens of a tile and the inverses of their steps."""
     size_bits = largest.view(np.int32)
     factor_bits = factor.view(np.int32)

@@ -2,27 +2,25 @@
 
 import numpy as np
 
-from . import encode as cpu_encode
-from . import words as cpu_words
 from .center import add_own, subtract_own
 from .e8 import LANES, ONE, OPTIONS, ZERO
+from .encode import quantize
 from .jit import njit
 from .rotate_heads import rotate_tile
-from .threads import spread
+from .threads import team_loop
+from .words import FACTOR, WORK, decode_pairs, pack, read_word, split_words
 
-WORK = cpu_words._ROWS
-_FACTOR = cpu_words._FACTOR
 _SIGN = 128  # of a scale, in its upper byte: says that a center was subtracted
 
 
-@njit(**OPTIONS)
-def encode(x, centers, run, diagonal, steps, matrices, unit, fixed, y, factors, v, choices, packed, start, stop):  # type: ignore[no-untyped-def]
+@team_loop
+def encode(x, centers, run, diagonal, steps, matrices, unit, fixed, y, factors, v, choices, packed, start, stop):
     """Rotates, codes and packs the vectors start … stop.
 
     Args:
         x: (rows, n) float32.
-        centers, run: of the heads, as in `cpu_center.subtract_own`; or none.
-        diagonal, steps, matrices: as in `cpu_turn.Turn`, forward.
+        centers, run: of the heads, as in `center.subtract_own`; or none.
+        diagonal, steps, matrices: as in `rotate_heads.Turn`, forward.
         unit: float32, the size of v = 1 of a vector with root mean square 1.
         fixed: multipliers (k,) float32, q and limit float32, q and word_bits integers.
         y: (rows, n) float32, filled with the rotated vectors.
@@ -43,9 +41,9 @@ def encode(x, centers, run, diagonal, steps, matrices, unit, fixed, y, factors, 
         count = min(LANES, stop - first)
         if centers.shape[0]:
             subtract_own(x, centers, run, first, count, lines, marks[first - start :])
-            _load(lines, diagonal, 0, count, tile)
+            load_lanes(lines, diagonal, 0, count, tile)
         else:
-            _load(x, diagonal, first, count, tile)
+            load_lanes(x, diagonal, first, count, tile)
         rotate_tile(tile, steps, matrices)
         square[:] = ZERO
         for j in range(n):
@@ -59,13 +57,11 @@ def encode(x, centers, run, diagonal, steps, matrices, unit, fixed, y, factors, 
     halves = _round_scales(factors, start, stop)
     whole = y.reshape(y.size)
     wide = values.itemsize == 2
-    cpu_encode.quantize(
-        whole, factors, width, multipliers, side, limit, rows_of_bytes, wide, choices, start * width, stop * width
-    )
+    quantize(whole, factors, width, multipliers, side, limit, rows_of_bytes, wide, choices, start * width, stop * width)
     last = multipliers.shape[0] - 1
     for block in range(start * width, stop * width):
         choices[block] = min(choices[block], last)
-    cpu_words.pack(values, choices, width, multipliers, q, word_bits, packed, start, stop)
+    pack(values, choices, width, multipliers, q, word_bits, packed, start, stop)
     at = packed.shape[1] - 2
     for row in range(start, stop):
         packed[row, at] = halves[row - start] & 255
@@ -73,13 +69,7 @@ def encode(x, centers, run, diagonal, steps, matrices, unit, fixed, y, factors, 
 
 
 @njit(**OPTIONS)
-def encode_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
-    """`encode` on several threads, see `cpu_team.share`."""
-    spread(encode, fixed, first, items, step, threads, team)
-
-
-@njit(**OPTIONS)
-def _load(x, diagonal, first, count, tile):  # type: ignore[no-untyped-def]
+def load_lanes(x, diagonal, first, count, tile):
     """Fills `count` lanes of a tile with vectors multiplied by the diagonal."""
     for lane in range(count):
         for j in range(x.shape[1]):
@@ -87,7 +77,7 @@ def _load(x, diagonal, first, count, tile):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _round_scales(factors, start, stop):  # type: ignore[no-untyped-def]
+def _round_scales(factors, start, stop):
     """Rounds scales to bfloat16, replaces them by their inverses and returns their upper halves."""
     scales = factors[start:stop].copy()
     bits = scales.view(np.uint32)
@@ -101,14 +91,14 @@ def _round_scales(factors, start, stop):  # type: ignore[no-untyped-def]
     return halves
 
 
-@njit(**OPTIONS)
-def decode(packed, fixed, centers, run, diagonal, steps, matrices, out, start, stop):  # type: ignore[no-untyped-def]
+@team_loop
+def decode(packed, fixed, centers, run, diagonal, steps, matrices, out, start, stop):
     """Decodes and un-rotates the vectors start … stop.
 
     Args:
         packed: (rows, bytes) uint8.
         fixed, centers, run: as for `encode`.
-        diagonal, steps, matrices: as in `cpu_turn.Turn`, backward.
+        diagonal, steps, matrices: as in `rotate_heads.Turn`, backward.
         out: (rows, n) float32, filled.
     """
     n = out.shape[1]
@@ -126,18 +116,12 @@ def decode(packed, fixed, centers, run, diagonal, steps, matrices, out, start, s
                 tile[8 * column * LANES + i] = work[i]
         rotate_tile(tile, steps, matrices)
         read_scales(stream, first * size, size, count, scales)
-        _unload(tile, scales, diagonal, first, count, out)
+        store_lanes(tile, scales, diagonal, first, count, out)
         add_own(scales, centers, run, first, count, out)
 
 
-@njit(**OPTIONS)
-def decode_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
-    """`decode` on several threads, see `cpu_team.share`."""
-    spread(decode, fixed, first, items, step, threads, team)
-
-
-@njit(**OPTIONS)
-def restore(v, packed, centers, run, diagonal, steps, matrices, out, start, stop):  # type: ignore[no-untyped-def]
+@team_loop
+def restore(v, packed, centers, run, diagonal, steps, matrices, out, start, stop):
     """What `decode` makes of `packed` where its integers v (rows, n) are still at hand."""
     n = out.shape[1]
     size = packed.shape[1]
@@ -147,21 +131,15 @@ def restore(v, packed, centers, run, diagonal, steps, matrices, out, start, stop
     scales = np.empty(LANES, np.float32)
     for first in range(start, stop, LANES):
         count = min(LANES, stop - first)
-        _load(v, ones, first, count, tile)
+        load_lanes(v, ones, first, count, tile)
         rotate_tile(tile, steps, matrices)
         read_scales(stream, first * size, size, count, scales)
-        _unload(tile, scales, diagonal, first, count, out)
+        store_lanes(tile, scales, diagonal, first, count, out)
         add_own(scales, centers, run, first, count, out)
 
 
 @njit(**OPTIONS)
-def restore_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
-    """`restore` on several threads, see `cpu_team.share`."""
-    spread(restore, fixed, first, items, step, threads, team)
-
-
-@njit(**OPTIONS)
-def _unload(tile, scales, diagonal, first, count, out):  # type: ignore[no-untyped-def]
+def store_lanes(tile, scales, diagonal, first, count, out):
     """Writes `count` lanes of a tile to `out`, times the size of their scale and diagonal."""
     for lane in range(count):
         scale = np.abs(scales[lane])
@@ -171,7 +149,7 @@ def _unload(tile, scales, diagonal, first, count, out):  # type: ignore[no-untyp
 
 
 @njit(**OPTIONS)
-def read_scales(stream, begin, stride, count, scales):  # type: ignore[no-untyped-def]
+def read_scales(stream, begin, stride, count, scales):
     """Scales of `count` vectors of `stride` bytes from `begin` on, negative with a center; zero in the lanes left."""
     bits = scales.view(np.uint32)
     bits[:] = np.uint32(0)
@@ -181,23 +159,23 @@ def read_scales(stream, begin, stride, count, scales):  # type: ignore[no-untype
 
 
 @njit(**OPTIONS)
-def decode_column(stream, begin, stride, count, column, fixed, words, work):  # type: ignore[no-untyped-def]
+def decode_column(stream, begin, stride, count, column, fixed, words, work):
     """Decodes block `column` of `count` vectors of `stride` bytes from `begin` on into the first rows of `work`."""
     multipliers, side, _, q, word_bits = fixed
     if word_bits == 32:
         _read_four_bytes(stream, begin + 4 * column, stride, count, words)
     else:
         for lane in range(count):
-            words[lane] = cpu_words._read(stream, begin + lane * stride, column * word_bits, word_bits)
-    cpu_words._split(words, q, work)
+            words[lane] = read_word(stream, begin + lane * stride, column * word_bits, word_bits)
+    split_words(words, q, work)
     last = multipliers.shape[0] - 1
     for lane in range(LANES):
-        work[_FACTOR + lane] = multipliers[min(np.int64(work[_FACTOR + lane]), last)]
-    cpu_words._decode(work, side)
+        work[FACTOR + lane] = multipliers[min(np.int64(work[FACTOR + lane]), last)]
+    decode_pairs(work, side)
 
 
 @njit(**OPTIONS)
-def _read_four_bytes(stream, begin, stride, count, words):  # type: ignore[no-untyped-def]
+def _read_four_bytes(stream, begin, stride, count, words):
     """Words of four bytes, `stride` bytes apart. Unsigned places need no look at their sign."""
     place = np.uint64(begin)
     for lane in range(count):

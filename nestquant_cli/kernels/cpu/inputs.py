@@ -42,7 +42,7 @@ def rotate(x: Tensor, order: int, seed: int | None) -> Tensor:
     narrow = x.dtype == torch.bfloat16
     out = torch.empty(x.shape[0], order, dtype=torch.bfloat16 if narrow else torch.float32)
     fixed = *sides(x), plan, *sides(out)
-    share(cpu_tokens.rotate_on_team, fixed, x.shape[0], order // BLOCK, TOKENS)
+    share(cpu_tokens.rotate.on_team, fixed, x.shape[0], order // BLOCK, TOKENS)
     return out
 
 
@@ -59,7 +59,7 @@ def encode(
     sizes = np.float32(unit), multipliers_of(code), np.float32(code.q), np.float32(code.limit)
     filled = v.view(torch.int32).numpy(), not code.int8, scale.numpy(), _or(_NO_MARKS, centered)
     share(
-        cpu_tokens.encode_on_team,
+        cpu_tokens.encode.on_team,
         (*sides(x), plan, _or(_NO_ROW, center), *sizes, *filled),
         x.shape[0],
         order // BLOCK,
@@ -79,7 +79,7 @@ def to_grid(x: Tensor, order: int, seed: int) -> tuple[Tensor, Tensor]:
     v = torch.empty(x.shape[0], order, dtype=torch.int8)
     exponent = torch.empty(x.shape[0], dtype=torch.int8)
     fixed = *sides(x), plan, v.numpy(), exponent.numpy()
-    share(cpu_grid.round_tokens_on_team, fixed, x.shape[0], order // BLOCK, TOKENS)
+    share(cpu_grid.round_tokens.on_team, fixed, x.shape[0], order // BLOCK, TOKENS)
     return v, exponent
 
 
@@ -105,7 +105,7 @@ def scaled(
     out = torch.empty(sums.shape, dtype=torch.bfloat16 if narrow else torch.float32)
     token = token_scale.numpy(), _or(_NO_MARKS, centered), _or(_NO_ROW, shift)
     fixed = sums.numpy(), *token, row_scale.numpy(), _or(_NO_ROW, bias), *sides(out)
-    share(cpu_after.epilogue_on_team, fixed, sums.shape[0], sums.shape[1] // BLOCK)
+    share(cpu_after.epilogue.on_team, fixed, sums.shape[0], sums.shape[1] // BLOCK)
     return out.to(dtype)
 
 
@@ -135,7 +135,7 @@ def rotates(order: int, seed: int) -> bool:
 
 @lru_cache(maxsize=256)
 def plan_of(order: int, seed: int) -> tuple[np.ndarray, ...] | None:
-    """What cpu_tokens.rotate takes."""
+    """What the loops of `tokens` take of a rotation."""
     R = rotation(order, seed)
     numbers, factors, signs = [], [], []
     for size in R.block_orders:
@@ -152,7 +152,7 @@ def plan_of(order: int, seed: int) -> tuple[np.ndarray, ...] | None:
 
 
 def _grouped(factors: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Twos taken together, at most four; on the fastest axis one, two or four, as `cpu_rotate.transform` has it."""
+    """Twos taken together, at most four; on the fastest axis one, two or four, as `rotate.transform` has it."""
     twos = factors.count(2)
     groups = [(factor,) for factor in factors if factor != 2]
     last = 4 if twos >= 4 else min(twos, 2)

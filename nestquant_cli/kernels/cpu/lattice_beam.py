@@ -12,7 +12,7 @@ from .jit import njit
 
 
 @njit(**OPTIONS)
-def search_panel(residual, cost, alive, T, kind, levels, counts, digits, parent, paths):  # type: ignore[no-untyped-def]
+def search_panel(residual, cost, alive, T, kind, levels, counts, digits, parent, paths):
     """Chooses the columns of one panel for every row.
 
     Args:
@@ -65,19 +65,19 @@ def search_panel(residual, cost, alive, T, kind, levels, counts, digits, parent,
 
 
 @njit(**LANE)
-def _copy(out, u):  # type: ignore[no-untyped-def]
+def _copy(out, u):
     for column in range(u.shape[0]):
         out[column] = u[column]
 
 
 @njit(**LANE)
-def _less(out, u, level, row, count):  # type: ignore[no-untyped-def]
+def _less(out, u, level, row, count):
     for left in range(count):
         out[left] = u[left] - level * row[left]
 
 
 @njit(**OPTIONS)
-def choose(found, total, room, chosen):  # type: ignore[no-untyped-def]
+def choose(found, total, room, chosen):
     """Writes the positions of the `room` smallest of `found[:total]`, ascending, to `chosen`; returns how many.
 
     Floats that are not negative compare like their bits. Bisection over the bits has no branches that depend on the
@@ -109,7 +109,7 @@ def choose(found, total, room, chosen):  # type: ignore[no-untyped-def]
 
 
 @njit(**LANE)
-def _up_to(bits, limit):  # type: ignore[no-untyped-def]
+def _up_to(bits, limit):
     count = np.int32(0)
     for place in range(bits.shape[0]):
         count += np.int32(bits[place] <= limit)
@@ -117,7 +117,7 @@ def _up_to(bits, limit):  # type: ignore[no-untyped-def]
 
 
 @njit(**LANE)
-def _below(x, table, count):  # type: ignore[no-untyped-def]
+def _below(x, table, count):
     """The number of the level below x, clamped so that the next one exists too; `count` is a power of 2."""
     low, step = 0, count >> 1
     while step > 0:

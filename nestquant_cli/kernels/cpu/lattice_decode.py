@@ -3,13 +3,13 @@
 Sums are taken in another order than a matrix product of torch takes them, so the last bits differ from it.
 """
 
-from .e8 import LANE, OPTIONS, ZERO
+from .e8 import LANE, ZERO
 from .jit import njit
-from .threads import spread
+from .threads import team_loop
 
 
-@njit(**OPTIONS)
-def decode(words, groups, tables, turned, values, start, stop):  # type: ignore[no-untyped-def]
+@team_loop
+def decode(words, groups, tables, turned, values, start, stop):
     """Decodes the rows start … stop.
 
     Args:
@@ -40,12 +40,6 @@ def decode(words, groups, tables, turned, values, start, stop):  # type: ignore[
 
 
 @njit(**LANE)
-def _add(point, column, level):  # type: ignore[no-untyped-def]
+def _add(point, column, level):
     for j in range(point.shape[0]):
         point[j] += column[j] * level
-
-
-@njit(**OPTIONS)
-def decode_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
-    """`decode` on several threads, see `cpu_team.share`."""
-    spread(decode, fixed, first, items, step, threads, team)

@@ -1,6 +1,6 @@
-"""Nested codes on the CPU: Numba behind the functions of `kernels.reference.nested`, on torch tensors without a copy.
+"""Nested codes on the CPU: compiled loops on torch tensors, which they read and write without a copy.
 
-The compiled loops release Python's lock and run on as many threads as torch is set to (see cpu_team).
+The compiled loops release Python's lock and run on as many threads as torch is set to (see `threads`).
 """
 
 from functools import lru_cache
@@ -18,7 +18,7 @@ from .threads import share
 
 
 def quantize(x: Tensor, scale: Tensor, code: NestedCode) -> tuple[Tensor, Tensor, int]:
-    """As `reference.quantize`."""
+    """Rounds rows to the code (`contract.codes.quantize`): tiles of 64 blocks, each under every multiplier."""
     reference.check_rows(x, scale)
     rows, entries = x.shape
     width = entries // BLOCK
@@ -28,23 +28,23 @@ def quantize(x: Tensor, scale: Tensor, code: NestedCode) -> tuple[Tensor, Tensor
     fixed = x.numpy(), (1 / scale).numpy(), width, multipliers_of(code), np.float32(code.q), np.float32(code.limit)
     choices = index.view(-1).numpy()
     filled = bytes_of(v), not code.int8, choices
-    share(cpu_encode.quantize_on_team, (*fixed, *filled), rows * width)
+    share(cpu_encode.quantize.on_team, (*fixed, *filled), rows * width)
     overloaded = choices == OVERLOADED
     choices[overloaded] = code.k - 1
     return v, index, int(np.count_nonzero(overloaded))
 
 
 def pack(v: Tensor, index: Tensor, code: NestedCode) -> Tensor:
-    """As `reference.pack`."""
+    """Packs integers and multiplier indices into words (`contract.codes.pack`), rows shared among threads."""
     packed = torch.empty(v.shape[0], row_bytes(v.shape[1], code.word_bits), dtype=torch.uint8)
     values, choices = v.contiguous().view(-1).numpy(), index.contiguous().view(-1).numpy()
     fixed = values, choices, index.shape[1], multipliers_of(code), code.q, code.word_bits, packed.numpy()
-    share(cpu_words.pack_on_team, fixed, v.shape[0], index.shape[1])
+    share(cpu_words.pack.on_team, fixed, v.shape[0], index.shape[1])
     return packed
 
 
 def unpack(packed: Tensor, entries: int, code: NestedCode) -> Tensor:
-    """As `reference.unpack`."""
+    """Decodes rows of words to integers (`contract.codes.unpack`), blocks of all rows shared among threads."""
     width = row_bytes(entries, code.word_bits)
     if packed.shape[1] != width:
         raise ValueError(f"rows of {entries} entries need {width} bytes, not {packed.shape[1]}")
@@ -59,7 +59,7 @@ def unpack(packed: Tensor, entries: int, code: NestedCode) -> Tensor:
         bytes_of(v),
         not code.int8,
     )
-    share(cpu_words.unpack_on_team, fixed, packed.shape[0] * blocks)
+    share(cpu_words.unpack.on_team, fixed, packed.shape[0] * blocks)
     return v
 
 
@@ -70,17 +70,17 @@ def multiplier_indices(packed: Tensor, entries: int, code: NestedCode) -> Tensor
     if code.k == 1:  # q⁸ may not even fit 64 bits
         return index
     fixed = packed.contiguous().numpy(), code.word_bits, np.uint64(code.q**BLOCK), code.k, index.numpy()
-    share(cpu_words.indices_on_team, fixed, packed.shape[0], width)
+    share(cpu_words.indices.on_team, fixed, packed.shape[0], width)
     return index
 
 
 def block_errors(x: Tensor, scales: Tensor, multipliers: Tensor, q: int, limit: int) -> Tensor:
-    """As `reference.block_errors`."""
+    """Squared error of each block under each candidate (`contract.codes.block_errors`), blocks shared among threads."""
     errors = torch.empty(x.shape[0], scales.shape[0], dtype=torch.float32)
     steps = (scales.float() * multipliers).numpy()
     bounds = (torch.div(limit, multipliers, rounding_mode="floor") + 0.5).float().numpy()
     fixed = x.float().contiguous().view(-1).numpy(), steps, bounds, np.float32(q), errors.numpy()
-    share(cpu_encode.block_errors_on_team, fixed, x.shape[0], len(steps))
+    share(cpu_encode.block_errors.on_team, fixed, x.shape[0], len(steps))
     return errors
 
 

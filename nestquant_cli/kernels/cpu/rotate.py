@@ -19,7 +19,7 @@ WORK = _OUT + 4 * RUN
 
 
 @njit(**OPTIONS)
-def transform(tile, sizes, signs, work):  # type: ignore[no-untyped-def]
+def transform(tile, sizes, signs, work):
     """Applies the factors of one Hadamard block to a tile, without the 1/√n.
 
     Args:
@@ -44,7 +44,7 @@ def transform(tile, sizes, signs, work):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def transform_one(vector, sizes, signs, work, other):  # type: ignore[no-untyped-def]
+def transform_one(vector, sizes, signs, work, other):
     """The same for a single token; lanes are coordinates.
 
     Every factor is applied to the slowest axis, which then becomes the fastest, so that after the last one all are back
@@ -79,7 +79,7 @@ def transform_one(vector, sizes, signs, work, other):  # type: ignore[no-untyped
 
 
 @njit(**LANE)
-def _factor(tile, first, stride, count, p, signs, at, work):  # type: ignore[no-untyped-def]
+def _factor(tile, first, stride, count, p, signs, at, work):
     """One dense factor on `count` ≤ RUN neighbouring columns of p entries that are `stride` apart."""
     for k in range(p):
         _copy(tile, first + k * stride, work, k * RUN, count)
@@ -95,7 +95,7 @@ def _factor(tile, first, stride, count, p, signs, at, work):  # type: ignore[no-
 
 
 @njit(**LANE)
-def _four_rows(work, signs, at, p):  # type: ignore[no-untyped-def]
+def _four_rows(work, signs, at, p):
     if p == 12:
         _rows_of_12(work, signs[at : at + 48])
     else:
@@ -109,7 +109,7 @@ def _pairs(step: int, groups: int = 1) -> Any:
     """
 
     @njit(**LANE)
-    def pairs(rows):  # type: ignore[no-untyped-def]
+    def pairs(rows):
         for lane in range(step):
             for group in range(groups):
                 at = 2 * group * step + lane
@@ -124,7 +124,7 @@ def _fours(step: int, groups: int = 1) -> Any:
     """Two factors of 2 at once on the rows of `step` floats at 0, step, 2·step and 3·step, likewise in groups."""
 
     @njit(**LANE)
-    def fours(rows):  # type: ignore[no-untyped-def]
+    def fours(rows):
         for lane in range(step):
             for group in range(groups):
                 at = 4 * group * step + lane
@@ -148,7 +148,7 @@ _fours_run, _fours_far = _fours(RUN), _fours(4 * RUN)
 
 
 @njit(**OPTIONS)
-def _last(tile, p):  # type: ignore[no-untyped-def]
+def _last(tile, p):
     """The factor of p = 2, 4 or 16 on the fastest axis."""
     together = 16 * TOKENS
     grouped = tile.shape[0] // together * together
@@ -168,7 +168,7 @@ def _last(tile, p):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _twos(work, p):  # type: ignore[no-untyped-def]
+def _twos(work, p):
     """The factor of p = 2, 4, 8 or 16 on rows of RUN lanes."""
     if p == 16:
         _fours_far(work)
@@ -185,7 +185,7 @@ def _twos(work, p):  # type: ignore[no-untyped-def]
 
 
 @njit(**LANE)
-def _copy(source, start, target, place, count):  # type: ignore[no-untyped-def]
+def _copy(source, start, target, place, count):
     a = source[start : start + count]
     b = target[place : place + count]
     if count == RUN:
@@ -197,7 +197,7 @@ def _copy(source, start, target, place, count):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _rows_of_12(work, m):  # type: ignore[no-untyped-def]
+def _rows_of_12(work, m):
     """Four rows m (48,); a constant number of terms compiles to sums in registers."""
     for lane in range(RUN):
         a = b = c = d = ZERO
@@ -214,7 +214,7 @@ def _rows_of_12(work, m):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _rows(work, signs, p):  # type: ignore[no-untyped-def]
+def _rows(work, signs, p):
     """Four rows of p, signs (4·p,), four terms at a time."""
     work[_OUT : _OUT + 4 * RUN] = ZERO
     for k in range(0, p, 4):

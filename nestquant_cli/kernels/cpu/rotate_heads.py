@@ -54,7 +54,7 @@ def head_rotation(order: int, seed: int) -> Turn:
 
 
 @njit(**OPTIONS)
-def rotate_tile(tile, steps, matrices):  # type: ignore[no-untyped-def]
+def rotate_tile(tile, steps, matrices):
     """Multiplies the vectors in a tile by the Hadamard blocks, in place."""
     spare = tile[tile.shape[0] // 2 :]
     for s in range(steps.shape[0]):
@@ -73,7 +73,7 @@ def rotate_tile(tile, steps, matrices):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _butterfly(low, high):  # type: ignore[no-untyped-def]
+def _butterfly(low, high):
     """Replaces a and b by a + b and a − b."""
     for lane in range(LANES):
         a = low[lane]
@@ -83,7 +83,7 @@ def _butterfly(low, high):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _dense(tile, column, p, after, matrix, spare):  # type: ignore[no-untyped-def]
+def _dense(tile, column, p, after, matrix, spare):
     """One product with a p × p matrix, p a multiple of 4: of the rows column, column + after, …"""
     for i in range(p):
         row = (column + i * after) * LANES
@@ -97,7 +97,7 @@ def _dense(tile, column, p, after, matrix, spare):  # type: ignore[no-untyped-de
 
 
 @njit(**OPTIONS)
-def _add_four(factors, rows, target):  # type: ignore[no-untyped-def]
+def _add_four(factors, rows, target):
     """Adds four rows times their factors."""
     a, b, c, d = factors[0], factors[1], factors[2], factors[3]
     for lane in range(LANES):

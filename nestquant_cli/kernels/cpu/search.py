@@ -65,5 +65,5 @@ def decode_lattices(
     values = torch.empty(len(words), entries)
     turned = lattices.transpose(1, 2).contiguous().numpy()
     fixed = words.contiguous().numpy(), np.array(groups), levels.numpy(), turned, values.numpy()
-    share(lattice_decode.decode_on_team, fixed, len(words), entries // BLOCK)
+    share(lattice_decode.decode.on_team, fixed, len(words), entries // BLOCK)
     return values

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .e8 import LANES
+from .e8 import LANES, OPTIONS
+from .jit import njit
 
 _LEAST_BLOCKS = 32 * LANES  # a part with fewer blocks costs more to hand to a thread than to do
 _PARTS = 4  # parts for each thread, as the machine may not be ours alone
@@ -36,7 +38,7 @@ def share(
     """Runs a compiled loop over 0 … items, on several threads where there is enough to share.
 
     Args:
-        on_team: compiled, takes what `spread` takes and hands it on with its loop.
+        on_team: the attribute of a loop that `team_loop` compiled, or what takes and does the same.
         fixed: first arguments of the loop; it fills some of them.
         items: how many there are.
         blocks_per_item: how much work one is, in blocks.
@@ -56,6 +58,27 @@ def share(
         return
     starts = range(0, items, step)
     list(_pool(threads).map(lambda start: on_team(fixed, start, min(start + step, items), step, 1, 0), starts))
+
+
+def team_loop(loop: Callable[..., None]) -> Any:
+    """Compiles a loop over the items start … stop, its last two arguments, and the same loop shared among threads.
+
+    The second one is the attribute `on_team`, which `share` takes. It is `_on_team` with the loop as a constant. Numba
+    keeps compiled code under the file, line and name of a function, so it gets those of the loop: a closure would be
+    compiled again in every process.
+    """
+    compiled = njit(**OPTIONS)(loop)
+    name, code = f"{loop.__name__}_on_team", loop.__code__
+    code = _on_team.__code__.replace(co_name=name, co_filename=code.co_filename, co_firstlineno=code.co_firstlineno)
+    shared = FunctionType(code, {"__name__": loop.__module__, "spread": spread, "loop": compiled})
+    shared.__module__, shared.__qualname__ = loop.__module__, name
+    compiled.on_team = njit(**OPTIONS)(shared)
+    return compiled
+
+
+def _on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
+    """`team_loop` compiles this one, where `loop` is a name of."""
+    spread(loop, fixed, first, items, step, threads, team)  # noqa: F821
 
 
 @intrinsic

@@ -5,16 +5,17 @@ import numpy as np
 from .after_product import rounded
 from .center import subtract_from_tile, subtract_nearer
 from .e8 import LANES, ONE, OPTIONS, ZERO
-from .encode import _ROWS, CHOSEN, choose, quantize, store
+from .encode import CHOSEN, choose, quantize, store
+from .encode import WORK as ENCODER_WORK
 from .jit import njit
 from .rotate import FEW, TOKENS, WORK, transform, transform_one
-from .threads import spread
+from .threads import team_loop
 
 _TOGETHER = LANES // TOKENS  # blocks of a token that are encoded together
 
 
-@njit(**OPTIONS)
-def rotate(wide, narrow, plan, out, out_narrow, start, stop):  # type: ignore[no-untyped-def]
+@team_loop
+def rotate(wide, narrow, plan, out, out_narrow, start, stop):
     """Rotates the tokens start … stop.
 
     Args:
@@ -52,16 +53,8 @@ def rotate(wide, narrow, plan, out, out_narrow, start, stop):  # type: ignore[no
                     row16[i] = rounded(bits[i * TOKENS + lane])
 
 
-@njit(**OPTIONS)
-def rotate_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
-    """`rotate` on several threads, see `cpu_team.share`."""
-    spread(rotate, fixed, first, items, step, threads, team)
-
-
-@njit(**OPTIONS)
-def encode(  # type: ignore[no-untyped-def]
-    wide, narrow, plan, center, unit, multipliers, q, limit, v, is_wide, scale, centered, start, stop
-):
+@team_loop
+def encode(wide, narrow, plan, center, unit, multipliers, q, limit, v, is_wide, scale, centered, start, stop):
     """Rotates and codes the tokens start … stop.
 
     Args:
@@ -81,8 +74,8 @@ def encode(  # type: ignore[no-untyped-def]
         return
     tile = np.empty(order * TOKENS, np.float32)
     bits = tile.view(np.int32)
-    work = np.zeros(max(WORK, _ROWS), np.float32)
-    spare = np.zeros(_ROWS, np.float32)
+    work = np.zeros(max(WORK, ENCODER_WORK), np.float32)
+    spare = np.zeros(ENCODER_WORK, np.float32)
     words = np.empty(4 * LANES, np.int32)
     factor = np.empty(TOKENS, np.float32)
     for first in range(start, stop, TOKENS):
@@ -106,15 +99,7 @@ def encode(  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def encode_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
-    """`encode` on several threads, see `cpu_team.share`."""
-    spread(encode, fixed, first, items, step, threads, team)
-
-
-@njit(**OPTIONS)
-def _encode_few(  # type: ignore[no-untyped-def]
-    wide, narrow, plan, center, unit, multipliers, q, limit, v, is_wide, scale, centered, start, stop
-):
+def _encode_few(wide, narrow, plan, center, unit, multipliers, q, limit, v, is_wide, scale, centered, start, stop):
     """`encode` for a few tokens: rotated one by one, then coded like rows of a weight."""
     order = plan[0].shape[0]
     width = order // 8
@@ -141,7 +126,7 @@ def _encode_few(  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _rotated_one(wide, narrow, token, plan, row, work, other):  # type: ignore[no-untyped-def]
+def _rotated_one(wide, narrow, token, plan, row, work, other):
     """Loads a token into a row and rotates it."""
     scale, orders, numbers, factors, signs = plan
     row[:] = ZERO
@@ -168,7 +153,7 @@ def _rotated_one(wide, narrow, token, plan, row, work, other):  # type: ignore[n
 
 
 @njit(**OPTIONS)
-def load_rotated(wide, narrow, first, count, plan, tile, bits, work):  # type: ignore[no-untyped-def]
+def load_rotated(wide, narrow, first, count, plan, tile, bits, work):
     """Loads `count` tokens into a tile, the rest zeros, and rotates them."""
     scale, orders, numbers, factors, signs = plan
     features = wide.shape[1] if wide.shape[0] else narrow.shape[1]
@@ -202,7 +187,7 @@ def load_rotated(wide, narrow, first, count, plan, tile, bits, work):  # type: i
 
 
 @njit(**OPTIONS)
-def _scales(tile, width, unit, scale, work):  # type: ignore[no-untyped-def]
+def _scales(tile, width, unit, scale, work):
     """Size of v = 1 of each token of a tile; 1 for a token of zeros."""
     for lane in range(8 * TOKENS):
         work[lane] = ZERO
@@ -219,7 +204,7 @@ def _scales(tile, width, unit, scale, work):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _take(tile, block, here, factor, work):  # type: ignore[no-untyped-def]
+def _take(tile, block, here, factor, work):
     """Blocks of a tile, in units of v, to the lanes of the encoder's tile: lane = block·TOKENS + token."""
     for j in range(_TOGETHER):
         if j < here:
@@ -235,7 +220,7 @@ def _take(tile, block, here, factor, work):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _place(words, v, first, count, block, here, size):  # type: ignore[no-untyped-def]
+def _place(words, v, first, count, block, here, size):
     for lane in range(count):
         row = v[first + lane, size * block : size * (block + here)]
         for j in range(here):

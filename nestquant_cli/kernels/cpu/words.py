@@ -5,16 +5,16 @@ import numpy as np
 from .e8 import HALF, LANE, LANES, ONE, OPTIONS, TWO, representative
 from .encode import store
 from .jit import njit
-from .threads import spread
+from .threads import team_loop
 
 _QUARTER = np.float32(0.25)
-_FACTOR = 8 * LANES  # rows of a tile after the eight entries: the multiplier
+FACTOR = 8 * LANES  # rows of a tile after the eight entries: the multiplier
 _PAIRS = 9 * LANES  # four rows: digits taken two at a time, in base q²
-_ROWS = 13 * LANES
+WORK = 13 * LANES
 
 
-@njit(**OPTIONS)
-def unpack(packed, width, word_bits, q, multipliers, v, wide, start, stop):  # type: ignore[no-untyped-def]
+@team_loop
+def unpack(packed, width, word_bits, q, multipliers, v, wide, start, stop):
     """Decodes the blocks start … stop.
 
     Args:
@@ -24,7 +24,7 @@ def unpack(packed, width, word_bits, q, multipliers, v, wide, start, stop):  # t
         multipliers: (k,) float32.
         v: (2·blocks,) or (4·blocks,) int32, the bytes of int8 or, if `wide`, int16 entries.
     """
-    work = np.zeros(_ROWS, np.float32)
+    work = np.zeros(WORK, np.float32)
     words = np.zeros(LANES, np.uint64)
     out = np.empty(4 * LANES, np.int32)
     row_bytes = packed.shape[1]
@@ -35,43 +35,31 @@ def unpack(packed, width, word_bits, q, multipliers, v, wide, start, stop):  # t
     for first in range(start, stop, LANES):
         count = min(LANES, stop - first)
         for lane in range(count):
-            words[lane] = _read(stream, row * row_bytes, column * word_bits, word_bits)
+            words[lane] = read_word(stream, row * row_bytes, column * word_bits, word_bits)
             column += 1
             if column == width:
                 row += 1
                 column = 0
-        _split(words, q, work)
+        split_words(words, q, work)
         last = multipliers.shape[0] - 1
         for lane in range(LANES):
-            work[_FACTOR + lane] = multipliers[min(np.int64(work[_FACTOR + lane]), last)]
-        _decode(work, side)
+            work[FACTOR + lane] = multipliers[min(np.int64(work[FACTOR + lane]), last)]
+        decode_pairs(work, side)
         store(work, 0, first, count, out, v, wide)
 
 
-@njit(**OPTIONS)
-def unpack_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
-    """`unpack` on several threads, see `cpu_team.share`."""
-    spread(unpack, fixed, first, items, step, threads, team)
-
-
-@njit(**OPTIONS)
-def indices(packed, word_bits, size, k, index, start, stop):  # type: ignore[no-untyped-def]
+@team_loop
+def indices(packed, word_bits, size, k, index, start, stop):
     """Fills index (rows, blocks) uint8 of rows start … stop: word div size, at most k − 1; size is q⁸ as uint64."""
     stream = packed.reshape(packed.size)
     for row in range(start, stop):
         for column in range(index.shape[1]):
-            word = _read(stream, row * packed.shape[1], column * word_bits, word_bits)
+            word = read_word(stream, row * packed.shape[1], column * word_bits, word_bits)
             index[row, column] = np.uint8(min(np.int64(word // size), k - 1))
 
 
-@njit(**OPTIONS)
-def indices_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
-    """`indices` on several threads, see `cpu_team.share`."""
-    spread(indices, fixed, first, items, step, threads, team)
-
-
 @njit(**LANE)
-def _read(packed, begin, position, word_bits):  # type: ignore[no-untyped-def]
+def read_word(packed, begin, position, word_bits):
     """The word_bits bits at bit `position` of the row that begins at byte `begin`, as uint64."""
     place = begin + (position >> 3)
     shift = position & 7
@@ -89,14 +77,14 @@ def _read(packed, begin, position, word_bits):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _split(words, q, work):  # type: ignore[no-untyped-def]
+def split_words(words, q, work):
     """Words to multiplier index (in the row of the factors) and four pairs of digits."""
     square = np.int64(q) * np.int64(q)
     four = square * square
     for lane in range(LANES):
         rest, low = _divide(words[lane], four)
         index, high = _divide(np.uint64(rest), four)
-        work[_FACTOR + lane] = np.float32(min(index, 255))
+        work[FACTOR + lane] = np.float32(min(index, 255))
         for j, half in ((0, low), (1, high)):
             upper = np.floor((half + 0.5) / square)
             work[_PAIRS + 2 * j * LANES + lane] = np.float32(half - upper * square)
@@ -104,7 +92,7 @@ def _split(words, q, work):  # type: ignore[no-untyped-def]
 
 
 @njit(**LANE)
-def _divide(word, divisor):  # type: ignore[no-untyped-def]
+def _divide(word, divisor):
     """Quotient (int64) and remainder (float64) of a uint64, 16 ≤ divisor ≤ 2³².
 
     Vector units divide no integers. A quotient in float64 may be off; its remainder is small and is divided again.
@@ -117,8 +105,8 @@ def _divide(word, divisor):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _decode(work, q):  # type: ignore[no-untyped-def]
-    """Pairs of digits to decoded entries: the generator of lattice.voronoi, the representative, the multiplier."""
+def decode_pairs(work, q):
+    """Pairs of digits to decoded entries: the generator of e8.voronoi, the representative, the multiplier."""
     inverse = ONE / q
     for lane in range(LANES):
         for j in range(4):
@@ -133,11 +121,11 @@ def _decode(work, q):  # type: ignore[no-untyped-def]
         work[6 * LANES + lane] = TWO * work[6 * LANES + lane] + last
         representative(work, lane, q)
         for i in range(8):
-            work[i * LANES + lane] *= work[_FACTOR + lane]
+            work[i * LANES + lane] *= work[FACTOR + lane]
 
 
-@njit(**OPTIONS)
-def pack(v, index, width, multipliers, q, word_bits, packed, start, stop):  # type: ignore[no-untyped-def]
+@team_loop
+def pack(v, index, width, multipliers, q, word_bits, packed, start, stop):
     """Writes the words of rows start … stop.
 
     Args:
@@ -148,7 +136,7 @@ def pack(v, index, width, multipliers, q, word_bits, packed, start, stop):  # ty
         q, word_bits: integers.
         packed: (rows, row_bytes) uint8.
     """
-    work = np.zeros(_ROWS, np.float32)
+    work = np.zeros(WORK, np.float32)
     words = np.zeros(LANES, np.uint64)
     four = np.uint64(q) * np.uint64(q) * np.uint64(q) * np.uint64(q)
     last = multipliers.shape[0] - 1
@@ -158,7 +146,7 @@ def pack(v, index, width, multipliers, q, word_bits, packed, start, stop):  # ty
     for first in range(start * width, stop * width, LANES):
         count = min(LANES, stop * width - first)
         for lane in range(count):
-            work[_FACTOR + lane] = ONE / multipliers[min(np.int64(index[first + lane]), last)]
+            work[FACTOR + lane] = ONE / multipliers[min(np.int64(index[first + lane]), last)]
             for i in range(8):
                 work[i * LANES + lane] = np.float32(v[8 * (first + lane) + i])
         _join(work, np.float32(q), words)
@@ -173,19 +161,13 @@ def pack(v, index, width, multipliers, q, word_bits, packed, start, stop):  # ty
 
 
 @njit(**OPTIONS)
-def pack_on_team(fixed, first, items, step, threads, team):  # type: ignore[no-untyped-def]
-    """`pack` on several threads, see `cpu_team.share`."""
-    spread(pack, fixed, first, items, step, threads, team)
-
-
-@njit(**OPTIONS)
-def _join(work, q, words):  # type: ignore[no-untyped-def]
-    """The inverse of `_decode` and `_split` on v and 1/multiplier, for multiplier index 0."""
+def _join(work, q, words):
+    """The inverse of `decode_pairs` and `split_words` on v and 1/multiplier, for multiplier index 0."""
     square = np.int64(q * q)
     inverse = ONE / q
     for lane in range(LANES):
         for i in range(8):
-            work[i * LANES + lane] = np.floor(work[i * LANES + lane] * work[_FACTOR + lane] + HALF)
+            work[i * LANES + lane] = np.floor(work[i * LANES + lane] * work[FACTOR + lane] + HALF)
         last = work[7 * LANES + lane]
         work[6 * LANES + lane] = HALF * (work[6 * LANES + lane] - last)
         for i in range(5, 0, -1):
@@ -201,7 +183,7 @@ def _join(work, q, words):  # type: ignore[no-untyped-def]
 
 
 @njit(**LANE)
-def _write(packed, row, position, word_bits, word, pending):  # type: ignore[no-untyped-def]
+def _write(packed, row, position, word_bits, word, pending):
     """Writes the bytes that `word` completes and the one it begins; returns the bits of the latter."""
     place = position >> 3
     shift = position & 7

@@ -1,7 +1,7 @@
 """E8 arithmetic for the Triton kernels: a block is a tuple of eight float32 tensors, one for each entry.
 
 Every function is straight-line code on such tuples, so that a GPU thread keeps its blocks in registers and no entries
-are exchanged between threads. Comparing and counting in float32 is exact, as in `cpu_lattice`: every number that
+are exchanged between threads. Comparing and counting in float32 is exact, as in `cpu.e8`: every number that
 decides something is a small multiple of 2⁻⁹. Float32 has twice the throughput of int32 on the GPUs this is meant for.
 """
 
@@ -32,7 +32,7 @@ def with_sign(x, like):
 
 @triton.jit
 def representative(w, Q: tl.constexpr):
-    """lattice.voronoi.reduce without branches.
+    """e8.voronoi.reduce without branches.
 
     Args:
         w: eight tensors u_i + ε_i, u an E8 point in doubled coordinates.
@@ -115,7 +115,7 @@ def nearest(y, step, bound, Q: tl.constexpr):
 
 @triton.jit
 def _coset(y, inverse):
-    """Which coset of D8 holds the E8 point nearest to t = y·inverse (see lattice.e8).
+    """Which coset of D8 holds the E8 point nearest to t = y·inverse (see e8.nearest).
 
     Returns:
         the nearest integers n and the residuals t − n, eight tensors each; what the flip adds to the doubled
@@ -153,7 +153,7 @@ def _coset(y, inverse):
 
 @triton.jit
 def gauge(t):
-    """lattice.voronoi.gauge of eight tensors in ordinary coordinates."""
+    """e8.voronoi.gauge of eight tensors in ordinary coordinates."""
     zero = tl.zeros_like(t[0])
     first, second, spread = zero, zero, zero
     least = zero + float("inf")

@@ -71,7 +71,7 @@ def _rounded(y, multipliers, bounds, K, Q: tl.constexpr):
 
 @triton.jit
 def _clipped(y, chosen, left, largest, bound, any_left, LIMIT: tl.constexpr, Q: tl.constexpr, STEPS: tl.constexpr):
-    """`chosen`, and where `left` what reference.clip makes of y under the largest multiplier."""
+    """`chosen`, and where `left` what `reference.nested.clip` makes of y under the largest multiplier."""
     zero = tl.zeros_like(left.to(tl.float32))
     chosen = _either(left, (zero, zero, zero, zero, zero, zero, zero, zero), chosen)
     step = tl.where(any_left, 0, STEPS)

@@ -20,11 +20,11 @@ def tables(code: NestedCode, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def word_rows(packed: Tensor, code: NestedCode) -> tuple[Tensor, int]:
-    """Rows of words as `gpu_words.read_words` takes them, and the elements of a row."""
+    """Rows of words as `words.read_words` takes them, and the elements of a row."""
     packed = packed.contiguous()
     if code.word_bits == 32:
-        if packed.storage_offset() % 4:
-            packed = packed.clone()
+        if packed.storage_offset() % 4 or packed.stride(0) % 4:  # a single row may have any stride
+            packed = packed.clone(memory_format=torch.contiguous_format)
         packed = packed.view(torch.int32)
     return packed, packed.shape[1]
 

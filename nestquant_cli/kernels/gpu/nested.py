@@ -1,4 +1,4 @@
-"""The kernels on the GPU: Triton behind the same functions as `kernels.reference.nested`.
+"""Nested codes on the GPU: one thread a block, in Triton.
 
 Any word size is decoded and encoded here; only words that are not 32 bits wide are put back to back by torch (see
 `pack`). With TRITON_INTERPRET=1 in the environment before triton is first imported, everything runs on CPU tensors,
@@ -24,13 +24,14 @@ _TILE = 128  # blocks of a program, one for each of its 4·32 threads
 
 
 def quantize(x: Tensor, scale: Tensor, code: NestedCode) -> tuple[Tensor, Tensor, int]:
-    """As `reference.quantize`. It waits for the device to count the clipped blocks; `encode` does not."""
+    """Rounds rows to the code (`contract.codes.quantize`). Waits for the device to count the clipped blocks; `encode`
+    does not."""
     v, index, overloads = encode(x, scale, code)
     return v, index, int(overloads)
 
 
 def encode(x: Tensor, scale: Tensor, code: NestedCode) -> tuple[Tensor, Tensor, Tensor]:
-    """As `reference.quantize` with the count of clipped blocks left on the device: (1,) int32."""
+    """Rounds rows to the code as `quantize`, with the count of clipped blocks left on the device: (1,) int32."""
     reference.check_rows(x, scale)
     rows, entries = x.shape
     blocks = entries // BLOCK
@@ -58,7 +59,10 @@ def encode(x: Tensor, scale: Tensor, code: NestedCode) -> tuple[Tensor, Tensor, 
 
 
 def pack(v: Tensor, index: Tensor, code: NestedCode) -> Tensor:
-    """As `reference.pack`. Words of 32 bits are written in place; others pass through (rows, blocks) int64."""
+    """Packs integers and multiplier indices into words (`contract.codes.pack`).
+
+    Words of 32 bits are written in place; others pass through (rows, blocks) int64.
+    """
     rows, blocks = index.shape
     dtype = torch.int32 if code.word_bits == 32 else torch.int64
     words = torch.empty(rows, blocks, dtype=dtype, device=v.device)
@@ -72,7 +76,7 @@ def pack(v: Tensor, index: Tensor, code: NestedCode) -> Tensor:
 
 
 def block_errors(x: Tensor, scales: Tensor, multipliers: Tensor, q: int, limit: int) -> Tensor:
-    """As `reference.block_errors`."""
+    """Squared error of each block under each candidate (`contract.codes.block_errors`)."""
     errors = torch.empty(x.shape[0], scales.shape[0], dtype=torch.float32, device=x.device)
     if errors.numel():
         steps = (scales.to(x.device, torch.float32) * multipliers.to(x.device)).contiguous()

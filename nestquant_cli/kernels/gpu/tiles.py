@@ -1,4 +1,4 @@
-"""The Triton kernels of the products; gpu_product says what they compute."""
+"""The Triton kernels of the products; `product` says what they compute."""
 
 import triton
 import triton.language as tl

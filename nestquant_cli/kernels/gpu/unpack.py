@@ -12,7 +12,7 @@ _TILE = 128  # words of a program, one for each of its 4·32 threads
 
 
 def unpack(packed: Tensor, entries: int, code: NestedCode) -> Tensor:
-    """As `reference.unpack`."""
+    """Decodes rows of words to integers (`contract.codes.unpack`): one thread a word."""
     width = row_bytes(entries, code.word_bits)
     if packed.shape[1] != width:
         raise ValueError(f"rows of {entries} entries need {width} bytes, not {packed.shape[1]}")

@@ -58,7 +58,7 @@ def decode(word, multipliers, last, Q: tl.constexpr):
     high = (upper - index * (Q * Q * Q * Q)).to(tl.uint32)
     digits = _digits_of_pairs(low, Q) + _digits_of_pairs(high, Q)
     c7 = digits[7]
-    # The generator of lattice.voronoi, plus ε.
+    # The generator of e8.voronoi, plus ε.
     shifted = (4 * digits[0] - 2 * digits[1] + c7 + 0.25,)
     for i in tl.static_range(1, 6):
         shifted = shifted + (2 * (digits[i] - digits[i + 1]) + (c7 + 2.0 ** (-2 - i)),)

@@ -24,21 +24,7 @@ def check_rows(x: Tensor, scale: Tensor) -> None:
 
 
 def quantize(x: Tensor, scale: Tensor, code: NestedCode) -> tuple[Tensor, Tensor, int]:
-    """Rounds rows to the code: x ≈ scale·v with v = m_i·u, each block under the multiplier of least true error.
-
-    Args:
-        x: (rows, entries) floating point, entries a multiple of 8. A block with an entry that is not finite comes back
-            as zeros and counts as clipped; whoever must not go on then looks for such entries.
-        scale: (rows,) positive, the size of v = 1.
-        code: the nested code.
-
-    Returns:
-        v (rows, entries) int8 or int16, index of the multiplier (rows, entries/8) uint8, and the number of blocks that
-        no multiplier could hold and that were shrunk towards zero.
-
-    Raises:
-        ValueError: the shapes are not these.
-    """
+    """Rounds rows to the code (`contract.codes.quantize`): all multipliers in turn, the least error so far kept."""
     check_rows(x, scale)
     rows, entries = x.shape
     y = (x.float() / scale.float()[:, None]).reshape(-1, BLOCK)
@@ -93,26 +79,14 @@ def onto_boundary(y: Tensor, code: NestedCode) -> Tensor:
 
 
 def pack(v: Tensor, index: Tensor, code: NestedCode) -> Tensor:
-    """Packed words of what `quantize` returned: (rows, row_bytes) uint8."""
+    """Packs integers and multiplier indices into words (`contract.codes.pack`)."""
     m = torch.tensor(code.multipliers, dtype=torch.int64, device=v.device)[index.long()]
     u = v.reshape(*index.shape, BLOCK).to(torch.int64) // m[..., None]
     return pack_words(join(digits_of(u, code.q), index, code.q), code.word_bits)
 
 
 def unpack(packed: Tensor, entries: int, code: NestedCode) -> Tensor:
-    """Decodes rows of packed words.
-
-    Args:
-        packed: (rows, row_bytes) uint8, written by `pack`; words that no encoder writes decode to something in range.
-        entries: entries of a row, a multiple of 8.
-        code: the nested code.
-
-    Returns:
-        v (rows, entries), int8 or int16.
-
-    Raises:
-        ValueError: the rows do not have the bytes of that many entries.
-    """
+    """Decodes rows of words to integers (`contract.codes.unpack`)."""
     digits, index = split(unpack_words(packed, entries // BLOCK, code.word_bits), code.q)
     m = torch.tensor(code.multipliers, dtype=torch.int32, device=packed.device)[index.clamp(0, code.k - 1)]
     v = m[..., None] * point_of(digits, code.q)
@@ -136,18 +110,7 @@ def multiplier_indices(packed: Tensor, entries: int, code: NestedCode) -> Tensor
 
 
 def block_errors(x: Tensor, scales: Tensor, multipliers: Tensor, q: int, limit: int) -> Tensor:
-    """Squared error of each block under each candidate scale·multiplier, infinite where it overloads.
-
-    Args:
-        x: (blocks, 8) float32.
-        scales: (candidates,) float32, the size of v = 1.
-        multipliers: (candidates,) integer.
-        q: nesting ratio.
-        limit: largest |v|.
-
-    Returns:
-        (blocks, candidates) float32, summed over the eight entries.
-    """
+    """Squared error of each block under each candidate (`contract.codes.block_errors`), one candidate at a time."""
     columns = []
     for scale, m in zip(scales.tolist(), multipliers.tolist(), strict=True):
         code = NestedCode(q=q, multipliers=(m,), word_bits=64, limit=limit)

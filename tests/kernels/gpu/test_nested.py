@@ -137,6 +137,7 @@ def test_layouts_types_and_empty_tensors() -> None:
     for padding in (1, 4):  # rows that do not begin at a multiple of four bytes
         wider = torch.nn.functional.pad(packed, (padding, 1))
         assert torch.equal(gpu.unpack(wider[:, padding:-1], 80, code), v)
+        assert torch.equal(gpu.unpack(wider[:1, padding:-1], 80, code), v[:1])  # one row counts as contiguous
     halves = x.bfloat16()
     assert torch.equal(gpu.quantize(halves, scale, code)[0], gpu.quantize(halves.float(), scale, code)[0])
     none, no_index, clipped = gpu.quantize(x[:0], scale[:0], code)
