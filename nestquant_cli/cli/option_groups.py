@@ -31,7 +31,7 @@ from .recipe_options import DEFAULT_BUDGET, MemoryOption
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """The windows that a model is calibrated on. The fields become settings of the recipe, see `cli.config.recipe_settings`.
+    """The windows that a model is calibrated on. `cli.config.recipe_settings` makes settings of the recipe of them.
 
     128 windows of 2,048 tokens are more than enough for codes and Hessians: perplexity at W4A4KV4 was 23.56 with 8
     windows and 23.58 with 32, at W4 21.04 with 8 and with 32 and 21.11 with 128, all within the noise of 0.1 to 0.4.

@@ -49,7 +49,7 @@ WAYS: dict[str, Callable[[], object]] = {
     "line": lambda: console.line(HOSTILE),
     "note": lambda: console.note(HOSTILE, name=HOSTILE),
     "table": lambda: console.table(["tensor", HOSTILE], [[HOSTILE, 1]], title=HOSTILE),
-    "ending": lambda: console.ending(Path(HOSTILE), "eval-ppl", HOSTILE),
+    "ending": lambda: console.print_ending(Path(HOSTILE), "eval-ppl", HOSTILE),
     "stream": lambda: console.stream(HOSTILE),
     "print_error": lambda: console.print_error(HOSTILE),
     "run": lambda: console.run(lambda: {}[HOSTILE], debug=True),
