@@ -136,7 +136,7 @@ class GramSum:
     def mean(self) -> Tensor:
         """E[(R x)(R x)ᵀ] per token, (n, n) float32. The sum is freed, so it can be called once."""
         upper = self.upper
-        del self._upper  # as large as anything that a run holds
+        del self._upper  # before it is copied: it is the largest tensor of a run
         upper.div_(self.tokens)
         whole = upper.float()
         del upper
@@ -196,7 +196,7 @@ class CrossSum:
 
 def _counts(power: Tensor) -> dict[int, int]:
     """Number of tokens with each exponent of `power` (tokens,), by exponent in ascending order."""
-    lowest = 2 * EMPTY  # of the sum of two exponents
+    lowest = 2 * EMPTY  # the smallest sum of two exponents
     counts = torch.bincount(power.long() - lowest, minlength=1).tolist()
     return {index + lowest: count for index, count in enumerate(counts) if count}
 

@@ -89,7 +89,7 @@ class InputCollector:
         """Rounds one input to its grid and samples it, on the thread that computes it."""
         number, tokens, dead = self._first + window, x.reshape(-1, self.features), self.dead
         rows = choose(tokens.shape[0], self._per_window, window_generator(self._seed, number))
-        for some in (tokens[:_FEW], tokens):  # a few tokens leave hardly a channel to look at in all
+        for some in (tokens[:_FEW], tokens):  # after a few tokens hardly a channel is left to look at
             dead = dead[~some[:, dead].any(0)] if len(dead) else dead
         self._seen[number] = _Window(self.gram.grid(tokens), tokens[rows.to(tokens.device)], dead)
 
@@ -130,7 +130,7 @@ class InputCollector:
         if self.cross is not None:
             team.sum(self.cross.total)
             pairs, sound = zip(*team.gather((self.cross.pairs, self.cross.finite)), strict=True)
-            self.cross.pairs, self.cross.finite = sum(pairs), all(sound)  # what one refuses, all refuse
+            self.cross.pairs, self.cross.finite = sum(pairs), all(sound)  # so that all processes refuse what one does
         everyone = team.gather((self.gram.tokens, self.gram.finite, self.dead.tolist(), [x.cpu() for x in self.kept]))
         tokens, finite, dead, kept = zip(*everyone, strict=True)
         self.gram.tokens, self.gram.finite = sum(tokens), all(finite)
@@ -161,7 +161,7 @@ class InputCollector:
         """
         device, order, seed = self.gram.upper.device, self.gram.order, self._seed
         if len(self.dead):
-            # the rotation spreads what is left over all columns, and damping decides about the rest: no special case
+            # no special case: the rotation spreads the other channels over all columns, and damping does the rest
             logger.info(
                 "%s: %d of %d input channels are zero on all calibration text", place, len(self.dead), self.features
             )

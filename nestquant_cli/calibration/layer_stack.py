@@ -57,7 +57,7 @@ class LayerStack:
         self.device = weights.device
         self._calls: dict[int, Call] = {}
         self.hidden = HiddenStates() if hidden is None else hidden
-        self._tuple = False  # whether a layer returns a tuple, and what follows the hidden states in it
+        self._tuple = False  # whether a layer returns a tuple; `_rest` is what follows the hidden states in it
         self._rest: tuple[Any, ...] = ()
         with weights.around(), weights.layer(0):
             self._record(windows[:1])
@@ -150,7 +150,7 @@ class LayerStack:
         return seen[0]
 
     def _forward(self, window: Tensor) -> None:
-        base = self.model.base_model  # without the head, whose logits nobody reads
+        base = self.model.base_model  # without the head, as logits are not needed
         base(input_ids=window.to(self.device), past_key_values=self.observer, use_cache=True)
 
 

@@ -46,7 +46,7 @@ def _descend(kinds: Sequence[tuple[Tensor, Shape]], count: int, seed: int) -> Te
     device = kinds[0][0].device
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(-(-count // 2), n, generator=generator) / n**0.5
-    vectors = start.repeat_interleave(2, dim=0)[:count].to(device)  # two equal reflections are none at all
+    vectors = start.repeat_interleave(2, dim=0)[:count].to(device)  # two equal reflections cancel each other
     samples = [_spread(rows) for rows, _ in kinds]
     with torch.inference_mode(False), torch.enable_grad():
         samples = [sample.clone() for sample in samples]
@@ -74,7 +74,7 @@ def _spread(rows: Tensor) -> Tensor:
 
 def _peaks(y: Tensor) -> Tensor:
     """Mean of ‖y‖₈² over rows (rows, n) of a common mean square."""
-    largest = y.detach().abs().amax(1, keepdim=True).clamp(min=1e-12)  # of the eighth power nothing may overflow
+    largest = y.detach().abs().amax(1, keepdim=True).clamp(min=1e-12)  # scaled by it, so that no eighth power overflows
     return (largest.square() * (y / largest).pow(NORM).sum(1, keepdim=True).pow(2 / NORM)).mean()
 
 

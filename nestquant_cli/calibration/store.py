@@ -26,7 +26,7 @@ _BEFORE = {
     "centering": False,
     "bos": "none",
     "window_start": [],
-}  # of old ones
+}  # values of settings that calibrations of older versions do not have
 _NOT_USED = "the calibration was not used"
 _AGAIN = "run nestquant calibrate again"
 
@@ -120,7 +120,7 @@ class Calibration:
 
     def check(self, wanted: dict[str, Any]) -> None:
         """Raises NestQuantError where an entry of `wanted` differs from the calibration's, and names it."""
-        # what stays in 16 bits asks nothing of a calibration
+        # what stays in 16 bits needs no code from the calibration
         not_needed: set[str] = {name for name in ("act_code", "kv_code") if name in wanted and wanted[name] is None}
         if {"act_code", "kv_code"} <= not_needed:
             not_needed.add("centering")

@@ -164,7 +164,7 @@ def _text(
         raise NestQuantError(f"{name} holds no text", NOT_READ, "give a file with text in it")
     if fields.template is not None:
         logger.info("%s: the messages of field '%s' are read through the chat template", name, fields.field)
-    if marks.crlf:  # left in, the \r tokens shift perplexity by percents
+    if marks.crlf:  # with \r as tokens perplexity would shift by percents
         logger.info("%s has CRLF line ends, which are read as LF", name)
     if marks.byte_order_mark:
         logger.info("%s begins with a byte order mark, which is left out", name)

@@ -122,7 +122,7 @@ def parquet_records(path: str) -> Records:
         yield from ((f"{path} row {number}", row) for number, row in enumerate(rows))
     except NestQuantError:
         raise
-    except Exception as error:  # pyarrow and datasets have many kinds
+    except Exception as error:  # pyarrow and datasets raise errors of many kinds
         raise NestQuantError(
             f"{path} cannot be read as parquet ({one_line(error)})", NOT_READ, "check the file"
         ) from error

@@ -88,7 +88,7 @@ def can_split(tokenizer: "PreTrainedTokenizerBase") -> bool:
         return False
     try:
         state = json.loads(backend.to_str())
-    except Exception:  # parts that are written in Python cannot be serialized, and are not known here
+    except Exception:  # parts that are written in Python cannot be serialized
         return False
     model = state["model"]
     words = _kinds(state["pre_tokenizer"])
@@ -111,7 +111,7 @@ def token_stream(
         yield np.array(_plain_ids(tokenizer, "".join(pieces)), dtype=np.int32)
         return
     text = _Reader(pieces)
-    start, done = 0, 0  # character at which the block at hand starts, and how many of its tokens are given away
+    start, done = 0, 0  # first character of the current block, and number of its tokens that were yielded
     size, end = block, text.read_to(block)
     found = _Tokens(tokenizer, text.part(start, end), start)
     while not text.ended:
@@ -121,7 +121,7 @@ def token_stream(
         joint = found.join(following, cut - MARGIN)
         if joint is None or joint[0] < done:
             size *= 2
-            found = _Tokens(tokenizer, text.part(start, end), start)  # the first `done` of them are as before
+            found = _Tokens(tokenizer, text.part(start, end), start)  # its first `done` tokens are the same
             continue
         last, first = joint
         yield found.ids[done:last]
@@ -144,7 +144,7 @@ class _Reader:
         A longer piece is cut, and the rest stays for later.
         """
         parts, have = [self._held], self._start + len(self._held)
-        while have <= end:  # one character more than wanted shows that the text goes on
+        while have <= end:  # one character more than wanted shows whether the text ends
             piece = next(self._pieces, None)
             if piece is None:
                 self.ended = True
@@ -215,7 +215,7 @@ def _has_words(tokenizer: Any) -> bool:
 
 
 def _plain_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    # verbose=False: a stream longer than the model's context is meant, it is cut into windows
+    # verbose=False: no warning that the stream is longer than the model's context, as it is cut into windows
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False, return_attention_mask=False)["input_ids"]
     return ids
 

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BOS_MODES = ("default", "each", "none")
-WHOLE_UP_TO = (
-    1 << 22
-)  # characters, some seconds of tokenizing; of a longer text only the part that is needed is tokenized
+WHOLE_UP_TO = 1 << 22  # characters; of a longer text only as much is tokenized as is needed
 
 logger = logging.getLogger("nestquant")
 

@@ -19,7 +19,7 @@ TEXT_KEYS = (
     "window_start",
     "text_field",
     "chat_template_sha256",
-)  # of `text_of`
+)  # keys of what `text_of` returns
 
 
 def read_windows(original: OriginalModel, recipe: Recipe) -> Windows:

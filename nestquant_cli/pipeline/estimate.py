@@ -54,7 +54,7 @@ def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
     widths = {(row.in_features, row.matrices): padded_size(row.in_features) for row in plan.rows}
     gram = sum(2.0 * tokens * n**2 * count / _integer_rate(where) / 2 for (_, count), n in widths.items())
     if recipe.sequential:
-        forward, gram = PASSES * forward, 3 * gram  # E[x₀ xᵀ] is not symmetric, so it costs two of the others
+        forward, gram = PASSES * forward, 3 * gram  # E[x₀ xᵀ] is not symmetric: it costs as much as two of H
     factors = sum(2.0 * DOUBLE * n**3 * count / double for (_, count), n in widths.items())
     feedback = sum(
         FEEDBACK * row.matrices * row.out_features * padded_size(row.in_features) ** 2 / single for row in plan.rows

@@ -56,7 +56,7 @@ def _add_files(folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrain
     tokenizer.save_pretrained(folder)
     write_loader(folder)
     if model.generation_config is not None:
-        # its own save_pretrained refuses settings that published models do have, after hours of work
+        # not by its save_pretrained, which refuses settings that published models have, after hours of work
         write_json(folder / "generation_config.json", model.generation_config.to_diff_dict())
 
 
@@ -100,7 +100,7 @@ def model_config(model: PreTrainedModel) -> dict[str, Any]:
     for key in ("auto_map", "quantization_config", "_name_or_path", "_attn_implementation_autoset", CHOICE):
         config.pop(key, None)
     if model.get_expanded_tied_weights_keys() and not model.all_tied_weights_keys:
-        config["tie_word_embeddings"] = False  # its files had another head than its embeddings
+        config["tie_word_embeddings"] = False  # the model's files have a head that differs from its embeddings
     return config | {
         "architectures": [type(model).__name__],
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -121,6 +121,14 @@ class Recipe:
         self._check_paths()
         if not _is_number(self.damping) or not 0 < self.damping <= 1:
             raise NestQuantError(f"damping {self.damping} is not in (0, 1]", _NOTHING, "use 0.01 or so")
+        self._check_combinations()
+        if not isinstance(self.dataset, str) or not self.dataset:
+            raise NestQuantError("dataset is not a name", _NOTHING, "use wikitext2, c4, demo or a .txt or .jsonl file")
+        if self.text_field is not None and (not isinstance(self.text_field, str) or not self.text_field):
+            raise NestQuantError("text_field is not a name", _NOTHING, "name a field of the data set, such as text")
+
+    def _check_combinations(self) -> None:
+        """Raises NestQuantError where mixed rates or tuning cannot work with the method or the rotation."""
         if self.allocation == "mixed" and (self.weight_code is not None or self.method != "nestquant"):
             raise NestQuantError(
                 "mixed rates choose nested codes for the weights",
@@ -133,10 +141,6 @@ class Recipe:
             )
         if self.tune is not None:
             TuneSettings.from_dict(self.tune)
-        if not isinstance(self.dataset, str) or not self.dataset:
-            raise NestQuantError("dataset is not a name", _NOTHING, "use wikitext2, c4, demo or a .txt or .jsonl file")
-        if self.text_field is not None and (not isinstance(self.text_field, str) or not self.text_field):
-            raise NestQuantError("text_field is not a name", _NOTHING, "name a field of the data set, such as text")
 
     def _check_paths(self) -> None:
         if self.paths is None:
@@ -154,7 +158,7 @@ class Recipe:
         """K of the search over rows: `paths`, or the codec's default with or without rounded activations."""
         if self.paths is not None:
             return self.paths
-        plain = self.feedback == "none" or self.shape("act") is not None  # where noise of inputs hides what it gains
+        plain = self.feedback == "none" or self.shape("act") is not None
         return CODECS[self.method].plain_paths if plain else CODECS[self.method].paths
 
     def shape(self, part: str) -> Shape | None:

@@ -37,7 +37,7 @@ def read_recipe(
     refuse_unknown(file, SETTINGS, str(path), NOTHING)
     given = {name: value for name, value in overrides.items() if value is not None}
     settings = {name: value for name, value in (file | given).items() if name not in ("bits", *BITS)}
-    if isinstance(settings.get("tune"), bool):  # as the option of that name
+    if isinstance(settings.get("tune"), bool):  # true and false, as --tune and --no-tune
         settings["tune"] = {} if settings["tune"] else None
     bits = _bits(file, given, _weights_only(settings.get("method")), weight_bits)
     for part in BITS:
@@ -77,7 +77,7 @@ def _bits(file: Mapping[str, Any], given: Mapping[str, Any], weights_only: bool,
             found = dict.fromkeys(("weight_bits",) if weights_only else BITS, settings["bits"])
         found |= {part: settings[part] for part in BITS if part in settings}
     coded = [part for part in BITS if file.get(part.replace("_bits", "_code")) is not None and part not in found]
-    found |= {part: getattr(Recipe, part) for part in coded}  # a code by hand names its part, too
+    found |= {part: getattr(Recipe, part) for part in coded}  # a code given by hand names its part as well
     if found:
         return {"weight_bits": weight_bits, "act_bits": SIXTEEN, "kv_bits": SIXTEEN} | found
     return {"act_bits": SIXTEEN, "kv_bits": SIXTEEN} if weights_only else {}

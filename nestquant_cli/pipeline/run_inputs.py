@@ -92,7 +92,7 @@ def about_model(original: OriginalModel, recipe: Recipe) -> dict[str, Any]:
     """Hash of the model and settings that a calibration must share with a quantization that uses it, JSON-ready."""
     shapes = {part: recipe.shape(part) for part in ("act", "kv")}
     codes = {f"{part}_code": shape and _code_key(shape) for part, shape in shapes.items()}
-    if recipe.rotation == "learned":  # on the weights as they are coded
+    if recipe.rotation == "learned":  # reflections are learned for the code of the weights
         shape = recipe.shape("weight")
         codes["weight_code"] = shape and _code_key(shape)
     return {

@@ -59,7 +59,7 @@ def inverse(C: Tensor) -> Tensor:
     whole = torch.empty_like(C)
 
     def columns(part: slice) -> None:
-        # above the piece's first row the inverse is known by symmetry, so those rows of C are not needed
+        # rows above the piece are known by symmetry, so those rows of C are not needed
         unit = torch.eye(n - part.start, part.stop - part.start, dtype=C.dtype, device=C.device)
         solved = torch.cholesky_solve(unit, C[part.start :, part.start :])
         width = part.stop - part.start
