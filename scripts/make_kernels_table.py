@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 
 from nestquant_cli.kernels.contract import Kernels
-from nestquant_cli.kernels.table import TABLE, WRITTEN_IN
+from nestquant_cli.kernels.table import TABLE
 from nestquant_cli.storage.files import write_text
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "kernels.md"
@@ -19,9 +19,8 @@ def table() -> str:
     lines = ["| operation | what it computes | on the CPU | on a GPU |", "|---|---|---|---|"]
     for name, operation in TABLE.items():
         about = str(inspect.getdoc(getattr(Kernels, name))).splitlines()[0].rstrip(".").replace("|", "\\|")
-        cells = [WRITTEN_IN[family if operation.own(family) else "reference"] for family in ("cpu", "gpu")]
         note = f" ({operation.limits})" if operation.limits else ""
-        lines.append(f"| `{name}` | {about}{note} | {cells[0]} | {cells[1]} |")
+        lines.append(f"| `{name}` | {about}{note} | {operation.written_in('cpu')} | {operation.written_in('gpu')} |")
     return "\n".join(lines) + "\n"
 
 

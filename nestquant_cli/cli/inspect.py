@@ -1,12 +1,13 @@
 """`nestquant inspect`: real bits per weight of a packed checkpoint, from its bytes."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import console
 from .config import ConfigOption, print_settings, settings
-from .options import CheckpointArgument, ReportOption
+from .options import CheckpointArgument, ReportOption, offer
 
 if TYPE_CHECKING:
     from ..checkpoint.byte_counts import Inspection, Matrix
@@ -18,11 +19,29 @@ MatricesOption = Annotated[
     ),
 ]
 
+KernelsOption = Annotated[
+    bool,
+    typer.Option(
+        "--kernels", help="List what computes each operation on --device, and how the matrices are multiplied there."
+    ),
+]
+KernelDeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="Device that --kernels is about: auto (a GPU if there is one, else the CPU), cpu or cuda; it need not be "
+        "there.",
+        autocompletion=offer("auto", "cpu", "cuda"),
+    ),
+]
+
 
 def inspect_checkpoint(
     context: typer.Context,
     checkpoint: CheckpointArgument,
     matrices: MatricesOption = False,
+    kernels: KernelsOption = False,
+    device: KernelDeviceOption = "auto",
     output: ReportOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -39,10 +58,23 @@ def inspect_checkpoint(
     if matrices:
         columns = ["matrix", "out × in", "code", "multipliers", "word bits", "bits/weight"]
         console.table(columns, [_matrix_row(matrix) for matrix in inspection.matrices])
+    choice = _kernels(checkpoint, device) if kernels else {}
     _print_summary(inspection)
     if output is not None:
-        write_json(output, inspection.as_json() | {"settings": settings(context)})
+        write_json(output, inspection.as_json() | choice | {"settings": settings(context)})
     console.print_ending(output, "verify", checkpoint)
+
+
+def _kernels(checkpoint: Path, device: str) -> dict[str, object]:
+    """Prints the kernels of a checkpoint on a device and returns them as an entry of the report."""
+    from ..checkpoint.kernel_choice import kernel_choice
+
+    choice = kernel_choice(checkpoint, device)
+    title = f"Kernels on {choice.device}: {choice.family}"
+    console.table(["operation", "computed by"], choice.operations.items(), title=title)
+    rows = [(product.way, product.tokens, product.resident, product.matrices) for product in choice.products]
+    console.table(["what is multiplied", "tokens", "in memory", "matrices"], rows, title="Products")
+    return {"kernels": choice.as_json()}
 
 
 def _print_parts(inspection: "Inspection") -> None:

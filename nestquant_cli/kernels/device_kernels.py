@@ -80,12 +80,13 @@ def of_family(family: str) -> Kernels:
 
 @cache
 def of_kind(kind: str) -> Kernels:
-    """`for_device` for a device type. Logs once, at level info, which operations the reference computes."""
+    """`for_device` for a device type. Logs once which operations the reference computes, at level info if any."""
     family = _family(kind)
-    missing = [name for name, operation in TABLE.items() if operation.own(family) is None]
-    if kind != "meta":
-        by_reference = f"; the reference computes {', '.join(missing)}" if missing and family != "reference" else ""
-        logger.info("kernels for %s: %s%s", kind, family, by_reference)
+    fallen = [name for name, operation in TABLE.items() if operation.falls(family)]
+    if fallen:
+        logger.info("kernels for %s: %s; the reference computes %s", kind, family, ", ".join(fallen))
+    elif kind != "meta":  # nothing is computed there
+        logger.log(logging.DEBUG if family == kind else logging.INFO, "kernels for %s: %s", kind, family)
     return cast(Kernels, DeviceKernels(kind, family))
 
 

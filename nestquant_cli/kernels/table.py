@@ -17,17 +17,30 @@ class Operation(NamedTuple):
         cpu: compiled by Numba, for CPU tensors; None where the reference serves the CPU, too.
         gpu: written in Triton, for CUDA tensors; None where the reference serves the GPU, too.
         limits: what a kernel leaves to other operations or to torch, in words.
+        unused: families whose devices go another, faster way, so that nothing asks them for the operation.
     """
 
     reference: str | None
     cpu: str | None = None
     gpu: str | None = None
     limits: str = ""
+    unused: tuple[str, ...] = ()
 
     def own(self, family: str) -> str | None:
         """The function that a family has itself, None where it falls to the reference."""
         function: str | None = getattr(self, family)
         return function
+
+    def falls(self, family: str) -> bool:
+        """Whether the reference computes it where a family's kernels are used."""
+        return family != "reference" and self.own(family) is None and family not in self.unused
+
+    def written_in(self, family: str) -> str:
+        """What computes it with a family: "Numba", "Triton", "torch", or "unused"."""
+        if family in self.unused:
+            return "unused"
+        path = self.own(family) or self.reference or ""
+        return WRITTEN_IN.get(path.partition(".")[0], WRITTEN_IN["reference"])
 
 
 TABLE = {
@@ -47,7 +60,7 @@ TABLE = {
     "search_lattice_panel": Operation("reference.lattice_beam:search_panel", "cpu.search:search_lattice_panel"),
     "decode_lattices": Operation("reference.lattice_decode:decode", "cpu.search:decode_lattices"),
     # Tokens.
-    "rotates": Operation("reference.inputs:rotates", "cpu.inputs:rotates"),
+    "rotates": Operation("reference.inputs:rotates", "cpu.inputs:rotates", "reference.inputs:rotates"),
     "rotate_tokens": Operation("reference.inputs:rotate_tokens", "cpu.inputs:rotate"),
     "encode_tokens": Operation(
         "reference.inputs:encode_tokens",
@@ -72,12 +85,12 @@ TABLE = {
     ),
     "attend": Operation("reference.heads:attend", "cpu.cache:attend"),
     # Products.
-    "integer_product": Operation("int8:integer_product", limits="torch's own products of int8 on every device"),
+    "integer_product": Operation(*3 * ("int8:integer_product",), limits="torch's own"),
     "scale_sums": Operation("reference.products:scale_sums", "cpu.inputs:scaled"),
-    "rotated_product": Operation("reference.products:rotated_product", "cpu.product:rotated_product"),
-    "product": Operation("reference.products:product", None, "gpu.product:product", "int8 codes"),
+    "rotated_product": Operation("reference.products:rotated_product", "cpu.product:rotated_product", unused=("gpu",)),
+    "product": Operation("reference.products:product", None, "gpu.product:product", "int8 codes", unused=("cpu",)),
     "product_one": Operation("reference.products:product_one", "cpu.product:product_one", "gpu.product:product_one"),
     "product_many": Operation(
-        "reference.products:product_many", None, "gpu.product:product_many", "int8 codes, 16-bit activations"
+        "reference.products:product_many", None, "gpu.product:product_many", "int8 codes", unused=("cpu",)
     ),
 }

@@ -5,9 +5,10 @@ import torch
 from ..codecs.registry import codec_of
 from ..codecs.weights import WeightCode
 from ..e8.code import BLOCK
+from ..kernels import for_device
 from ..kernels.limits import UNLIMITED
 from .inputs import InputQuantizer
-from .multiply import WeightForm, choice_for
+from .multiply import WeightForm, choose, token_form
 
 
 def describe(
@@ -36,9 +37,11 @@ def describe(
         {'up to 4 tokens': 'the int8 rows of all Linears with this input …', '5 tokens and more': 'integer rows as …'}
     """
     weight = WeightForm("16 bit") if code is None else codec_of(code).linear.form_of(code, resident)
-    choice = choice_for(weight, source or InputQuantizer(BLOCK, 0, None), dtype, device)
+    source = source or InputQuantizer(BLOCK, 0, None)
+    rounded_on = device if source.code is None else torch.device("cpu")  # the device itself need not be there
+    steps = choose(weight, token_form(source, dtype, rounded_on), for_device(device).limits)
     lines, first = {}, 1
-    for most, way in choice.steps:
+    for most, way in steps:
         if most >= first:
             lines[_range(first, most)] = _phrase(way.__doc__ or way.__name__)
             first = most + 1

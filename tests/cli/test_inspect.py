@@ -68,3 +68,18 @@ def test_bad_input_is_one_line(inspect: Run, tmp_path: Path, tiny_model_folder: 
         code, output, error = inspect(folder, "--quiet")
         assert (code, output, error.count("\n")) == (2, "", 1)
         assert error.startswith("error: ") and message in error
+
+
+def test_it_lists_the_kernels_of_a_device_that_need_not_be_there(inspect: Run, packed: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    code, output, _ = inspect(packed, "--kernels", "--device", "cpu", "--output", report)
+    assert code == 0 and "Kernels on cpu: cpu" in output and "what is multiplied" in output
+    kernels = json.loads(report.read_text())["kernels"]
+    assert kernels["operations"]["attend"] == "Numba"
+    forms = {(product["resident"], product["tokens"]) for product in kernels["products"]}
+    assert forms == {("packed", "any number of tokens"), ("int8", "any number of tokens")}  # W4A4: integers by integers
+    assert {product["matrices"] for product in kernels["products"]} == {14}
+    code, output, _ = inspect(packed, "--kernels", "--device", "cuda")
+    assert code == 0 and "Kernels on cuda" in output
+    code, _, error = inspect(packed, "--kernels", "--device", "toaster")
+    assert code == 2 and "torch knows no device 'toaster'" in error

@@ -99,6 +99,13 @@ def test_one_line_says_what_the_reference_computes(
 
 
 @pytest.mark.usefixtures("asked_anew")
+def test_nothing_is_said_of_a_cpu_as_it_lacks_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "nestquant"):
+        for_device(CPU)
+    assert not caplog.records and not any(operation.falls("cpu") for operation in TABLE.values())
+
+
+@pytest.mark.usefixtures("asked_anew")
 @pytest.mark.parametrize("family", ["reference", "cpu"])
 def test_the_switch_chooses(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, family)
