@@ -1,7 +1,7 @@
-"""Where the `nestquant` command begins: what has to be in order before anything large is imported.
+"""Where the `nestquant` command begins: signals and standard streams, before anything large is imported.
 
-An interrupt inside an import cannot be left to the code that it lands in: libraries turn it into errors of their own,
-or come out half made. It ends the process at once. Nothing is lost by that which a kill would not lose.
+An interrupt during an import ends the process at once: libraries turn it into errors of their own, or stay half
+imported. Nothing is lost that a kill would not lose.
 """
 
 import contextlib
