@@ -56,5 +56,9 @@ def base_name(source: Source) -> str:
 
 
 def bytes_of(size: int | str) -> int:
-    """A memory budget in bytes, from a number or from text such as "2GiB"."""
-    return parse_bytes(size, "memory_budget") if isinstance(size, str) else size
+    """A memory budget in bytes, from a number or from text such as "2GiB".
+
+    Raises:
+        NestQuantError: not a size.
+    """
+    return parse_bytes(str(size), "memory_budget")

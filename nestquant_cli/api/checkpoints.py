@@ -5,6 +5,7 @@ from typing import Any
 
 from ..calibration.hidden_states import DEFAULT_BUDGET
 from ..models.device import pick_device
+from ..models.load import check_dtype
 from ..parallel.team import joined
 from ..pipeline.quantize import calibrate as run_calibration
 from ..pipeline.quantize_and_tune import quantize_and_tune
@@ -66,11 +67,12 @@ def quantize(
     """
     settings |= {"bits": bits, "dataset": dataset, "samples": samples, "seqlen": seqlen}
     chosen, named = recipe_of(recipe, settings, SIXTEEN)
+    check_dtype(dtype)
+    budget = bytes_of(memory_budget)
     with joined(pick_device(device)) as place:
         source = source_of(model, revision)
         folder = Path(output) if output is not None else Path(f"{base_name(source)}-nestquant-{chosen.tag()}")
         stored = None if calibration is None else Path(calibration)
-        budget = bytes_of(memory_budget)
         report = quantize_and_tune(source, chosen, folder, place, stored, resume, named, dtype, budget=budget)
     return report | {"folder": str(folder)}
 
@@ -111,10 +113,12 @@ def calibrate(
     """
     settings |= {"dataset": dataset, "samples": samples, "seqlen": seqlen}
     chosen, _ = recipe_of(recipe, settings, Recipe.weight_bits)
+    check_dtype(dtype)
+    budget = bytes_of(memory_budget)
     with joined(pick_device(device)) as place:
         source = source_of(model, revision)
         folder = Path(output) if output is not None else Path(f"{base_name(source)}-calibration")
-        about = run_calibration(source, chosen, folder, place, bytes_of(memory_budget), dtype)
+        about = run_calibration(source, chosen, folder, place, budget, dtype)
     return about | {"folder": str(folder)}
 
 

@@ -43,5 +43,12 @@ def test_what_is_no_name_of_a_model_is_refused(tiny_model_folder: Path) -> None:
 
 def test_a_budget_is_a_number_or_a_size() -> None:
     assert bytes_of(5) == 5 and bytes_of("2GiB") == 2 << 30
-    with pytest.raises(NestQuantError, match="memory_budget 'much' is not a size"):
-        bytes_of("much")
+    for size in ("much", -5, None):
+        with pytest.raises(NestQuantError, match=f"memory_budget '{size}' is not a size"):
+            bytes_of(size)  # type: ignore[arg-type]
+
+
+def test_a_dtype_that_does_not_exist_is_refused_before_any_work() -> None:
+    for call in (nestquant_cli.quantize, nestquant_cli.calibrate):
+        with pytest.raises(NestQuantError, match="no dtype 'flaot32'"):
+            call("no-such-folder/model", dtype="flaot32")
