@@ -8,15 +8,20 @@ from torch import Tensor
 from ..base.device import on_host
 from ..parallel.tiles import TILE, run_pieces, slices
 
-_CHUNK = 1 << 21  # entries of all paths of the rows that are searched at once
+_CHUNK = 1 << 21  # entries of all paths of the rows that are searched at once: 8 MiB
 _CHUNK_GPU = 1 << 28  # the same on a GPU
 
 
 def search_pieces(search: Callable[[slice], object], like: Tensor, paths: int, multiple: int = 1) -> None:
-    """Calls `search` on pieces of the rows of `like` (m, n), each small enough for its paths to fit into memory.
+    """Calls `search` on pieces of the rows of a matrix, each small enough for the paths of its rows to fit in memory.
 
-    On the CPU threads share the pieces, and all but the last have a multiple of `multiple` rows. On a GPU they run in
-    turn.
+    On the CPU threads share the pieces. On a GPU they run one after another.
+
+    Args:
+        search: searches some rows; called with their slice.
+        like: the matrix (m, n).
+        paths: K, copies of a row that are alive at the same time.
+        multiple: all pieces but the last have a multiple of this many rows: as many as fill a tile of the kernel.
     """
     m, n = like.shape
     if on_host(like.device):

@@ -27,7 +27,10 @@ def integer_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def float_sums(a: Tensor, b: Tensor) -> Tensor:
-    """The same in float32, a range of k at a time: 20 to 40 times as fast on a CPU without such instructions."""
+    """The same in float32, a range of k at a time: faster on a CPU without such instructions.
+
+    By 3 to 5 times for 8 tokens, 10 to 17 times for 64, 20 to 25 times for 2,048 (AMD EPYC with AVX2 alone).
+    """
     sums = torch.zeros(a.shape[0], b.shape[0], dtype=torch.int32, device=a.device)
     for left, right in zip(a.split(_EXACT, dim=1), b.split(_EXACT, dim=1), strict=True):
         sums += F.linear(left.float(), right.float()).to(torch.int32)

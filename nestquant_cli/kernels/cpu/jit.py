@@ -1,6 +1,6 @@
 """Numba's compiler for the CPU kernels, which keeps compiled code on disk wherever there is a place for it.
 
-Numba looks for a place in NUMBA_CACHE_DIR, beside the package and in the user's cache folder, and ends the program
+Numba looks for a place in NUMBA_CACHE_DIR, next to the package and in the user's cache folder, and ends the program
 where it finds none. Here a folder of the user under the temporary directory is the next choice, and no cache at all the
 last. Likewise, a kept file that cannot be read or written costs the time to compile and not the program.
 """
@@ -93,7 +93,7 @@ def _warn_once() -> list[str]:
 
 
 def _warn(cause: str) -> None:
-    told = _warn_once()
-    if not told:
+    warned = _warn_once()
+    if not warned:
         logger.warning("%s: kernels are compiled again in each run; %s", cause, _HINT)
-        told.append(cause)
+        warned.append(cause)

@@ -78,19 +78,28 @@ def _less(out, u, level, row, count):
 
 @njit(**OPTIONS)
 def choose(found, total, room, chosen):
-    """Writes the positions of the `room` smallest of `found[:total]`, ascending, to `chosen`; returns how many.
+    """Selects the `room` smallest of the costs `found[:total]`, none of them negative.
 
-    Floats that are not negative compare like their bits. Bisection over the bits has no branches that depend on the
-    data; selection by pivots has.
+    It bisects for the cost of rank `room`, on the costs' bits, which as integers have the same order. Each step counts
+    the costs up to the middle in one vector loop, with no branch that depends on the data; selection by pivots branches
+    on every comparison. Of costs that equal the last one taken, those at the first positions are taken.
+
+    Args:
+        found: float32, at least `total`.
+        total: number of costs.
+        room: how many to take.
+        chosen: int64, room for one more than are taken; filled with their positions, ascending.
+
+    Returns:
+        how many were taken: the smaller of `total` and `room`.
     """
     if total <= room:
-        for place in range(total):
-            chosen[place] = place
+        for position in range(total):
+            chosen[position] = position
         return total
     bits = found[:total].view(np.int32)
     low, high = np.int64(bits.min()) - 1, np.int64(bits.max())
-    # the invariant: fewer than `room` values are at most `low`, and at least `room` values are at most `high`
-    while high - low > 1:
+    while high - low > 1:  # fewer than `room` costs are at most `low`, and at least `room` are at most `high`
         middle = (low + high) >> 1
         count = _up_to(bits, np.int32(middle))
         if count < room:
@@ -99,11 +108,12 @@ def choose(found, total, room, chosen):
             high = middle
             if count == room:
                 break
+    # Where the loop ran to its end, `high` is the cost of rank `room`, and of those that equal it only `ties` fit.
     count, ties = 0, room - _up_to(bits, np.int32(low)) if high - low == 1 else room
-    for place in range(total):
-        equal = high - low == 1 and bits[place] == high
-        chosen[count] = place
-        count += bits[place] <= high and (not equal or ties > 0)
+    for position in range(total):
+        equal = high - low == 1 and bits[position] == high
+        chosen[count] = position
+        count += bits[position] <= high and (not equal or ties > 0)
         ties -= equal
     return count
 

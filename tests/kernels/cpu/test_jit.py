@@ -17,7 +17,7 @@ import pytest
 
 from nestquant_cli.kernels.cpu import jit
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SOURCE = """
 from nestquant_cli.kernels.cpu.jit import njit
 

@@ -30,7 +30,7 @@ def test_as_the_reference(paths: int, alive: int) -> None:
     T = (gaussian(width, width, seed=1) * 0.3 + 2 * torch.eye(width)).tril()
     residual, cost = 3 * gaussian(30, alive, width, seed=2), gaussian(30, alive, seed=3).square()
     found = compiled(residual, cost, T, paths)
-    expected = reference_beam.search_panel(residual, cost, T, TABLES, COUNTS, paths)
+    expected = reference_beam.search_panel(residual, cost, T, TABLES, COUNTS, torch.arange(width), paths)
     for a, b in zip(found[:3], expected[:3], strict=True):
         assert torch.equal(a, b)
     torch.testing.assert_close(found[3], expected[3])
