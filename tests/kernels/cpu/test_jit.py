@@ -155,13 +155,13 @@ def test_a_kept_file_that_cannot_be_used_is_passed_over(
 def test_the_package_runs_from_a_folder_that_cannot_be_written_without_a_home(tmp_path: Path) -> None:
     copy = tmp_path / "site" / "nestquant_cli"
     shutil.copytree(ROOT / "nestquant_cli", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "kernels" / "__pycache__").touch()
-    program = "import numpy as np; from nestquant_cli.kernels import cpu_lattice as c; print(c.__file__, c.odd(c.ONE))"
+    (copy / "kernels" / "cpu" / "__pycache__").touch()
+    program = "import numpy as np; from nestquant_cli.kernels.cpu import e8 as c; print(c.__file__, c.odd(c.ONE))"
     environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     environment |= {"PYTHONPATH": str(copy.parent), "TMPDIR": str(tmp_path), "HOME": os.devnull}
     command = [sys.executable, "-B", "-c", program]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{copy / 'kernels' / 'cpu_lattice.py'} 1.0\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{copy / 'kernels' / 'cpu' / 'e8.py'} 1.0\n", "")
     assert len(kept(tmp_path / f"nestquant-numba-{os.getuid()}")) == 1
 
 
