@@ -102,7 +102,7 @@ def test_options_in_the_text_exist(page: Path) -> None:
     program: Any = typer.main.get_command(app)
     params = [each for command in [program, *program.commands.values()] for each in command.params]
     known = {option for each in params for option in (*each.opts, *each.secondary_opts)} | {"--help"} | OF_OTHERS
-    for passage in re.findall(r"`(-[^`]*)`", page.read_text(encoding="utf-8")):
+    for passage in re.findall(r"`((?:-|nestquant )[^`]*)`", page.read_text(encoding="utf-8")):
         for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", passage):
             assert option in known, option
 
