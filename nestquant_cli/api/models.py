@@ -7,7 +7,7 @@ from ..checkpoint.load import load_model
 from ..evaluation.measure_perplexity import PerplexityOptions, PerplexityReport, measure_perplexity
 from ..models.device import pick_device
 from ..models.source import load_tokenizer
-from ..modules.resident import set_resident_if_quantized
+from ..modules.resident import check_form, set_resident_if_quantized
 from ..parallel.team import joined
 from .arguments import source_of
 
@@ -60,6 +60,7 @@ def evaluate(
         >>> report = nestquant_cli.evaluate("demo-w4", "demo", baseline="demo", max_windows=2)
         >>> print(report.scores.perplexity, report.scores.kl_divergence)
     """
+    check_form(resident)
     source = source_of(model, revision)
     original = None if baseline is None else source_of(baseline)
     with joined(pick_device(device)) as place:
@@ -106,6 +107,7 @@ def load(
         >>> model, tokenizer = nestquant_cli.load("demo-w4")
         >>> ids = model.generate(**tokenizer("A lattice is", return_tensors="pt"), max_new_tokens=20)
     """
+    check_form(resident)
     source, place = source_of(model, revision), pick_device(device)
     tokenizer = load_tokenizer(source)
     loaded = load_model(source, dtype, place)

@@ -81,6 +81,8 @@ class Codec(ABC, Generic[S, C]):
         plain_paths: the same without feedback, and where inputs are rounded, too.
         format_version: first version of the format that has its shapes.
         tensor_kinds: what people call the stored tensors, by name.
+        mixed_rates: whether bits come in steps of 1/8, so that each matrix can have a rate of its own.
+        tunable: whether `tune` can move row scales: a matrix is integers times one scale a row.
     """
 
     name: ClassVar[str]
@@ -91,6 +93,8 @@ class Codec(ABC, Generic[S, C]):
     plain_paths: ClassVar[int] = 1
     format_version: ClassVar[int]
     tensor_kinds: ClassVar[Mapping[str, str]]
+    mixed_rates: ClassVar[bool] = False
+    tunable: ClassVar[bool] = False
 
     # Shapes.
 

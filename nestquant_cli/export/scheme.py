@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.errors import NestQuantError
-from ..codecs.digits import pack_digits
 from ..codecs.protocol import Grid, NoGridError
 from ..codecs.registry import codec_of
+from ..e8.digits import pack_digits
 from ..modules.inputs import padded_size
 from ..modules.layout import Layout, LinearLayout
 from ..rotation.orders import block_orders

@@ -43,8 +43,7 @@ def set_resident(model: nn.Module, form: str) -> str:
         >>> set_resident(model, "int8")
         'int8'
     """
-    if form not in FORMS:
-        raise NestQuantError(f"there is no resident form '{form}'", "weights stay as they are", nearest(form, FORMS))
+    check_form(form)
     layers = [module for module in model.modules() if isinstance(module, QuantizedLinear) and module.code is not None]
     if form == "auto":
         form = _choose([layer for layer in layers if layer.code is not None and layer.code.int8])
@@ -57,12 +56,19 @@ def set_resident(model: nn.Module, form: str) -> str:
     return form
 
 
+def check_form(form: str) -> None:
+    """Raises NestQuantError unless `form` is one that `set_resident` takes."""
+    if form not in FORMS:
+        raise NestQuantError(f"there is no resident form '{form}'", "weights stay as they are", nearest(form, FORMS))
+
+
 def set_resident_if_quantized(model: nn.Module, form: str) -> str | None:
     """`set_resident` for a model that may be no quantized one.
 
     Returns:
         the form that was chosen; None where the model has no quantized Linear, which is left as it is.
     """
+    check_form(form)
     quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
     return set_resident(model, form) if quantized else None
 

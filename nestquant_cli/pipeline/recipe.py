@@ -129,13 +129,14 @@ class Recipe:
 
     def _check_combinations(self) -> None:
         """Raises NestQuantError where mixed rates or tuning cannot work with the method or the rotation."""
-        if self.allocation == "mixed" and (self.weight_code is not None or self.method != "nestquant"):
+        codec = CODECS[self.method]
+        if self.allocation == "mixed" and (self.weight_code is not None or not codec.mixed_rates):
             raise NestQuantError(
                 "mixed rates choose nested codes for the weights",
                 _NOTHING,
                 "use method nestquant and give no weight_code",
             )
-        if self.tune is not None and (self.method != "nestquant" or self.rotation == "learned"):
+        if self.tune is not None and (not codec.tunable or self.rotation == "learned"):
             raise NestQuantError(
                 "tuning knows nested codes and fixed rotations only", _NOTHING, "leave tune out, or method and rotation"
             )

@@ -20,7 +20,7 @@ from ..checkpoint.load import load_model
 from ..checkpoint.manifest import CONFIG, MANIFEST
 from ..checkpoint.output import Output
 from ..checkpoint.read import open_checkpoint, read_layout, read_quantization_config
-from ..codecs.nested.codec import NestedCodec
+from ..codecs.registry import CODECS
 from ..models.source import Source, fingerprint, load_config, load_tokenizer, resolve
 from ..modules.resident import set_resident
 from ..storage.files import sha256_file
@@ -160,7 +160,7 @@ def _refuse_others(checkpoint: Path, original: Source) -> None:
             f"{checkpoint} is tuned already", "it was not tuned again", "tune the checkpoint it was made from"
         )
     layout = read_layout(checkpoint)
-    if layout.codecs != {NestedCodec.name} or layout.rotation == "learned":
+    if not all(CODECS[name].tunable for name in layout.codecs) or layout.rotation == "learned":
         raise NestQuantError(
             f"{checkpoint} has codes other than nested ones, or learned rotations",
             "it was not tuned",

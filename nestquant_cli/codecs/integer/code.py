@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...e8.code import BLOCK, row_bytes
-from ..digits import pack_digits, pack_zeros, unpack_digits, unpack_zeros, zero_bytes
+from ...e8.digits import pack_digits, pack_zeros, unpack_digits, unpack_zeros, zero_bytes
 from ..vectors import Rounded, VectorCode
 from ..weights import TensorForms
 

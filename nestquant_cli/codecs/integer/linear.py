@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...e8.digits import pack_digits, unpack_zeros
 from ...modules.linear import QuantizedLinear
 from ...modules.multiply import WeightForm
-from ..digits import pack_digits, unpack_zeros
 from ..row_scale import row_scale_of
 from .code import IntegerCode
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from ...e8.digits import pack_digits, pack_zeros
 from ...quantization.factors import Feedback
 from ...quantization.ldlq import ldlq
-from ..digits import pack_digits, pack_zeros
 from ..row_scale import row_scale_bits
 from ..weights import RoundedRows, by_matrix
 from .code import IntegerCode

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...e8.code import BLOCK
+from ...e8.digits import pack_digits, unpack_digits
 from ...kernels import for_device
 from ...kernels.contract.searches import LatticeGroup
-from ..digits import pack_digits, unpack_digits
 from ..weights import TensorForms
 
 DIMENSIONS = (8, 16, 32)

@@ -44,6 +44,8 @@ class NestedCodec(VectorCodec[CodeShape, NestedCode]):
     paths: ClassVar[int] = 8
     format_version: ClassVar[int] = 1
     tensor_kinds: ClassVar[Mapping[str, str]] = {"words": "words", "row_scale": "row scales"}
+    mixed_rates: ClassVar[bool] = True
+    tunable: ClassVar[bool] = True
 
     def shape(self, bits: float, settings: Any, place: str) -> CodeShape:
         if settings is None:

@@ -69,7 +69,7 @@ class SearchKernels(Protocol):
         """Decodes grouped lattices: the digits z of each vector of d entries to G·l(z).
 
         Args:
-            words: (rows, bytes) uint8, digits as `codecs.digits` packs them, each group from a whole byte on.
+            words: (rows, bytes) uint8, digits as `e8.digits` packs them, each group from a whole byte on.
             entries: entries of a row.
             groups: the groups of columns in order.
             levels: (groups, most) float32, the levels of each group.

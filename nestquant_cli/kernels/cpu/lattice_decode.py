@@ -13,7 +13,7 @@ def decode(words, groups, tables, turned, values, start, stop):
     """Decodes the rows start … stop.
 
     Args:
-        words: (rows, bytes) uint8, digits as `codecs.digits` packs them, a group from a whole byte on.
+        words: (rows, bytes) uint8, digits as `e8.digits` packs them, a group from a whole byte on.
         groups: (count, 4) int64, of each group its first column, its columns, the bits of a digit and its first byte.
         tables: (count, most) float32, the levels of each group.
         turned: (count, d, d) float32, Gᵀ of each group, or (1, d, d) for all.

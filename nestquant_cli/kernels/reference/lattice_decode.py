@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...codecs.digits import unpack_digits
+from ...e8.digits import unpack_digits
 from ..contract.searches import LatticeGroup
 
 

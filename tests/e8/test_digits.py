@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nestquant_cli.codecs.digits import pack_digits, pack_zeros, unpack_digits, unpack_zeros, zero_bytes
+from nestquant_cli.e8.digits import pack_digits, pack_zeros, unpack_digits, unpack_zeros, zero_bytes
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..e8.code import BLOCK, row_bytes
-from ..e8.words import join, pack_words, split, unpack_words
+from .code import BLOCK, row_bytes
+from .words import join, pack_words, split, unpack_words
 
 
 def pack_digits(digits: Tensor, bits: int) -> Tensor:
