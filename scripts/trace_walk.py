@@ -9,30 +9,27 @@ another; a return is a move to a file that was left before.
 """
 
 import argparse
-import functools
 import itertools
-import sys
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import CodeType, FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import nestquant_cli
 from nestquant_cli.models.source import resolve
-from nestquant_cli.parallel.tiles import run_pieces
 from nestquant_cli.pipeline.quantize import quantize
 from nestquant_cli.pipeline.recipe import Recipe
 from nestquant_cli.quantization.layer import quantize_group
 from nestquant_cli.storage.files import replacing
 
-PACKAGE = Path(nestquant_cli.__file__).resolve().parent
+if TYPE_CHECKING:
+    from scripts.walks import Walk, record, walk_of
+else:
+    from walks import Walk, record, walk_of  # the script's own folder is on the path of a script that is run
+
 HEADS, HEAD_SIZE, INNER = 2, 32, 128  # of the tiny model; its width is HEADS * HEAD_SIZE
 TEXT = "\n\n".join(f"{number}. A short line of text that stands for a corpus." for number in range(40))
 TITLES = {
@@ -44,131 +41,6 @@ TITLES = {
 }
 DRAWN = ("weight", "activation", "key")
 DPI = 110
-
-
-@dataclass(frozen=True)
-class Function:
-    """A function of the package.
-
-    Attributes:
-        file: path below the package, such as "e8/code.py".
-        name: qualified name.
-        line: first line.
-    """
-
-    file: str
-    name: str
-    line: int
-
-
-@dataclass(frozen=True)
-class Walk:
-    """Functions in the order of their first call.
-
-    Attributes:
-        functions: each one once.
-    """
-
-    functions: tuple[Function, ...]
-
-    @property
-    def path(self) -> list[str]:
-        """Files in the order in which they are visited; one that is left and entered again is there twice."""
-        return [file for file, _ in itertools.groupby(function.file for function in self.functions)]
-
-    @property
-    def files(self) -> list[str]:
-        """Files in the order of their first visit."""
-        return list(dict.fromkeys(self.path))
-
-    @property
-    def moves(self) -> int:
-        """Steps from one file to another."""
-        return len(self.path) - 1
-
-    @property
-    def returns(self) -> int:
-        """Moves to a file that was left before."""
-        return len(self.path) - len(self.files)
-
-    @property
-    def rooms(self) -> list[str]:
-        """Folders of the package in the order in which they are visited, with all that is in them."""
-        return [room for room, _ in itertools.groupby(file.split("/")[0] for file in self.path)]
-
-
-@dataclass
-class Recorder:
-    """Records the package's functions that a thread calls.
-
-    Attributes:
-        inner: code of a function whose first call is marked.
-        calls: every call, in order.
-        start: number of calls before the marked one; -1 before it comes.
-        stop: number of calls when it returned.
-    """
-
-    inner: CodeType | None = None
-    calls: list[Function] = field(default_factory=list)
-    start: int = -1
-    stop: int = -1
-    _frame: FrameType | None = None
-
-    def __call__(self, frame: FrameType, event: str, _: object) -> None:
-        """A profile function for `sys.setprofile`."""
-        if event == "return" and frame is self._frame:
-            self._frame, self.stop = None, len(self.calls)
-        if event != "call":
-            return
-        if frame.f_code is self.inner and self.start < 0:
-            self._frame, self.start = frame, len(self.calls)
-        function = _function(frame.f_code)
-        if function is not None and not _compiling(frame):
-            self.calls.append(function)
-
-
-@functools.cache
-def _function(code: CodeType) -> Function | None:
-    """The function of the package that a code object is; None for lambdas, modules, class bodies and other code."""
-    path, name = Path(code.co_filename), code.co_name
-    if name.startswith("<") or "__qualname__" in code.co_names or not path.is_relative_to(PACKAGE):
-        return None
-    return Function(path.relative_to(PACKAGE).as_posix(), name, code.co_firstlineno)
-
-
-def _compiling(frame: FrameType | None) -> bool:
-    """Whether Numba calls this to compile something, which it does once on a machine."""
-    while frame is not None:
-        if "/numba/" in frame.f_code.co_filename:
-            return True
-        frame = frame.f_back
-    return False
-
-
-def record(work: Callable[[], Any], inner: CodeType | None = None) -> tuple[Recorder, Any]:
-    """Runs `work` and records it.
-
-    It runs as one piece of `run_pieces`, so that whatever it divides into pieces stays on the thread that is recorded.
-
-    Returns:
-        the recorder, and what `work` returned.
-    """
-    recorder, results = Recorder(inner), []
-
-    def piece(_: None) -> None:
-        sys.setprofile(recorder)
-        try:
-            results.append(work())
-        finally:
-            sys.setprofile(None)
-
-    run_pieces(piece, [None])
-    return recorder, results[0]
-
-
-def walk_of(calls: Iterable[Function]) -> Walk:
-    """The walk of some calls."""
-    return Walk(tuple(dict.fromkeys(calls)))
 
 
 def make_model(folder: Path) -> None:

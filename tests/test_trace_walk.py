@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "nestquant_cli"
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def script() -> Any:
+    sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
     spec = importlib.util.spec_from_file_location("trace_walk", ROOT / "scripts" / "trace_walk.py")
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script  # where dataclasses look their own module up
     spec.loader.exec_module(script)
+    sys.path.remove(str(ROOT / "scripts"))
     return script
 
 
@@ -30,7 +32,7 @@ def walks(script: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 
 def test_a_walk_counts_moves_and_returns(script: Any) -> None:
     calls = [("a/x.py", "f"), ("b/y.py", "g"), ("a/x.py", "h"), ("a/z.py", "i"), ("b/y.py", "g"), ("c.py", "j")]
-    walk = script.walk_of(script.Function(file, name, 1) for file, name in calls)
+    walk = script.walk_of(sys.modules["walks"].Function(file, name, 1) for file, name in calls)
     assert walk.path == ["a/x.py", "b/y.py", "a/x.py", "a/z.py", "c.py"]  # g is called again, and not read again
     assert (walk.moves, walk.returns, walk.files) == (4, 1, ["a/x.py", "b/y.py", "a/z.py", "c.py"])
     assert walk.rooms == ["a", "b", "a", "c.py"]
@@ -50,7 +52,7 @@ def test_the_walks_begin_where_the_page_says(walks: dict[str, Any]) -> None:
 
 def test_every_file_of_a_walk_exists_and_its_main_ones_are_on_the_page(script: Any, walks: dict[str, Any]) -> None:
     for name, walk in walks.items():
-        assert all((script.PACKAGE / file).is_file() for file in walk.files), name
+        assert all((PACKAGE / file).is_file() for file in walk.files), name
         drawn = name in script.DRAWN
         folders = {file.rpartition("/")[0] for file in walk.files}
         assert all(f"`{folder.split('/')[0]}/" in PAGE for folder in folders if folder), (name, folders)
@@ -65,7 +67,7 @@ def test_the_functions_of_the_page_are_in_the_files_that_it_names(script: Any) -
     rows = re.findall(r"^\| \d+ \| (`[^|]*`) \| (`[^|]*`) \|", PAGE, re.M)
     assert len(rows) > 15
     for files, functions in rows:
-        sources = [(script.PACKAGE / file).read_text(encoding="utf-8") for file in re.findall(r"`([^`]*)`", files)]
+        sources = [(PACKAGE / file).read_text(encoding="utf-8") for file in re.findall(r"`([^`]*)`", files)]
         for function in re.findall(r"`([^`]*)`", functions):
             last = function.rpartition(".")[2]
             assert any(re.search(rf"\b(?:def|class) {last}\b", source) for source in sources), (files, function)
