@@ -38,12 +38,12 @@ def main() -> None:
     folder = parser.parse_args().folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)
     wheel = build(folder / "dist")
-    told("the wheel holds the package and nothing else", check_contents(wheel))
+    passed("the wheel holds the package and nothing else", check_contents(wheel))
     python = install(wheel, folder / "venv")
     check_use(python, folder / "elsewhere")
 
 
-def told(what: str, detail: str = "") -> None:
+def passed(what: str, detail: str = "") -> None:
     print(f"ok: {what}" + (f" ({detail})" if detail else ""), flush=True)
 
 
@@ -91,7 +91,7 @@ def install(wheel: Path, folder: Path) -> Path:
     program = f"import importlib.util\nprint(*(name for name in {EXTRAS} if importlib.util.find_spec(name)))"
     there = run(python, "-c", program).split()
     expect(not there, f"the environment has {there}, which users have not")
-    told("it installs without the extras")
+    passed("it installs without the extras")
     return python
 
 
@@ -99,7 +99,7 @@ def check_use(python: Path, folder: Path) -> None:
     folder.mkdir()
     command = python.parent / "nestquant"
     expect("quantize" in run(command, "--help", cwd=folder), "--help does not name `quantize`")
-    told("the command answers", run(command, "--version", cwd=folder).strip())
+    passed("the command answers", run(command, "--version", cwd=folder).strip())
 
     sizes = ["--layers", 2, "--width", 64, "--inner", 128, "--head", 16, "--vocabulary", 300]
     run(python, ROOT / "scripts" / "make_model.py", folder / "model", *sizes, cwd=folder)
@@ -109,15 +109,15 @@ def check_use(python: Path, folder: Path) -> None:
     run(command, "verify", "packed", "--original", "model", cwd=folder)
     run(command, "eval-ppl", "packed", *text, "--max-windows", 2, cwd=folder)
     run(command, "generate", "packed", "To round a vector", "--max-new-tokens", 4, cwd=folder)
-    told("a model is quantized, verified, scored and continues a text")
+    passed("a model is quantized, verified, scored and continues a text")
     first = run(python, "-c", GENERATE, cwd=folder)
-    told("from_pretrained loads it")
+    passed("from_pretrained loads it")
 
     protect(python)
     expect(
         run(python, "-c", GENERATE, cwd=folder, HOME=os.devnull) == first, "a read-only installation writes other text"
     )
-    told("it does the same where neither the installation nor HOME can be written")
+    passed("it does the same where neither the installation nor HOME can be written")
 
 
 def protect(python: Path) -> None:

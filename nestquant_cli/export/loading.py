@@ -1,4 +1,4 @@
-"""What goes beside the weights so that others can load them: code that applies the transforms, and a note."""
+"""Files of an export that let others load it: code that applies the transforms, and a note."""
 
 import json
 from typing import Any

@@ -236,7 +236,7 @@ def _refuse_adapters(source: Source) -> None:
     """Raises NestQuantError for a folder with an adapter, which transformers would add to the weights."""
     if not source.gguf_file and (Path(source.path) / ADAPTER).is_file():
         raise NestQuantError(
-            f"{source.name} has an adapter beside its weights ({ADAPTER})",
+            f"{source.name} has an adapter next to its weights ({ADAPTER})",
             "it was not opened, since the adapter would be left out",
             "merge it with merge_and_unload() of peft and save the model, or move the adapter's files away",
         )

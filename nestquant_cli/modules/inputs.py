@@ -134,5 +134,5 @@ def padded_size(features: int) -> int:
 
 
 def _state_of(x: Tensor) -> Tensor | int:
-    """What differs after x was changed in place. Tensors of inference mode do not count changes: contents tell."""
+    """What differs after x was changed in place: its version; in inference mode, which has none, its contents."""
     return for_device(x.device).fingerprint(x) if x.is_inference() else x._version

@@ -161,10 +161,10 @@ def test_tensors_that_the_model_has_no_place_for_are_named(
         assert [line for line in caplog.messages if name in line]
 
 
-def test_an_adapter_beside_the_weights_is_refused(
+def test_an_adapter_next_to_the_weights_is_refused(
     tmp_path: Path, make_model_folder: Callable[[Path, int], Path]
 ) -> None:
     folder = make_model_folder(tmp_path / "model", 0)
     write_json(folder / "adapter_config.json", {"peft_type": "LORA"})
-    with pytest.raises(NestQuantError, match="has an adapter beside its weights"):
+    with pytest.raises(NestQuantError, match="has an adapter next to its weights"):
         open_weights(resolve(str(folder)), "cpu")

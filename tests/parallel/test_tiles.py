@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from nestquant_cli.codecs.ldlq import ldlq
 from nestquant_cli.parallel.tiles import (
     SMALL,
     TILE,
@@ -17,7 +18,6 @@ from nestquant_cli.parallel.tiles import (
     set_own_threads,
     slices,
 )
-from nestquant_cli.quantization.ldlq import ldlq
 from tests.families import gaussian
 
 CPU = torch.device("cpu")

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.codecs.ldlq import PANEL
 from nestquant_cli.quantization.factors import LADDER, factorize, feedback, unit_lower
-from nestquant_cli.quantization.ldlq import PANEL
+from tests.codecs.test_ldlq import block_ldl, correlated
 from tests.families import gaussian
-from tests.quantization.test_ldlq import block_ldl, correlated
 
 
 @pytest.mark.parametrize("n", [8, 72, PANEL, 3 * PANEL + 40])

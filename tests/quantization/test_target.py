@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from nestquant_cli.quantization.target import inverse, noisy_target
+from tests.codecs.test_ldlq import correlated
 from tests.families import gaussian
-from tests.quantization.test_ldlq import correlated
 
 
 @pytest.mark.parametrize("rows", [1, 7, 300, 700])

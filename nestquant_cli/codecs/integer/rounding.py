@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ...e8.digits import pack_digits, pack_zeros
 from ...quantization.factors import Feedback
-from ...quantization.ldlq import ldlq
+from ..ldlq import ldlq
 from ..row_scale import row_scale_bits
 from ..weights import RoundedRows, by_matrix
 from .code import IntegerCode

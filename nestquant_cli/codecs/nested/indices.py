@@ -1,4 +1,4 @@
-"""The multiplier indices of packed words, the part of a word that the decoded integers do not tell."""
+"""The multiplier indices of packed words: the part of a word that the decoded integers do not show."""
 
 import torch
 import torch.nn.functional as F

@@ -7,7 +7,7 @@ from ...e8.code import BLOCK
 from ...e8.shape import CodeShape
 from ...kernels import for_device
 from ...quantization.factors import Feedback
-from ...quantization.ldlq import ldlq
+from ..ldlq import ldlq
 from ..row_scale import row_scale_bits, row_scale_of
 from ..weights import RoundedRows, by_matrix
 from .code import ScaledCode

@@ -1,4 +1,4 @@
-"""What follows a product, and what tells whether its input was changed: single passes. Compiled by Numba."""
+"""What follows a product, and the fingerprint of its input: single passes. Compiled by Numba."""
 
 import numpy as np
 

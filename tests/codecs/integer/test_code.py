@@ -6,8 +6,8 @@ from torch import Tensor
 
 from nestquant_cli.codecs.integer.code import IntegerCode
 from nestquant_cli.codecs.integer.rounding import IntegerRounder
+from nestquant_cli.codecs.ldlq import ldlq
 from nestquant_cli.codecs.registry import decoded, fit_vectors, shape_from, vector_from
-from nestquant_cli.quantization.ldlq import ldlq
 from tests.families import gaussian
 
 CODES = [

@@ -8,10 +8,10 @@ from torch import Tensor
 from nestquant_cli.codecs.integer.code import IntegerCode
 from nestquant_cli.codecs.integer.linear import IntegerLinear
 from nestquant_cli.codecs.integer.rounding import IntegerRounder
+from nestquant_cli.codecs.ldlq import ldlq
 from nestquant_cli.codecs.registry import decoded
 from nestquant_cli.modules.inputs import InputQuantizer
 from nestquant_cli.modules.resident import set_resident
-from nestquant_cli.quantization.ldlq import ldlq
 from tests.families import gaussian, relative_error
 
 FEATURES, ROWS = 44, 10  # padded to 48

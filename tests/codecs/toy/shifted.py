@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nestquant_cli.base.fields import Fields
+from nestquant_cli.codecs.ldlq import ldlq
 from nestquant_cli.codecs.protocol import Checked, Codec, Grid
 from nestquant_cli.codecs.row_scale import check_row_scales, row_scale_bits, row_scale_of
 from nestquant_cli.codecs.weights import RoundedRows, TensorForms, by_matrix
@@ -20,7 +21,6 @@ from nestquant_cli.e8.code import BLOCK, row_bytes
 from nestquant_cli.e8.digits import pack_digits, unpack_digits
 from nestquant_cli.modules.linear import QuantizedLinear
 from nestquant_cli.quantization.factors import Feedback
-from nestquant_cli.quantization.ldlq import ldlq
 
 
 @dataclass(frozen=True)

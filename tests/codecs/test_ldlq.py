@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from nestquant_cli.codecs.ldlq import PANEL, ldlq
 from nestquant_cli.quantization.factors import feedback, unit_lower
-from nestquant_cli.quantization.ldlq import PANEL, ldlq
 from tests.families import gaussian
 
 STEP = 0.5  # of the rounding that stands for a code in these tests
