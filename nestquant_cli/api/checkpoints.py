@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration.hidden_states import DEFAULT_BUDGET
-from ..models.device import pick_device
+from ..models.device_choice import pick_device
 from ..models.load import check_dtype
 from ..parallel.team import joined
 from ..pipeline.quantize import calibrate as run_calibration

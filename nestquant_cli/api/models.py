@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from ..checkpoint.load import load_model
 from ..evaluation.measure_perplexity import PerplexityOptions, PerplexityReport, measure_perplexity
-from ..models.device import pick_device
+from ..models.device_choice import pick_device
 from ..models.source import load_tokenizer
 from ..modules.resident import check_form, set_resident_if_quantized
 from ..parallel.team import joined

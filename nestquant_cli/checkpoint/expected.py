@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..models.limits import check_counts, describing, meta_model, refuse_depth
+from ..models.size_limits import check_counts, describing, meta_model, refuse_depth
 from ..modules.layout import Layout
 from ..storage.files import read_json
 

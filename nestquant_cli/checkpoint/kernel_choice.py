@@ -10,7 +10,7 @@ import torch
 from ..base.errors import NestQuantError
 from ..kernels import for_device
 from ..kernels.table import TABLE
-from ..models.device import pick_device
+from ..models.device_choice import pick_device
 from ..modules.explain import describe
 from ..modules.inputs import InputQuantizer, padded_size
 from ..modules.layout import Layout

@@ -32,7 +32,7 @@ def calibrate(
     """
     from ..base.progress import duration
     from ..base.units import parse_bytes
-    from ..models.device import pick_device
+    from ..models.device_choice import pick_device
     from ..models.source import resolve
     from ..parallel.team import joined
     from ..pipeline.recipe import Recipe

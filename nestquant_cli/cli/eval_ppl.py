@@ -70,7 +70,7 @@ def eval_ppl(
     from ..evaluation.gates import judge_perplexity
     from ..evaluation.junit import refuse_no_gates
     from ..evaluation.measure_perplexity import PerplexityOptions, measure_perplexity
-    from ..models.device import pick_device
+    from ..models.device_choice import pick_device
     from ..parallel.team import joined, launched
     from ..storage.files import write_json
 

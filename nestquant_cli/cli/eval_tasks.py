@@ -179,7 +179,7 @@ def eval_tasks(
 def _measure(context: typer.Context, run: EvaluationRun, **fields: Any) -> "TaskReport":
     """The report of the tasks; `fields` are those of `TaskOptions` that `run` does not have."""
     from ..evaluation.measure_tasks import TaskOptions, measure_tasks
-    from ..models.device import pick_device
+    from ..models.device_choice import pick_device
     from ..parallel.team import joined
 
     options = TaskOptions(**fields, **run.settings())

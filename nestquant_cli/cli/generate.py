@@ -68,7 +68,7 @@ def generate(
     """
     from ..generation.generator import load_generator
     from ..generation.sampling import Sampling, described
-    from ..models.device import pick_device
+    from ..models.device_choice import pick_device
     from ..models.source import resolve
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed)

@@ -70,7 +70,7 @@ def quantize(
     torchrun --nproc-per-node 2 -m nestquant_cli quantize …
     """
     from ..base.units import parse_bytes
-    from ..models.device import pick_device
+    from ..models.device_choice import pick_device
     from ..models.source import resolve
     from ..parallel.team import joined
     from ..pipeline.recipe_file import read_recipe, with_tuning

@@ -85,7 +85,7 @@ def tune_checkpoint(
     the same command continues.
     """
     from ..base.progress import duration
-    from ..models.device import pick_device
+    from ..models.device_choice import pick_device
     from ..models.source import resolve
     from ..tuning.held_out import TuneText
     from ..tuning.settings import TuneSettings

@@ -17,7 +17,7 @@ from ..pipeline.original_model import open_original
 from ..pipeline.quantize import calibrate, quantize
 from ..pipeline.run_inputs import run_inputs
 from .entries import NOT_COMPARED, Entry, calibrations
-from .state import ComparisonState
+from .saved_scores import ComparisonState
 
 _WORDS = ("model", "base_commit")  # of two folders or commits with the same weights the checkpoint is the same
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from ..evaluation.measure_tasks import TaskOptions, measure_tasks
 from ..evaluation.provenance import versions
 from ..evaluation.task_definitions import load_tasks
 from ..models.describe import describe
-from ..models.device import pick_device
+from ..models.device_choice import pick_device
 from ..models.source import Source, fingerprint, load_tokenizer, resolve
 from ..parallel.team import launched
 from ..storage.files import sha256_file, write_json, write_text
@@ -24,8 +24,8 @@ from .checkpoints import make_checkpoints, run_keys
 from .entries import NOT_COMPARED, REFERENCE, Entry
 from .plots import draw
 from .result import Comparison, Row, gap_closed, reference_row, row_of
+from .saved_scores import ComparisonState
 from .scoring import Scoring, score_models
-from .state import ComparisonState
 from .tables import markdown
 
 RESULT, REPORT = "comparison.json", "report.md"

@@ -10,7 +10,7 @@ from ..checkpoint.load import load_model
 from ..evaluation.perplexity import Totals, check_fit, score_window
 from ..models.source import Source, weight_files
 from ..modules.resident import set_resident_if_quantized
-from .state import ComparisonState
+from .saved_scores import ComparisonState
 
 if TYPE_CHECKING:
     from torch import Tensor

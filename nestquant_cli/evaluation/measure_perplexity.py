@@ -8,7 +8,7 @@ from ..base.errors import NestQuantError
 from ..calibration.text import load_text
 from ..calibration.windows import cut_windows, tokenize, tokens_of, window_stride
 from ..checkpoint.load import load_model
-from ..models.device import pick_device
+from ..models.device_choice import pick_device
 from ..models.source import Source, load_tokenizer, resolve
 from ..modules.resident import set_resident_if_quantized
 from ..parallel.team import team

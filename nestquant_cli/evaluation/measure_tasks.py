@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import NestQuantError
 from ..checkpoint.load import load_model
-from ..models.device import pick_device
+from ..models.device_choice import pick_device
 from ..models.source import Source, load_tokenizer, resolve
 from ..modules.resident import set_resident_if_quantized
 from ..parallel.team import team

@@ -17,8 +17,8 @@ from ..checkpoint.output import Output
 from ..checkpoint.read import check_checkpoint, open_checkpoint, read_layout
 from ..codecs.protocol import Grid
 from ..models.fingerprint import UNRELATED_KEYS
-from ..models.limits import describing, meta_model
 from ..models.shards import Entry, read_shard, read_tensor
+from ..models.size_limits import describing, meta_model
 from ..models.source import fingerprint, resolve
 from ..modules.layout import Layout
 from ..storage.files import read_json, write_text

@@ -14,7 +14,7 @@ from ..models.source import Source, load_tokenizer
 from ..models.vocabulary import known_tokens, refuse_unknown_tokens
 from ..modules.resident import set_resident_if_quantized
 from .sampling import NOT_GENERATED, Sampling
-from .statistics import GenerationStatistics, cache_bytes, weight_bytes
+from .speed_and_memory import GenerationStatistics, cache_bytes, weight_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

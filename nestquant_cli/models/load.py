@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import NestQuantError
 from ..base.names import nearest
-from .limits import Shapes, refuse_depth, refuse_misfit
 from .resolve import NOT_LOADED, Source
 from .shards import read_shard
+from .size_limits import Shapes, refuse_depth, refuse_misfit
 from .source import chosen_weight_set, gguf_argument, load_config, unreadable, weight_files
 from .weight_set import CHOICE, INDEX, SINGLE
 

@@ -11,8 +11,8 @@ from ..base.errors import NestQuantError
 from ..storage.files import read_json
 from .fingerprint import fingerprint_files
 from .hub import download
-from .limits import check_counts
 from .resolve import NOT_LOADED, Source, refuse_non_decoders, resolve
+from .size_limits import check_counts
 from .weight_set import WeightSet, weight_set
 
 if TYPE_CHECKING:

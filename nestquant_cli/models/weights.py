@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from ..base.errors import NestQuantError
 from ..kernels.dense import use_float32_products
-from .limits import describing, refuse_misfit
 from .load import load_unpacked_model, warn_unused
 from .shards import Entry, read_shard, read_tensor, same_values
+from .size_limits import describing, refuse_misfit
 from .source import Source, load_config, weight_files
 from .structure import Decoder, find_decoder
 

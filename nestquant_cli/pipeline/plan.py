@@ -13,7 +13,7 @@ from ..calibration.text_files import suffix_of
 from ..calibration.token_stream import BLOCK, can_split
 from ..calibration.windows import WHOLE_UP_TO
 from ..codecs.registry import codec_of
-from ..models.limits import meta_model
+from ..models.size_limits import meta_model
 from ..models.source import Source, load_config, load_tokenizer
 from ..models.structure import Decoder, find_decoder, linears, refuse_stray_matrices
 from ..modules.inputs import padded_size

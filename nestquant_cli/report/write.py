@@ -6,7 +6,7 @@ from pathlib import Path
 from ..evaluation.measure_perplexity import PerplexityOptions, measure_perplexity
 from ..generation.generator import load_generator
 from ..generation.sampling import Sampling
-from ..models.device import pick_device
+from ..models.device_choice import pick_device
 from ..models.source import Source, resolve
 from ..storage.files import replacing, write_text
 from ..storage.resume import refuse_foreign

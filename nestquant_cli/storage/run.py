@@ -7,8 +7,8 @@
             run.put("layer-3", key, value)
 
 `storage.resume.RunState` is a run that ends in a complete folder: quantizing, calibrating, tuning and exporting.
-`comparison.state.ComparisonState` is one whose folder is added to. They differ in where lock and records are, and in
-what may be deleted.
+`comparison.saved_scores.ComparisonState` is one whose folder is added to. They differ in where lock and records are,
+and in what may be deleted.
 """
 
 from pathlib import Path

@@ -28,10 +28,10 @@ from ..storage.records import Snapshot
 from ..storage.resume import refuse_foreign
 from .distill import Distillation
 from .held_out import TuneText, TuneWindows, read_tune_windows
+from .optimizer import TuneState
 from .parameters import Tunables
-from .result import shards_of, write_tuned
 from .settings import TuneSettings
-from .state import TuneState
+from .tuned_checkpoint import shards_of, write_tuned
 
 STATE = "tuning.pt"
 SAVE_SECONDS = 60.0  # between two snapshots

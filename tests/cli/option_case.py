@@ -68,7 +68,7 @@ def at(prefix: str, **cases: Case) -> dict[str, Case]:
     return {name: case if case.at else replace(case, at=f"{prefix}.{name}") for name, case in cases.items()}
 
 
-DEVICE = Case("cpu", "device", "toaster", acts="models.device:pick_device")
+DEVICE = Case("cpu", "device", "toaster", acts="models.device_choice:pick_device")
 DTYPE = Case("float32", "", "float31")
 RESIDENT = Case("packed", "", "int9")
 SEED = Case(5, "", -1)

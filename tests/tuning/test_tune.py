@@ -19,8 +19,8 @@ from nestquant_cli.storage.resume import WORK
 from nestquant_cli.tuning import tune as run
 from nestquant_cli.tuning.distill import Distillation
 from nestquant_cli.tuning.held_out import TuneText
+from nestquant_cli.tuning.optimizer import TuneState
 from nestquant_cli.tuning.settings import TuneSettings
-from nestquant_cli.tuning.state import TuneState
 from nestquant_cli.tuning.tune import tune
 from tests.families import pack
 
@@ -118,7 +118,7 @@ def test_an_altered_gain_is_found_by_comparing_with_the_original(
 
     from nestquant_cli.checkpoint.manifest import MANIFEST, describe_files, describe_tensors
     from nestquant_cli.storage.files import write_json
-    from nestquant_cli.tuning.result import shards_of
+    from nestquant_cli.tuning.tuned_checkpoint import shards_of
 
     do(tmp_path / "tuned", steps=2)
     folder = Path(shutil.copytree(tmp_path / "tuned", tmp_path / "altered"))

@@ -107,8 +107,8 @@ class NestQuantHfQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
         from ...checkpoint.manifest import REPORT
         from ...checkpoint.read import check_checkpoint
-        from ...models.limits import refuse_size
         from ...models.shards import read_shard
+        from ...models.size_limits import refuse_size
         from ...modules.attach import attach
         from .on_hub import fetch_records
 

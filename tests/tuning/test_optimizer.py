@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nestquant_cli.storage.records import Snapshot
+from nestquant_cli.tuning.optimizer import TuneState
 from nestquant_cli.tuning.settings import TuneSettings
-from nestquant_cli.tuning.state import TuneState
 from tests.families import gaussian
 
 SETTINGS = TuneSettings(steps=6, rate=0.01)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.comparison.state import ComparisonState
+from nestquant_cli.comparison.saved_scores import ComparisonState
 
 
 def test_what_was_put_is_there_for_the_same_key_in_the_next_run(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.load import load_model
-from nestquant_cli.models.limits import check_counts, meta_model, refuse_size
+from nestquant_cli.models.size_limits import check_counts, meta_model, refuse_size
 from nestquant_cli.models.source import load_config, load_tokenizer, resolve
 from nestquant_cli.models.weights import open_weights
 from nestquant_cli.pipeline.plan import make_plan
