@@ -12,8 +12,9 @@ DEMO_WINDOWS ?= 8
 # The tests of what an old release of a dependency can break: files, caches, calls of other packages, kernels.
 LOWEST       := build/lowest
 LOWEST_TESTS := tests/checkpoint/test_format_vectors.py tests/modules/test_cache.py tests/modules/test_attach.py \
-  tests/integrations/transformers/test_quantizer.py tests/kernels/cpu/test_threads.py tests/evaluation/test_tasks.py tests/models tests/generation \
-  tests/cli/test_main.py tests/calibration/test_text.py tests/report
+  tests/integrations/transformers/test_quantizer.py tests/kernels/cpu/test_threads.py \
+  tests/evaluation/test_measure_tasks.py tests/models tests/generation tests/cli/test_main.py \
+  tests/calibration/test_text.py tests/report
 # Two tests need a later transformers: an emptied cache has no length, and each file is requested by its commit.
 LOWEST_TESTS += --deselect tests/modules/test_cache.py::test_crop_reorder_repeat_and_select \
   --deselect 'tests/models/test_hub.py::test_a_packed_checkpoint_is_checked_when_transformers_loads_it_by_its_id[False]'

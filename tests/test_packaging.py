@@ -64,3 +64,12 @@ def test_the_version_is_read_from_the_file_that_has_it() -> None:
     text = (ROOT / found[1]).read_text(encoding="utf-8")
     version = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)  # the pattern that hatchling looks for
     assert version is not None and nestquant_cli.__version__ == version[1]
+
+
+def test_every_test_that_the_makefile_names_is_there() -> None:
+    named = re.findall(r"tests/[\w/]+(?:\.py)?(?:::\w+)?", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert len(named) > 5
+    for name in named:
+        path, _, function = name.partition("::")
+        assert (ROOT / path).exists(), name
+        assert f"def {function}(" in (ROOT / path).read_text(encoding="utf-8") if function else True, name
