@@ -15,7 +15,7 @@ from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.parallel.team import Team, joined, launched, team
 from tests.families import pack
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def torchrun(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:

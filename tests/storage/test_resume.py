@@ -306,7 +306,7 @@ def test_a_second_process_is_refused_until_the_first_one_is_killed(
 ) -> None:
     folder = tmp_path / "out"
     command = [sys.executable, "-c", HOLDER, str(folder)]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         text = ["--dataset", tiny_text_file, "--samples", 4, "--seqlen", 64]

@@ -15,7 +15,7 @@ from nestquant_cli.checkpoint.verify import verify
 from nestquant_cli.integrations.transformers.config_entries import AUTO_MAP, LOADER, loader_text
 from tests.families import load, logits, random_ids
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WITHOUT = """
 class Missing:
     def find_spec(self, name, path=None, target=None):
