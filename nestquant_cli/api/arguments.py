@@ -50,11 +50,6 @@ def source_of(model: Any, revision: str | None = None) -> Source:
     return resolve(str(model) if isinstance(model, Path) else model, revision)
 
 
-def base_name(source: Source) -> str:
-    """What folders made from a model are named after: the last part of its name."""
-    return source.name.rpartition("/")[2]
-
-
 def bytes_of(size: int | str) -> int:
     """A memory budget in bytes, from a number or from text such as "2GiB".
 

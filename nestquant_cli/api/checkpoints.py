@@ -10,10 +10,11 @@ from ..parallel.team import joined
 from ..pipeline.quantize import calibrate as run_calibration
 from ..pipeline.quantize_and_tune import quantize_and_tune
 from ..pipeline.recipe import SIXTEEN, Recipe
+from ..storage.default_folders import calibration_folder, packed_folder, tuned_folder
 from ..tuning.held_out import TuneText
 from ..tuning.settings import TuneSettings
 from ..tuning.tune import tune as run_tuning
-from .arguments import base_name, bytes_of, recipe_of, source_of
+from .arguments import bytes_of, recipe_of, source_of
 
 
 def quantize(
@@ -71,7 +72,7 @@ def quantize(
     budget = bytes_of(memory_budget)
     with joined(pick_device(device)) as place:
         source = source_of(model, revision)
-        folder = Path(output) if output is not None else Path(f"{base_name(source)}-nestquant-{chosen.tag()}")
+        folder = Path(output) if output is not None else packed_folder(source.name, chosen.tag())
         stored = None if calibration is None else Path(calibration)
         report = quantize_and_tune(source, chosen, folder, place, stored, resume, named, dtype, budget=budget)
     return report | {"folder": str(folder)}
@@ -117,7 +118,7 @@ def calibrate(
     budget = bytes_of(memory_budget)
     with joined(pick_device(device)) as place:
         source = source_of(model, revision)
-        folder = Path(output) if output is not None else Path(f"{base_name(source)}-calibration")
+        folder = Path(output) if output is not None else calibration_folder(source.name)
         about = run_calibration(source, chosen, folder, place, budget, dtype)
     return about | {"folder": str(folder)}
 
@@ -164,7 +165,7 @@ def tune(
         True
     """
     checkpoint = Path(checkpoint)
-    folder = Path(output) if output is not None else Path(f"{checkpoint.absolute().name}-tuned")
+    folder = Path(output) if output is not None else tuned_folder(checkpoint)
     text, chosen = TuneText(dataset, text_field, bos), TuneSettings.from_dict(settings)
     source, place = source_of(original, revision), pick_device(device)
     return run_tuning(checkpoint, source, chosen, folder, place, text, seed, resume) | {"folder": str(folder)}

@@ -1,10 +1,10 @@
 """`nestquant calibrate`: Hessians, activation noise and codes of a model, saved for `quantize --calibration`."""
 
 import time
-from pathlib import Path
 
 import typer
 
+from ..storage.default_folders import calibration_folder
 from . import console
 from .config import RecipeOption, options_from_file, print_recipe, recipe_settings
 from .option_groups import CalibrationRun, CalibrationText, expand_groups
@@ -43,7 +43,7 @@ def calibrate(
     start = time.monotonic()
     with joined(pick_device(run.device)) as device:
         source = resolve(model, run.revision)
-        folder = output if output is not None else Path(f"{source.name.rpartition('/')[2]}-calibration")
+        folder = output if output is not None else calibration_folder(source.name)
         console.note(f"calibrating {model} on {recipe.samples} windows of {recipe.dataset} into {folder}")
         print_recipe(recipe)
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..storage.default_folders import comparison_folder
 from . import console
 from .config import print_settings, recipe_settings
 from .eval_tasks import IncludeOption, LimitOption
@@ -145,7 +146,7 @@ def _compare(context: typer.Context, run: EvaluationRun, model: str, folder: Pat
     from ..models.source import resolve
 
     source = resolve(model, run.revision)
-    folder = folder if folder is not None else Path(f"{source.name.rpartition('/')[2]}-comparison")
+    folder = folder if folder is not None else comparison_folder(source.name)
     settings = {name: value for name, value in run.settings().items() if name != "revision"}
     options = CompareOptions(model=source, folder=folder, **fields, **settings)
     console.note(f"quantizing {model} by {len(options.entries)} recipes and scoring all of them in {folder}")

@@ -74,13 +74,14 @@ def quantize(
     from ..models.source import resolve
     from ..parallel.team import joined
     from ..pipeline.recipe_file import read_recipe, with_tuning
+    from ..storage.default_folders import packed_folder
 
     settings = recipe_settings(context)
     recipe = with_tuning(read_recipe(config, settings, options_from_file(context)), tune)
     budget, dtype = parse_bytes(run.memory_budget, "--memory-budget"), run.dtype.value
     with joined(pick_device(run.device)) as device:
         source = resolve(model, run.revision)
-        folder = output if output is not None else Path(f"{source.name.rpartition('/')[2]}-nestquant-{recipe.tag()}")
+        folder = output if output is not None else packed_folder(source.name, recipe.tag())
         console.note(f"{'planning to quantize' if plan else 'quantizing'} {model} to {recipe.tag()} in {folder}")
         print_recipe(recipe)
         if plan:

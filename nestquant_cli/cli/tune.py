@@ -1,10 +1,10 @@
 """`nestquant tune`: the continuous parameters of a packed checkpoint, tuned towards the original model."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..storage.default_folders import tuned_folder
 from . import console
 from .config import ConfigOption, print_settings
 from .options import (
@@ -93,7 +93,7 @@ def tune_checkpoint(
 
     text = TuneText(dataset, text_field, bos.value)
     settings = TuneSettings(steps, seqlen, batch, rate, held_out, checks)
-    folder = output if output is not None else Path(f"{checkpoint.absolute().name}-tuned")
+    folder = output if output is not None else tuned_folder(checkpoint)
     console.note(f"tuning {checkpoint} towards {model} for {steps} steps into {folder}")
     print_settings(context)
     report = tune(checkpoint, resolve(model, revision), settings, folder, pick_device(device), text, seed, resume)
