@@ -43,6 +43,8 @@ class InputStatistics:
         code: code of the activations, or None.
         dead: number of channels of the input, before the rotation, that were zero on all calibration text.
         reflectors: (r, n) float32, reflectors of a learned rotation, which follows the Hadamard rotation; None without.
+        source: name of the input where it is not that of the first member: the experts of a layer share one input, each
+            with a Hessian of its own.
         cross: (n, n) float32, E[x₀ xᵀ] per token with x₀ the input in the original model; None where that is x.
     """
 
@@ -53,6 +55,7 @@ class InputStatistics:
     dead: int = 0
     reflectors: Tensor | None = None
     cross: Tensor | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)

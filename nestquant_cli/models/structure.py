@@ -1,7 +1,7 @@
-"""Finds what is to be quantized in a decoder by its structure: the stack of layers and the nn.Linear inside each.
+"""Finds what is to be quantized in a decoder by its structure: the stack of layers and the matrices inside each.
 
-No list of model names: a model is supported when its decoder layers form one nn.ModuleList and every matrix in them
-belongs to an nn.Linear. What does not fit is refused by name, with the reason.
+No list of model names: a model is supported when its decoder layers form one nn.ModuleList and every large matrix in
+them belongs to an nn.Linear, a Conv1D or to experts. What does not fit is refused by name, with the reason.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..base.errors import NestQuantError
+from .as_linears import as_linears, experts_of, routers_of
 
 _REFUSED = "it was not quantized"
 _REMEDY = "use a decoder-only text model whose layers are nn.Linear and standard attention"
@@ -55,9 +56,32 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
     )
 
 
+def open_decoder(model: PreTrainedModel) -> Decoder:
+    """The stack of decoder layers, with all their matrices made nn.Linear in place (`models.as_linears`).
+
+    The model's experts are then computed by the forward of their class, which calls these Linears.
+
+    Raises:
+        NestQuantError: no such stack, or the model is of a kind that is not supported.
+    """
+    decoder = find_decoder(model)
+    as_linears(decoder.layers, model.config.get_text_config(decoder=True).hidden_size)
+    if any(experts_of(layer) for layer in decoder.layers):
+        model.set_experts_implementation("eager")
+    return decoder
+
+
 def linears(layer: nn.Module) -> dict[str, nn.Linear]:
-    """The nn.Linear modules of one decoder layer by name inside the layer, in order."""
-    return {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+    """The nn.Linear modules of one decoder layer that are to be quantized, by name inside the layer, in order.
+
+    Those of routers are left out.
+    """
+    routers = tuple(f"{name}." for name in routers_of(layer))
+    return {
+        name: module
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear) and not f"{name}.".startswith(routers or ("?",))
+    }
 
 
 def refuse_unsupported(model: PreTrainedModel) -> None:
@@ -68,20 +92,17 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
     for tower in ("vision_config", "audio_config"):
         if getattr(config, tower, None) is not None:
             raise NestQuantError(f"{_kind(model)} has a {tower.removesuffix('_config')} tower", _REFUSED, _REMEDY)
-    for name, module in model.named_modules():
-        kind = type(module).__name__
-        if isinstance(module, Conv1D):
-            raise NestQuantError(f"{name} of {_kind(model)} is a Conv1D, not an nn.Linear", _REFUSED, _REMEDY)
-        if "experts" in name.rpartition(".")[2].lower() or "experts" in kind.lower():
-            raise NestQuantError(f"{name} of {_kind(model)} is a mixture of experts ({kind})", _REFUSED, _REMEDY)
 
 
 def refuse_stray_matrices(model: PreTrainedModel, decoder: Decoder) -> None:
     """Raises NestQuantError when a decoder layer has a weight matrix outside nn.Linear, which would stay as it is."""
     inside = [module for module in decoder.layers.modules() if isinstance(module, nn.Linear)]
     known = {id(parameter) for module in inside for parameter in module.parameters()}
+    routers = tuple(f"{index}.{name}." for index, layer in enumerate(decoder.layers) for name in routers_of(layer)) or (
+        "?",
+    )
     for name, parameter in decoder.layers.named_parameters():
-        if parameter.dim() >= 2 and id(parameter) not in known:
+        if parameter.dim() >= 2 and id(parameter) not in known and not name.startswith(routers):
             raise NestQuantError(
                 f"{decoder.prefix}.{name} of {_kind(model)} is a matrix {tuple(parameter.shape)} outside nn.Linear",
                 _REFUSED,
@@ -90,7 +111,7 @@ def refuse_stray_matrices(model: PreTrainedModel, decoder: Decoder) -> None:
 
 
 def _has_linear(stack: nn.ModuleList) -> bool:
-    return all(any(isinstance(module, nn.Linear) for module in layer.modules()) for layer in stack)
+    return all(any(isinstance(module, nn.Linear | Conv1D) for module in layer.modules()) for layer in stack)
 
 
 def _kind(model: PreTrainedModel) -> str:

@@ -27,7 +27,7 @@ from .load import load_unpacked_model, warn_unused
 from .shards import Entry, read_shard, read_tensor, same_values
 from .size_limits import describing, refuse_misfit
 from .source import Source, load_config, weight_files
-from .structure import Decoder, find_decoder
+from .structure import Decoder, open_decoder
 
 PIECE = 1 << 24  # entries looked at a time
 ADAPTER = "adapter_config.json"
@@ -46,7 +46,7 @@ class Weights:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.decoder: Decoder = find_decoder(model)
+        self.decoder: Decoder = open_decoder(model)
         self.device = next(model.parameters()).device
 
     def layer(self, index: int) -> AbstractContextManager[None]:

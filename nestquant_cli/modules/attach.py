@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from ..base.errors import NestQuantError
 from ..codecs.registry import codec_of
-from ..models.structure import Decoder, find_decoder
+from ..models.structure import Decoder, find_decoder, open_decoder
 from ..rotation.reflections import Reflections
 from .cache import PackedCache, RoundingCache, is_packed, pack_layers
 from .inputs import InputQuantizer, padded_size
@@ -29,7 +29,7 @@ def attach(model: PreTrainedModel, layout: Layout) -> None:
     Raises:
         NestQuantError: the layout and the model do not fit each other.
     """
-    decoder = find_decoder(model)
+    decoder = open_decoder(model) if layout.linears else find_decoder(model)
     sources: dict[str, InputQuantizer] = {}
     for name, linear in layout.linears.items():
         original = _linear_at(model, name, (linear.out_features, linear.in_features), linear.bias)

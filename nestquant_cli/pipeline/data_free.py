@@ -18,7 +18,7 @@ from ..calibration.input_groups import InputGroups
 from ..calibration.statistics import InputStatistics, LayerStatistics
 from ..codecs.registry import fit_heads
 from ..codecs.vectors import VectorCode
-from ..models.structure import Decoder, find_decoder, linears, refuse_stray_matrices
+from ..models.structure import Decoder, linears, open_decoder, refuse_stray_matrices
 from ..modules.attach import attach, quantized_linears
 from ..modules.cache import plain_layers
 from ..modules.cache_codes import CacheCodes
@@ -59,7 +59,7 @@ def quantize_loaded(model: PreTrainedModel, recipe: Recipe) -> tuple[Layout, dic
     Raises:
         NestQuantError: a model of an unsupported kind, or one with weights that are not in memory.
     """
-    decoder = find_decoder(model)
+    decoder = open_decoder(model)
     refuse_stray_matrices(model, decoder)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise NestQuantError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..base.progress import track
-from ..models.structure import find_decoder, linears
+from ..models.structure import linears, open_decoder
 
 Fisher = dict[str, Tensor]  # E[g²] a token of every output (out,), by full name of the Linear
 
@@ -23,7 +23,7 @@ def fisher(model: PreTrainedModel, windows: Tensor, seed: int) -> Fisher:
         seed: seed of the drawn tokens.
     """
     model.requires_grad_(False)
-    decoder = find_decoder(model)
+    decoder = open_decoder(model)
     modules = {
         f"{decoder.layer_name(index)}.{name}": linear
         for index, layer in enumerate(decoder.layers)

@@ -52,9 +52,9 @@ def part_of(
     layout, tensors = empty_layout(recipe), dict[str, Tensor]()
     coded = bool(packed) or recipe.shape("act") is not None
     for leader, item in statistics.inputs.items() if coded else ():
-        source = f"{prefix}.{leader}"
+        source = f"{prefix}.{item.source or leader}"
         layout.inputs[source] = item.code
-        if item.reflectors is not None:
+        if item.reflectors is not None and item.source in (None, leader):
             layout.reflections[source] = len(item.reflectors)
             tensors[f"{source}.{REFLECTORS}"] = item.reflectors.to(torch.bfloat16).view(torch.int16)
         for name in item.members:

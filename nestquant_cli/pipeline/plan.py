@@ -15,7 +15,7 @@ from ..calibration.windows import WHOLE_UP_TO
 from ..codecs.registry import codec_of
 from ..models.size_limits import meta_model
 from ..models.source import Source, load_config, load_tokenizer
-from ..models.structure import Decoder, find_decoder, linears, refuse_stray_matrices
+from ..models.structure import Decoder, linears, open_decoder, refuse_stray_matrices
 from ..modules.inputs import padded_size
 from ..tuning.settings import TuneSettings
 from .recipe import Recipe
@@ -125,7 +125,7 @@ def make_plan(
         model = meta_model(config, stored if dtype == "auto" else getattr(torch, dtype))
     sizes = count_sizes(model, recipe)
     streamed = source.kind == "folder"
-    memory = _memory(model, find_decoder(model), streamed, recipe) + min(sizes.hidden_bytes, budget)
+    memory = _memory(model, open_decoder(model), streamed, recipe) + min(sizes.hidden_bytes, budget)
     memory = max(memory, LIBRARIES + _text_memory(source, recipe.dataset))
     if recipe.tune is not None:
         settings = TuneSettings.from_dict(recipe.tune)
@@ -139,7 +139,7 @@ def count_sizes(model: PreTrainedModel, recipe: Recipe) -> Sizes:
     Raises:
         NestQuantError: the model is of a kind that is not supported.
     """
-    decoder = find_decoder(model)
+    decoder = open_decoder(model)
     refuse_stray_matrices(model, decoder)
     shapes: dict[tuple[str, int, int], int] = {}
     for layer in decoder.layers:

@@ -1,0 +1,52 @@
+"""Makes every matrix of the decoder layers that can be quantized an nn.Linear, in place.
+
+A Conv1D, the Linear of GPT-2, becomes a Linear with the transposed weight. The 3-D parameters of experts become one
+Linear for each expert (`models.experts`). The model computes what it did before, and its tensors share the memory that
+they had. An original model goes through this when it is opened, a packed one before its packed modules are put in.
+"""
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .experts import ExpertMatrices, as_linear, experts_modules, take_apart
+
+
+def as_linears(layers: nn.ModuleList, width: int) -> None:
+    """Changes decoder layers in place.
+
+    Args:
+        layers: the decoder layers.
+        width: size of the hidden states.
+    """
+    for layer in layers:
+        for path, module in list(layer.named_modules()):
+            if isinstance(module, Conv1D):
+                parent, _, name = path.rpartition(".")
+                setattr(layer.get_submodule(parent), name, as_linear(module.weight.detach().t(), module.bias))
+        for _, module, _ in list(experts_modules(layer)):
+            take_apart(module, width)
+
+
+def experts_of(layer: nn.Module) -> dict[str, ExpertMatrices]:
+    """The expert matrices of a decoder layer after `as_linears`, by name in the layer, in the order of their calls."""
+    return {name: module for name, module in layer.named_modules() if isinstance(module, ExpertMatrices)}
+
+
+def routers_of(layer: nn.Module) -> list[str]:
+    """Names of the modules of a decoder layer that choose experts or weigh them; their Linears stay in 16 bits.
+
+    Such a module is next to an experts module, gives no hidden states (no matrix has as many rows), and has a matrix
+    with a row for each expert, for each expert and others that compute nothing, or with one row.
+    """
+    found: list[str] = []
+    for name, matrices in experts_of(layer).items():
+        block = name.rpartition(".")[0].rpartition(".")[0]
+        prefix = f"{block}." if block else ""
+        blocks = [experts for other, experts in experts_of(layer).items() if other.startswith(prefix)]
+        width, count = blocks[-1].out_features, len(matrices)
+        for child, sibling in layer.get_submodule(block).named_children():
+            rows = [len(matrix) for matrix in sibling.parameters() if matrix.dim() == 2]
+            chooses = any(row == 1 or count <= row <= 2 * count for row in rows)
+            if chooses and width not in rows and not any(isinstance(m, ExpertMatrices) for m in sibling.modules()):
+                found.append(prefix + child)
+    return list(dict.fromkeys(found))
