@@ -41,8 +41,10 @@ def randomize(model: PreTrainedModel) -> None:
         elif isinstance(module, nn.Embedding):
             module.weight.normal_(std=0.3)
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 1 and name.endswith(("weight", "bias")) and "dt_" not in name:
+        if parameter.dim() == 1 and name.endswith(("weight", "bias", "gate")) and "dt_" not in name:
             parameter.add_(torch.randn_like(parameter) * 0.1)
+        elif parameter.dim() == 2 and not parameter.any():  # a projection outside nn.Linear that begins as zeros
+            parameter.normal_(std=1 / math.sqrt(parameter.shape[0]))
         elif parameter.dim() == 3 and "conv" not in name:
             parameter.normal_(std=1 / math.sqrt(parameter.shape[-1]))
     head = model.get_output_embeddings()

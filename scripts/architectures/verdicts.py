@@ -113,7 +113,9 @@ def _wrong(row: dict[str, Any]) -> list[str]:
             found.append(
                 f"generate, {way}: KL {value:.4f} from one forward at 8 bits, {usual:.4f} in plain transformers"
             )
-    for way, value in eight.get("image", {}).items():
-        if not value < WRONG_LOGITS:
-            found.append(f"an image, {way}: KL {value:.4f} at 8 bits")
+    image = eight.get("image")
+    if image is not None and not image["forward"] < WRONG_LOGITS:
+        found.append(f"an image and text: KL {image['forward']:.4f} at 8 bits")
+    if image is not None and not image["steps"] < max(WRONG_STEPS, 3 * abs(row["pictured"]["steps"])):
+        found.append(f"generate from an image: KL {image['steps']:.4f} from one forward at 8 bits")
     return found
