@@ -1,4 +1,4 @@
-"""Generated images as inputs of a tiny model: their form follows from the arguments of its forward, without a processor."""
+"""Generated images as inputs of a tiny model: their form follows from the arguments of its forward."""
 
 import inspect
 from typing import Any
@@ -19,8 +19,10 @@ def inputs(model: Any, seed: int) -> dict[str, Tensor]:
     places = torch.tensor([_marked(model.config, [image_token(model.config)] * _tokens(model, image))])
     text = token_ids(BEFORE + AFTER, seed=7)
     ids = torch.cat([text[:, :BEFORE], places, text[:, BEFORE:]], 1)
-    kinds = {name: _kinds(model, ids) for name in ("mm_token_type_ids", "token_type_ids") if name in _takes(model)}
-    return {"input_ids": ids, **image, **kinds}
+    kinds: dict[str, Tensor] = {
+        name: _kinds(model, ids) for name in ("mm_token_type_ids", "token_type_ids") if name in _takes(model)
+    }
+    return {"input_ids": ids} | image | kinds
 
 
 def pixels(model: Any, seed: int) -> dict[str, Tensor]:
@@ -71,7 +73,7 @@ def steps_against_forward(model: Any) -> float:
 
 
 def compare(packed: Any, original: Any) -> dict[str, float]:
-    """KL divergences: of the packed model from the original for an image and text, and of its steps from its forward."""
+    """For an image and text, KL divergence of the packed model from the original, and of its steps from a forward."""
     given = inputs(original, 0)
     ours, theirs = (measures.logits(model, **given) for model in (packed, original))
     return {"forward": measures.divergence(theirs, ours), "steps": steps_against_forward(packed)}

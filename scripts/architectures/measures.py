@@ -13,9 +13,14 @@ PROMPT, STEPS = 24, 10  # tokens: the prompt is longer than the sliding windows 
 
 
 def divergence(p: Tensor, q: Tensor) -> float:
-    """Mean KL divergence in nats of the distributions of logits q from those of p."""
+    """Mean over tokens of the KL divergence in nats of the distributions of logits q from those of p."""
+    return float(divergences(p, q).mean())
+
+
+def divergences(p: Tensor, q: Tensor) -> Tensor:
+    """KL divergence in nats (rows, tokens) of the distributions of logits q from those of p."""
     log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
-    return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 @torch.no_grad()

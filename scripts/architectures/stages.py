@@ -108,6 +108,7 @@ def loaded(place: Place, row: Row, bits: int = 4) -> Row:
     found |= {
         "finite": bool(torch.isfinite(ours).all()),
         "kl": measures.divergence(theirs, ours),
+        "kl_of_most": float(measures.divergences(theirs, ours).flatten().quantile(0.8)),
         "relative_error": float((ours - theirs).norm() / spread),
         "steps": measures.all_steps(packed),
     }
