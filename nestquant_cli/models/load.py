@@ -7,14 +7,17 @@ never run.
 import logging
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import NestQuantError
 from ..base.names import nearest
+from .dequantize import dequantized
+from .other_methods import method_of, refuse_unreadable
 from .resolve import NOT_LOADED, Source
-from .shards import read_shard
-from .size_limits import Shapes, refuse_depth, refuse_misfit
+from .shards import ComputedEntry, Entry, read_shard, read_tensor
+from .size_limits import Shapes, meta_model, refuse_depth, refuse_misfit
 from .source import chosen_weight_set, gguf_argument, load_config, unreadable, weight_files
 from .weight_set import CHOICE, INDEX, SINGLE
 
@@ -52,19 +55,25 @@ def load_unpacked_model(source: Source, dtype: "str | torch.dtype" = "auto", dev
     from ..kernels.dense import use_float32_products
 
     check_dtype(dtype)
+    refuse_unreadable(source)
     config = load_config(source)
     arguments: dict[str, Any] = {"dtype": dtype, "config": config, "output_loading_info": True}
+    load: Any = partial(AutoModelForCausalLM.from_pretrained, source.path, trust_remote_code=False)
     if source.gguf_file:
         arguments |= {"dtype": torch.bfloat16 if dtype == "auto" else dtype, **gguf_argument(source), **_dequantize()}
     else:
-        files, entry = weight_files(source), chosen_weight_set(source).entry
-        shapes = _shapes(files)
-        _choose_weights(source, entry, config)
+        stored = stored_tensors(source)
+        shapes = {name: entry.shape for name, (_, entry) in stored.items()}
+        _choose_weights(source, chosen_weight_set(source).entry, config)
         _refuse_misfit(config, shapes)
-        arguments["use_safetensors"] = True  # a pickle in the same folder is never read
+        if any(isinstance(entry, ComputedEntry) for _, entry in stored.values()):
+            load = partial(type(meta_model(config)).from_pretrained, None)
+            arguments["state_dict"] = {name: _Whole(*place) for name, place in stored.items()}
+        else:
+            arguments["use_safetensors"] = True  # a pickle in the same folder is never read
     logger.info("loading %s", source.name)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source.path, trust_remote_code=False, **arguments)
+        loaded: Any = load(**arguments)
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise
@@ -79,6 +88,8 @@ def load_unpacked_model(source: Source, dtype: "str | torch.dtype" = "auto", dev
     warn_unused(source, model, info["unexpected_keys"])
     if source.gguf_file:
         _forget_gguf(model)
+    if "state_dict" in arguments:
+        read_generation_config(model, Path(source.path))
     vars(model.config).pop(CHOICE, None)  # it names a file of this folder, and would be saved with other files
     use_float32_products(model)
     return model.to(device).eval()
@@ -107,18 +118,47 @@ def _refuse_misfit(config: "PretrainedConfig", shapes: Shapes) -> None:
         refuse_depth(config, len(shapes), "the tensors of its files are")
 
 
-def _shapes(files: Iterable[Path]) -> Shapes:
-    """Shapes of all tensors; names the file when one is truncated, which the loader's message does not."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
+def stored_tensors(source: Source) -> dict[str, tuple[Path, Entry]]:
+    """File and entry of every tensor of a model folder by its name in the files; nothing but headers is read.
+
+    Tensors of a method whose weights are de-quantized by a written rule (`models.dequantize`) are those that the model
+    would have in 16 bits.
+
+    Raises:
+        NestQuantError: a file is missing, truncated or damaged, or a tensor cannot be de-quantized.
+    """
+    stored: dict[str, tuple[Path, Entry]] = {}
+    for file in weight_files(source):
         try:
-            shapes |= {name: entry.shape for name, entry in read_shard(file).entries.items()}
+            stored |= {name: (file, entry) for name, entry in read_shard(file).entries.items()}
         except NestQuantError as error:
             reason = error.cause.removeprefix(f"{file} ").removeprefix("is damaged: ")
             raise NestQuantError(
                 f"{file} is truncated or damaged ({reason})", NOT_LOADED, "download or copy it again"
             ) from error
-    return shapes
+    method = method_of(source)
+    if method is not None and method.dequantized:
+        stored = dequantized(method, stored, source.name)
+        logger.info("the weights of %s are de-quantized from %s", source.name, method.label)
+    return stored
+
+
+class _Whole:
+    """A tensor of a file in the form in which transformers takes it: read when it asks for all of it."""
+
+    def __init__(self, path: Path, entry: Entry) -> None:
+        self.path, self.entry = path, entry
+
+    def __getitem__(self, _: object) -> "torch.Tensor":
+        return read_tensor(self.path, self.entry)
+
+
+def read_generation_config(model: "PreTrainedModel", folder: Path) -> None:
+    """Gives a model the generation settings of its folder, where there are some."""
+    from transformers import GenerationConfig
+
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
 
 
 def _dequantize() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ..base.errors import NestQuantError
 from ..storage.files import read_json
 from .fingerprint import fingerprint_files
 from .hub import download
+from .other_methods import forget_method, method_of
 from .resolve import NOT_LOADED, Source, refuse_non_decoders, resolve
 from .size_limits import check_counts
 from .weight_set import WeightSet, weight_set
@@ -81,7 +82,7 @@ def _raw_config(source: Source) -> dict[str, Any]:
 
 
 def load_config(source: Source) -> "PretrainedConfig":
-    """The model's configuration.
+    """The model's configuration; of weights that are de-quantized by a written rule that of the model in 16 bits.
 
     Raises:
         NestQuantError: unreadable, of an unknown architecture, or not a decoder.
@@ -95,6 +96,9 @@ def load_config(source: Source) -> "PretrainedConfig":
     except Exception as error:  # what a field of config.json can be is without end, and so are the errors
         raise unreadable(source, "configuration", error) from error
     refuse_non_decoders(source.name, config.to_dict() | {"is_encoder_decoder": config.is_encoder_decoder})
+    method = method_of(source)
+    if method is not None and method.dequantized:
+        forget_method(config)
     return config
 
 

@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..base.errors import NestQuantError
 from ..kernels.dense import use_float32_products
-from .load import load_unpacked_model, warn_unused
-from .shards import Entry, read_shard, read_tensor, same_values
+from .load import load_unpacked_model, read_generation_config, stored_tensors, warn_unused
+from .shards import Entry, read_tensor, same_values
 from .size_limits import describing, refuse_misfit
-from .source import Source, load_config, weight_files
+from .source import Source, load_config
 from .structure import Decoder, open_decoder
 
 PIECE = 1 << 24  # entries looked at a time
@@ -152,11 +152,10 @@ def _open_lazily(source: Source, device: str, dtype: str) -> tuple[str, LazyWeig
     """The model, or why it has to be loaded whole."""
     if source.gguf_file:
         return "the blocks of a GGUF file are de-quantized as one", None
-    files = weight_files(source)
     config = load_config(source)
     if getattr(config, "quantization_config", None) is not None:
         return "it is quantized already", None
-    stored = {name: (file, entry) for file in files for name, entry in read_shard(file).entries.items()}
+    stored = stored_tensors(source)
     refuse_misfit(config, {name: entry.shape for name, (_, entry) in stored.items()})
     stored_dtype = getattr(config, "dtype", None) or _first_dtype(stored)
     model = _empty_model(config, stored_dtype if dtype == "auto" else getattr(torch, dtype))
@@ -168,7 +167,7 @@ def _open_lazily(source: Source, device: str, dtype: str) -> tuple[str, LazyWeig
         return difference, None
     _keep_untied(model, stored)
     warn_unused(source, model, stored.keys() - model.state_dict().keys())
-    _read_generation_config(model, Path(source.path))
+    read_generation_config(model, Path(source.path))
     return "", LazyWeights(model.eval(), stored, device)
 
 
@@ -240,8 +239,3 @@ def _refuse_adapters(source: Source) -> None:
             "it was not opened, since the adapter would be left out",
             "merge it with merge_and_unload() of peft and save the model, or move the adapter's files away",
         )
-
-
-def _read_generation_config(model: PreTrainedModel, folder: Path) -> None:
-    if model.can_generate() and (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)

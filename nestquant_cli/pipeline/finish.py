@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..base.version import __version__
 from ..checkpoint.output import Output
 from ..integrations.transformers.config_entries import AUTO_MAP, quantization_config, write_loader
+from ..models.config_file import generation_settings, model_config
 from ..models.structure import find_decoder
-from ..models.weight_set import CHOICE
 from ..models.weights import Weights
 from ..storage.files import write_json
 from .layer_part import LayerPart, join_layouts
@@ -57,7 +57,7 @@ def _add_files(folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrain
     write_loader(folder)
     if model.generation_config is not None:
         # not by its save_pretrained, which refuses settings that published models have, after hours of work
-        write_json(folder / "generation_config.json", model.generation_config.to_diff_dict())
+        write_json(folder / "generation_config.json", generation_settings(model.generation_config))
 
 
 def quantization_report(settings: dict[str, Any], recipe: Recipe, parts: list[LayerPart]) -> dict[str, Any]:
@@ -91,20 +91,6 @@ def other_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     tied = set(model.all_tied_weights_keys)
     return {
         name: tensor for name, tensor in model.state_dict().items() if not name.startswith(prefix) and name not in tied
-    }
-
-
-def model_config(model: PreTrainedModel) -> dict[str, Any]:
-    """config.json of the model as transformers would write it, without the traces of how it was loaded."""
-    config = model.config.to_diff_dict()
-    for key in ("auto_map", "quantization_config", "_name_or_path", "_attn_implementation_autoset", CHOICE):
-        config.pop(key, None)
-    if model.get_expanded_tied_weights_keys() and not model.all_tied_weights_keys:
-        config["tie_word_embeddings"] = False  # the model's files have a head that differs from its embeddings
-    return config | {
-        "architectures": [type(model).__name__],
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "transformers_version": transformers.__version__,
     }
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from ..base.errors import NestQuantError
+from ..models.other_methods import refuse_quantized
 from ..models.source import Source, fingerprint, load_tokenizer
 from ..models.structure import refuse_stray_matrices
 from ..models.weights import Weights, open_weights
@@ -50,11 +51,8 @@ def open_original(source: Source, device: str, dtype: str = "auto") -> OriginalM
         raise NestQuantError(
             f"{source.name} is a packed checkpoint already", "nothing was quantized", "give the original model"
         )
+    refuse_quantized(source)
     weights = open_weights(source, device, dtype)
-    if getattr(weights.model.config, "quantization_config", None) is not None:
-        raise NestQuantError(
-            f"the weights of {source.name} are quantized already", "nothing was quantized", "give the original model"
-        )
     refuse_stray_matrices(weights.model, weights.decoder)
     tokenizer = load_tokenizer(source)
 

@@ -13,6 +13,7 @@ from ..calibration.text_files import suffix_of
 from ..calibration.token_stream import BLOCK, can_split
 from ..calibration.windows import WHOLE_UP_TO
 from ..codecs.registry import codec_of
+from ..models.other_methods import refuse_quantized
 from ..models.size_limits import meta_model
 from ..models.source import Source, load_config, load_tokenizer
 from ..models.structure import Decoder, linears, open_decoder, refuse_stray_matrices
@@ -120,6 +121,7 @@ def make_plan(
         NestQuantError: the model is of a kind that is not supported.
     """
     if model is None:
+        refuse_quantized(source)
         config = load_config(source)
         stored = torch.bfloat16 if source.gguf_file else getattr(config, "dtype", None)
         model = meta_model(config, stored if dtype == "auto" else getattr(torch, dtype))
