@@ -68,9 +68,9 @@ class Method:
 
 def method_of(source: "Source") -> Method | None:
     """The method by which the weights of a model folder are stored; None for plain weights and for GGUF files."""
-    if source.gguf_file:
-        return None
     folder = Path(source.path)
+    if source.gguf_file or not (folder / "config.json").is_file():
+        return None
     found = _declared(read_json(folder / "config.json"))
     if found is None:
         name = next((method for file, method in _FILES.items() if (folder / file).is_file()), None)

@@ -107,14 +107,18 @@ class NestQuantHfQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
         from ...checkpoint.manifest import REPORT
         from ...checkpoint.read import check_checkpoint
+        from ...models.other_methods import refuse_quantized
+        from ...models.resolve import Source
         from ...models.shards import read_shard
         from ...models.size_limits import refuse_size
         from ...modules.attach import attach
         from .on_hub import fetch_records
 
-        if not self.pre_quantized:
-            return model
         files = [Path(file) for file in kwargs.get("checkpoint_files") or ()]
+        if not self.pre_quantized:
+            for folder in {file.parent for file in files}:  # transformers passes over methods that it does not know
+                refuse_quantized(Source("folder", str(folder), None, model.config.name_or_path or folder.name))
+            return model
         for folder in {file.parent for file in files}:
             if fetch_records(folder, model.config.name_or_path or ""):
                 check_checkpoint(folder)
