@@ -19,13 +19,14 @@ LOWEST_TESTS := tests/checkpoint/test_format_vectors.py tests/modules/test_cache
 LOWEST_TESTS += --deselect tests/modules/test_cache.py::test_crop_reorder_repeat_and_select \
   --deselect 'tests/models/test_hub.py::test_a_packed_checkpoint_is_checked_when_transformers_loads_it_by_its_id[False]'
 
-.PHONY: help install demo test test-slow test-all test-wheel test-lowest lint format bench clean distclean
+.PHONY: help install demo test test-slow test-all test-architectures test-wheel test-lowest lint format bench clean distclean
 
 help:
 	@echo "make install    create .venv with this project and its tools (some minutes the first time)"
 	@echo "make demo       quantize the 135M demo model to W4A4KV4, compare it with the original, generate text"
 	@echo "make test       run the fast tests"
 	@echo "make test-slow  run the slow tests; make test-all runs both"
+	@echo "make test-architectures    try a tiny model of every architecture of transformers (most of an hour of a core)"
 	@echo "make test-wheel    install the wheel in a new environment and use it there (minutes; network)"
 	@echo "make test-lowest   run some of the tests with the lowest allowed versions (minutes; network)"
 	@echo "make lint       ruff and mypy"
@@ -62,12 +63,15 @@ demo: $(STAMP)
 PYTEST := -m pytest -q -n auto
 OFFLINE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 test: $(STAMP)
-	$(OFFLINE) $(BIN)/python $(PYTEST) -m "not slow" $(TESTS)
+	$(OFFLINE) $(BIN)/python $(PYTEST) -m "not slow and not architectures" $(TESTS)
 
 test-slow: $(STAMP)
 	$(OFFLINE) $(BIN)/python $(PYTEST) -m slow $(TESTS)
 
 test-all: test test-slow
+
+test-architectures: $(STAMP)
+	$(OFFLINE) $(BIN)/python $(PYTEST) -m architectures tests/test_check_architectures.py
 
 test-wheel: $(STAMP)
 	$(BIN)/python scripts/check_wheel.py

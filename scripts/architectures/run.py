@@ -1,27 +1,43 @@
-"""One case from its name to its row: every stage in turn."""
+"""One case from its name to its row: every stage in turn, here or in a child."""
 
 import re
 import shutil
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .children import directly, in_child
-from .stages import ORIGINAL, PACKED, Place, Row, Stage, quantized
+from .children import Note, in_child, read_notes
+from .stages import ORIGINAL, PACKED, Place, Row, quantized
 
-Runner = Callable[[str, Stage, Place, Row], dict[str, Any]]
+ALL = {**ORIGINAL, "quantized": quantized, **PACKED}
+Runner = Callable[[Place, Row], None]  # fills a row
 
 
-def in_this_process(label: str, stage: Stage, place: Place, row: Row) -> dict[str, Any]:
-    """Runs a stage here, as tests do."""
-    return directly(partial(stage, place, row))
+def in_this_process(place: Place, row: Row) -> None:
+    """Runs all stages here, as tests do."""
+    _rest(place, row, lambda label, result: None)
 
 
 def in_children(timeout: float) -> Runner:
-    """Runs each stage in a process of its own, which ends after `timeout` seconds."""
-    return lambda label, stage, place, row: in_child(partial(stage, place, row), place.folder / f"{label}.log", timeout)
+    """Runs the stages in one child, and those after a stage that killed it in another.
+
+    Args:
+        timeout: seconds of a stage.
+    """
+
+    def run(place: Place, row: Row) -> None:
+        notes = place.folder / "notes.jsonl"
+        while label := _next(row):
+            died = in_child(partial(_rest, place, dict(row)), notes, timeout)
+            row |= read_notes(notes)
+            if died:
+                row[_next(row) or label] = {"crash": died}
+
+    return run
 
 
 def run_case(name: str, work: Path, text: Path, run: Runner, keep: bool = False) -> Row:
@@ -31,26 +47,14 @@ def run_case(name: str, work: Path, text: Path, run: Runner, keep: bool = False)
         name: of the case.
         work: folder for the files of cases.
         text: file that calibrates and is scored.
-        run: what runs a stage.
+        run: what runs the stages.
         keep: leave the files.
     """
-    place = Place(work / re.sub(r"[^\w.-]", "_", name))
-    shutil.rmtree(place.folder, ignore_errors=True)
-    place.folder.mkdir(parents=True)
-    shutil.copyfile(text, place.text)
-    begun = time.monotonic()
-    row: Row = {"name": name}
-    for label, stage in ORIGINAL.items():
-        row[label] = run(label, stage, place, row)
-        if "crash" in row[label] and label == "built":
-            break
-    else:
-        row["quantized"] = run("quantized", quantized, place, row)
-        if "level" in row["quantized"]:
-            for label, stage in PACKED.items():
-                row[label] = run(label, stage, place, row)
-    if not keep:
-        shutil.rmtree(place.folder, ignore_errors=True)
+    begun, row = time.monotonic(), {"name": name}
+    with _folder(work / re.sub(r"[^\w.-]", "_", name), keep) as folder:
+        place = Place(folder)
+        shutil.copyfile(text, place.text)
+        run(place, row)
     return row | {"seconds": round(time.monotonic() - begun, 1)}
 
 
@@ -62,3 +66,38 @@ def preload() -> None:
     import nestquant_cli.evaluation.measure_perplexity
     import nestquant_cli.generation
     import nestquant_cli.pipeline.quantize  # noqa: F401
+
+
+def _next(row: Row) -> str | None:
+    """The first stage that the row lacks and that can be run; None at the end."""
+    if "crash" in row.get("built", {}):
+        return None
+    labels = list(ORIGINAL) + ["quantized"] + (list(PACKED) if "level" in row.get("quantized", {}) else [])
+    return next((label for label in labels if label not in row), None)
+
+
+def _rest(place: Place, row: Row, note: Note) -> None:
+    """Runs the stages that the row lacks, and notes each."""
+    while label := _next(row):
+        begun = time.monotonic()
+        row[label] = _caught(partial(ALL[label], place, row)) | {"seconds": round(time.monotonic() - begun, 2)}
+        note(label, row[label])
+
+
+def _caught(stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a stage returns, or its exception."""
+    try:
+        return stage()
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return {"crash": f"{type(error).__name__}: {first[:300]}", "said": traceback.format_exc()[-3000:]}
+
+
+@contextmanager
+def _folder(path: Path, keep: bool) -> Iterator[Path]:
+    """An empty folder, which goes afterwards."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    yield path
+    if not keep:
+        shutil.rmtree(path, ignore_errors=True)
