@@ -19,7 +19,20 @@ def structure(model: Any) -> dict[str, Any]:
         ("experts", any(_has_experts(module) for module in model.modules())),
         ("Conv1D", any(isinstance(module, Conv1D) for module in model.modules())),
     ]
-    return {"parts": [name for name, has in parts if has], "cache": cache_kinds(model)}
+    return {"parts": [name for name, has in parts if has], "cache": cache_kinds(model), "never_called": idle(model)}
+
+
+def idle(model: nn.Module) -> list[str]:
+    """Kinds of Linears that a forward of a text does not reach, nor the module they belong to: cross-attention."""
+    modules = {name: module for name, module in model.named_modules() if not isinstance(module, nn.ModuleList)}
+    called: set[str] = set()
+    hooks = [m.register_forward_pre_hook(partial(_mark, called, {name})) for name, m in modules.items()]
+    measures.logits(model, token_ids(48))
+    for hook in hooks:
+        hook.remove()
+    linears = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
+    owners = {name: name.rpartition(".")[0] for name in linears - called}
+    return sorted({_kind(name) for name, owner in owners.items() if owner in modules and owner not in called})
 
 
 def cache_kinds(model: Any) -> list[str]:

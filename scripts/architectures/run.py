@@ -10,10 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
+
+import nestquant_cli
+
 from .children import Note, in_child, read_notes
 from .stages import ORIGINAL, PACKED, Place, Row, quantized
 
 ALL = {**ORIGINAL, "quantized": quantized, **PACKED}
+VERSIONS = ", ".join(f"{m.__name__} {m.__version__}" for m in (nestquant_cli, transformers, torch))
 Runner = Callable[[Place, Row], None]  # fills a row
 
 
@@ -50,7 +56,7 @@ def run_case(name: str, work: Path, text: Path, run: Runner, keep: bool = False)
         run: what runs the stages.
         keep: leave the files.
     """
-    begun, row = time.monotonic(), {"name": name}
+    begun, row = time.monotonic(), {"name": name, "versions": VERSIONS}
     with _folder(work / re.sub(r"[^\w.-]", "_", name), keep) as folder:
         place = Place(folder)
         shutil.copyfile(text, place.text)
