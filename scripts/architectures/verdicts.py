@@ -9,12 +9,8 @@ from .command import remedies
 # chosen. A router that chooses otherwise because of a small error changes a token much, hence the second for the mean.
 WRONG_LOGITS, WRONG_CHOICES = 0.03, 0.3
 WRONG_STEPS = 0.005  # of steps with a cache from one forward, both at 8 bits
-WORKS = {
-    "whole": "works",
-    "16-bit keys and values": "works with 16-bit keys and values",
-    "weights only": "weights only",
-}
-WHOLE, NO_CACHE, WEIGHTS = WORKS.values()
+WHOLE, NO_CACHE, WEIGHTS = "works whole", "works, keys and values in 16 bits", "weights only"
+WORKS = {"whole": WHOLE, "16-bit keys and values": NO_CACHE, "weights only": WEIGHTS}
 REFUSED, ERROR, WRONG, NOT_RUN = "refused", "error", "wrong", "not run"
 _OUR_ERROR = "internal error"
 
