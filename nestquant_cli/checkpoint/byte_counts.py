@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..models.small_matrices import Staying
+
 QUANTIZED = "quantized layers"
 KEPT = "16 bits"
 OTHER = "other files"
@@ -61,6 +63,7 @@ class Inspection:
         recipe, bits: settings of the quantization and nominal bits by part, from config.json.
         entropy_bits: bits per weight if the β indices were entropy-coded, from the report's histograms; without row
             scales and parameters. None where there is no report of them.
+        staying: matrices of the decoder layers that stay in 16 bits.
     """
 
     folder: Path
@@ -69,6 +72,7 @@ class Inspection:
     recipe: dict[str, Any]
     bits: dict[str, Any]
     entropy_bits: float | None
+    staying: Staying
 
     @property
     def quantized_weights(self) -> int:
@@ -90,7 +94,7 @@ class Inspection:
         """The matrices by the decoder layer that they belong to, in order."""
         layers: dict[str, list[Matrix]] = {}
         for matrix in self.matrices:
-            layers.setdefault(_layer_of(matrix.name), []).append(matrix)
+            layers.setdefault(layer_of(matrix.name), []).append(matrix)
         return layers
 
     def as_json(self) -> dict[str, Any]:
@@ -102,12 +106,13 @@ class Inspection:
             "parts": [{"group": part.group, "name": part.name, "bytes": part.bytes} for part in self.parts],
             "layers": [_layer_json(name, matrices) for name, matrices in self.layers().items()],
             "entropy_bits_per_weight": self.entropy_bits,
+            "staying": self.staying.to_dict(),
             "bits": self.bits,
             "recipe": self.recipe,
         }
 
 
-def _layer_of(name: str) -> str:
+def layer_of(name: str) -> str:
     """`model.layers.3` of `model.layers.3.mlp.up_proj`: up to the first number."""
     words = name.split(".")
     numbers = [index for index, word in enumerate(words) if word.isdigit()]

@@ -55,6 +55,7 @@ def inspect_checkpoint(
     _print_parts(inspection)
     if inspection.matrices:
         _print_layers(inspection)
+    _print_staying(inspection)
     if matrices:
         columns = ["matrix", "out × in", "code", "multipliers", "word bits", "bits/weight"]
         console.table(columns, [_matrix_row(matrix) for matrix in inspection.matrices])
@@ -96,6 +97,21 @@ def _print_layers(inspection: "Inspection") -> None:
         rows.append((name, len(matrices), f"{weights:,}", "; ".join(codes), f"{spent:,}", f"{8 * spent / weights:.4f}"))
     columns = ["layer", "matrices", "weights", "code", "bytes", "bits/weight"]
     console.table(columns, rows, title="Words and row scales of each layer")
+
+
+def _print_staying(inspection: "Inspection") -> None:
+    kinds = inspection.staying.matrices
+    every = sum(kind.entries for kind in kinds) / inspection.staying.share if kinds else 1
+    rows: list[tuple[object, ...]] = [
+        (kind.name, kind.layers, " × ".join(map(str, kind.shape)), f"{kind.entries:,}", f"{kind.entries / every:.3%}")
+        for kind in kinds
+    ]
+    if rows:
+        rows.append(
+            ("all of them", "", "", f"{sum(kind.entries for kind in kinds):,}", f"{inspection.staying.share:.3%}")
+        )
+        columns = ["matrix", "layers", "shape", "entries", "share of the layers"]
+        console.table(columns, rows, title="Matrices of the decoder layers that stay in 16 bits")
 
 
 def _matrix_row(matrix: "Matrix") -> tuple[object, ...]:

@@ -1,7 +1,8 @@
 """Finds what is to be quantized in a decoder by its structure: the stack of layers and the matrices inside each.
 
 No list of model names: a model is supported when its decoder layers form one nn.ModuleList and every large matrix in
-them belongs to an nn.Linear, a Conv1D or to experts. What does not fit is refused by name, with the reason.
+them belongs to an nn.Linear, a Conv1D or to experts. What does not fit is refused by name, with the reason; which
+matrices are small enough to stay as they are, `models.small_matrices` says.
 """
 
 from dataclasses import dataclass
@@ -92,22 +93,6 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
     for tower in ("vision_config", "audio_config"):
         if getattr(config, tower, None) is not None:
             raise NestQuantError(f"{_kind(model)} has a {tower.removesuffix('_config')} tower", _REFUSED, _REMEDY)
-
-
-def refuse_stray_matrices(model: PreTrainedModel, decoder: Decoder) -> None:
-    """Raises NestQuantError when a decoder layer has a weight matrix outside nn.Linear, which would stay as it is."""
-    inside = [module for module in decoder.layers.modules() if isinstance(module, nn.Linear)]
-    known = {id(parameter) for module in inside for parameter in module.parameters()}
-    routers = tuple(f"{index}.{name}." for index, layer in enumerate(decoder.layers) for name in routers_of(layer)) or (
-        "?",
-    )
-    for name, parameter in decoder.layers.named_parameters():
-        if parameter.dim() >= 2 and id(parameter) not in known and not name.startswith(routers):
-            raise NestQuantError(
-                f"{decoder.prefix}.{name} of {_kind(model)} is a matrix {tuple(parameter.shape)} outside nn.Linear",
-                _REFUSED,
-                _REMEDY,
-            )
 
 
 def _has_linear(stack: nn.ModuleList) -> bool:

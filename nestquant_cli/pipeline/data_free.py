@@ -18,7 +18,8 @@ from ..calibration.input_groups import InputGroups
 from ..calibration.statistics import InputStatistics, LayerStatistics
 from ..codecs.registry import fit_heads
 from ..codecs.vectors import VectorCode
-from ..models.structure import Decoder, linears, open_decoder, refuse_stray_matrices
+from ..models.small_matrices import refuse_stray_matrices, staying
+from ..models.structure import Decoder, linears, open_decoder
 from ..modules.attach import attach, quantized_linears
 from ..modules.cache import plain_layers
 from ..modules.cache_codes import CacheCodes
@@ -68,6 +69,7 @@ def quantize_loaded(model: PreTrainedModel, recipe: Recipe) -> tuple[Layout, dic
             "use 'nestquant quantize', which streams layers",
         )
     cache = _cache_codes(model, recipe)
+    stays = staying(decoder)
     tensors, parts = dict[str, Tensor](), list[LayerPart]()
     groups = _groups(model, decoder)
     for index, layer in enumerate(track(decoder.layers, "rounding layers", total=len(decoder.layers))):
@@ -79,7 +81,7 @@ def quantize_loaded(model: PreTrainedModel, recipe: Recipe) -> tuple[Layout, dic
     for name, module in quantized_linears(model).items():
         for leaf, buffer in module.named_buffers(recurse=False):
             buffer.copy_(tensors[f"{name}.{leaf}"])
-    return layout, quantization_report(recipe.to_dict() | {"samples": 0, "seqlen": 0}, recipe, parts)
+    return layout, quantization_report(recipe.to_dict() | {"samples": 0, "seqlen": 0}, recipe, parts, stays)
 
 
 def _quantize_layer(

@@ -15,6 +15,7 @@ from ..base.version import __version__
 from ..checkpoint.output import Output
 from ..integrations.transformers.config_entries import AUTO_MAP, quantization_config, write_loader
 from ..models.config_file import generation_settings, model_config
+from ..models.small_matrices import Staying, staying
 from ..models.structure import find_decoder
 from ..models.weights import Weights
 from ..storage.files import write_json
@@ -42,7 +43,7 @@ def write_rest(
     """
     model = weights.model
     config, tensors = model_config(model), other_tensors(model)
-    report = quantization_report(recipe.to_dict() | origin, recipe, parts)
+    report = quantization_report(recipe.to_dict() | origin, recipe, parts, staying(weights.decoder))
     section = quantization_config(join_layouts(recipe, parts).to_dict(), report["recipe"], report["bits"])
     config |= {"auto_map": AUTO_MAP, "quantization_config": section}
     if output.done(output.parts - 1) is None:
@@ -60,20 +61,24 @@ def _add_files(folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrain
         write_json(folder / "generation_config.json", generation_settings(model.generation_config))
 
 
-def quantization_report(settings: dict[str, Any], recipe: Recipe, parts: list[LayerPart]) -> dict[str, Any]:
+def quantization_report(
+    settings: dict[str, Any], recipe: Recipe, parts: list[LayerPart], stays: Staying
+) -> dict[str, Any]:
     """The contents of quantization_report.json.
 
     Args:
         settings: the recipe as it was used, with the origin of the checkpoint.
         recipe: settings of this quantization.
         parts: share of each layer, in order.
+        stays: matrices of the decoder layers that stay in 16 bits; left out where there are none.
     """
+    kept = {"staying": stays.to_dict()} if stays.matrices else {}
     return {
         "recipe": settings,
         "bits": {part: recipe.bits(part) for part in ("weight", "act", "kv")},
         "versions": versions(),
         "matrices": {name: record for part in parts for name, record in part.report.items()},
-    }
+    } | kept
 
 
 def run_figures(start: float) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..base.errors import NestQuantError
 from ..models.other_methods import refuse_quantized
+from ..models.small_matrices import refuse_stray_matrices
 from ..models.source import Source, fingerprint, load_tokenizer
-from ..models.structure import refuse_stray_matrices
 from ..models.weights import Weights, open_weights
 from ..parallel.team import team
 

@@ -15,8 +15,9 @@ from ..calibration.windows import WHOLE_UP_TO
 from ..codecs.registry import codec_of
 from ..models.other_methods import refuse_quantized
 from ..models.size_limits import meta_model
+from ..models.small_matrices import Staying, refuse_stray_matrices, staying
 from ..models.source import Source, load_config, load_tokenizer
-from ..models.structure import Decoder, linears, open_decoder, refuse_stray_matrices
+from ..models.structure import Decoder, linears, open_decoder
 from ..modules.inputs import padded_size
 from ..tuning.settings import TuneSettings
 from .recipe import Recipe
@@ -73,6 +74,7 @@ class Sizes:
         parameters: entries of all parameters, tied ones once.
         file_bytes: bytes of all tensors of the checkpoint.
         hidden_bytes: bytes of the hidden states of all calibration windows.
+        staying: matrices of the decoder layers that stay in 16 bits.
     """
 
     rows: list[PlanRow]
@@ -81,6 +83,7 @@ class Sizes:
     parameters: int
     file_bytes: int
     hidden_bytes: int
+    staying: Staying
 
     @property
     def bits_per_weight(self) -> float:
@@ -154,7 +157,7 @@ def count_sizes(model: PreTrainedModel, recipe: Recipe) -> Sizes:
     parameters = _parameters(model)
     total = sum(row.bytes for row in rows) + item * (parameters - weights)
     hidden = recipe.samples * recipe.seqlen * _kept_width(model, decoder, recipe.sequential) * item
-    return Sizes(rows, len(decoder.layers), weights, parameters, total, hidden)
+    return Sizes(rows, len(decoder.layers), weights, parameters, total, hidden, staying(decoder))
 
 
 def _row(name: str, count: int, out_features: int, in_features: int, recipe: Recipe, item: int) -> PlanRow:

@@ -49,10 +49,12 @@ def test_weights_left_alone_count_the_bits_they_have(
 
 
 def test_what_cannot_be_quantized_cannot_be_planned(tmp_path: Path) -> None:
-    from transformers import GPT2Config
+    from transformers import XLNetConfig
 
-    GPT2Config(n_layer=1, n_embd=16, n_head=2, architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path)
-    with pytest.raises(NestQuantError, match="Conv1D"):
+    XLNetConfig(d_model=256, n_layer=1, n_head=4, d_inner=512, architectures=["XLNetLMHeadModel"]).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(NestQuantError, match=r"outside nn\.Linear"):
         make_plan(resolve(str(tmp_path)), Recipe())
 
 
