@@ -37,7 +37,6 @@ NOT_YET = {
     "zamba2": "hybrids",
     "gpt2": "Conv1D",
     "gemma3n_text": "inputs of each layer",
-    "gemma3": "language models inside others",
 }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..base.device import threads_of
 from ..base.errors import NestQuantError
 from ..base.memory import return_blocks
+from ..models.language_model import runner
 from ..models.weights import Weights
 from ..parallel.tiles import run_pieces
 from .current_window import in_window
@@ -150,7 +151,7 @@ class LayerStack:
         return seen[0]
 
     def _forward(self, window: Tensor) -> None:
-        base = self.model.base_model  # without the head, as logits are not needed
+        _, base = runner(self.model, self.decoder.prefix)  # without the head, as logits are not needed
         base(input_ids=window.to(self.device), past_key_values=self.observer, use_cache=True)
 
 

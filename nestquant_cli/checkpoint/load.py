@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..models.auto_class import auto_class
 from ..models.load import check_dtype, load_unpacked_model
 from ..models.source import Source, weight_files
 from .manifest import read_manifest
@@ -32,7 +33,7 @@ def load_model(source: Source, dtype: "str | torch.dtype" = "auto", device: str 
 
 
 def _load_packed(source: Source, dtype: "str | torch.dtype", device: str) -> "PreTrainedModel":
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from .read import check_checkpoint
 
@@ -41,5 +42,6 @@ def _load_packed(source: Source, dtype: "str | torch.dtype", device: str) -> "Pr
         weight_files(source, read_manifest(folder)["files"])  # downloads them
     check_checkpoint(folder, tensors=False)  # files with tensors are hashed by the quantizer that transformers calls
     logger.info("loading %s", source.name)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+    auto = auto_class(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    model: Any = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     return model.to(device).eval()

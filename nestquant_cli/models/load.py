@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import NestQuantError
 from ..base.names import nearest
+from .auto_class import auto_class
 from .dequantize import dequantized
 from .other_methods import method_of, refuse_unreadable
 from .resolve import NOT_LOADED, Source
@@ -50,7 +51,6 @@ def load_unpacked_model(source: Source, dtype: "str | torch.dtype" = "auto", dev
             there is no such dtype.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from ..kernels.dense import use_float32_products
 
@@ -58,7 +58,7 @@ def load_unpacked_model(source: Source, dtype: "str | torch.dtype" = "auto", dev
     refuse_unreadable(source)
     config = load_config(source)
     arguments: dict[str, Any] = {"dtype": dtype, "config": config, "output_loading_info": True}
-    load: Any = partial(AutoModelForCausalLM.from_pretrained, source.path, trust_remote_code=False)
+    load: Any = partial(auto_class(config).from_pretrained, source.path, trust_remote_code=False)
     if source.gguf_file:
         arguments |= {"dtype": torch.bfloat16 if dtype == "auto" else dtype, **gguf_argument(source), **_dequantize()}
     else:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import NestQuantError
+from .auto_class import auto_class
 from .resolve import NOT_LOADED
 
 if TYPE_CHECKING:
@@ -54,11 +55,10 @@ def meta_model(config: "PretrainedConfig", dtype: "torch.dtype | None" = None) -
         NestQuantError: the configuration describes none.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(config)  # building a model changes its configuration
     with describing(), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model: PreTrainedModel = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
     return model
 
 

@@ -1,8 +1,9 @@
 """Finds what is to be quantized in a decoder by its structure: the stack of layers and the matrices inside each.
 
 No list of model names: a model is supported when its decoder layers form one nn.ModuleList and every large matrix in
-them belongs to an nn.Linear, a Conv1D or to experts. What does not fit is refused by name, with the reason; which
-matrices are small enough to stay as they are, `models.small_matrices` says.
+them belongs to an nn.Linear, a Conv1D or to experts. Of a model of images with text they are those of the language
+model inside it (`models.language_model`). What does not fit is refused by name, with the reason; which matrices are
+small enough to stay as they are, `models.small_matrices` says.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..base.errors import NestQuantError
 from .as_linears import as_linears, experts_of, routers_of
+from .language_model import refuse_without_text, text_stacks
 
 _REFUSED = "it was not quantized"
 _REMEDY = "use a decoder-only text model whose layers are nn.Linear and standard attention"
@@ -46,14 +48,14 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
         NestQuantError: no such stack, or the model is of a kind that is not supported.
     """
     refuse_unsupported(model)
-    config = model.config.get_text_config(decoder=True)
-    depth = config.num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth and _has_linear(module):
+    depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    for name, module in text_stacks(model, depth):
+        if _has_linear(module):
             owner_name = name.rpartition(".")[0]
             return Decoder(model.get_submodule(owner_name), owner_name, module, name)
+    number = "" if depth is None else f"{depth} "
     raise NestQuantError(
-        f"{_kind(model)} has no stack of {depth} decoder layers with nn.Linear inside", _REFUSED, _REMEDY
+        f"{_kind(model)} has no stack of {number}decoder layers with nn.Linear inside", _REFUSED, _REMEDY
     )
 
 
@@ -87,12 +89,9 @@ def linears(layer: nn.Module) -> dict[str, nn.Linear]:
 
 def refuse_unsupported(model: PreTrainedModel) -> None:
     """Raises NestQuantError for a model of a kind that is not supported, naming the module and the reason."""
-    config = model.config
-    if getattr(config, "is_encoder_decoder", False):
+    if getattr(model.config, "is_encoder_decoder", False):
         raise NestQuantError(f"{_kind(model)} is an encoder–decoder", _REFUSED, _REMEDY)
-    for tower in ("vision_config", "audio_config"):
-        if getattr(config, tower, None) is not None:
-            raise NestQuantError(f"{_kind(model)} has a {tower.removesuffix('_config')} tower", _REFUSED, _REMEDY)
+    refuse_without_text(model, _REFUSED, _REMEDY)
 
 
 def _has_linear(stack: nn.ModuleList) -> bool:

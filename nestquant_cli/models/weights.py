@@ -19,10 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..base.errors import NestQuantError
 from ..kernels.dense import use_float32_products
+from .auto_class import auto_class
+from .language_model import runner, tower_stacks
 from .load import load_unpacked_model, read_generation_config, stored_tensors, warn_unused
 from .shards import Entry, read_tensor, same_values
 from .size_limits import describing, refuse_misfit
@@ -99,9 +101,10 @@ class LazyWeights(Weights):
         return self._holding(lambda name: name.startswith(prefix))
 
     def around(self) -> AbstractContextManager[None]:
-        base = self.model.base_model_prefix + "."
-        stack = self.decoder.prefix + "."
-        return self._holding(lambda name: name.startswith(base) and not name.startswith(stack))
+        base, _ = runner(self.model, self.decoder.prefix)
+        prefix = f"{base}." if base else ""
+        stacks = tuple(f"{name}." for name in (self.decoder.prefix, *tower_stacks(self.model)))
+        return self._holding(lambda name: name.startswith(prefix) and not name.startswith(stacks))
 
     def fetch(self, name: str) -> Tensor:
         dtype, (path, entry) = self._wanted(name).dtype, self.stored[name]
@@ -176,7 +179,7 @@ def _empty_model(config: Any, dtype: torch.dtype | None) -> PreTrainedModel:
     from accelerate import init_empty_weights
 
     with describing(), init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model: PreTrainedModel = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
     use_float32_products(model)
     return model
 

@@ -51,13 +51,6 @@ def test_an_encoder_decoder_is_refused() -> None:
         refuse_unsupported(model)
 
 
-@pytest.mark.parametrize("tower", ["vision", "audio"])
-def test_towers_are_refused(llama: PreTrainedModel, tower: str) -> None:
-    setattr(llama.config, f"{tower}_config", {"hidden_size": 8})
-    with pytest.raises(NestQuantError, match=f"LlamaForCausalLM has a {tower} tower"):
-        find_decoder(llama)
-
-
 def test_a_model_without_a_stack_is_refused(llama: PreTrainedModel) -> None:
     llama.config.num_hidden_layers = 5
     with pytest.raises(NestQuantError, match="LlamaForCausalLM has no stack of 5 decoder layers"):
