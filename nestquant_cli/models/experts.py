@@ -21,8 +21,11 @@ from torch import Tensor, nn
 _FEWEST = 8  # entries of the smaller side of a matrix worth coding: one block of the lattice
 
 
-class ExpertMatrices(nn.ModuleList):
+class ExpertMatrices(nn.Module):
     """One 3-D parameter of experts as a Linear for each of them, in the model's code still the parameter.
+
+    The Linears are named `expert_0`, `expert_1`, …: peft chooses Linears by the last part of their names, and a bare
+    number would choose decoder layers as well.
 
     Args:
         linears: one Linear (out, in) for each expert, in order.
@@ -33,8 +36,17 @@ class ExpertMatrices(nn.ModuleList):
     _is_hf_initialized = True  # transformers initializes what its files lack, and the files have each expert
 
     def __init__(self, linears: list[nn.Linear], transposed: bool, name: str) -> None:
-        super().__init__(linears)
+        super().__init__()
         self.transposed, self.name = transposed, name
+        for number, linear in enumerate(linears):
+            self.add_module(f"expert_{number}", linear)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[nn.Linear]:
+        modules: Any = self._modules.values()
+        return iter(modules)
 
     @property
     def shape(self) -> torch.Size:
@@ -87,7 +99,7 @@ class ExpertMatrices(nn.ModuleList):
         return self.dense()[index]
 
     def _at(self, index: Any) -> nn.Linear:
-        module: Any = self._modules[str(int(index) % len(self))]
+        module: Any = self._modules[f"expert_{int(index) % len(self)}"]
         return module
 
     def dense(self) -> Tensor:
