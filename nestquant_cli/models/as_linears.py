@@ -1,14 +1,15 @@
 """Makes every matrix of the decoder layers that can be quantized an nn.Linear, in place.
 
-A Conv1D, the Linear of GPT-2, becomes a Linear with the transposed weight. The 3-D parameters of experts become one
-Linear for each expert (`models.experts`). The model computes what it did before, and its tensors share the memory that
+A Conv1D, the Linear of GPT-2, becomes a Linear with the transposed weight. The parameters of experts become one Linear
+for each expert (`models.experts`). The model computes what it did before, and its tensors share the memory that
 they had. An original model goes through this when it is opened, a packed one before its packed modules are put in.
 """
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .experts import ExpertMatrices, as_linear, experts_modules, take_apart
+from .experts import ExpertMatrices, as_linear
+from .find_experts import experts_modules, take_apart
 
 
 def as_linears(layers: nn.ModuleList, width: int) -> None:
@@ -23,8 +24,8 @@ def as_linears(layers: nn.ModuleList, width: int) -> None:
             if isinstance(module, Conv1D):
                 parent, _, name = path.rpartition(".")
                 setattr(layer.get_submodule(parent), name, as_linear(module.weight.detach().t(), module.bias))
-        for _, module, _ in list(experts_modules(layer)):
-            take_apart(module, width)
+        for _, module, experts in list(experts_modules(layer)):
+            take_apart(module, width, experts)
 
 
 def experts_of(layer: nn.Module) -> dict[str, ExpertMatrices]:
@@ -38,15 +39,20 @@ def routers_of(layer: nn.Module) -> list[str]:
     Such a module is next to an experts module, gives no hidden states (no matrix has as many rows), and has a matrix
     with a row for each expert, for each expert and others that compute nothing, or with one row.
     """
-    found: list[str] = []
-    for name, matrices in experts_of(layer).items():
-        block = name.rpartition(".")[0].rpartition(".")[0]
+    experts, found = experts_of(layer), []
+    for name, matrices in experts.items():
+        block = _around(name.rpartition(".")[0])
+        while block and len(list(layer.get_submodule(block).children())) == 1:
+            block = _around(block)  # nothing is next to the experts there
         prefix = f"{block}." if block else ""
-        blocks = [experts for other, experts in experts_of(layer).items() if other.startswith(prefix)]
-        width, count = blocks[-1].out_features, len(matrices)
+        width = [last for other, last in experts.items() if other.startswith(prefix)][-1].out_features
         for child, sibling in layer.get_submodule(block).named_children():
             rows = [len(matrix) for matrix in sibling.parameters() if matrix.dim() == 2]
-            chooses = any(row == 1 or count <= row <= 2 * count for row in rows)
+            chooses = any(row == 1 or len(matrices) <= row <= 2 * len(matrices) for row in rows)
             if chooses and width not in rows and not any(isinstance(m, ExpertMatrices) for m in sibling.modules()):
                 found.append(prefix + child)
     return list(dict.fromkeys(found))
+
+
+def _around(path: str) -> str:
+    return path.rpartition(".")[0]

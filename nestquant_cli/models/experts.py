@@ -4,24 +4,23 @@ transformers keeps the weights of all experts of a layer in parameters such as `
 own forward takes slices of them, one for each expert that the router chose, and multiplies the tokens of that expert
 with it. `ExpertMatrices` stands in for such a parameter: it holds one Linear for each expert, and a product with its
 slice e calls Linear e. So whoever watches or replaces Linears (calibration, packed layers, adapters) sees every expert,
-and the routing stays the model's.
-
-An expert parameter is known by its structure: it has three dimensions, it is not the kernel of a convolution, and
-either its class is registered with transformers' experts interface, or its module's forward takes a second argument
-(the router's choice), or a matrix with a row for each expert (the router) is next to its module.
+and the routing stays the model's. `find_experts` says which parameters these are.
 """
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_FEWEST = 8  # entries of the smaller side of a matrix worth coding: one block of the lattice
+from ..base.errors import NestQuantError
+from ..kernels.dense import DenseLinear
+from .stand_in import StandIn
+
+_OTHER_SIDE = "its matrices are multiplied from the other side than their shape says"
 
 
-class ExpertMatrices(nn.Module):
+class ExpertMatrices(StandIn, nn.Module):
     """One 3-D parameter of experts as a Linear for each of them, in the model's code still the parameter.
 
     The Linears are named `expert_0`, `expert_1`, …: peft chooses Linears by the last part of their names, and a bare
@@ -38,6 +37,7 @@ class ExpertMatrices(nn.Module):
     def __init__(self, linears: list[nn.Linear], transposed: bool, name: str) -> None:
         super().__init__()
         self.transposed, self.name = transposed, name
+        self.out_features, self.in_features = linears[0].out_features, linears[0].in_features
         for number, linear in enumerate(linears):
             self.add_module(f"expert_{number}", linear)
 
@@ -55,28 +55,14 @@ class ExpertMatrices(nn.Module):
         return torch.Size((len(self), *sides))
 
     @property
-    def out_features(self) -> int:
-        """Rows of each expert's matrix."""
-        rows: int = self._at(0).out_features
-        return rows
-
-    @property
-    def in_features(self) -> int:
-        """Columns of each expert's matrix."""
-        columns: int = self._at(0).in_features
-        return columns
-
-    @property
     def dtype(self) -> torch.dtype:
         """Dtype of the parameter."""
-        dtype: torch.dtype = self._at(0).weight.dtype
-        return dtype
+        return _held(self._at(0)).dtype
 
     @property
     def device(self) -> torch.device:
         """Device of the first expert."""
-        device: torch.device = self._at(0).weight.device
-        return device
+        return _held(self._at(0)).device
 
     def dim(self) -> int:
         """Number of dimensions of the parameter."""
@@ -86,49 +72,84 @@ class ExpertMatrices(nn.Module):
         """Size of the parameter, or of one of its dimensions."""
         return self.shape[dims[0]] if dims else self.shape
 
+    def view(self, *shape: Any) -> Any:
+        """The parameter in another shape: itself where that is its own, as where model code had experts in rows."""
+        sizes = list(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        if len(sizes) == 3 and all(wanted in (-1, own) for wanted, own in zip(sizes, self.shape, strict=True)):
+            return self
+        return self.dense().reshape(sizes)
+
+    reshape = view
+
     def transpose(self, first: int, second: int) -> "_Transposed":
         """The parameter with its matrices transposed; other dimensions are never exchanged by model code."""
         if {first % 3, second % 3} != {1, 2}:
-            raise NotImplementedError(f"{self.name} is transposed over its experts")
+            raise self.refused("its experts are exchanged with another dimension")
+        return _Transposed(self)
+
+    @property
+    def mT(self) -> "_Transposed":  # noqa: N802 - a tensor's name
+        """The parameter with its matrices transposed."""
         return _Transposed(self)
 
     def __getitem__(self, index: Any) -> Any:
         """The matrix of one expert, as the operand of a product; any other index gives a tensor."""
-        if isinstance(index, int) or (isinstance(index, Tensor) and index.dim() == 0):
-            return _Operand(self._at(index), self.transposed)
+        if index.dim() == 0 if isinstance(index, Tensor) else hasattr(index, "__index__"):
+            return _Operand(self, self._at(index), self.transposed)
         return self.dense()[index]
 
     def _at(self, index: Any) -> nn.Linear:
-        module: Any = self._modules[f"expert_{int(index) % len(self)}"]
+        number = int(index)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"{self.name} has {len(self)} experts, and expert {number} was asked for")
+        module: Any = self._modules[f"expert_{number % len(self)}"]
         return module
 
     def dense(self) -> Tensor:
-        """The parameter as one tensor, for code that wants no product."""
-        weights = torch.stack([weight_of(linear) for linear in self])
+        """The parameter as one tensor, for code that wants no product.
+
+        Raises:
+            NestQuantError: experts are packed. Code that multiplies by itself would leave out that inputs are rounded.
+        """
+        weights = torch.stack([self.weight_of(linear) for linear in self])
         return weights.transpose(1, 2) if self.transposed else weights
 
-    @classmethod
-    def __torch_function__(
-        cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return _calculate(function, args, kwargs or {})
+    def weight_of(self, linear: nn.Module) -> Tensor:
+        """The weight (out, in) of an expert; raises as `dense` where its Linear does more than multiply with it."""
+        if type(linear) not in (nn.Linear, DenseLinear):
+            raise self.refused(f"a {type(linear).__name__} is wanted as a tensor")
+        weight: Tensor = linear.weight  # type: ignore[assignment]
+        return weight
 
-    def product(self, x: Tensor, transposed: bool) -> Tensor:
-        """torch.bmm of x (experts, tokens, in) with the parameter: (experts, tokens, out).
+    def refused(self, cause: str) -> NestQuantError:
+        """The error of an operation that the Linears cannot do."""
+        return NestQuantError(
+            f"{self.name}: {cause}",
+            "the model was not run",
+            'call model.set_experts_implementation("nestquant"), or use a model of another class',
+        )
+
+    def product(self, x: Tensor, transposed: bool = True) -> Tensor:
+        """x (experts, tokens, in), or (tokens, in) for all experts, times the parameter: (experts, tokens, out).
 
         Tokens of zeros, which a router did not send to an expert, are left out.
+
+        Args:
+            x: the tokens.
+            transposed: whether model code has the matrices as (in, out).
         """
-        if not transposed:
-            raise NotImplementedError(f"{self.name} is multiplied from its other side")
-        out: Tensor = x.new_zeros(*x.shape[:2], self._at(0).out_features)
+        if transposed != self.transposed:
+            raise self.refused(_OTHER_SIDE)
+        x = x.expand(len(self), *x.shape[-2:])
+        out: Tensor = x.new_zeros(*x.shape[:2], self.out_features)
         for number in range(len(self)):
             rows = x[number].any(-1).nonzero()[:, 0]
             if len(rows):
-                out[number, rows] = self._at(number)(x[number, rows])
+                out[number, rows] = _multiplied(self._at(number), x[number, rows])
         return out
 
 
-class _Transposed:
+class _Transposed(StandIn):
     """An ExpertMatrices whose matrices model code has transposed before a batched product."""
 
     def __init__(self, matrices: ExpertMatrices) -> None:
@@ -137,53 +158,60 @@ class _Transposed:
     def dense(self) -> Tensor:
         return self.matrices.dense().transpose(1, 2)
 
-    def product(self, x: Tensor, transposed: bool) -> Tensor:
-        return self.matrices.product(x, transposed)
+    def product(self, x: Tensor, transposed: bool = True) -> Tensor:
+        return self.matrices.product(x, not transposed)
 
     @property
-    def transposed(self) -> bool:
-        return not self.matrices.transposed
+    def shape(self) -> torch.Size:
+        return self.matrices.shape[:1] + self.matrices.shape[:0:-1]
 
-    @classmethod
-    def __torch_function__(
-        cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return _calculate(function, args, kwargs or {})
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.matrices.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.matrices.device
+
+    def size(self, *dims: int) -> Any:
+        return self.shape[dims[0]] if dims else self.shape
 
 
-class _Operand:
+class _Operand(StandIn):
     """The matrix of one expert where model code multiplies with it: the product is a call of its Linear.
 
     Args:
+        matrices: the parameter.
         linear: the expert's Linear.
         transposed: whether model code has it as (in, out), for x @ W, instead of (out, in), for F.linear.
     """
 
-    def __init__(self, linear: nn.Linear, transposed: bool) -> None:
-        self.linear, self.transposed = linear, transposed
+    def __init__(self, matrices: ExpertMatrices, linear: nn.Linear, transposed: bool) -> None:
+        self.matrices, self.linear, self.transposed = matrices, linear, transposed
 
     @property
     def T(self) -> "_Operand":  # noqa: N802 - a tensor's name
         """The matrix transposed."""
-        return _Operand(self.linear, not self.transposed)
+        return _Operand(self.matrices, self.linear, not self.transposed)
 
+    mT = T  # noqa: N815 - a tensor's name
     t = transpose = lambda self, *_: self.T
 
     @property
     def shape(self) -> torch.Size:
         """Shape of the matrix as model code has it."""
-        sides = self.linear.out_features, self.linear.in_features
+        sides = self.matrices.out_features, self.matrices.in_features
         return torch.Size(sides[::-1] if self.transposed else sides)
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the weight."""
-        return self.linear.weight.dtype
+        return self.matrices.dtype
 
     @property
     def device(self) -> torch.device:
         """Device of the weight."""
-        return self.linear.weight.device
+        return self.matrices.device
 
     def to(self, *_: Any, **__: Any) -> "_Operand":
         """Itself: the product comes in the dtype of the tokens."""
@@ -193,75 +221,30 @@ class _Operand:
 
     def dense(self) -> Tensor:
         """The matrix as a tensor, for code that wants no product."""
-        weight = weight_of(self.linear)
+        weight = self.matrices.weight_of(self.linear)
         return weight.t() if self.transposed else weight
 
-    def product(self, x: Tensor, transposed: bool) -> Tensor:
+    def product(self, x: Tensor, transposed: bool = True) -> Tensor:
         """x times the matrix: x @ W where `transposed`, else F.linear(x, W)."""
         if transposed != self.transposed:
-            raise NotImplementedError("an expert's matrix is multiplied from its other side")
-        y: Tensor = self.linear(x)
-        return y
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return _calculate(function, args, kwargs or {})
+            raise self.matrices.refused(_OTHER_SIDE)
+        return _multiplied(self.linear, x)
 
 
-_MATMULS = (torch.matmul, torch.bmm, torch.mm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm, Tensor.mm)
-_STANDS_IN = (ExpertMatrices, _Transposed, _Operand)
+def _multiplied(linear: nn.Module, x: Tensor) -> Tensor:
+    """linear(x), in x's dtype also where model code has cast the weight to it; no call without tokens."""
+    if not x.numel():
+        sizes: Any = linear
+        return x.new_zeros(*x.shape[:-1], sizes.out_features)
+    dtype = linear.weight.dtype if type(linear) is nn.Linear else x.dtype
+    y: Tensor = linear(x) if dtype == x.dtype else linear(x.to(dtype)).to(x.dtype)
+    return y
 
 
-def _calculate(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A function of torch with a stand-in among its arguments: a product calls Linears, all else gets the tensor."""
-    if function is nn.functional.linear and isinstance(args[1] if len(args) > 1 else None, _Operand):
-        bias = args[2] if len(args) > 2 else kwargs.get("bias")
-        y = args[1].product(args[0], transposed=False)
-        return y if bias is None else y + bias
-    if function in _MATMULS and len(args) == 2 and isinstance(args[1], _STANDS_IN) and isinstance(args[0], Tensor):
-        operand: Any = args[1]
-        return operand.product(args[0], transposed=True)
-
-    def plain(value: Any) -> Any:
-        return value.dense() if isinstance(value, _STANDS_IN) else value
-
-    return function(*map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
-
-
-def weight_of(linear: Any) -> Tensor:
-    """The weight (out, in) of a Linear, dequantized where it is packed."""
-    weight: Tensor = linear.dequantized() if hasattr(linear, "dequantized") else linear.weight
-    return weight
-
-
-def experts_modules(layer: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
-    """The modules of a decoder layer with 3-D parameters of experts: name in the layer, module, number of experts."""
-    for path, module in layer.named_modules():
-        counts = [len(parameter) for parameter in _matrices(module).values()]
-        if counts and _routed(layer, path, module, max(counts)):
-            yield path, module, max(counts)
-
-
-def take_apart(module: nn.Module, width: int) -> dict[str, ExpertMatrices]:
-    """Replaces the 3-D parameters of an experts module by their matrices as Linears, which share their memory.
-
-    Args:
-        module: module of the experts.
-        width: size of the hidden states, by which the sides are told apart where the module does not say it.
-
-    Returns:
-        the matrices by the name of their parameter.
-    """
-    transposed, taken = _transposed(module, width), {}
-    for name in transposed:
-        parameter = module._parameters.pop(name)
-        assert parameter is not None
-        slices = [matrix.t() if transposed[name] else matrix for matrix in parameter.detach()]
-        taken[name] = ExpertMatrices([as_linear(weight) for weight in slices], transposed[name], name)
-        module.add_module(name, taken[name])
-    return taken
+def _held(linear: nn.Module) -> Tensor:
+    """A tensor with the dtype and the device of a Linear, or of what stands in its place."""
+    weight: Any = getattr(linear, "weight", None)
+    return weight if isinstance(weight, Tensor) else next(linear.parameters())
 
 
 def as_linear(weight: Tensor, bias: nn.Parameter | None = None) -> nn.Linear:
@@ -271,44 +254,3 @@ def as_linear(weight: Tensor, bias: nn.Parameter | None = None) -> nn.Linear:
     linear.weight = nn.Parameter(weight, requires_grad=False)
     linear.register_parameter("bias", bias)
     return linear
-
-
-def _matrices(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The 3-D parameters of a module that may be matrices of experts, by name."""
-    return {
-        name: parameter
-        for name, parameter in module._parameters.items()
-        if parameter is not None
-        and parameter.dim() == 3
-        and parameter.is_floating_point()
-        and min(parameter.shape[1:]) >= _FEWEST
-    }
-
-
-def _routed(layer: nn.Module, path: str, module: nn.Module, experts: int) -> bool:
-    """Whether a module with 3-D parameters is called with the router's choice."""
-    if isinstance(module, nn.modules.conv._ConvNd) or experts < 2:
-        return False
-    if hasattr(module, "_apply_gate"):  # registered with transformers' experts interface
-        return True
-    if len(inspect.signature(module.forward).parameters) > 1:
-        return True
-    parent = layer.get_submodule(path.rpartition(".")[0])
-    shapes = [matrix.shape for child in parent.children() if child is not module for matrix in child.parameters()]
-    return any(len(shape) == 2 and shape[0] == experts for shape in shapes)
-
-
-def _transposed(module: nn.Module, width: int) -> dict[str, bool]:
-    """By parameter, whether its matrices are (in, out): as the module says it, else by the side of the hidden states.
-
-    The last parameter of experts gives hidden states, the others take them. A single one, and matrices with two sides
-    as wide as hidden states, are taken for (out, in).
-    """
-    shapes = {name: parameter.shape[1:] for name, parameter in _matrices(module).items()}
-    if hasattr(module, "is_transposed") or len(shapes) < 2:
-        return dict.fromkeys(shapes, bool(getattr(module, "is_transposed", False)))
-    last = list(shapes)[-1]
-    return {
-        name: rows != columns and width == (columns if name == last else rows)
-        for name, (rows, columns) in shapes.items()
-    }
