@@ -8,8 +8,8 @@ they had. An original model goes through this when it is opened, a packed one be
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .experts import ExpertMatrices, as_linear
-from .find_experts import experts_modules, take_apart
+from .experts import ExpertMatrices
+from .find_experts import as_linear, experts_modules, take_apart
 
 
 def as_linears(layers: nn.ModuleList, width: int) -> None:

@@ -245,12 +245,3 @@ def _held(linear: nn.Module) -> Tensor:
     """A tensor with the dtype and the device of a Linear, or of what stands in its place."""
     weight: Any = getattr(linear, "weight", None)
     return weight if isinstance(weight, Tensor) else next(linear.parameters())
-
-
-def as_linear(weight: Tensor, bias: nn.Parameter | None = None) -> nn.Linear:
-    """A frozen Linear around a weight (out, in) and a bias, which are not copied."""
-    out_features, in_features = weight.shape
-    linear = nn.Linear(in_features, out_features, bias=False, device="meta", dtype=weight.dtype)
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.register_parameter("bias", bias)
-    return linear

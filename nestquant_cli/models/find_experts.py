@@ -8,9 +8,9 @@ interface, or a matrix with a row for each expert (the router) is next to it, or
 import inspect
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
-from .experts import ExpertMatrices, as_linear
+from .experts import ExpertMatrices
 
 _FEWEST = 8  # entries of the smaller side of a matrix worth coding: one block of the lattice
 _OPTIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -49,6 +49,15 @@ def take_apart(module: nn.Module, width: int, experts: int) -> dict[str, ExpertM
         taken[name] = ExpertMatrices([as_linear(weight) for weight in slices], transposed, name)
         module.add_module(name, taken[name])
     return taken
+
+
+def as_linear(weight: Tensor, bias: nn.Parameter | None = None) -> nn.Linear:
+    """A frozen Linear around a weight (out, in) and a bias, which are not copied."""
+    out_features, in_features = weight.shape
+    linear = nn.Linear(in_features, out_features, bias=False, device="meta", dtype=weight.dtype)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.register_parameter("bias", bias)
+    return linear
 
 
 def _matrices(module: nn.Module) -> dict[str, nn.Parameter]:

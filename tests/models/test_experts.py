@@ -201,7 +201,7 @@ def test_linears_that_do_more_than_multiply_are_no_tensor() -> None:
         pass
 
     _, module = apart(Split, 3)
-    setattr(module.weight, "expert_1", Adapted(WIDTH, WIDTH))
+    module.weight.expert_1 = Adapted(WIDTH, WIDTH)
     assert module.weight[0].dense() is not None
     with pytest.raises(NestQuantError, match="Adapted"):
         module.weight[torch.tensor([0, 1])]
