@@ -91,14 +91,16 @@ class GramSum:
         features: entries of a token; it is padded with zeros to a multiple of 8.
         seed: seed of the rotation signs.
         device: device of the sum.
+        together: number of tokens that are gathered for one product; the sum does not depend on it.
 
     Attributes:
         tokens: number of tokens added.
         finite: whether all of them are finite.
     """
 
-    def __init__(self, features: int, seed: int, device: torch.device) -> None:
+    def __init__(self, features: int, seed: int, device: torch.device, together: int = TOGETHER) -> None:
         self.order = features + -features % 8
+        self.together = together
         self.tokens = 0
         self.finite = True
         self._upper = torch.zeros(self.order, self.order, dtype=torch.float64, device=device)
@@ -122,7 +124,7 @@ class GramSum:
         if not self.finite:
             return
         self._waiting.put(x.exponent, x.v)
-        if self._waiting.tokens >= TOGETHER:
+        if self._waiting.tokens >= self.together:
             self._settle()
 
     def _settle(self) -> None:
@@ -133,11 +135,24 @@ class GramSum:
                 product = integer_product(across[strip], across[strip.start :])
                 self._upper[strip, strip.start :].add_(product, alpha=4.0**power)
 
-    def mean(self) -> Tensor:
-        """E[(R x)(R x)ᵀ] per token, (n, n) float32. The sum is freed, so it can be called once."""
+    def include(self, other: "GramSum") -> None:
+        """Adds the tokens of another sum with the same rotation."""
+        self.upper.add_(other.upper)
+        self.tokens += other.tokens
+        self.finite = self.finite and other.finite
+
+    def mean(self, prior: "GramSum | None" = None, weight: float = 0) -> Tensor:
+        """E[(R x)(R x)ᵀ] per token, (n, n) float32. The sum is freed, so it can be called once.
+
+        Args:
+            prior: sum whose mean is blended in; it is not freed.
+            weight: number of tokens that the mean of `prior` counts as.
+        """
         upper = self.upper
         del self._upper  # before it is copied: it is the largest tensor of a run
-        upper.div_(self.tokens)
+        if prior is not None:
+            upper.add_(prior.upper, alpha=weight / prior.tokens)
+        upper.div_(self.tokens + weight)
         whole = upper.float()
         del upper
         for strip in slices(self.order, whole.device, _STRIP):

@@ -1,29 +1,20 @@
 """Collects one input of a decoder layer over the windows: its sums of outer products, and a sample of its tokens."""
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base.errors import NestQuantError
-from ..codecs.registry import fit_heads
 from ..codecs.weights import Shape
 from ..parallel.team import Team
-from ..parallel.tiles import over_rows, run_pieces
-from ..rotation.reflections import Reflections
-from ..rotation.transform import rotation
+from ..parallel.tiles import run_pieces
 from .current_window import choose, current_window, window_generator
 from .gram import CrossSum, GramSum, Grid
+from .input_fit import fit_input, in_basis, not_finite, report_dead, still_dead
 from .statistics import InputStatistics
-
-logger = logging.getLogger("nestquant")
-
-_FEW = 64  # tokens that are looked at first for dead channels; nearly every channel is non-zero in one of them
 
 
 @dataclass(frozen=True)
@@ -89,8 +80,7 @@ class InputCollector:
         """Rounds one input to its grid and samples it, on the thread that computes it."""
         number, tokens, dead = self._first + window, x.reshape(-1, self.features), self.dead
         rows = choose(tokens.shape[0], self._per_window, window_generator(self._seed, number))
-        for some in (tokens[:_FEW], tokens):  # after a few tokens hardly a channel is left to look at
-            dead = dead[~some[:, dead].any(0)] if len(dead) else dead
+        dead = still_dead(dead, tokens)
         self._seen[number] = _Window(self.gram.grid(tokens), tokens[rows.to(tokens.device)], dead)
 
     def set_original(self, inputs: dict[int, Tensor]) -> None:
@@ -160,45 +150,13 @@ class InputCollector:
             NestQuantError: an input was not finite.
         """
         device, order, seed = self.gram.upper.device, self.gram.order, self._seed
-        if len(self.dead):
-            # no special case: the rotation spreads the other channels over all columns, and damping does the rest
-            logger.info(
-                "%s: %d of %d input channels are zero on all calibration text", place, len(self.dead), self.features
-            )
+        report_dead(place, len(self.dead), self.features)
         if not self.gram.finite or (self.cross is not None and not self.cross.finite):
-            raise NestQuantError(
-                f"the input of {place} has NaN or infinite values",
-                "calibration stopped",
-                "check the model's weights, or load it in a wider dtype",
-            )
-        hadamard = rotation(order, seed)
+            raise not_finite(place)
         hessian, cross = self.gram.mean(), None if self.cross is None else self.cross.mean()
-        if not rotated:
-            hessian, cross = _rotated(hadamard.inverse, hessian, cross)
-        noise = torch.zeros(order, device=device)
-        code = reflectors = None
-        if shape is not None or learned is not None:
-            sample = F.pad(torch.cat(self.kept).to(device).float(), (0, order - self.features))
-            sample = over_rows(hadamard.apply, sample) if rotated else sample
-        if learned is not None:
-            reflectors = learned(sample)
-            reflect = Reflections.of(reflectors).reflect
-            sample = over_rows(reflect, sample)
-            hessian, cross = _rotated(reflect, hessian, cross)
-        if shape is not None:
-            code = fit_heads(sample[None], shape, seed, centering)
-            noise = (sample - code.round(sample).dequantized()).square().mean(0)
-        return InputStatistics(tuple(members), hessian, noise, code, len(self.dead), reflectors, cross)
-
-
-def _rotated(rotate: Callable[[Tensor], Tensor], hessian: Tensor, cross: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Both moments (n, n) in the basis of rotate(x), for a rotation of rows."""
-
-    def both_sides(moments: Tensor) -> Tensor:
-        return over_rows(rotate, over_rows(rotate, moments).t()).t()
-
-    rotated = both_sides(hessian)
-    return (rotated + rotated.t()).div_(2), None if cross is None else both_sides(cross)
+        fit = fit_input(self.kept, order, device, shape, seed, rotated, learned, centering)
+        hessian, cross = in_basis(hessian, cross, seed, rotated, fit.reflectors)
+        return InputStatistics(tuple(members), hessian, fit.noise, fit.code, len(self.dead), fit.reflectors, cross)
 
 
 @contextmanager

@@ -46,6 +46,8 @@ class InputStatistics:
         source: name of the input where it is not that of the first member: the experts of a layer share one input, each
             with a Hessian of its own.
         cross: (n, n) float32, E[x₀ xᵀ] per token with x₀ the input in the original model; None where that is x.
+        tokens: number of tokens that an expert saw; None for other inputs.
+        pooled: share of an expert's H that is the mean over the tokens of all experts (`expert_collector`).
     """
 
     members: tuple[str, ...]
@@ -56,6 +58,8 @@ class InputStatistics:
     reflectors: Tensor | None = None
     cross: Tensor | None = None
     source: str | None = None
+    tokens: int | None = None
+    pooled: float = 0.0
 
 
 @dataclass(frozen=True)

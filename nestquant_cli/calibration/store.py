@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..base.errors import NestQuantError
 from ..codecs.registry import vector_from
@@ -66,14 +67,11 @@ class CalibrationWriter:
         for leader, item in layer.inputs.items():
             tensors[f"{leader}.hessian"] = item.hessian
             tensors[f"{leader}.noise"] = item.noise
-            if item.reflectors is not None:
+            if item.reflectors is not None and item.source in (None, leader):
                 tensors[f"{leader}.reflectors"] = item.reflectors
         with self.state.writing(name) as temporary:
             write_shard(temporary, tensors)
-        inputs = {
-            leader: {"members": list(item.members), "code": item.code and item.code.fitted(), "dead": item.dead}
-            for leader, item in layer.inputs.items()
-        }
+        inputs = {leader: _entry(leader, item) for leader, item in layer.inputs.items()}
         cache = layer.cache and {"keys": layer.cache.keys.fitted(), "values": layer.cache.values.fitted()}
         self.state.record(index, name, {"inputs": inputs, "cache": cache})
 
@@ -132,6 +130,15 @@ class Calibration:
                     "calibrate again with the settings of this command",
                 )
 
+    def experts(self) -> dict[str, dict[str, Any]]:
+        """Tokens that each expert saw and the pooled share of its H, by number of the layer and name of the Linear."""
+        return {
+            f"{index}.{leader}": {"tokens": entry["tokens"], "pooled": entry["pooled"]}
+            for index, layer in enumerate(self.layers)
+            for leader, entry in layer["inputs"].items()
+            if "pooled" in entry
+        }
+
     def layer(self, index: int, act_shape: Shape | None, kv_shape: Shape | None) -> LayerStatistics:
         """Reads the statistics of layer `index`.
 
@@ -148,17 +155,7 @@ class Calibration:
             if sha256_file(path) != info["sha256"]:
                 raise NestQuantError(f"{path} was altered or truncated", _NOT_USED, _AGAIN)
             tensors = read_tensors(path)
-            inputs = {
-                leader: InputStatistics(
-                    tuple(item["members"]),
-                    tensors[f"{leader}.hessian"],
-                    tensors[f"{leader}.noise"] * (act_shape is not None),
-                    _code_from(item["code"], act_shape),
-                    int(item["dead"]),
-                    tensors.get(f"{leader}.reflectors"),
-                )
-                for leader, item in info["inputs"].items()
-            }
+            inputs = {leader: _item(leader, info["inputs"], tensors, act_shape) for leader, _ in info["inputs"].items()}
             cache = None
             if kv_shape is not None:
                 keys, values = (_code_from(info["cache"][part], kv_shape) for part in ("keys", "values"))
@@ -185,6 +182,33 @@ def to_device(layer: LayerStatistics, device: torch.device) -> LayerStatistics:
         for name, item in layer.inputs.items()
     }
     return LayerStatistics(inputs, layer.cache)
+
+
+def _entry(leader: str, item: InputStatistics) -> dict[str, Any]:
+    """What calibration.json says of an input; of experts that share one, the first has what they share."""
+    entry: dict[str, Any] = {"members": list(item.members), "dead": item.dead}
+    if item.source in (None, leader):
+        entry["code"] = item.code and item.code.fitted()
+    if item.source is not None:
+        entry |= {"source": item.source, "tokens": item.tokens, "pooled": item.pooled}
+    return entry
+
+
+def _item(leader: str, entries: Any, tensors: dict[str, Tensor], act_shape: Shape | None) -> InputStatistics:
+    entry = entries[leader]
+    source = entry.get("source")
+    shared = source or leader
+    return InputStatistics(
+        tuple(entry["members"]),
+        tensors[f"{leader}.hessian"],
+        tensors[f"{leader}.noise"] * (act_shape is not None),
+        _code_from(entries[shared]["code"], act_shape),
+        int(entry["dead"]),
+        tensors.get(f"{shared}.reflectors"),
+        source=source,
+        tokens=None if source is None else int(entry["tokens"]),
+        pooled=0.0 if source is None else float(entry["pooled"]),
+    )
 
 
 def _file_name(index: int) -> str:

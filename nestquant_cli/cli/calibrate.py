@@ -7,6 +7,7 @@ import typer
 from ..storage.default_folders import calibration_folder
 from . import console
 from .config import RecipeOption, options_from_file, print_recipe, recipe_settings
+from .experts import print_experts
 from .option_groups import CalibrationRun, CalibrationText, expand_groups
 from .options import FolderOption, ModelArgument
 from .recipe_options import ActBitsOption, KvBitsOption
@@ -32,6 +33,7 @@ def calibrate(
     """
     from ..base.progress import duration
     from ..base.units import parse_bytes
+    from ..calibration.store import Calibration
     from ..models.device_choice import pick_device
     from ..models.source import resolve
     from ..parallel.team import joined
@@ -50,8 +52,10 @@ def calibrate(
         from ..pipeline.quantize import calibrate
 
         about = calibrate(source, recipe, folder, device, budget, run.dtype.value)
+        experts = Calibration(folder).experts()
     console.line(
         f"{about['samples']} windows of {about['seqlen']} tokens from {about['dataset']}, "
         f"{duration(time.monotonic() - start)}"
     )
+    print_experts(experts)
     console.print_ending(folder, "quantize", model, "--calibration", folder)

@@ -7,6 +7,7 @@ import typer
 
 from . import console
 from .config import RecipeOption, options_from_file, print_recipe, recipe_settings
+from .experts import print_experts
 from .option_groups import CalibrationRun, CalibrationText, expand_groups
 from .options import FolderOption, ModelArgument
 from .recipe_options import (
@@ -144,6 +145,7 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
         columns = ["matrix", "count", "weight error", "output error", "worst", "clipped blocks", "damping"]
         console.table(columns, rows, title="mean relative squared errors")
     _print_staying(report.get("staying", {}))
+    print_experts(report["matrices"])
     print_tuning(report)
     console.line(f"time: {duration(report['seconds'])}, peak memory {report['peak_memory_bytes'] / 2**30:.2f} GiB")
     console.print_ending(folder, "eval-ppl", folder)
@@ -162,5 +164,6 @@ def _print_staying(stays: dict[str, Any]) -> None:
 def _by_kind(matrices: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     kinds: dict[str, list[dict[str, Any]]] = {}
     for name, record in matrices.items():
-        kinds.setdefault(name.rpartition(".")[2], []).append(record)
+        owner, _, last = name.rpartition(".")
+        kinds.setdefault(owner.rpartition(".")[2] if last.startswith("expert_") else last, []).append(record)
     return kinds

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..base.errors import NestQuantError
 from .as_linears import as_linears, experts_of, routers_of
+from .expert_families import listed_routers
 from .language_model import refuse_without_text, text_stacks
 
 _REFUSED = "it was not quantized"
@@ -79,7 +80,7 @@ def linears(layer: nn.Module) -> dict[str, nn.Linear]:
 
     Those of routers are left out.
     """
-    routers = tuple(f"{name}." for name in routers_of(layer))
+    routers = tuple(f"{name}." for name in (*routers_of(layer), *listed_routers(layer)))
     return {
         name: module
         for name, module in layer.named_modules()

@@ -4,6 +4,7 @@ Without text there is no Hessian, so weights are rounded plainly, as with H = I.
 Linears, keys and values look Gaussian, so codes for them are fitted to Gaussian vectors.
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any
@@ -18,6 +19,7 @@ from ..calibration.input_groups import InputGroups
 from ..calibration.statistics import InputStatistics, LayerStatistics
 from ..codecs.registry import fit_heads
 from ..codecs.vectors import VectorCode
+from ..models.expert_families import expert_families
 from ..models.small_matrices import refuse_stray_matrices, staying
 from ..models.structure import Decoder, linears, open_decoder
 from ..modules.attach import attach, quantized_linears
@@ -85,30 +87,34 @@ def quantize_loaded(model: PreTrainedModel, recipe: Recipe) -> tuple[Layout, dic
 
 
 def _quantize_layer(
-    prefix: str, layer: nn.Module, groups: dict[str, list[str]], cache: CacheCodes | None, recipe: Recipe
+    prefix: str, layer: nn.Module, groups: InputGroups, cache: CacheCodes | None, recipe: Recipe
 ) -> tuple[dict[str, Tensor], LayerPart]:
     modules = linears(layer)
-    inputs = {}
-    for leader, members in groups.items():
-        order, device = padded_size(modules[leader].in_features), modules[leader].weight.device
-        code = _gaussian_code(recipe, "act", order)
-        inputs[leader] = InputStatistics(
-            tuple(members), torch.ones(order, device=device), torch.zeros(order, device=device), code
-        )
+
+    def item(members: Sequence[str], source: str | None = None) -> InputStatistics:
+        order, device = padded_size(modules[members[0]].in_features), modules[members[0]].weight.device
+        code, ones = _gaussian_code(recipe, "act", order), torch.ones(order, device=device)
+        return InputStatistics(tuple(members), ones, torch.zeros(order, device=device), code, source=source)
+
+    inputs = {leader: item(members) for leader, members in groups.members.items()}
+    for shared in groups.experts:
+        inputs |= {shared.members(e)[0]: item(shared.members(e), shared.source) for e in range(shared.experts)}
     statistics = LayerStatistics(inputs, cache)
     packed = quantize_matrices(modules, statistics, recipe, prefix, Team())
     return part_of(prefix, layer, statistics, packed, recipe)
 
 
 @torch.no_grad()
-def _groups(model: PreTrainedModel, decoder: Decoder) -> list[dict[str, list[str]]]:
-    """Names of the Linears with the same input, in each layer by the first of them, found by watching one forward."""
+def _groups(model: PreTrainedModel, decoder: Decoder) -> list[InputGroups]:
+    """The Linears with the same input in each layer, found by watching one forward."""
     watchers = [InputGroups() for _ in decoder.layers]
     with ExitStack() as stack:
         for watcher, layer in zip(watchers, decoder.layers, strict=True):
-            stack.enter_context(watcher.watch(linears(layer)))
+            stack.enter_context(watcher.watch(linears(layer), expert_families(layer)))
         model(input_ids=torch.arange(_PROBE, device=model.device)[None], use_cache=False)
-    return [watcher.members for watcher in watchers]
+    for watcher in watchers:
+        watcher.inputs, watcher.expert_inputs = {}, {}  # tokens are not needed
+    return watchers
 
 
 def _cache_codes(model: PreTrainedModel, recipe: Recipe) -> CacheCodes | None:

@@ -91,6 +91,7 @@ def quantize_group(
             **rounded.records[number],
             "damping": step.damping,
             "dead_inputs": statistics.dead,
+            **({} if statistics.tokens is None else {"tokens": statistics.tokens, "pooled": statistics.pooled}),
         }
         result[name] = QuantizedMatrix(rounded.tensors[number], rounded.codes[number], record)
     return result

@@ -1,0 +1,125 @@
+"""What calibration makes of the sampled tokens of one input: its code, its noise and a learned rotation."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..base.errors import NestQuantError
+from ..codecs.registry import fit_heads
+from ..codecs.vectors import VectorCode
+from ..codecs.weights import Shape
+from ..parallel.tiles import over_rows
+from ..rotation.reflections import Reflections
+from ..rotation.transform import rotation
+
+logger = logging.getLogger("nestquant")
+
+_FEW = 64  # tokens that are looked at first for dead channels; nearly every channel is non-zero in one of them
+
+
+@dataclass(frozen=True)
+class InputFit:
+    """What was fitted to the sampled tokens of an input.
+
+    Attributes:
+        code: code of the activations, or None.
+        noise: (n,) float32, E[z²] per token; zero without a code.
+        reflectors: (r, n) float32, reflectors of a learned rotation; None without one.
+    """
+
+    code: VectorCode | None
+    noise: Tensor
+    reflectors: Tensor | None
+
+
+def fit_input(
+    tokens: Sequence[Tensor],
+    order: int,
+    device: torch.device,
+    shape: Shape | None,
+    seed: int,
+    rotated: bool,
+    learned: Callable[[Tensor], Tensor] | None,
+    centering: bool,
+) -> InputFit:
+    """Learns the rotation of an input, where it has one, and fits its code.
+
+    Args:
+        tokens: the sample, in parts (tokens, features).
+        order: n, the features padded to a multiple of 8.
+        device: device of the noise.
+        shape: shape of the activation code; None for 16 bits.
+        seed: seed of the rotation signs and of the fit.
+        rotated: whether the basis is a rotated one.
+        learned: function from rotated tokens (tokens, n) to the reflectors of a learned rotation; None without one.
+        centering: whether the code may have a center.
+    """
+    noise = torch.zeros(order, device=device)
+    code = reflectors = None
+    if shape is not None or learned is not None:
+        whole = torch.cat(list(tokens))
+        sample = F.pad(whole.to(device).float(), (0, order - whole.shape[1]))
+        sample = over_rows(rotation(order, seed).apply, sample) if rotated else sample
+    if learned is not None:
+        reflectors = learned(sample)
+        sample = over_rows(Reflections.of(reflectors).reflect, sample)
+    if shape is not None:
+        code = fit_heads(sample[None], shape, seed, centering)
+        noise = (sample - code.round(sample).dequantized()).square().mean(0)
+    return InputFit(code, noise, reflectors)
+
+
+def in_basis(
+    hessian: Tensor, cross: Tensor | None, seed: int, rotated: bool, reflectors: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Moments (n, n) of tokens behind the Hadamard rotation, in the basis in which the statistics are wanted.
+
+    Args:
+        hessian: E[x xᵀ].
+        cross: E[x₀ xᵀ], or None.
+        seed: seed of the rotation signs.
+        rotated: whether the basis is a rotated one.
+        reflectors: (r, n) reflectors of a learned rotation; None without one.
+    """
+    if not rotated:
+        hessian, cross = _rotated(rotation(len(hessian), seed).inverse, hessian, cross)
+    if reflectors is not None:
+        hessian, cross = _rotated(Reflections.of(reflectors).reflect, hessian, cross)
+    return hessian, cross
+
+
+def _rotated(rotate: Callable[[Tensor], Tensor], hessian: Tensor, cross: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both moments (n, n) in the basis of rotate(x), for a rotation of rows."""
+
+    def both_sides(moments: Tensor) -> Tensor:
+        return over_rows(rotate, over_rows(rotate, moments).t()).t()
+
+    rotated = both_sides(hessian)
+    return (rotated + rotated.t()).div_(2), None if cross is None else both_sides(cross)
+
+
+def still_dead(dead: Tensor, tokens: Tensor) -> Tensor:
+    """Of the channels `dead`, those that are zero in all `tokens` (tokens, features), too."""
+    for some in (tokens[:_FEW], tokens):  # after a few tokens hardly a channel is left to look at
+        dead = dead[~some[:, dead].any(0)] if len(dead) else dead
+    return dead
+
+
+def report_dead(place: str, dead: int, features: int) -> None:
+    """Logs how many channels of an input are dead; the rotation spreads the others over all columns, and damping does
+    the rest."""
+    if dead:
+        logger.info("%s: %d of %d input channels are zero on all calibration text", place, dead, features)
+
+
+def not_finite(place: str) -> NestQuantError:
+    """The error for an input with values that are not finite."""
+    return NestQuantError(
+        f"the input of {place} has NaN or infinite values",
+        "calibration stopped",
+        "check the model's weights, or load it in a wider dtype",
+    )
