@@ -11,7 +11,9 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3nTextConfig,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
@@ -69,9 +71,24 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 }
 
 
+_SHARED: dict[str, Any] = {"num_hidden_layers": 4, "layer_types": _ALTERNATING, "num_kv_shared_layers": 2}
+_PER_LAYER: dict[str, Any] = {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCABULARY}
+# Families whose layers are given more than hidden states of the text, or hand on more.
+MORE_CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
+    "gemma3n": lambda: Gemma3nTextConfig(
+        **_GATED | _SLIDING | _SHARED | _PER_LAYER | {"intermediate_size": [128] * 4, "laurel_rank": 8},
+        activation_sparsity_pattern=[0.5, 0.5, 0.0, 0.0],
+    ),
+    "gemma4": lambda: Gemma4TextConfig(
+        **_GATED | _SLIDING | _SHARED | _PER_LAYER, use_double_wide_mlp=True, global_head_dim=32
+    ),
+}
+ALL_CONFIGS = CONFIGS | MORE_CONFIGS
+
+
 def make_model(family: str, seed: int = 0) -> PreTrainedModel:
     """A model with random weights, biases included, in evaluation mode."""
-    return from_config(CONFIGS[family](), seed)
+    return from_config(ALL_CONFIGS[family](), seed)
 
 
 def from_config(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
@@ -81,7 +98,7 @@ def from_config(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
         model: Any = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if name.endswith("bias"):
+                if name.endswith(("bias", "output_scale")):
                     parameter.normal_(std=0.1)
     return model.eval()
 

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, PreTrainedModel
 
 from nestquant_cli.base.errors import NestQuantError
@@ -11,8 +12,9 @@ from nestquant_cli.calibration.kv_observer import KVObserver
 from nestquant_cli.calibration.measure_layers import measure_layers
 from nestquant_cli.calibration.statistics import LayerStatistics
 from nestquant_cli.e8.shape import shape_for_bits
+from nestquant_cli.models.structure import linears
 from nestquant_cli.models.weights import Weights
-from tests.families import from_config, make_model, random_ids
+from tests.families import ALL_CONFIGS, from_config, make_model, random_ids, relative_error
 
 FOUR = shape_for_bits(4)
 SETTINGS = FitSettings(FOUR, FOUR, 0)
@@ -31,6 +33,36 @@ def assert_equal(one: LayerStatistics | None, other: LayerStatistics | None) -> 
         found = other.inputs[name]
         assert (item.members, item.code) == (found.members, found.code)
         assert torch.equal(item.hessian, found.hessian) and torch.equal(item.noise, found.noise)
+
+
+def hessians(model: PreTrainedModel, windows: Tensor) -> dict[str, Tensor]:
+    """E[x xᵀ] of the input of every Linear that the model itself calls, by full name."""
+    decoder, found = Weights(model).decoder, dict[str, Tensor]()
+    for index, layer in enumerate(decoder.layers):
+        for name, linear in linears(layer).items():
+
+            def see(_: object, args: tuple[Tensor, ...], name: str = f"{index}.{name}") -> None:
+                x = args[0].flatten(0, -2).double()
+                found[name] = x.t() @ x / len(x)
+
+            linear.register_forward_pre_hook(see)
+    with torch.inference_mode():
+        model(input_ids=windows, use_cache=False)
+    return found
+
+
+@pytest.mark.parametrize("family", ALL_CONFIGS)
+def test_hessians_are_those_of_the_model(family: str) -> None:
+    windows, settings = random_ids(3, 40), FitSettings(None, None, 0, rotation="none")
+    expected = hessians(make_model(family), windows)
+    for index, layer in enumerate(measure_layers(Weights(make_model(family)), windows, settings)):
+        assert layer is not None
+        for item in layer.inputs.values():
+            for name in item.members:
+                hessian = expected.pop(f"{index}.{name}")
+                found = item.hessian[: len(hessian), : len(hessian)]
+                assert relative_error(found, hessian) < 0.02, f"{index}.{name}"
+    assert not expected
 
 
 def test_every_distinct_input_has_statistics() -> None:
