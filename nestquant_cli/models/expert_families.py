@@ -13,11 +13,9 @@ Family = tuple[str, ...]  # names of Linears in the layer, one for each expert i
 
 def expert_families(layer: nn.Module) -> list[Family]:
     """The Linears of experts in a decoder layer after `as_linears`, in the order of the layer's modules."""
-    families = [tuple(f"{name}.{e}" for e in range(len(matrices))) for name, matrices in experts_of(layer).items()]
+    families = [tuple(f"{name}.{expert}" for expert in experts._modules) for name, experts in experts_of(layer).items()]
     for path, experts in _lists(layer).items():
-        families += [
-            tuple(f"{path}.{child}.{name}" for child, _ in experts.named_children()) for name in _shapes(experts[0])
-        ]
+        families += [tuple(f"{path}.{expert}.{name}" for expert in experts._modules) for name in _shapes(experts[0])]
     return families
 
 
