@@ -28,7 +28,6 @@ STRUCTURES = {
     "gemma3": 1.0,  # answers images
 }
 NOT_YET = {
-    "gpt_oss": "experts that are stored transposed",
     "llama4_text": "experts in batched products",
     "jetmoe": "experts in the attention",
     "qwen3_5_text": "hybrids",
