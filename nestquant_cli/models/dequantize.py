@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..base.errors import NestQuantError
 from .other_methods import Method
-from .shards import ComputedEntry, Entry, read_tensor
+from .shards import ComputedEntry, Entry, read_part, read_tensor
 
 Place = tuple[Path, Entry]  # a tensor of a file
 
@@ -125,7 +125,15 @@ class BlockScaled(ComputedEntry):
     block: tuple[int, int] | None
 
     def compute(self) -> Tensor:
-        values, scales = read_tensor(*self.matrix).float(), read_tensor(*self.scales).float()
+        return self._values(read_tensor(*self.matrix), read_tensor(*self.scales))
+
+    def part(self, index: int) -> Tensor:
+        if len(self.shape) < 3 or len(self.scales[1].shape) != len(self.shape) or self.scales[1].shape[0] == 1:
+            return super().part(index)
+        return self._values(*(read_part(*place, index, self.shape[0]) for place in (self.matrix, self.scales)))
+
+    def _values(self, matrix: Tensor, scales: Tensor) -> Tensor:
+        values, scales = matrix.float(), scales.float()
         if self.block is not None:
             for dim, size in zip((-2, -1), self.block, strict=True):
                 scales = scales.repeat_interleave(size, dim).narrow(dim, 0, values.shape[dim])
@@ -145,10 +153,17 @@ class Blocks(ComputedEntry):
     exponents: Place
 
     def compute(self) -> Tensor:
+        return self._values(read_tensor(*self.blocks), read_tensor(*self.exponents))
+
+    def part(self, index: int) -> Tensor:
+        if len(self.shape) < 3:
+            return super().part(index)
+        return self._values(*(read_part(*place, index, self.shape[0]) for place in (self.blocks, self.exponents)))
+
+    def _values(self, blocks: Tensor, exponents: Tensor) -> Tensor:
         table = torch.tensor(_FLOATS + tuple(-value for value in _FLOATS), dtype=torch.bfloat16)
         low, high = table.repeat(16), table.repeat_interleave(16)
         pairs = torch.stack([low, high], -1)  # (256, 2): both numbers of every byte
-        blocks, exponents = read_tensor(*self.blocks), read_tensor(*self.exponents)
         values = pairs[blocks.int()].flatten(-2)  # (…, rows, groups, 32)
         scales = torch.exp2(exponents.float() - _BIAS)
         values = (values * scales.bfloat16()[..., None]).flatten(-2)

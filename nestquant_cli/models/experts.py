@@ -116,7 +116,7 @@ class ExpertMatrices(StandIn, nn.Module):
 
     def weight_of(self, linear: nn.Module) -> Tensor:
         """The weight (out, in) of an expert; raises as `dense` where its Linear does more than multiply with it."""
-        if type(linear) not in (nn.Linear, DenseLinear):
+        if type(linear) is not nn.Linear and not isinstance(linear, DenseLinear):
             raise self.refused(f"a {type(linear).__name__} is wanted as a tensor")
         weight: Tensor = linear.weight  # type: ignore[assignment]
         return weight

@@ -74,6 +74,10 @@ class ComputedEntry(Entry):
         """The tensor, contiguous on the CPU, in the dtype and shape of the entry."""
         raise NotImplementedError
 
+    def part(self, index: int) -> "Tensor":
+        """Part `index` of its dimension 0, which is kept with size 1."""
+        return self.compute()[index : index + 1].clone()
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -130,6 +134,25 @@ def read_tensor(path: Path, entry: Entry) -> "Tensor":
         NestQuantError: the file ends before the tensor does, or cannot be read.
     """
     return _read(path, entry, 0, math.prod(entry.shape)).view(entry.shape)
+
+
+def read_part(path: Path, entry: Entry, index: int, parts: int) -> "Tensor":
+    """One of the equal parts of a tensor along its dimension 0, in new memory on the CPU: of the file no more is read.
+
+    Args:
+        path: the file.
+        entry: the tensor's entry.
+        index: number of the part, from 0.
+        parts: how many there are.
+
+    Raises:
+        NestQuantError: the file ends before the part does, or cannot be read.
+    """
+    shape = (entry.shape[0] // parts, *entry.shape[1:])
+    if isinstance(entry, ComputedEntry):
+        first = index * shape[0]
+        return entry.part(index) if shape[0] == 1 else entry.compute()[first : first + shape[0]].clone()
+    return _read(path, entry, index * math.prod(shape), math.prod(shape)).view(shape)
 
 
 def read_tensors(path: Path) -> "dict[str, Tensor]":

@@ -1,21 +1,19 @@
 """The weights of a model while it is worked on: whole in memory, or in its files but for what is in use.
 
-A model whose weights lie in safetensors files under the names that the model gives them is built without memory for
-them. Whoever runs or reads a layer holds it for as long:
+A model whose weights lie in safetensors files, as it names them or as transformers converts them (`tensor_reader`), is
+built without memory for them. Whoever runs or reads a layer holds it for as long:
 
     with weights.layer(3):
         ...
 
-The rest of the time its parameters are on the meta device. Every other model (a GGUF file, or names that transformers
-converts while it loads) is loaded whole, and holding changes nothing.
+The rest of the time its parameters are on the meta device. Every other model (a GGUF file, or tensors that do not fit
+the model's one by one) is loaded whole, and holding changes nothing.
 """
 
 import logging
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +21,16 @@ from transformers import PreTrainedModel
 
 from ..base.errors import NestQuantError
 from ..kernels.dense import use_float32_products
-from .auto_class import auto_class
+from .empty_model import empty_model, first_dtype, keep_untied
 from .language_model import runner, tower_stacks
 from .load import load_unpacked_model, read_generation_config, stored_tensors, warn_unused
-from .shards import Entry, read_tensor, same_values
-from .size_limits import describing, refuse_misfit
+from .on_demand import beyond_budget, read_on_demand
+from .shards import Entry
+from .size_limits import meta_model, refuse_misfit
 from .source import Source, load_config
+from .small_matrices import refuse_stray_matrices
 from .structure import Decoder, open_decoder
+from .tensor_reader import TensorReader
 
 PIECE = 1 << 24  # entries looked at a time
 ADAPTER = "adapter_config.json"
@@ -49,6 +50,7 @@ class Weights:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.decoder: Decoder = open_decoder(model)
+        use_float32_products(model)
         self.device = next(model.parameters()).device
 
     def layer(self, index: int) -> AbstractContextManager[None]:
@@ -59,9 +61,16 @@ class Weights:
         """Holds what runs before and after the decoder layers, without the output head."""
         return nullcontext()
 
+    def holding(self, modules: Collection[str]) -> AbstractContextManager[None]:
+        """Holds modules by their full names, such as experts' Linears that are not held with their layer.
+
+        What is held already stays so after it. Threads may hold different modules at a time.
+        """
+        return nullcontext()
+
     def fetch(self, name: str) -> Tensor:
         """One parameter or buffer by its full name."""
-        return self.model.state_dict()[name]
+        return _tensor_at(self.model, name)
 
     def refuse_unusable(self) -> None:
         """Raises NestQuantError when a tensor has NaN or infinite entries, naming it. Looks at one tensor at a time."""
@@ -77,58 +86,77 @@ class Weights:
 class LazyWeights(Weights):
     """A model whose parameters are in memory only while they are held.
 
+    Of a layer whose experts take more than `on_demand.EXPERTS` bytes the first that fit are held with it. The others
+    are read whenever they are used, each for as long, unless `holding` has them.
+
     Args:
         model: model with its parameters on the meta device and its buffers in memory.
-        stored: file and entry of every tensor by its name in the model.
+        reader: reads the model's tensors; it was made before `as_linears`.
         device: device of parameters while they are held.
     """
 
     lazy = True
 
-    def __init__(self, model: PreTrainedModel, stored: dict[str, tuple[Path, Entry]], device: str) -> None:
+    def __init__(self, model: PreTrainedModel, reader: TensorReader, device: str) -> None:
         super().__init__(model)
-        self.stored, self.device = stored, torch.device(device)
+        self.reader, self.device = reader, torch.device(device)
+        reader.follow(model)
         for module in model.modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = buffer.to(self.device)
         for name, buffer in model.named_buffers():
-            if name in stored:  # others are computed by the model
+            if name in reader:  # others are computed by the model
                 buffer.copy_(self.fetch(name))
+        self._on_demand: set[str] = set()
+        for index, layer in enumerate(self.decoder.layers):
+            for linear in beyond_budget(layer):
+                name = f"{self.decoder.layer_name(index)}.{linear}.weight"
+                self._on_demand.add(name)
+                read_on_demand(layer.get_submodule(linear), reader, name, self.device)  # type: ignore[arg-type]
 
     def layer(self, index: int) -> AbstractContextManager[None]:
-        prefix = self.decoder.layer_name(index) + "."
-        return self._holding(lambda name: name.startswith(prefix))
+        prefix = self.decoder.layer_name(index)
+        names = [f"{prefix}.{name}" for name, _ in self.decoder.layers[index].named_parameters()]
+        return self._holding([name for name in names if name not in self._on_demand])
 
     def around(self) -> AbstractContextManager[None]:
         base, _ = runner(self.model, self.decoder.prefix)
         prefix = f"{base}." if base else ""
         stacks = tuple(f"{name}." for name in (self.decoder.prefix, *tower_stacks(self.model)))
-        return self._holding(lambda name: name.startswith(prefix) and not name.startswith(stacks))
+        names = [name for name, _ in self.model.named_parameters()]
+        return self._holding([name for name in names if name.startswith(prefix) and not name.startswith(stacks)])
+
+    def holding(self, modules: Collection[str]) -> AbstractContextManager[None]:
+        found = {module: self.model.get_submodule(module) for module in modules}
+        return self._holding([f"{module}.{leaf}" for module in found for leaf, _ in found[module].named_parameters()])
 
     def fetch(self, name: str) -> Tensor:
-        dtype, (path, entry) = self._wanted(name).dtype, self.stored[name]
-        return read_tensor(path, entry).to(dtype)
+        return self.reader.read(name, _tensor_at(self.model, name).dtype)
 
     @contextmanager
-    def _holding(self, wanted: Callable[[str], bool]) -> Iterator[None]:
-        names = [name for name, _ in self.model.named_parameters() if wanted(name)]
+    def _holding(self, names: Collection[str]) -> Iterator[None]:
+        names = [name for name in names if _tensor_at(self.model, name).is_meta]
         for name in names:
             self._put(name, self.fetch(name).to(self.device))
         try:
             yield
         finally:
             for name in names:
-                self._put(name, self._wanted(name).to("meta"))
-
-    def _wanted(self, name: str) -> Tensor:
-        owner, _, leaf = name.rpartition(".")
-        tensor: Tensor = getattr(self.model.get_submodule(owner), leaf)
-        return tensor
+                self._put(name, _tensor_at(self.model, name).to("meta"))
 
     def _put(self, name: str, tensor: Tensor) -> None:
         owner, _, leaf = name.rpartition(".")
         setattr(self.model.get_submodule(owner), leaf, nn.Parameter(tensor.detach(), requires_grad=False))
+
+
+def _tensor_at(model: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its full name, as it lies in memory or on the meta device."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    tensor = module._parameters[leaf] if leaf in module._parameters else module._buffers[leaf]
+    assert tensor is not None
+    return tensor
 
 
 def open_weights(source: Source, device: str, dtype: str = "auto") -> Weights:
@@ -154,34 +182,39 @@ def open_weights(source: Source, device: str, dtype: str = "auto") -> Weights:
 def _open_lazily(source: Source, device: str, dtype: str) -> tuple[str, LazyWeights | None]:
     """The model, or why it has to be loaded whole."""
     if source.gguf_file:
+        _refuse_structure(meta_model(load_config(source)))
         return "the blocks of a GGUF file are de-quantized as one", None
     config = load_config(source)
     if getattr(config, "quantization_config", None) is not None:
         return "it is quantized already", None
     stored = stored_tensors(source)
     refuse_misfit(config, {name: entry.shape for name, (_, entry) in stored.items()})
-    stored_dtype = getattr(config, "dtype", None) or _first_dtype(stored)
-    model = _empty_model(config, stored_dtype if dtype == "auto" else getattr(torch, dtype))
-    if model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict:
-        return "parts of it are kept in float32", None
-    if _converted(model, stored):
-        return "transformers converts its tensors while it loads them", None
-    if difference := _misfit(model, stored):
-        return difference, None
-    _keep_untied(model, stored)
-    warn_unused(source, model, stored.keys() - model.state_dict().keys())
+    stored_dtype = getattr(config, "dtype", None) or first_dtype(stored)
+    model = empty_model(config, stored_dtype if dtype == "auto" else getattr(torch, dtype))
+    reader, reason = _reader(model, stored)
+    if reader is None:
+        _refuse_structure(model)
+        return reason, None
+    opened = LazyWeights(model.eval(), reader, device)
+    keep_untied(model, reader)
+    warn_unused(source, model, reader.unused)
     read_generation_config(model, Path(source.path))
-    return "", LazyWeights(model.eval(), stored, device)
+    return "", opened
 
 
-def _empty_model(config: Any, dtype: torch.dtype | None) -> PreTrainedModel:
-    """A model with its parameters on the meta device; buffers, which no file has, are computed as usual."""
-    from accelerate import init_empty_weights
+def _reader(model: PreTrainedModel, stored: dict[str, tuple[Path, Entry]]) -> tuple[TensorReader | None, str]:
+    """What reads the tensors of a model, or None and the reason."""
+    try:
+        reader = TensorReader(model, stored)
+    except Exception as error:  # converters raise of every kind where tensors are not those that they expect
+        return None, f"transformers converts its tensors while it loads them ({error or type(error).__name__})"
+    misfit = reader.misfit(model)
+    return (None, misfit) if misfit else (reader, "")
 
-    with describing(), init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
-    use_float32_products(model)
-    return model
+
+def _refuse_structure(model: PreTrainedModel) -> None:
+    """Raises NestQuantError for a model that cannot be quantized, before its weights are read."""
+    refuse_stray_matrices(model, open_decoder(model))
 
 
 def not_finite(tensor: Tensor) -> int:
@@ -189,49 +222,6 @@ def not_finite(tensor: Tensor) -> int:
     if not tensor.is_floating_point():
         return 0
     return sum(int((~torch.isfinite(piece)).sum()) for piece in tensor.reshape(-1).split(PIECE))
-
-
-def _first_dtype(stored: dict[str, tuple[Path, Entry]]) -> torch.dtype | None:
-    names = (entry.dtype for _, entry in stored.values() if "float" in entry.dtype)
-    return getattr(torch, next(names, "float32"))
-
-
-def _converted(model: PreTrainedModel, stored: dict[str, tuple[Path, Entry]]) -> bool:
-    """Whether transformers would rename or rearrange one of the tensors."""
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-    except ImportError:
-        return True  # this version keeps its conversions where they cannot be asked for
-    patterns = {pattern for conversion in get_model_conversion_mapping(model) for pattern in conversion.source_patterns}
-    expressions = [re.compile(pattern) for pattern in patterns]
-    return any(expression.search(name) for name in stored for expression in expressions)
-
-
-def _misfit(model: PreTrainedModel, stored: dict[str, tuple[Path, Entry]]) -> str | None:
-    """How the tensors that the model needs differ from those in the files; None where they do not."""
-    for name, tensor in model.state_dict().items():
-        if name in stored and stored[name][1].shape != tuple(tensor.shape):
-            return f"{name} has another shape in its file"
-        if name not in stored and name not in model.all_tied_weights_keys:
-            return f"its files have no {name}"
-    return None
-
-
-def _keep_untied(model: PreTrainedModel, stored: dict[str, tuple[Path, Entry]]) -> None:
-    """Unties a parameter that the configuration ties where its files hold other values for it.
-
-    transformers does the same while it loads a whole model.
-    """
-    for name, shared in list(model.all_tied_weights_keys.items()):
-        if name not in stored or shared not in stored:
-            continue
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        if not same_values(stored[name], stored[shared], getattr(module, leaf).dtype):
-            logger.warning("%s differs from %s, which config.json ties it to; it is kept as it is", name, shared)
-            untied = nn.Parameter(torch.empty_like(getattr(module, leaf)), requires_grad=False)
-            setattr(module, leaf, untied)
-            del model.all_tied_weights_keys[name]
 
 
 def _refuse_adapters(source: Source) -> None:

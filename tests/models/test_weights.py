@@ -1,5 +1,6 @@
 """A model that is read layer by layer computes what the whole model computes, in every family."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,11 @@ from nestquant_cli.models.source import resolve
 from nestquant_cli.models.weights import LazyWeights, Weights, open_weights
 from nestquant_cli.pipeline.finish import other_tensors
 from nestquant_cli.storage.files import read_json, write_json
+from tests.converted import converted
 from tests.families import CONFIGS, make_model, random_ids, save_model
 
-ONE_TO_ONE = [family for family in CONFIGS if family != "gpt_neox"]  # whose head has another name in its files
 
-
-@pytest.mark.parametrize("family", ONE_TO_ONE)
+@pytest.mark.parametrize("family", CONFIGS)
 def test_held_parts_are_the_models_own(family: str, tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
     folder = save_model(make_model(family).bfloat16(), tiny_tokenizer_folder, tmp_path / "model")
     whole = load_model(resolve(str(folder)))
@@ -40,7 +40,7 @@ def test_held_parts_are_the_models_own(family: str, tmp_path: Path, tiny_tokeniz
     assert weights.model.generation_config.to_dict() == whole.generation_config.to_dict()
 
 
-@pytest.mark.parametrize("family", ONE_TO_ONE)
+@pytest.mark.parametrize("family", CONFIGS)
 def test_with_every_part_held_hidden_states_are_the_same(
     family: str, tmp_path: Path, tiny_tokenizer_folder: Path
 ) -> None:
@@ -69,35 +69,42 @@ def test_the_dtype_is_the_configs(tmp_path: Path, tiny_tokenizer_folder: Path) -
     assert weights.lazy and weights.fetch("model.norm.weight").dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda t: {name.removeprefix("model."): tensor for name, tensor in t.items()}, r"have no model\."),
-        (lambda t: {name.replace("norm.weight", "norm.gamma"): tensor for name, tensor in t.items()}, "converts"),
-    ],
-)
-def test_what_does_not_map_one_to_one_is_loaded_whole_and_said(
-    tmp_path: Path,
-    make_model_folder: Callable[[Path, int], Path],
-    caplog: pytest.LogCaptureFixture,
-    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
-    reason: str,
+def test_a_tensor_in_two_forms_is_loaded_whole_and_said(
+    tmp_path: Path, tiny_tokenizer_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_model(converted("qwen3_moe"), tiny_tokenizer_folder, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    joined = load_model(resolve(str(folder))).state_dict()
+    name = "model.layers.0.mlp.experts.down_proj"
+    save_file(tensors | {name: joined[name].clone()}, folder / "model.safetensors", metadata={"format": "pt"})
+    with caplog.at_level("INFO", "nestquant"), contextlib.suppress(NestQuantError):  # transformers may not take it
+        assert not open_weights(resolve(str(folder)), "cpu").lazy
+    assert any("is loaded whole" in line and "two forms" in line for line in caplog.messages)
+
+
+def test_what_is_missing_is_said(
+    tmp_path: Path, make_model_folder: Callable[[Path, int], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = make_model_folder(tmp_path / "model", 0)
     tensors = load_file(folder / "model.safetensors")
-    save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
-    with caplog.at_level("INFO", "nestquant"):
-        try:
-            weights = open_weights(resolve(str(folder)), "cpu")
-        except NestQuantError:  # transformers itself may know no such names
-            weights = None
-    assert weights is None or not weights.lazy
-    assert any("is loaded whole" in line for line in caplog.messages)
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with caplog.at_level("INFO", "nestquant"), pytest.raises(NestQuantError, match="lack 1 tensors"):
+        open_weights(resolve(str(folder)), "cpu")
+    assert any("its files have no model.norm.weight" in line for line in caplog.messages)
 
 
-def test_renamed_tensors_are_left_to_transformers(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
-    folder = save_model(make_model("gpt_neox"), tiny_tokenizer_folder, tmp_path / "model")
-    assert not open_weights(resolve(str(folder)), "cpu").lazy
+def test_names_of_the_base_model_are_read_layer_by_layer(
+    tmp_path: Path, make_model_folder: Callable[[Path, int], Path]
+) -> None:
+    folder = make_model_folder(tmp_path / "model", 0)
+    expected = load_model(resolve(str(folder))).state_dict()
+    tensors = {name.removeprefix("model."): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    weights = open_weights(resolve(str(folder)), "cpu")
+    assert weights.lazy
+    for name in weights.model.state_dict():
+        assert torch.equal(weights.fetch(name), expected[name]), name
 
 
 def test_weights_that_are_not_finite_are_named(tmp_path: Path, make_model_folder: Callable[[Path, int], Path]) -> None:
