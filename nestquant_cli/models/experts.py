@@ -118,7 +118,7 @@ class ExpertMatrices(StandIn, nn.Module):
         """The weight (out, in) of an expert; raises as `dense` where its Linear does more than multiply with it."""
         if type(linear) is not nn.Linear and not isinstance(linear, DenseLinear):
             raise self.refused(f"a {type(linear).__name__} is wanted as a tensor")
-        weight: Tensor = linear.weight  # type: ignore[assignment]
+        weight: Tensor = linear.weight
         return weight
 
     def refused(self, cause: str) -> NestQuantError:

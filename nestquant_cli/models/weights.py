@@ -27,8 +27,8 @@ from .load import load_unpacked_model, read_generation_config, stored_tensors, w
 from .on_demand import beyond_budget, read_on_demand
 from .shards import Entry
 from .size_limits import meta_model, refuse_misfit
-from .source import Source, load_config
 from .small_matrices import refuse_stray_matrices
+from .source import Source, load_config
 from .structure import Decoder, open_decoder
 from .tensor_reader import TensorReader
 

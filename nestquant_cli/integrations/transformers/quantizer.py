@@ -146,6 +146,10 @@ class NestQuantHfQuantizer(HfQuantizer):
         model.__class__ = saving_class(kind)
         return model
 
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
+        """No conversions for a packed checkpoint, whose tensors have the names and the form that the model has."""
+        return [] if self.pre_quantized else weight_conversions
+
     def is_serializable(self) -> bool:
         return True
 
