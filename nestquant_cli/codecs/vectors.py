@@ -29,6 +29,11 @@ class Rounded:
     centered: Tensor | None = None
     center: Tensor | None = None
 
+    def rows(self, which: Tensor | slice) -> "Rounded":
+        """Some of the rows; the center is that of an input, the same for each row."""
+        scale, centered = (None if each is None else each[which] for each in (self.scale, self.centered))
+        return Rounded(self.values[which], scale, centered, self.center)
+
     def dequantized(self) -> Tensor:
         """(rows, entries) float32."""
         values = self.values.float() if self.scale is None else self.values.float() * self.scale[:, None]

@@ -14,7 +14,7 @@ class Limits:
         rounded_dot_tokens: the same for tokens that are rounded, but not to int8, or meet a weight that is not int8.
         fused_tokens: most tokens for which `product_many` is faster than decoding first; 0 for none.
         integer_tokens: most tokens of `product`; 0 where there is no kernel that multiplies words and int8 tokens.
-        joined_tokens: most tokens of `rotated_product`; 0 for none.
+        joined_tokens: most tokens of `rotated_product`, and of each expert of `experts_product`; 0 for none.
         queries: most queries of one key head that `attend` takes.
         lanes: rows times paths that fill a tile of the searches: pieces of rows are a multiple of this much.
     """

@@ -88,6 +88,7 @@ TABLE = {
     "integer_product": Operation(*3 * ("int8:integer_product",), limits="torch's own"),
     "scale_sums": Operation("reference.products:scale_sums", "cpu.inputs:scaled"),
     "rotated_product": Operation("reference.products:rotated_product", "cpu.product:rotated_product", unused=("gpu",)),
+    "experts_product": Operation("reference.products:experts_product", "cpu.product:experts_product", unused=("gpu",)),
     "product": Operation("reference.products:product", None, "gpu.product:product", "int8 codes", unused=("cpu",)),
     "product_one": Operation("reference.products:product_one", "cpu.product:product_one", "gpu.product:product_one"),
     "product_many": Operation(

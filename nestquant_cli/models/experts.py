@@ -57,12 +57,12 @@ class ExpertMatrices(StandIn, nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the parameter."""
-        return _held(self._at(0)).dtype
+        return _held(self.at(0)).dtype
 
     @property
     def device(self) -> torch.device:
         """Device of the first expert."""
-        return _held(self._at(0)).device
+        return _held(self.at(0)).device
 
     def dim(self) -> int:
         """Number of dimensions of the parameter."""
@@ -95,10 +95,11 @@ class ExpertMatrices(StandIn, nn.Module):
     def __getitem__(self, index: Any) -> Any:
         """The matrix of one expert, as the operand of a product; any other index gives a tensor."""
         if index.dim() == 0 if isinstance(index, Tensor) else hasattr(index, "__index__"):
-            return _Operand(self, self._at(index), self.transposed)
+            return _Operand(self, self.at(index), self.transposed)
         return self.dense()[index]
 
-    def _at(self, index: Any) -> nn.Linear:
+    def at(self, index: Any) -> nn.Linear:
+        """The Linear of an expert."""
         number = int(index)
         if not -len(self) <= number < len(self):
             raise IndexError(f"{self.name} has {len(self)} experts, and expert {number} was asked for")
@@ -145,7 +146,7 @@ class ExpertMatrices(StandIn, nn.Module):
         for number in range(len(self)):
             rows = x[number].any(-1).nonzero()[:, 0]
             if len(rows):
-                out[number, rows] = _multiplied(self._at(number), x[number, rows])
+                out[number, rows] = _multiplied(self.at(number), x[number, rows])
         return out
 
 

@@ -14,6 +14,7 @@ from ..codecs.registry import codec_of
 from ..models.structure import Decoder, find_decoder, open_decoder
 from ..rotation.reflections import Reflections
 from .cache import PackedCache, RoundingCache, is_packed, pack_layers
+from .grouped_experts import use_grouped_experts
 from .inputs import InputQuantizer, padded_size
 from .layout import Layout, LinearLayout
 from .linear import QuantizedLinear
@@ -49,6 +50,8 @@ def attach(model: PreTrainedModel, layout: Layout) -> None:
             module.bias = nn.Parameter(original.bias.detach(), requires_grad=False)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, module)
+    if layout.linears:
+        use_grouped_experts(model)
     if layout.cache:
         attach_cache(model, decoder, layout)
 

@@ -67,6 +67,21 @@ class InputQuantizer:
             last.results[key] = make(x.reshape(-1, self.features))
         return last.results[key]
 
+    def floats(self, x: Tensor) -> Tensor:
+        """What x (..., features) becomes, as floats: (tokens, padded) float32, rotated and rounded to the code.
+
+        Nothing is remembered. Without a code float32 is what the rotation gives, also for tokens in 16 bits.
+        """
+        flat = x.detach().reshape(-1, self.features)
+        if self.code is None and self.reflections is None:
+            return for_device(x.device).rotate_tokens(flat.float(), self.padded, self.seed)
+        return self.code_tokens(flat).dequantized().contiguous()
+
+    def hand_over(self, x: Tensor, coded: Rounded) -> None:
+        """Takes what was made of x (tokens, features) already, so that it is not coded when a Linear asks for it."""
+        self._of_thread.last = made = _remember(x)
+        made.results[None] = coded
+
     def code_tokens(self, x: Tensor) -> Rounded:
         """Rotates and codes tokens (tokens, features), without a gradient: rounding has none."""
         x = x.detach()

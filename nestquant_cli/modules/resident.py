@@ -9,10 +9,12 @@ from ..base.errors import NestQuantError
 from ..base.names import nearest
 from ..e8.code import BLOCK
 from ..kernels import for_device
+from ..models.experts import ExpertMatrices
 from .joined import join
 from .linear import QuantizedLinear
 
 FORMS = ("packed", "int8", "auto")
+_LISTS = (nn.ModuleList, nn.ModuleDict, ExpertMatrices)
 _SHARE = 0.25  # of the free memory, which "auto" lets int8 weights take
 
 logger = logging.getLogger("nestquant")
@@ -44,7 +46,12 @@ def set_resident(model: nn.Module, form: str) -> str:
         'int8'
     """
     check_form(form)
-    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear) and module.code is not None]
+    named = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantizedLinear) and module.code is not None
+    }
+    layers = list(named.values())
     if form == "auto":
         form = _choose([layer for layer in layers if layer.code is not None and layer.code.int8])
     for layer in layers:
@@ -52,7 +59,7 @@ def set_resident(model: nn.Module, form: str) -> str:
             layer.hold_packed()
         elif not layer.hold_int8():
             logger.info("a weight of %d × %d stays packed", layer.out_features, layer.in_features)
-    _join(layers)
+    _join(model, named)
     return form
 
 
@@ -78,12 +85,16 @@ def resident_bytes(model: nn.Module) -> int:
     return sum(module.resident_bytes() for module in model.modules() if isinstance(module, QuantizedLinear))
 
 
-def _join(layers: list[QuantizedLinear]) -> None:
-    """Lays the int8 weights with the same input one after another, where a kernel multiplies them in one go."""
-    groups: dict[int, list[QuantizedLinear]] = {}
-    for layer in layers:
+def _join(model: nn.Module, layers: dict[str, QuantizedLinear]) -> None:
+    """Lays the int8 weights with the same input one after another, where a kernel multiplies them in one go.
+
+    Those in different members of a list, as experts are, get different tokens of an input: each member is by itself.
+    """
+    lists = {name for name, module in model.named_modules() if isinstance(module, _LISTS)}
+    groups: dict[tuple[int, str], list[QuantizedLinear]] = {}
+    for name, layer in layers.items():
         if layer.form().integers and layer.resident == "int8" and for_device(layer.v.device).limits.joined_tokens:
-            groups.setdefault(id(layer.source), []).append(layer)
+            groups.setdefault((id(layer.source), _member(name, lists)), []).append(layer)
     for group in (group for group in groups.values() if len(group) > 1):  # a single one is its own whole
         matrices, scales, joined = join([layer.v for layer in group], [layer.row_scale for layer in group])
         start = 0
@@ -91,6 +102,14 @@ def _join(layers: list[QuantizedLinear]) -> None:
             layer.v, layer.row_scale = v, scale
             layer.set_joined(joined, start)
             start += layer.out_features
+
+
+def _member(name: str, lists: set[str]) -> str:
+    """The member of the innermost list that a module is in."""
+    member = name
+    while member and member.rpartition(".")[0] not in lists:
+        member = member.rpartition(".")[0]
+    return member
 
 
 def _choose(layers: list[QuantizedLinear]) -> str:

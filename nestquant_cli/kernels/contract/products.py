@@ -63,6 +63,25 @@ class ProductKernels(Protocol):
         """
         ...
 
+    def experts_product(
+        self, x: Tensor, taken: Tensor, ends: list[int], v: list[Tensor], row_scale: list[Tensor], dtype: torch.dtype
+    ) -> Tensor:
+        """diag(row_scale)·V x of the tokens of each expert and its int8 rows, for several experts at a time.
+
+        Args:
+            x: (tokens, entries) float32, rotated, contiguous.
+            taken: (pairs,) int64, for each pair of a token and an expert the token, the pairs expert by expert.
+            ends: by expert, the number of its last pair, plus one; at most `limits.joined_tokens` pairs an expert are
+                what the kernel is made for.
+            v: by expert, (rows, entries) int8, contiguous, all of one shape.
+            row_scale: by expert, (rows,) int16, contiguous, the bits of a bfloat16.
+            dtype: dtype of the result.
+
+        Returns:
+            (pairs, rows) of dtype, sums in float32.
+        """
+        ...
+
     def product(self, words: Tensor, row_scale: Tensor, v_a: Tensor, scale_a: Tensor, code: NestedCode) -> Tensor:
         """Product of packed words with integer activations: exact int32 sums, then the scales.
 

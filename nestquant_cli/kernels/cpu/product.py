@@ -3,11 +3,13 @@
 Packed words are decoded on the way. For int8 rows the tokens are rotated first, in the same call.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...e8.code import BLOCK, NestedCode
 from .dot import dot_rows, rotate_and_dot
+from .dot_experts import dot_experts
 from .e8 import LANES
 from .inputs import plan_of, sides
 from .nested import multipliers_of
@@ -51,3 +53,16 @@ def rotated_product(x: Tensor, seed: int, v: Tensor, row_scale: Tensor) -> Tenso
     scales = row_scale.view(torch.uint16).numpy()
     share(rotate_and_dot, (*sides(x), plan, v.numpy(), scales, *sides(out)), rows, order // BLOCK)
     return out if narrow else out.to(x.dtype)
+
+
+def experts_product(
+    x: Tensor, taken: Tensor, ends: list[int], v: list[Tensor], row_scale: list[Tensor], dtype: torch.dtype
+) -> Tensor:
+    """diag(row_scale)·V x of the tokens of each expert: `contract.products.experts_product`."""
+    rows, order = v[0].shape
+    narrow = dtype == torch.bfloat16
+    out = torch.empty(len(taken), rows, dtype=torch.bfloat16 if narrow else torch.float32)
+    addresses = np.array([(a.data_ptr(), b.data_ptr()) for a, b in zip(v, row_scale, strict=True)], np.int64)
+    fixed = x.numpy(), taken.numpy(), np.array(ends, np.int64), addresses, rows, *sides(out)
+    share(dot_experts, fixed, len(v) * rows, order // BLOCK)
+    return out if narrow else out.to(dtype)

@@ -38,6 +38,16 @@ def rotated_product(x: Tensor, seed: int, v: Tensor, row_scale: Tensor) -> Tenso
     return (F.linear(rotated, v.float()) * row_scale.view(torch.bfloat16).float()).to(x.dtype)
 
 
+def experts_product(
+    x: Tensor, taken: Tensor, ends: list[int], v: list[Tensor], row_scale: list[Tensor], dtype: torch.dtype
+) -> Tensor:
+    """diag(row_scale)·V x of the tokens of each expert: `contract.products.experts_product`."""
+    sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    parts = zip(x[taken].split(sizes), v, row_scale, strict=True)
+    products = [F.linear(part, V.float()) * bits.view(torch.bfloat16).float() for part, V, bits in parts]
+    return torch.cat(products).to(dtype)
+
+
 def product(words: Tensor, row_scale: Tensor, v_a: Tensor, scale_a: Tensor, code: NestedCode) -> Tensor:
     """Exact sums of packed words and integer tokens, then the scales: `contract.products.product`."""
     if v_a.dtype != torch.int8 or not code.int8 or scale_a.shape != v_a.shape[:1]:

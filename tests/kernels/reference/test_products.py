@@ -66,6 +66,21 @@ def test_int8_rows_times_tokens_that_are_rotated_on_the_way(dtype: torch.dtype, 
     assert relative_error(y, F.linear(rotated.double(), v.double()) * SCALE.double()) < 1e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("ends", [[1], [1, 2], [2, 5, 6]])
+def test_int8_rows_of_experts_times_their_tokens(dtype: torch.dtype, ends: list[int]) -> None:
+    whole = packed(CODE)[1]
+    v = [whole[7 * expert : 7 * expert + 7] for expert in range(len(ends))]
+    bits = list(SCALE.view(torch.int16).split(7))[: len(ends)]
+    x, taken = gaussian(3, ENTRIES, seed=2), torch.tensor([2, 0, 1, 1, 2, 0])[: ends[-1]]
+    y = products.experts_product(x, taken, ends, v, bits, dtype)
+    assert y.dtype == dtype and y.shape == (ends[-1], 7)
+    assert relative_error(CPU.experts_product(x, taken, ends, v, bits, dtype), y) < 1e-2
+    for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        expected = F.linear(x[taken[start:end]].double(), v[expert].double()) * SCALE[7 * expert : 7 * expert + 7]
+        assert relative_error(y[start:end], expected) < 1e-2
+
+
 def test_which_orders_are_rotated_in_one_pass() -> None:
     assert CPU.rotates(192, SEED) and not CPU.rotates(200, SEED)  # 25 is too large a factor
     assert not REFERENCE.rotates(192, SEED)

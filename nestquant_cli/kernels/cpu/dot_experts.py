@@ -1,0 +1,71 @@
+"""The loop that multiplies int8 rows of several experts with their tokens, each where it lies. Compiled by Numba."""
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic
+
+from .after_product import rounded
+from .e8 import OPTIONS, ZERO
+from .jit import njit
+from .threads import spread
+
+
+@intrinsic
+def _int8_at(typingctx, address):
+    """An address (int64) as a pointer to int8."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.CPointer(types.int8)(types.int64), codegen
+
+
+@intrinsic
+def _uint16_at(typingctx, address):
+    """An address (int64) as a pointer to uint16."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.IntType(16).as_pointer())
+
+    return types.CPointer(types.uint16)(types.int64), codegen
+
+
+@njit(**OPTIONS)
+def dot_experts(fixed, first, items, step, threads, team):
+    """Rows of all experts one after another, shared among threads; takes what `on_team` of a loop takes."""
+    spread(_dot, fixed, first, items, step, threads, team)
+
+
+# Sums may be taken in any order, which lets them stay in the lanes of a vector.
+@njit(**{**OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}})
+def _dot(x, taken, ends, addresses, rows, out, out_narrow, start, stop):
+    """The items start … stop; item expert·rows + row is a row of an expert.
+
+    Args:
+        x: (tokens, order) float32.
+        taken: (pairs,) int64, the token of each pair, expert by expert.
+        ends: (experts,) int64, the pair behind the last of each expert.
+        addresses: (experts, 2) int64, of the int8 rows and of their scales, the bits of bfloat16.
+        rows: rows of each expert.
+        out, out_narrow: (pairs, rows) float32 or the bits of bfloat16 (uint16); the other one has no rows.
+    """
+    order = x.shape[1]
+    bits = np.empty(2, np.int32)
+    numbers = bits.view(np.float32)
+    for item in range(start, stop):
+        expert = item // rows
+        row = item - expert * rows
+        weights = carray(_int8_at(addresses[expert, 0] + row * order), (order,))
+        scales = carray(_uint16_at(addresses[expert, 1]), (rows,))
+        bits[0] = np.int32(scales[row]) << 16
+        for pair in range(ends[expert - 1] if expert else 0, ends[expert]):
+            values = x[taken[pair]]
+            total = ZERO
+            for i in range(order):
+                total += np.float32(weights[i]) * values[i]
+            numbers[1] = total * numbers[0]
+            if out.shape[0]:
+                out[pair, row] = numbers[1]
+            else:
+                out_narrow[pair, row] = rounded(bits[1])
