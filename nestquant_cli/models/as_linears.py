@@ -5,7 +5,7 @@ for each expert (`models.experts`). The model computes what it did before, and i
 they had. An original model goes through this when it is opened, a packed one before its packed modules are put in.
 """
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .experts import ExpertMatrices
@@ -23,9 +23,24 @@ def as_linears(layers: nn.ModuleList, width: int) -> None:
         for path, module in list(layer.named_modules()):
             if isinstance(module, Conv1D):
                 parent, _, name = path.rpartition(".")
-                setattr(layer.get_submodule(parent), name, as_linear(module.weight.detach().t(), module.bias))
+                linear = as_linear(module.weight.detach().t(), module.bias)
+                linear.of_conv1d = True  # type: ignore[assignment]
+                setattr(layer.get_submodule(parent), name, linear)
         for _, module, experts in list(experts_modules(layer)):
             take_apart(module, width, experts)
+
+
+def own_tensors(layer: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a decoder layer by the names and in the shapes of its class: what `as_linears` did is undone."""
+    tensors: dict[str, Tensor] = dict(layer.state_dict())
+    for name, module in layer.named_modules():
+        if isinstance(module, ExpertMatrices):
+            for expert in module._modules:
+                del tensors[f"{name}.{expert}.weight"]
+            tensors[name] = module.dense().reshape(module.own_shape)
+        elif getattr(module, "of_conv1d", False):
+            tensors[f"{name}.weight"] = tensors[f"{name}.weight"].t().contiguous()
+    return tensors
 
 
 def experts_of(layer: nn.Module) -> dict[str, ExpertMatrices]:

@@ -30,16 +30,23 @@ class ExpertMatrices(StandIn, nn.Module):
         linears: one Linear (out, in) for each expert, in order.
         transposed: whether the parameter is (experts, in, out) instead of (experts, out, in).
         name: name of the parameter in its module, for errors.
+        own_shape: shape of the parameter where it has the experts one below another; None for three dimensions.
+
+    Attributes:
+        own_shape: shape of the parameter as the model's files have it.
     """
 
     _is_hf_initialized = True  # transformers initializes what its files lack, and the files have each expert
 
-    def __init__(self, linears: list[nn.Linear], transposed: bool, name: str) -> None:
+    def __init__(
+        self, linears: list[nn.Linear], transposed: bool, name: str, own_shape: torch.Size | None = None
+    ) -> None:
         super().__init__()
         self.transposed, self.name = transposed, name
         self.out_features, self.in_features = linears[0].out_features, linears[0].in_features
         for number, linear in enumerate(linears):
             self.add_module(f"expert_{number}", linear)
+        self.own_shape = self.shape if own_shape is None else own_shape
 
     def __len__(self) -> int:
         return len(self._modules)

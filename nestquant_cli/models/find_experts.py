@@ -46,7 +46,7 @@ def take_apart(module: nn.Module, width: int, experts: int) -> dict[str, ExpertM
         whole = parameter.detach()
         whole = whole if whole.dim() == 3 else whole.view(experts, -1, whole.shape[1])
         slices = [matrix.t() if transposed else matrix for matrix in whole]
-        taken[name] = ExpertMatrices([as_linear(weight) for weight in slices], transposed, name)
+        taken[name] = ExpertMatrices([as_linear(weight) for weight in slices], transposed, name, parameter.shape)
         module.add_module(name, taken[name])
     return taken
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration.statistics import LayerStatistics
+from ..models.as_linears import own_tensors
 from ..modules.layout import REFLECTORS, Layout, LinearLayout
 from ..quantization.layer import QuantizedMatrix
 from .recipe import Recipe
@@ -69,7 +70,7 @@ def part_of(
     for name, matrix in packed.items():
         tensors |= {f"{prefix}.{name}.{leaf}": tensor for leaf, tensor in matrix.tensors.items()}
     replaced = {f"{name}.weight" for name in packed}
-    for name, tensor in layer.state_dict().items():
+    for name, tensor in (layer.state_dict() if coded else own_tensors(layer)).items():
         if name not in replaced:
             tensors[f"{prefix}.{name}"] = tensor
     return tensors, LayerPart(layout, {f"{prefix}.{name}": matrix.record for name, matrix in packed.items()})

@@ -17,7 +17,7 @@ from transformers import (
     Qwen2MoeConfig,
 )
 
-from nestquant_cli.models.as_linears import experts_of, routers_of
+from nestquant_cli.models.as_linears import experts_of, own_tensors, routers_of
 from nestquant_cli.models.structure import linears, open_decoder
 
 SIZES: dict[str, Any] = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.3}
@@ -75,3 +75,16 @@ def test_routers_and_gates_of_shared_experts_stay() -> None:
     assert "mlp.shared_expert.down_proj" in names
     assert not any("gate.weight" in name or name == "mlp.shared_expert_gate" for name in names)
     assert list(experts_of(layer)) == ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_tensors_of_the_class_are_given_back(kind: str) -> None:
+    model = made(kind)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    decoder = open_decoder(model)
+    for index, layer in enumerate(decoder.layers):
+        prefix = f"{decoder.layer_name(index)}."
+        wanted = {name.removeprefix(prefix): tensor for name, tensor in before.items() if name.startswith(prefix)}
+        found = own_tensors(layer)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
