@@ -13,7 +13,7 @@ from ..base.finite import all_finite
 from ..codecs.weights import Shape
 from ..models.expert_families import expert_families
 from ..models.structure import linears
-from ..modules.cache_codes import CacheCodes, check_head_size
+from ..modules.cache_codes import CacheCodes, check_head_size, no_cache
 from ..parallel.team import team
 from ..parallel.tiles import over_rows, run_tasks
 from ..rotation.transform import rotation
@@ -166,11 +166,7 @@ class LayerMeasurement:
     def _cache(self, shape: Shape) -> CacheCodes:
         sample = self.stack.observer.take()
         if sample is None:
-            raise NestQuantError(
-                f"{self.name} does not keep keys and values in a cache",
-                "keys and values cannot be quantized",
-                "quantize with --kv-bits 16",
-            )
+            raise no_cache(self.name)
         for vectors in sample:
             check_head_size(vectors.shape[-1])
         keys, values = zip(*team().gather(sample), strict=True)

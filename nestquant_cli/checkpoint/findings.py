@@ -29,6 +29,7 @@ class VerifyReport:
         tensors, matrices, words: numbers of those that were checked.
         recorded: relative error of each matrix by name, as the report records it.
         recomputed: relative error of each matrix against the original weights; empty without an original.
+        staying: matrices of the decoder layers that stay in 16 bits, as `Staying.to_dict` gives them.
         unlisted: files in the folder that the manifest does not list and that no loader reads as weights.
         problems: everything wrong, in the order in which it was noticed.
     """
@@ -41,6 +42,7 @@ class VerifyReport:
     words: int = 0
     recorded: dict[str, float] = field(default_factory=dict)
     recomputed: dict[str, float] = field(default_factory=dict)
+    staying: dict[str, Any] = field(default_factory=dict)
     unlisted: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -71,6 +73,7 @@ class VerifyReport:
             "words": self.words,
             "recorded_relative_error": self.recorded,
             "recomputed_relative_error": self.recomputed,
+            "staying": self.staying,
             "unlisted_files": self.unlisted,
             "problems": [{"file": p.file, "tensor": p.tensor, "what": p.what} for p in self.problems],
         }

@@ -6,13 +6,13 @@ from pathlib import Path
 from ..base.errors import NestQuantError
 from ..codecs.registry import codec_of
 from ..models.shards import Entry, Shard, read_shard
-from ..models.small_matrices import Staying
 from ..modules.inputs import padded_size
 from ..modules.layout import REFLECTORS, Layout
 from ..storage.files import read_json
-from .byte_counts import KEPT, OTHER, QUANTIZED, Inspection, Matrix, Part, layer_of
+from .byte_counts import KEPT, OTHER, QUANTIZED, Inspection, Matrix, Part
 from .manifest import INDEX, MANIFEST, REPORT
 from .read import open_checkpoint, read_layout, read_quantization_config
+from .staying import stacks_of, stored_staying
 
 
 def inspect(folder: Path | str) -> Inspection:
@@ -31,7 +31,7 @@ def inspect(folder: Path | str) -> Inspection:
     section, layout = read_quantization_config(folder), read_layout(folder)
     shards = [read_shard(folder / name) for name in manifest["files"] if name.endswith(".safetensors")]
     matrices = _matrices(folder, layout, {name: e for shard in shards for name, e in shard.entries.items()})
-    parts, stays = _tensor_parts(layout, shards), _staying(layout, shards)
+    parts, stays = _tensor_parts(layout, shards), stored_staying(folder, layout, shards)
     sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     parts += _file_parts(sizes, {shard.path.name for shard in shards}, _layout_bytes(folder) if layout.linears else 0)
     recipe, bits = section.get("recipe"), section.get("bits")
@@ -80,7 +80,7 @@ def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[M
 def _tensor_parts(layout: Layout, shards: list[Shard]) -> list[Part]:
     """Parts of the shards. The frame of a header belongs to the quantized layers when any of their tensors is in it."""
     parts, packed = [], _packed_kinds(layout)
-    stacks = _stacks(layout)
+    stacks = stacks_of(layout)
     for shard in shards:
         frame = KEPT
         for name, entry in shard.entries.items():
@@ -104,8 +104,8 @@ def _packed_kinds(layout: Layout) -> dict[str, str]:
 
 
 def _kind(name: str, entry: Entry, layout: Layout, stacks: tuple[str, ...]) -> str:
-    """By structure: a matrix of a decoder layer is a small one, one at the top of the model its output head, any other
-    an embedding."""
+    """By structure: a matrix of a decoder layer is one that stays, one at the top of the model its output head, any
+    other an embedding."""
     module, _, leaf = name.rpartition(".")
     if leaf == "bias":
         return "biases"
@@ -114,23 +114,8 @@ def _kind(name: str, entry: Entry, layout: Layout, stacks: tuple[str, ...]) -> s
     if len(entry.shape) < 2:
         return "norms"
     if name.startswith(stacks):
-        return "small matrices"
+        return "other matrices of the layers"
     return "output head" if name.count(".") == 1 else "embeddings"
-
-
-def _stacks(layout: Layout) -> tuple[str, ...]:
-    """What the names of tensors of decoder layers begin with, such as `model.layers.`."""
-    return tuple({f"{layer_of(name).rpartition('.')[0]}." for name in layout.linears}) or ("?",)
-
-
-def _staying(layout: Layout, shards: list[Shard]) -> Staying:
-    """The matrices of decoder layers that are not quantized."""
-    stacks, packed, shapes = _stacks(layout), _packed_kinds(layout), []
-    for name, entry in (item for shard in shards for item in shard.entries.items()):
-        kept = name not in packed and name.rpartition(".")[0] not in layout.linears
-        if kept and name.startswith(stacks) and len(entry.shape) > 1:
-            shapes.append((name.removeprefix(f"{layer_of(name)}."), entry.shape))
-    return Staying.of(shapes, sum(linear.in_features * linear.out_features for linear in layout.linears.values()))
 
 
 def _file_parts(sizes: dict[str, int], shards: set[str], layout_bytes: int) -> list[Part]:

@@ -21,6 +21,7 @@ from .manifest import ALTERED, CONFIG, INDEX, MANIFEST, REPORT, file_problem, st
 from .matrices import MatrixChecks
 from .original import load_original
 from .read import index_problem, open_checkpoint, read_layout, read_quantization_config
+from .staying import stored_staying
 from .tensors import TensorChecks
 
 T = TypeVar("T")
@@ -52,6 +53,8 @@ def verify(folder: Path | str, original: str | None = None) -> VerifyReport:
     report.add(INDEX, None, _attempt(report, INDEX, lambda: index_problem(folder, manifest)))
     tensors = TensorChecks(report, manifest["tensors"], shards)
     layout, expected = _read_config(report)
+    if layout is not None:
+        report.staying = stored_staying(folder, layout, shards.values()).to_dict()
     tensors.compare(expected)
     tensors.hash()
     if layout is not None and expected is not None:

@@ -103,7 +103,13 @@ def _print_staying(inspection: "Inspection") -> None:
     kinds = inspection.staying.matrices
     every = sum(kind.entries for kind in kinds) / inspection.staying.share if kinds else 1
     rows: list[tuple[object, ...]] = [
-        (kind.name, kind.layers, " × ".join(map(str, kind.shape)), f"{kind.entries:,}", f"{kind.entries / every:.3%}")
+        (
+            f"{kind.name}, never called" if kind.uncalled else kind.name,
+            kind.layers,
+            " × ".join(map(str, kind.shape)),
+            f"{kind.entries:,}",
+            f"{kind.entries / every:.3%}",
+        )
         for kind in kinds
     ]
     if rows:

@@ -29,6 +29,7 @@ from .recipe_options import (
     TuneOption,
     WeightBitsOption,
 )
+from .staying import print_staying
 from .tune import print_tuning
 
 if TYPE_CHECKING:
@@ -114,9 +115,10 @@ def _print_plan(plan: "Plan", seconds: float, folder: Path, tuned: bool) -> None
     console.table(["matrices", "count", "shape", "bits per weight", "bytes"], rows)
     how = "read one by one" if plan.streamed else "the model is loaded whole"
     console.line(f"decoder layers: {plan.layers}, {how}")
-    console.line(f"quantized weights: {plan.weights:,} at {plan.bits_per_weight:.4f} bits each")
+    most = "" if plan.exact else "up to "
+    console.line(f"quantized weights: {most}{plan.weights:,} at {plan.bits_per_weight:.4f} bits each")
     console.line(f"checkpoint: {plan.file_bytes:,} bytes in {folder}; the rest stays in 16 bits")
-    _print_staying(plan.staying.to_dict())
+    print_staying(plan.staying.to_dict())
     console.line(f"hidden states of the calibration windows: {format_bytes(plan.hidden_bytes)}")
     console.line(f"peak memory: about {format_bytes(plan.memory_bytes)}")
     tuning = ", tuning included" if tuned else ""
@@ -144,21 +146,11 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
     if rows:
         columns = ["matrix", "count", "weight error", "output error", "worst", "clipped blocks", "damping"]
         console.table(columns, rows, title="mean relative squared errors")
-    _print_staying(report.get("staying", {}))
+    print_staying(report.get("staying", {}))
     print_experts(report["matrices"])
     print_tuning(report)
     console.line(f"time: {duration(report['seconds'])}, peak memory {report['peak_memory_bytes'] / 2**30:.2f} GiB")
     console.print_ending(folder, "eval-ppl", folder)
-
-
-def _print_staying(stays: dict[str, Any]) -> None:
-    """The matrices of the decoder layers that are not quantized, on one line."""
-    matrices = stays.get("matrices")
-    if matrices:
-        names = list(dict.fromkeys(matrix["name"] for matrix in matrices))
-        more = f" and {len(names) - 4} others" if len(names) > 4 else ""
-        share = f"{100 * stays['share']:.2f} % of their entries"
-        console.line(f"matrices of the layers that stay in 16 bits: {share}, {', '.join(names[:4])}{more}")
 
 
 def _by_kind(matrices: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -7,6 +7,7 @@ import typer
 from . import console
 from .config import ConfigOption, print_settings, settings
 from .options import MODEL_FORMS, CheckpointArgument, ReportOption
+from .staying import print_staying
 
 if TYPE_CHECKING:
     from ..checkpoint.findings import VerifyReport
@@ -56,6 +57,7 @@ def _print(report: "VerifyReport") -> None:
             mean = sum(errors.values()) / len(errors)
             rows.append((f"{kind} errors", f"{len(errors):,}", f"mean {mean:.5f}, worst {errors[worst]:.5f} ({worst})"))
     console.table(["checked", "sound", "what"], rows, title=f"{report.folder}")
+    print_staying(report.staying)
     if report.unlisted:
         console.line(f"not part of the checkpoint: {', '.join(report.unlisted)}")
     if len(report.problems) > 1:

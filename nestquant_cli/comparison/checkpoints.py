@@ -13,6 +13,7 @@ from ..checkpoint.manifest import CONFIG
 from ..checkpoint.read import check_checkpoint, read_quantization_config
 from ..evaluation.perplexity import check_fit
 from ..models.source import Source
+from ..pipeline.examine import examine
 from ..pipeline.original_model import open_original
 from ..pipeline.quantize import calibrate, quantize
 from ..pipeline.run_inputs import run_inputs
@@ -76,7 +77,9 @@ def run_keys(source: Source, entries: Sequence[Entry], device: str, dtype: str, 
     Raises:
         NestQuantError: a recipe cannot be used for the model, or the model cannot take `windows`, which are scored.
     """
-    original = open_original(source, device, dtype)
+    for entry in entries[1:]:
+        examine(source, entry.recipe, dtype)
+    original = open_original(source, device, dtype, entries[0].recipe)
     check_fit(original.weights.model, None, windows)
     keys = {}
     for entry in entries:

@@ -7,6 +7,7 @@ models: the largest share of such matrices in a layer is 0.8 % (Mamba of width 7
 that should be an nn.Linear in those layers (XLNet's `q`) is 8 % of its layer.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,13 @@ class StayingMatrix:
         name: name of the tensor in its layer.
         shape: shape of the tensor.
         layers: number of layers that have it.
+        uncalled: whether it is the weight of a Linear that is never called.
     """
 
     name: str
     shape: tuple[int, ...]
     layers: int
+    uncalled: bool = False
 
     @property
     def entries(self) -> int:
@@ -60,31 +63,43 @@ class Staying:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        named = [{"name": each.name, "shape": list(each.shape), "layers": each.layers} for each in self.matrices]
+        named = [
+            {"name": each.name, "shape": list(each.shape), "layers": each.layers}
+            | ({"uncalled": True} if each.uncalled else {})
+            for each in self.matrices
+        ]
         return {"matrices": named, "share": self.share}
 
     @staticmethod
-    def of(shapes: list[tuple[str, tuple[int, ...]]], quantized: int) -> "Staying":
-        """From the name in its layer and the shape of each matrix, and the number of entries that are quantized."""
-        counts: dict[tuple[str, tuple[int, ...]], int] = {}
-        for each in shapes:
+    def of(found: list[tuple[str, tuple[int, ...], bool]], quantized: int) -> "Staying":
+        """From the name in its layer and the shape of each matrix, and whether it is of a Linear that is never called;
+        and the number of entries that are quantized."""
+        counts: dict[tuple[str, tuple[int, ...], bool], int] = {}
+        for each in found:
             counts[each] = counts.get(each, 0) + 1
-        kinds = tuple(StayingMatrix(name, shape, count) for (name, shape), count in counts.items())
+        kinds = tuple(StayingMatrix(name, shape, count, left) for (name, shape, left), count in counts.items())
         entries = sum(kind.entries for kind in kinds)
         return Staying(kinds, entries / max(1, entries + quantized))
 
 
-def staying(decoder: Decoder) -> Staying:
-    """The matrices of opened decoder layers that are in no Linear to be quantized: small ones, and those of routers."""
-    shapes, quantized = [], 0
-    for layer in decoder.layers:
+def staying(decoder: Decoder, uncalled: Mapping[int, Collection[str]] | None = None) -> Staying:
+    """The matrices of opened decoder layers that are not quantized: small ones, those of routers, and those of Linears
+    that are never called.
+
+    Args:
+        decoder: the decoder layers.
+        uncalled: names in its layer of the Linears that are never called, by number of the layer.
+    """
+    found, quantized = [], 0
+    for index, layer in enumerate(decoder.layers):
+        left = set() if uncalled is None else {f"{name}.weight" for name in uncalled.get(index, ())}
         coded = {id(linear.weight) for linear in linears(layer).values()}
         for name, parameter in layer.named_parameters():
-            if id(parameter) in coded:
+            if id(parameter) in coded and name not in left:
                 quantized += parameter.numel()
             elif parameter.dim() >= 2:
-                shapes.append((name, tuple(parameter.shape)))
-    return Staying.of(shapes, quantized)
+                found.append((name, tuple(parameter.shape), name in left))
+    return Staying.of(found, quantized)
 
 
 def refuse_stray_matrices(model: PreTrainedModel, decoder: Decoder) -> None:

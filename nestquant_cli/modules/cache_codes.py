@@ -59,6 +59,15 @@ def _run(x: Tensor) -> int:
     return x.shape[-2] if x.dim() > 1 else 1
 
 
+def no_cache(what: str) -> NestQuantError:
+    """The error for a layer or a model, named `what`, without keys and values to be quantized."""
+    return NestQuantError(
+        f"{what} keeps no keys and values in a cache",
+        "keys and values cannot be quantized",
+        "quantize with --kv-bits 16",
+    )
+
+
 def check_head_size(size: int) -> None:
     """Raises NestQuantError for a head size that blocks of 8 do not divide."""
     if size % BLOCK:

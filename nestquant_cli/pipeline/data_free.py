@@ -20,15 +20,16 @@ from ..calibration.statistics import InputStatistics, LayerStatistics
 from ..codecs.registry import fit_heads
 from ..codecs.vectors import VectorCode
 from ..models.expert_families import expert_families
+from ..models.probe import HeadSizes
 from ..models.small_matrices import refuse_stray_matrices, staying
 from ..models.structure import Decoder, linears, open_decoder
 from ..modules.attach import attach, quantized_linears
 from ..modules.cache import plain_layers
-from ..modules.cache_codes import CacheCodes
+from ..modules.cache_codes import CacheCodes, check_head_size, no_cache
 from ..modules.inputs import padded_size
 from ..modules.layout import Layout
 from ..parallel.team import Team
-from .finish import quantization_report
+from .finish import quantization_report, uncalled_linears
 from .layer_matrices import quantize_matrices
 from .layer_part import LayerPart, join_layouts, part_of
 from .recipe import Recipe
@@ -70,15 +71,15 @@ def quantize_loaded(model: PreTrainedModel, recipe: Recipe) -> tuple[Layout, dic
             "the model was not quantized",
             "use 'nestquant quantize', which streams layers",
         )
-    cache = _cache_codes(model, recipe)
-    stays = staying(decoder)
     tensors, parts = dict[str, Tensor](), list[LayerPart]()
-    groups = _groups(model, decoder)
+    groups, heads = _groups(model, decoder, recipe)
     for index, layer in enumerate(track(decoder.layers, "rounding layers", total=len(decoder.layers))):
-        of_layer, part = _quantize_layer(decoder.layer_name(index), layer, groups[index], cache, recipe)
+        place = decoder.layer_name(index)
+        cache = _cache_codes(place, heads.get(index), recipe)
+        of_layer, part = _quantize_layer(place, layer, groups[index], cache, recipe)
         tensors |= of_layer
         parts.append(part)
-    layout = join_layouts(recipe, parts)
+    layout, stays = join_layouts(recipe, parts), staying(decoder, uncalled_linears(decoder, parts))
     attach(model, layout)
     for name, module in quantized_linears(model).items():
         for leaf, buffer in module.named_buffers(recurse=False):
@@ -105,26 +106,38 @@ def _quantize_layer(
 
 
 @torch.no_grad()
-def _groups(model: PreTrainedModel, decoder: Decoder) -> list[InputGroups]:
-    """The Linears with the same input in each layer, found by watching one forward."""
+def _groups(
+    model: PreTrainedModel, decoder: Decoder, recipe: Recipe
+) -> tuple[list[InputGroups], dict[int, tuple[int, int]]]:
+    """What one forward shows: the Linears with the same input in each layer, and head sizes of keys and values by
+    layer, where they are to be quantized."""
+    cache = None
+    if recipe.shape("kv") is not None:
+        config = model.config.get_text_config(decoder=True)
+        plain_layers(config)
+        cache = HeadSizes(config)
     watchers = [InputGroups() for _ in decoder.layers]
     with ExitStack() as stack:
         for watcher, layer in zip(watchers, decoder.layers, strict=True):
             stack.enter_context(watcher.watch(linears(layer), expert_families(layer)))
-        model(input_ids=torch.arange(_PROBE, device=model.device)[None], use_cache=False)
+        ids = torch.arange(_PROBE, device=model.device)[None]
+        model(input_ids=ids, use_cache=cache is not None, **({} if cache is None else {"past_key_values": cache}))
     for watcher in watchers:
         watcher.inputs, watcher.expert_inputs = {}, {}  # tokens are not needed
-    return watchers
+    return watchers, {} if cache is None else cache.sizes
 
 
-def _cache_codes(model: PreTrainedModel, recipe: Recipe) -> CacheCodes | None:
-    config = model.config.get_text_config(decoder=True)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    code = _gaussian_code(recipe, "kv", size)
-    if code is None:
+def _cache_codes(place: str, sizes: tuple[int, int] | None, recipe: Recipe) -> CacheCodes | None:
+    """The codes of the keys and values of the layer `place`, whose heads have these sizes."""
+    if recipe.shape("kv") is None:
         return None
-    plain_layers(config)
-    return CacheCodes(code, code)
+    if sizes is None:
+        raise no_cache(place)
+    for size in sizes:
+        check_head_size(size)
+    keys, values = (_gaussian_code(recipe, "kv", size) for size in sizes)
+    assert keys is not None and values is not None
+    return CacheCodes(keys, values)
 
 
 @lru_cache(maxsize=64)

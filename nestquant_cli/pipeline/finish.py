@@ -16,7 +16,7 @@ from ..checkpoint.output import Output
 from ..integrations.transformers.config_entries import AUTO_MAP, quantization_config, write_loader
 from ..models.config_file import generation_settings, model_config
 from ..models.small_matrices import Staying, staying
-from ..models.structure import find_decoder
+from ..models.structure import Decoder, find_decoder, linears
 from ..models.weights import Weights
 from ..storage.files import write_json
 from .layer_part import LayerPart, join_layouts
@@ -43,7 +43,8 @@ def write_rest(
     """
     model = weights.model
     config, tensors = model_config(model), other_tensors(model)
-    report = quantization_report(recipe.to_dict() | origin, recipe, parts, staying(weights.decoder))
+    stays = staying(weights.decoder, uncalled_linears(weights.decoder, parts))
+    report = quantization_report(recipe.to_dict() | origin, recipe, parts, stays)
     section = quantization_config(join_layouts(recipe, parts).to_dict(), report["recipe"], report["bits"])
     config |= {"auto_map": AUTO_MAP, "quantization_config": section}
     if output.done(output.parts - 1) is None:
@@ -79,6 +80,16 @@ def quantization_report(
         "versions": versions(),
         "matrices": {name: record for part in parts for name, record in part.report.items()},
     } | kept
+
+
+def uncalled_linears(decoder: Decoder, parts: list[LayerPart]) -> dict[int, list[str]]:
+    """Names in its layer of the Linears that no calibration window called, by number of the layer; none where neither
+    weights nor inputs are quantized."""
+    return {
+        index: [name for name in linears(layer) if f"{decoder.layer_name(index)}.{name}" not in part.layout.linears]
+        for index, (layer, part) in enumerate(zip(decoder.layers, parts, strict=True))
+        if part.layout.linears
+    }
 
 
 def run_figures(start: float) -> dict[str, Any]:

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from ..base.errors import NestQuantError
-from ..models.other_methods import refuse_quantized
-from ..models.small_matrices import refuse_stray_matrices
 from ..models.source import Source, fingerprint, load_tokenizer
 from ..models.weights import Weights, open_weights
 from ..parallel.team import team
+from .examine import examine
+from .recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -36,24 +35,20 @@ class OriginalModel:
         return len(self.weights.decoder.layers)
 
 
-def open_original(source: Source, device: str, dtype: str = "auto") -> OriginalModel:
+def open_original(source: Source, device: str, dtype: str = "auto", recipe: Recipe | None = None) -> OriginalModel:
     """Opens a model and refuses what cannot be quantized. Every process of a team calls this.
 
     Args:
         source: the model.
         device: device to compute on.
         dtype: dtype of the weights: "auto" for the model's own, "float32", "bfloat16" or "float16".
+        recipe: settings of the quantization; None is the default.
 
     Raises:
         NestQuantError: a packed checkpoint, an unsupported kind of model, or weights that are not finite.
     """
-    if source.kind == "packed":
-        raise NestQuantError(
-            f"{source.name} is a packed checkpoint already", "nothing was quantized", "give the original model"
-        )
-    refuse_quantized(source)
+    examine(source, Recipe() if recipe is None else recipe, dtype)
     weights = open_weights(source, device, dtype)
-    refuse_stray_matrices(weights.model, weights.decoder)
     tokenizer = load_tokenizer(source)
 
     def check_and_hash() -> str:  # reads all files, so one process does it for all

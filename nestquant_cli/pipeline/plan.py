@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -13,13 +12,13 @@ from ..calibration.text_files import suffix_of
 from ..calibration.token_stream import BLOCK, can_split
 from ..calibration.windows import WHOLE_UP_TO
 from ..codecs.registry import codec_of
-from ..models.other_methods import refuse_quantized
-from ..models.size_limits import meta_model
+from ..models.probe import Probe
 from ..models.small_matrices import Staying, refuse_stray_matrices, staying
-from ..models.source import Source, load_config, load_tokenizer
+from ..models.source import Source, load_tokenizer
 from ..models.structure import Decoder, linears, open_decoder
 from ..modules.inputs import padded_size
 from ..tuning.settings import TuneSettings
+from .examine import examine
 from .recipe import Recipe
 
 # Bytes resident once torch, transformers and Numba are loaded (600 MiB measured) and have run a layer (850 MiB).
@@ -75,6 +74,7 @@ class Sizes:
         file_bytes: bytes of all tensors of the checkpoint.
         hidden_bytes: bytes of the hidden states of all calibration windows.
         staying: matrices of the decoder layers that stay in 16 bits.
+        exact: whether it is known which Linears are called; else all of them are counted.
     """
 
     rows: list[PlanRow]
@@ -84,6 +84,7 @@ class Sizes:
     file_bytes: int
     hidden_bytes: int
     staying: Staying
+    exact: bool
 
     @property
     def bits_per_weight(self) -> float:
@@ -123,12 +124,11 @@ def make_plan(
     Raises:
         NestQuantError: the model is of a kind that is not supported.
     """
+    seen = None
     if model is None:
-        refuse_quantized(source)
-        config = load_config(source)
-        stored = torch.bfloat16 if source.gguf_file else getattr(config, "dtype", None)
-        model = meta_model(config, stored if dtype == "auto" else getattr(torch, dtype))
-    sizes = count_sizes(model, recipe)
+        examined = examine(source, recipe, dtype)
+        model, seen = examined.model, examined.probe
+    sizes = count_sizes(model, recipe, seen)
     streamed = source.kind == "folder"
     memory = _memory(model, open_decoder(model), streamed, recipe) + min(sizes.hidden_bytes, budget)
     memory = max(memory, LIBRARIES + _text_memory(source, recipe.dataset))
@@ -138,26 +138,35 @@ def make_plan(
     return Plan(**vars(sizes), streamed=streamed, memory_bytes=memory)
 
 
-def count_sizes(model: PreTrainedModel, recipe: Recipe) -> Sizes:
+def count_sizes(model: PreTrainedModel, recipe: Recipe, seen: Probe | None = None) -> Sizes:
     """Counts what a quantization of `model`, whose weights need not be in memory, would write.
+
+    Args:
+        model: the model; only shapes and dtypes are read.
+        recipe: settings of the quantization.
+        seen: what a text reaches in the model; None counts all Linears of its decoder layers.
 
     Raises:
         NestQuantError: the model is of a kind that is not supported.
     """
     decoder = open_decoder(model)
     refuse_stray_matrices(model, decoder)
+    uncalled = {} if seen is None else seen.uncalled
     shapes: dict[tuple[str, int, int], int] = {}
-    for layer in decoder.layers:
+    for index, layer in enumerate(decoder.layers):
         for name, linear in linears(layer).items():
-            key = (name, linear.out_features, linear.in_features)
-            shapes[key] = shapes.get(key, 0) + 1
+            if name not in uncalled.get(index, ()):
+                key = (name, linear.out_features, linear.in_features)
+                shapes[key] = shapes.get(key, 0) + 1
     item = model.dtype.itemsize
     rows = [_row(name, count, out, features, recipe, item) for (name, out, features), count in shapes.items()]
     weights = sum(row.matrices * row.out_features * row.in_features for row in rows)
     parameters = _parameters(model)
     total = sum(row.bytes for row in rows) + item * (parameters - weights)
     hidden = recipe.samples * recipe.seqlen * _kept_width(model, decoder, recipe.sequential) * item
-    return Sizes(rows, len(decoder.layers), weights, parameters, total, hidden, staying(decoder))
+    return Sizes(
+        rows, len(decoder.layers), weights, parameters, total, hidden, staying(decoder, uncalled), seen is not None
+    )
 
 
 def _row(name: str, count: int, out_features: int, in_features: int, recipe: Recipe, item: int) -> PlanRow:

@@ -57,7 +57,7 @@ def calibrate(
     group = team()
     refuse_stored(recipe)
     group.run_on_rank0(lambda: refuse_foreign(folder, FILE))
-    original = open_original(source, device, dtype)
+    original = open_original(source, device, dtype, recipe)
     inputs = run_inputs(original, recipe)
     about = inputs.about | inputs.text | {"dtype": dtype}
     writer = group.run_on_rank0(lambda: CalibrationWriter(folder, about, inputs.circumstances))
@@ -114,7 +114,7 @@ def quantize(
     group = team()
     group.run_on_rank0(lambda: refuse_foreign(folder, CONFIG))
     stored = None if calibration is None else Calibration(calibration)
-    original = open_original(source, device, dtype)
+    original = open_original(source, device, dtype, recipe)
     inputs = run_inputs(original, recipe, stored, explicit)
     key = {"recipe": recipe.to_dict(), **inputs.about, **inputs.text, **inputs.stored, **inputs.circumstances}
     group.run_on_rank0(lambda: _refuse_full_disk(original, recipe, folder, inputs.windows, budget))

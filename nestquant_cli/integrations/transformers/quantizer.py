@@ -110,14 +110,17 @@ class NestQuantHfQuantizer(HfQuantizer):
         from ...models.other_methods import refuse_quantized
         from ...models.resolve import Source
         from ...models.shards import read_shard
-        from ...models.size_limits import refuse_size
+        from ...models.size_limits import meta_model, refuse_size
         from ...modules.attach import attach
+        from ...pipeline.examine import examine_model
         from .on_hub import fetch_records
 
         files = [Path(file) for file in kwargs.get("checkpoint_files") or ()]
         if not self.pre_quantized:
             for folder in {file.parent for file in files}:  # transformers passes over methods that it does not know
                 refuse_quantized(Source("folder", str(folder), None, model.config.name_or_path or folder.name))
+            assert self.quantization_config.wanted is not None
+            examine_model(meta_model(model.config), self.quantization_config.wanted)
             return model
         for folder in {file.parent for file in files}:
             if fetch_records(folder, model.config.name_or_path or ""):

@@ -1,0 +1,128 @@
+"""What a text reaches in a model, from one forward on the meta device: no weight is needed, and nothing is computed.
+
+The decoder of a model that was cut from an encoder–decoder has Linears for the encoder's states, which no text reaches.
+They cannot be measured, so they stay in 16 bits. Head sizes of keys and values may differ from layer to layer, and a
+configuration need not say them. A forward shows both.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from .as_linears import experts_of
+from .language_model import runner
+from .structure import Decoder, linears
+
+TOKENS = 8  # of the forward; any number serves
+
+
+class HeadSizes(DynamicCache):
+    """A cache that notes the head sizes of keys and values that layers give it.
+
+    Attributes:
+        sizes: head size of keys and of values by number of the layer.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config=config)
+        self.sizes: dict[int, tuple[int, int]] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Notes the sizes of states (batch, heads, tokens, head size), and keeps the states."""
+        self.sizes[layer_idx] = key_states.shape[-1], value_states.shape[-1]
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one forward of a text shows.
+
+    Attributes:
+        uncalled: names in its layer of the Linears that no text reaches, by number of the layer.
+        heads: head sizes of keys and of values by number of the layer, of layers that keep any; None where the model
+            takes no cache of the usual kind.
+    """
+
+    uncalled: dict[int, tuple[str, ...]]
+    heads: dict[int, tuple[int, int]] | None
+
+
+def probe(model: PreTrainedModel, decoder: Decoder) -> Probe | None:
+    """Runs a text through a model on the meta device; None where its forward needs numbers, which are not there.
+
+    Args:
+        model: the model, with all its tensors on the meta device.
+        decoder: its decoder layers.
+    """
+    called: dict[int, set[str]] = {index: set() for index in range(len(decoder.layers))}
+    config = model.config.get_text_config(decoder=True)
+    with ExitStack() as stack:
+        for index, layer in enumerate(decoder.layers):
+            stack.enter_context(_without_experts(layer, called[index]))
+            for name, linear in linears(layer).items():
+                stack.callback(linear.register_forward_pre_hook(partial(_note, called[index], name)).remove)
+        cache = HeadSizes(config)
+        _, runs_text = runner(model.eval(), decoder.prefix)
+        cached = _runs(runs_text, past_key_values=cache, use_cache=True)
+        if not cached and not _runs(runs_text, use_cache=False):
+            return None
+    left = {
+        index: tuple(name for name in linears(layer) if name not in called[index])
+        for index, layer in enumerate(decoder.layers)
+    }
+    return Probe({index: names for index, names in left.items() if names}, cache.sizes if cached else None)
+
+
+def _runs(module: nn.Module, **settings: Any) -> bool:
+    """Whether what runs the decoder takes a text on the meta device."""
+    ids = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
+    with torch.no_grad(), _Yes(), suppress(Exception):  # of any kind, where the model needs what is not there
+        module(input_ids=ids, **settings)
+        return True
+    return False
+
+
+class _Yes(TorchDispatchMode):
+    """Answers questions about the numbers of a tensor that has none, such as whether a mask is all ones, by 1."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return torch.ones((), dtype=args[0].dtype).item()
+        if func is torch.ops.aten.nonzero.default:
+            return args[0].new_empty(args[0].numel(), args[0].dim(), dtype=torch.long)
+        return func(*args, **(kwargs or {}))
+
+
+def _note(called: set[str], name: str, *_: Any) -> None:
+    called.add(name)
+
+
+@contextmanager
+def _without_experts(layer: nn.Module, called: set[str]) -> Iterator[None]:
+    """Within it the experts of a layer hand back what they get, and count as called: which of them a token reaches
+    depends on numbers."""
+    modules = {layer.get_submodule(name.rpartition(".")[0]) for name in experts_of(layer)}
+    called.update(f"{name}.{number}" for name, matrices in experts_of(layer).items() for number in range(len(matrices)))
+    for module in modules:
+        module.forward = _handing_back
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def _handing_back(*args: Any, **kwargs: Any) -> Tensor:
+    """The first tensor that it is given: the hidden states."""
+    first: Tensor = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+    return first

@@ -1,0 +1,86 @@
+"""What can be known of a model before its weights are read: whether it can be quantized, and what of it.
+
+`quantize`, `--plan`, `calibrate`, `compare` and a quantization while loading all ask here first, so each of them
+refuses the same models in the same words.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from ..base.errors import NestQuantError
+from ..models.config_file import generation_settings, model_config
+from ..models.other_methods import refuse_quantized
+from ..models.probe import Probe, probe
+from ..models.size_limits import meta_model
+from ..models.small_matrices import refuse_stray_matrices
+from ..models.source import Source, load_config
+from ..models.structure import Decoder, open_decoder
+from ..modules.cache import plain_layers
+from ..modules.cache_codes import check_head_size, no_cache
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A model on the meta device that can be quantized, as far as its configuration tells.
+
+    Attributes:
+        model: the model, its decoder layers opened.
+        decoder: its decoder layers.
+        probe: what a text reaches in it; None where that is not known without its weights.
+    """
+
+    model: PreTrainedModel
+    decoder: Decoder
+    probe: Probe | None
+
+
+def examine(source: Source, recipe: Recipe, dtype: str = "auto") -> Examined:
+    """Builds a model without its weights, and refuses what cannot be quantized.
+
+    Args:
+        source: the model.
+        recipe: settings of the quantization.
+        dtype: dtype that the model is to be loaded in; "auto" is its own, and bfloat16 for GGUF.
+
+    Raises:
+        NestQuantError: a packed checkpoint, weights of another method, or a model of a kind that is not supported.
+    """
+    if source.kind == "packed":
+        raise NestQuantError(
+            f"{source.name} is a packed checkpoint already", "nothing was quantized", "give the original model"
+        )
+    refuse_quantized(source)
+    config = load_config(source)
+    stored = torch.bfloat16 if source.gguf_file else getattr(config, "dtype", None)
+    return examine_model(meta_model(config, stored if dtype == "auto" else getattr(torch, dtype)), recipe)
+
+
+def examine_model(model: PreTrainedModel, recipe: Recipe) -> Examined:
+    """The same for a model on the meta device, whose decoder layers are opened in place.
+
+    Raises:
+        NestQuantError: a model of a kind that is not supported.
+    """
+    decoder = open_decoder(model)
+    refuse_stray_matrices(model, decoder)
+    seen = probe(model, decoder)
+    if recipe.shape("kv") is not None:
+        _refuse_cache(model, seen)
+    model_config(model)
+    if model.generation_config is not None:
+        generation_settings(model.generation_config)
+    return Examined(model, decoder, seen)
+
+
+def _refuse_cache(model: PreTrainedModel, seen: Probe | None) -> None:
+    """Raises NestQuantError where keys and values cannot be packed."""
+    plain_layers(model.config.get_text_config(decoder=True))
+    heads = None if seen is None else seen.heads
+    if heads == {}:
+        raise no_cache(type(model).__name__)
+    for sizes in (heads or {}).values():
+        for size in sizes:
+            check_head_size(size)
