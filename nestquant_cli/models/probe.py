@@ -112,7 +112,9 @@ def _without_experts(layer: nn.Module, called: set[str]) -> Iterator[None]:
     """Within it the experts of a layer hand back what they get, and count as called: which of them a token reaches
     depends on numbers."""
     modules = {layer.get_submodule(name.rpartition(".")[0]) for name in experts_of(layer)}
-    called.update(f"{name}.{number}" for name, matrices in experts_of(layer).items() for number in range(len(matrices)))
+    called.update(
+        f"{name}.{expert}" for name, matrices in experts_of(layer).items() for expert, _ in matrices.named_children()
+    )
     for module in modules:
         module.forward = _handing_back
     try:

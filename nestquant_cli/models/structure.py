@@ -49,7 +49,8 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
         NestQuantError: no such stack, or the model is of a kind that is not supported.
     """
     refuse_unsupported(model)
-    depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    config = model.config.get_text_config(decoder=True)
+    depth = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
     for name, module in text_stacks(model, depth):
         if _has_linear(module):
             owner_name = name.rpartition(".")[0]

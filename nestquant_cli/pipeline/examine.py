@@ -5,12 +5,14 @@ refuses the same models in the same words.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from ..base.errors import NestQuantError
 from ..models.config_file import generation_settings, model_config
+from ..models.load import read_generation_config
 from ..models.other_methods import refuse_quantized
 from ..models.probe import Probe, probe
 from ..models.size_limits import meta_model
@@ -55,7 +57,9 @@ def examine(source: Source, recipe: Recipe, dtype: str = "auto") -> Examined:
     refuse_quantized(source)
     config = load_config(source)
     stored = torch.bfloat16 if source.gguf_file else getattr(config, "dtype", None)
-    return examine_model(meta_model(config, stored if dtype == "auto" else getattr(torch, dtype)), recipe)
+    model = meta_model(config, stored if dtype == "auto" else getattr(torch, dtype))
+    read_generation_config(model, Path(source.path))
+    return examine_model(model, recipe)
 
 
 def examine_model(model: PreTrainedModel, recipe: Recipe) -> Examined:
@@ -68,16 +72,22 @@ def examine_model(model: PreTrainedModel, recipe: Recipe) -> Examined:
     refuse_stray_matrices(model, decoder)
     seen = probe(model, decoder)
     if recipe.shape("kv") is not None:
-        _refuse_cache(model, seen)
+        _refuse_cache(model, decoder, seen)
     model_config(model)
     if model.generation_config is not None:
         generation_settings(model.generation_config)
     return Examined(model, decoder, seen)
 
 
-def _refuse_cache(model: PreTrainedModel, seen: Probe | None) -> None:
+def _refuse_cache(model: PreTrainedModel, decoder: Decoder, seen: Probe | None) -> None:
     """Raises NestQuantError where keys and values cannot be packed."""
-    plain_layers(model.config.get_text_config(decoder=True))
+    layers, kept = len(decoder.layers), len(plain_layers(model.config.get_text_config(decoder=True)))
+    if kept != layers:
+        raise NestQuantError(
+            f"{type(model).__name__} has {layers} decoder layers, its configuration makes a cache of {kept}",
+            "keys and values cannot be quantized",
+            "quantize with --kv-bits 16",
+        )
     heads = None if seen is None else seen.heads
     if heads == {}:
         raise no_cache(type(model).__name__)

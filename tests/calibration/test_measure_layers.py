@@ -120,5 +120,5 @@ def test_hidden_states_that_are_not_finite_name_the_layer_and_the_window() -> No
 
 def test_a_layer_without_keys_and_values_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KVObserver, "take", lambda self: None)
-    with pytest.raises(NestQuantError, match=r"layers\.0 does not keep keys and values in a cache"):
+    with pytest.raises(NestQuantError, match=r"layers\.0 keeps no keys and values in a cache"):
         list(statistics(make_model("llama")))
