@@ -18,6 +18,7 @@ from .grouped_experts import use_grouped_experts
 from .inputs import InputQuantizer, padded_size
 from .layout import Layout, LinearLayout
 from .linear import QuantizedLinear
+from .untie import untie_layers
 
 _CACHE_ARGUMENTS = ("past_key_values", "layer_past")  # names in transformers of what an attention module updates
 
@@ -31,6 +32,7 @@ def attach(model: PreTrainedModel, layout: Layout) -> None:
         NestQuantError: the layout and the model do not fit each other.
     """
     decoder = open_decoder(model) if layout.linears else find_decoder(model)
+    untie_layers(model, decoder)
     sources: dict[str, InputQuantizer] = {}
     for name, linear in layout.linears.items():
         original = _linear_at(model, name, (linear.out_features, linear.in_features), linear.bias)
