@@ -132,7 +132,8 @@ class LazyWeights(Weights):
         return self._holding([f"{module}.{leaf}" for module in found for leaf, _ in found[module].named_parameters()])
 
     def fetch(self, name: str) -> Tensor:
-        return self.reader.read(name, _tensor_at(self.model, name).dtype)
+        stored = name if name in self.reader else self.model.all_tied_weights_keys[name]
+        return self.reader.read(stored, _tensor_at(self.model, name).dtype)
 
     @contextmanager
     def _holding(self, names: Collection[str]) -> Iterator[None]:
