@@ -30,7 +30,9 @@ def zamba2() -> Any:
     return from_config(config)
 
 
-def test_a_shared_block_is_coded_in_each_place(tiny_tokenizer_folder: Path, tiny_text_file: Path, tmp_path: Path) -> None:
+def test_a_shared_block_is_coded_in_each_place(
+    tiny_tokenizer_folder: Path, tiny_text_file: Path, tmp_path: Path
+) -> None:
     model = zamba2()
     blocks = [model.model.layers[index].shared_transformer for index in (1, 3)]
     assert blocks[0].self_attn.q_proj.weight is blocks[1].self_attn.q_proj.weight
