@@ -24,4 +24,4 @@ def untie_layers(model: PreTrainedModel, decoder: Decoder) -> None:
             prefix = f"{path}." if path else ""
             kept = {name: source for name, source in ties.items() if not f"{prefix}{name}".startswith(inside)}
             if len(kept) < len(ties):
-                module._tied_weights_keys = kept or None
+                module._tied_weights_keys = kept
