@@ -64,7 +64,7 @@ def export(folder: Path, output: Path) -> Exported:
     check_checkpoint(folder)
     config = read_json(folder / CONFIG)
     model = _model(folder)
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linears = _linears(model, layout)
     others = [name for name in linears if name not in layout.linears]
     groups = transforms(layout, others)
     places = _places(folder)
@@ -87,6 +87,15 @@ def _model(folder: Path) -> PreTrainedModel:
     if getattr(transformers, type(model).__name__, None) is not type(model):
         raise cannot(f"transformers has no {type(model).__name__} by that name", "use a model of transformers")
     return model
+
+
+def _linears(model: PreTrainedModel, layout: Layout) -> list[str]:
+    """Names of a model's Linears, which are all that the format knows: matrices of experts and Conv1D are none."""
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if strange := sorted(layout.linears.keys() - set(linears)):
+        what = f"{strange[0]} is no nn.Linear of {type(model).__name__}"
+        raise cannot(what, "use the packed checkpoint itself, with from_pretrained")
+    return linears
 
 
 def _places(folder: Path) -> _Places:

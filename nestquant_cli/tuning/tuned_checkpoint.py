@@ -12,6 +12,7 @@ from ..checkpoint.original import relative_change, relative_error
 from ..checkpoint.output import Output
 from ..checkpoint.read import read_layout
 from ..models.shards import read_tensors
+from ..models.structure import open_decoder
 from ..modules.inputs import padded_size
 from ..modules.layout import Layout
 from ..rotation.reflections import rotation_for
@@ -37,12 +38,13 @@ def write_tuned(
         output: new output, with as many parts as the checkpoint has shards.
         checkpoint: folder of the untuned checkpoint.
         tuned: tensors that changed, by name; all others are copied.
-        original: the model that the checkpoint was made from.
+        original: the model that the checkpoint was made from; its matrices are made Linears.
         settings: settings of the tuning, for config.json and the report.
         record: losses of the tuning, for the report.
     """
     manifest, layout = read_manifest(checkpoint), read_layout(checkpoint)
     report: dict[str, Any] = read_json(checkpoint / REPORT)
+    open_decoder(original)  # so that its matrices have the names of the packed ones
     originals = original.state_dict()
     changes: dict[str, float] = {}
     shards = shards_of(manifest)

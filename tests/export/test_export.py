@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
-from transformers import LlamaConfig, dynamic_module_utils
+from transformers import GPT2Config, LlamaConfig, MixtralConfig, PretrainedConfig, dynamic_module_utils
 
 from nestquant_cli.checkpoint.manifest import MANIFEST, file_problem
 from nestquant_cli.checkpoint.output import Output
@@ -42,6 +42,17 @@ WIDE = LlamaConfig(
     initializer_range=0.1,
     tie_word_embeddings=True,
 )
+
+EXPERTS = MixtralConfig(
+    vocab_size=300,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_local_experts=2,
+)
+GPT2 = GPT2Config(vocab_size=300, n_layer=1, n_embd=64, n_head=4)
 
 
 @pytest.fixture
@@ -200,3 +211,19 @@ def test_the_script_compares_without_an_import_of_ours(
     monkeypatch.setattr(sys, "argv", ["check_export.py", *map(str, words), "--dtype", "float32"])
     assert script.main() == 0
     assert "14, integers and scales equal to the bit" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("config", [EXPERTS, GPT2], ids=["experts", "conv1d"])
+def test_matrices_that_the_format_does_not_know_are_refused(
+    nestquant: Callable[..., Outcome],
+    config: PretrainedConfig,
+    tiny_tokenizer_folder: Path,
+    tiny_text_file: Path,
+    tmp_path: Path,
+) -> None:
+    model = save_model(from_config(config), tiny_tokenizer_folder, tmp_path / "model")
+    packed = pack(model, tiny_text_file, tmp_path / "packed", act_bits=16, kv_bits=16)
+    code, _, error = nestquant("export", packed, "--output", tmp_path / "export")
+    assert code == 2 and "is no nn.Linear of" in error_line(error)
+    assert not (tmp_path / "export").exists()
+    assert torch.isfinite(logits(load(packed), IDS)).all()  # the remedy
