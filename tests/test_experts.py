@@ -48,9 +48,9 @@ def test_a_tuned_checkpoint_of_experts_is_sound_and_reported(
 ) -> None:
     settings = ["--steps", 4, "--seqlen", 64, "--dataset", tiny_text_file, "--output", tmp_path / "tuned"]
     assert nestquant("tune", packed, "--model", original, *settings)[0] == 0
-    assert nestquant("verify", tmp_path / "tuned", "--model", original)[0] == 0
+    assert nestquant("verify", tmp_path / "tuned", "--original", original)[0] == 0
     assert nestquant("report", tmp_path / "tuned", "--output", tmp_path / "report")[0] == 0
-    assert "experts.gate_up_proj" in (tmp_path / "report" / "report.html").read_text()
+    assert "<td>gate_up_proj</td>" in (tmp_path / "report" / "report.html").read_text()
     tuning = json.loads((tmp_path / "tuned" / "quantization_report.json").read_text())["tuning"]
     assert tuning
 

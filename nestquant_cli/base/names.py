@@ -53,3 +53,9 @@ def refuse_unknown(
 
 def _spelling(name: object) -> str:
     return str(name).lower().replace("-", "_")
+
+
+def kind_of_matrix(name: str) -> str:
+    """The kind of a matrix by its full name, its last part: "down_proj"; for a matrix of an expert that of all."""
+    owner, _, last = name.rpartition(".")
+    return owner.rpartition(".")[2] if last.startswith("expert_") else last

@@ -12,6 +12,7 @@ from ..codecs.registry import decoded
 from ..codecs.weights import WeightCode
 from ..models.load import load_unpacked_model
 from ..models.source import resolve
+from ..models.structure import open_decoder
 from ..modules.layout import LinearLayout
 from ..rotation.reflections import Reflected
 from ..rotation.transform import Identity, Rotation
@@ -20,7 +21,7 @@ TOLERANCE = 1e-3  # between recorded and recomputed relative error, as a fractio
 
 
 def load_original(model: str, dtype: str = "auto") -> PreTrainedModel:
-    """The original model on the CPU, in the dtype that it was quantized from.
+    """The original model on the CPU, in the dtype that it was quantized from, its matrices named as packed ones are.
 
     Raises:
         NestQuantError: it cannot be loaded, or is a packed checkpoint itself.
@@ -30,7 +31,9 @@ def load_original(model: str, dtype: str = "auto") -> PreTrainedModel:
         raise NestQuantError(
             f"{model} is a packed checkpoint", "the checkpoint was not compared with it", "give the original model"
         )
-    return load_unpacked_model(source, dtype)
+    original = load_unpacked_model(source, dtype)
+    open_decoder(original)
+    return original
 
 
 def relative_error(

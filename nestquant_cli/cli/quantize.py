@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..base.names import kind_of_matrix
 from . import console
 from .config import RecipeOption, options_from_file, print_recipe, recipe_settings
 from .experts import print_experts
@@ -156,6 +157,5 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
 def _by_kind(matrices: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     kinds: dict[str, list[dict[str, Any]]] = {}
     for name, record in matrices.items():
-        owner, _, last = name.rpartition(".")
-        kinds.setdefault(owner.rpartition(".")[2] if last.startswith("expert_") else last, []).append(record)
+        kinds.setdefault(kind_of_matrix(name), []).append(record)
     return kinds

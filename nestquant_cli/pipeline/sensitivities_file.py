@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from ..base.names import kind_of_matrix
 from ..checkpoint.output import Output
 from ..e8.code import BLOCK
 from ..quantization.allocation import Sensitivity
@@ -70,9 +71,9 @@ def _draw(matrices: dict[str, dict[str, Any]], output: Output) -> None:
     figure = Figure(figsize=_SIZE, layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
-    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in matrices))
+    kinds = list(dict.fromkeys(kind_of_matrix(name) for name in matrices))
     for number, kind in enumerate(kinds):
-        rows = [item for name, item in matrices.items() if name.rpartition(".")[2] == kind]
+        rows = [item for name, item in matrices.items() if kind_of_matrix(name) == kind]
         depth, style = range(len(rows)), {"marker": "os^Dvp*"[number % 7], "markersize": 4, "label": kind}
         above.semilogy(depth, [item["sensitivity"] / item["weights"] for item in rows], **style)
         below.plot(depth, [item["bits"] for item in rows], **style)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import NestQuantError
+from ..base.names import kind_of_matrix
 from ..checkpoint.byte_counts import Inspection
 from ..checkpoint.inspect import inspect
 from ..checkpoint.manifest import REPORT
@@ -67,7 +68,7 @@ class PageData:
         """Share of blocks that use each scale β, smallest first, by kind of matrix; empty without nested codes."""
         counts: dict[str, list[int]] = {}
         for name, record in self.records.items():
-            kind = counts.setdefault(name.rpartition(".")[2], [])
+            kind = counts.setdefault(kind_of_matrix(name), [])
             for index, count in enumerate(record.get("beta_histogram") or ()):
                 kind.extend([0] * (index + 1 - len(kind)))
                 kind[index] += count
