@@ -28,13 +28,10 @@ STRUCTURES = {
     "gemma3": 1.0,  # answers images
 }
 NOT_YET = {
-    "llama4_text": "experts in batched products",
-    "jetmoe": "experts in the attention",
     "qwen3_5_text": "hybrids",
     "mamba2": "hybrids",
     "lfm2": "hybrids",
     "zamba2": "hybrids",
-    "gpt2": "Conv1D",
     "gemma3n_text": "inputs of each layer",
 }
 
