@@ -74,7 +74,7 @@ def main() -> None:
         write_json(options.output, {"machine": machine, "torch": torch.__version__, **settings, "results": results})
 
 
-def codes_of(options: argparse.Namespace, layers: int) -> tuple[list[CacheCodes], int | None]:
+def codes_of(options: argparse.Namespace, layers: int) -> tuple[list[CacheCodes | None], int | None]:
     """The codes of every layer, and the seed of their rotation."""
     if options.codes is None:
         scaled = fit_scales(torch.randn(SAMPLE_BLOCKS, 8), shape_for_bits(options.bits))

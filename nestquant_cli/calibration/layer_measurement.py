@@ -13,7 +13,7 @@ from ..base.finite import all_finite
 from ..codecs.weights import Shape
 from ..models.expert_families import expert_families
 from ..models.structure import linears
-from ..modules.cache_codes import CacheCodes, check_head_size, no_cache
+from ..modules.cache_codes import CacheCodes, check_head_size
 from ..parallel.team import team
 from ..parallel.tiles import over_rows, run_tasks
 from ..rotation.transform import rotation
@@ -163,10 +163,11 @@ class LayerMeasurement:
                     "check the model's weights, or load it in a wider dtype, such as --dtype float32",
                 )
 
-    def _cache(self, shape: Shape) -> CacheCodes:
+    def _cache(self, shape: Shape) -> CacheCodes | None:
+        """Codes of keys and values; None for a layer that keeps none in a cache, or keeps them in a way of its own."""
         sample = self.stack.observer.take()
         if sample is None:
-            raise no_cache(self.name)
+            return None
         for vectors in sample:
             check_head_size(vectors.shape[-1])
         keys, values = zip(*team().gather(sample), strict=True)

@@ -7,7 +7,7 @@ the hidden states, so that one layer at a time is enough.
 
 import copy
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ..base.device import threads_of
 from ..base.memory import return_blocks
 from ..models.language_model import runner
 from ..models.weights import Weights
+from ..modules.cache_hooks import give_cache
 from ..parallel.tiles import run_pieces
 from .current_window import in_window
 from .hidden_states import HiddenStates
@@ -35,7 +36,7 @@ class LayerStack:
     Args:
         weights: weights of the model; whoever runs a layer has to hold it in memory.
         windows: (windows, tokens) int64 token ids, all windows of one length and without padding.
-        observer: cache that the attention layers are given; it sees all keys and values.
+        observer: cache that attention is given; it sees all keys and values.
         hidden: empty store for the hidden states; None keeps them in memory up to the default budget.
 
     Attributes:
@@ -90,7 +91,8 @@ class LayerStack:
             after: dict[int, Tensor] = {}
             numbers = range(start, min(start + at_once, len(self.hidden)))
             checked = arguments.unchanged(index) if called and keep and not start else nullcontext()
-            with checked, nullcontext() if until is None else until.register_forward_pre_hook(_stop):
+            stop = nullcontext() if until is None else until.register_forward_pre_hook(_stop)
+            with checked, stop, self._observed(index):
                 run_pieces(through, numbers if called else ())
             for number, hidden in after.items():
                 self.hidden[number] = hidden
@@ -101,4 +103,14 @@ class LayerStack:
 
     def _forward(self, window: Tensor) -> None:
         _, base = runner(self.model, self.decoder.prefix)  # without the head, as logits are not needed
-        base(input_ids=window.to(self.device), past_key_values=self.observer, use_cache=True)
+        base(input_ids=window.to(self.device), use_cache=False)
+
+    @contextmanager
+    def _observed(self, index: int) -> Iterator[None]:
+        """Within it the layer's attention updates the observer; no layer keeps anything from one window to the next."""
+        handles = give_cache([self.decoder.layers[index]] if self.observer.sees(index) else [], self.observer)
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()

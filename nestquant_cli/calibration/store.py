@@ -72,7 +72,7 @@ class CalibrationWriter:
         with self.state.writing(name) as temporary:
             write_shard(temporary, tensors)
         inputs = {leader: _entry(leader, item) for leader, item in layer.inputs.items()}
-        cache = layer.cache and {"keys": layer.cache.keys.fitted(), "values": layer.cache.values.fitted()}
+        cache = layer.cache and layer.cache.to_dict()
         self.state.record(index, name, {"inputs": inputs, "cache": cache})
 
     def finish(self, depth: int) -> None:
@@ -157,7 +157,7 @@ class Calibration:
             tensors = read_tensors(path)
             inputs = {leader: _item(leader, info["inputs"], tensors, act_shape) for leader, _ in info["inputs"].items()}
             cache = None
-            if kv_shape is not None:
+            if kv_shape is not None and info["cache"] is not None:
                 keys, values = (_code_from(info["cache"][part], kv_shape) for part in ("keys", "values"))
                 assert keys is not None and values is not None
                 cache = CacheCodes(keys, values)

@@ -1,7 +1,6 @@
 """Puts the quantized modules of a layout into a model, and the packed cache into its forward."""
 
 import inspect
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +13,12 @@ from ..codecs.registry import codec_of
 from ..models.structure import Decoder, find_decoder, open_decoder
 from ..rotation.reflections import Reflections
 from .cache import PackedCache, RoundingCache, is_packed, pack_layers
+from .cache_hooks import give_cache
 from .grouped_experts import use_grouped_experts
 from .inputs import InputQuantizer, padded_size
 from .layout import Layout, LinearLayout
 from .linear import QuantizedLinear
 from .untie import untie_layers
-
-_CACHE_ARGUMENTS = ("past_key_values", "layer_past")  # names in transformers of what an attention module updates
 
 
 def attach(model: PreTrainedModel, layout: Layout) -> None:
@@ -76,6 +74,12 @@ def attach_cache(model: PreTrainedModel, decoder: Decoder, layout: Layout) -> No
             "fetch or quantize the checkpoint again",
         )
     config = model.config.get_text_config(decoder=True)
+    coded = [layer for layer, codes in zip(decoder.layers, layout.cache, strict=True) if codes is not None]
+    give_cache(coded, RoundingCache(config, layout.cache, layout.rotation_seed))
+    kind: Any = type(model)
+    if not kind._supports_default_dynamic_cache():
+        _pack_what_comes(coded[0], config, layout)
+        return
     names = list(inspect.signature(decoder.owner.forward).parameters)
     first = min([names.index(name) for name in ("past_key_values", "use_cache") if name in names], default=len(names))
 
@@ -89,10 +93,17 @@ def attach_cache(model: PreTrainedModel, decoder: Decoder, layout: Layout) -> No
         return args[:first], kwargs
 
     decoder.owner.register_forward_pre_hook(with_packed_cache, with_kwargs=True)
-    rounding = RoundingCache(config, layout.cache, layout.rotation_seed)
-    for layer in decoder.layers:
-        for module, place, name in _attentions(layer):
-            module.register_forward_pre_hook(partial(_with_rounding, rounding, place, name), with_kwargs=True)
+
+
+def _pack_what_comes(layer: nn.Module, config: Any, layout: Layout) -> None:
+    """Packs the caches of a model that makes them itself, when they reach the first layer that has codes."""
+
+    def packing(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for cache in (*args, *kwargs.values()):
+            if isinstance(cache, Cache) and not isinstance(cache, RoundingCache) and not is_packed(cache):
+                _pack_in_place(cache, config, layout)
+
+    layer.register_forward_pre_hook(packing, with_kwargs=True)
 
 
 def _keeps(owner: Any, use_cache: bool | None) -> bool:
@@ -100,28 +111,6 @@ def _keeps(owner: Any, use_cache: bool | None) -> bool:
     if getattr(owner, "gradient_checkpointing", False) and owner.training:
         return False
     return bool(getattr(owner.config, "use_cache", True) if use_cache is None else use_cache)
-
-
-def _attentions(layer: nn.Module) -> list[tuple[nn.Module, int, str]]:
-    """The modules of a layer that are given its cache and hand it to no other: where and under which name."""
-    found = []
-    for module in layer.modules():
-        names = list(inspect.signature(module.forward).parameters)
-        found += [(module, names.index(name), name) for name in _CACHE_ARGUMENTS if name in names]
-    outer = {id(outer) for outer, *_ in found for inner, *_ in found if inner is not outer and inner in outer.modules()}
-    return [each for each in found if id(each[0]) not in outer]
-
-
-def _with_rounding(
-    rounding: RoundingCache, place: int, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
-    """Where attention is given no cache, it is given one that rounds. Gradient checkpointing takes caches away from
-    layers, so it cannot be given to those."""
-    if len(args) > place:
-        args = args if args[place] is not None else (*args[:place], rounding, *args[place + 1 :])
-    elif kwargs.get(name) is None:
-        kwargs[name] = rounding
-    return args, kwargs
 
 
 def _pack_in_place(cache: Cache, config: Any, layout: Layout) -> None:

@@ -4,6 +4,7 @@ States are (…, heads, tokens, head size), packed states (…, heads, tokens, b
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ class CacheCodes:
 
     keys: VectorCode
     values: VectorCode
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, as config.json has it."""
+        return {"keys": self.keys.fitted(), "values": self.values.fitted()}
 
 
 def pack_heads(x: Tensor, code: VectorCode, seed: int | None) -> Tensor:
@@ -57,15 +62,6 @@ def _rows(x: Tensor) -> Tensor:
 def _run(x: Tensor) -> int:
     """Vectors of a head that follow each other."""
     return x.shape[-2] if x.dim() > 1 else 1
-
-
-def no_cache(what: str) -> NestQuantError:
-    """The error for a layer or a model, named `what`, without keys and values to be quantized."""
-    return NestQuantError(
-        f"{what} keeps no keys and values in a cache",
-        "keys and values cannot be quantized",
-        "quantize with --kv-bits 16",
-    )
 
 
 def check_head_size(size: int) -> None:

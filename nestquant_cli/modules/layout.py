@@ -17,8 +17,9 @@ from .inputs import padded_size
 QUANT_METHOD = "nestquant"
 REFLECTORS = "turn.reflectors"  # stored tensor of an input with a learned rotation, after the name of the input
 # 1: nested codes of one shape, the Hadamard rotation. 2: other codecs, rotations, a shape for a matrix. 3: centers.
-# 4: lattices. A checkpoint has the first version that suffices for it; codecs say which one has their codes.
-FORMAT_VERSION = max(3, *(codec.format_version for codec in CODECS.values()))
+# 4: lattices. 5: layers without codes in `cache`. A checkpoint has the first version that suffices for it; codecs say
+# which one has their codes.
+FORMAT_VERSION = 5
 ROTATIONS = ("none", "hadamard", "learned")
 _LARGEST = 1 << 24  # entries in one dimension of a matrix; beyond it a config is taken for damaged or hostile
 
@@ -54,7 +55,8 @@ class Layout:
         seed: seed of the rotation signs.
         linears: each rotated Linear by its full module name.
         inputs: by name; the activation code of each distinct input, None when activations stay in 16 bits.
-        cache: codes of keys and values by layer index; empty when they stay in 16 bits.
+        cache: codes of keys and values by layer index, None for a layer without coded ones; empty when all stay in
+            16 bits.
         rotation: one of ROTATIONS; a learned one follows the Hadamard rotation. Heads have no learned one.
         reflections: number of reflections of a learned rotation, by the name of its input.
     """
@@ -65,7 +67,7 @@ class Layout:
     seed: int
     linears: dict[str, LinearLayout] = field(default_factory=dict)
     inputs: dict[str, VectorCode | None] = field(default_factory=dict)
-    cache: list[CacheCodes] = field(default_factory=list)
+    cache: list[CacheCodes | None] = field(default_factory=list)
     rotation: str = "hadamard"
     reflections: dict[str, int] = field(default_factory=dict)
 
@@ -82,12 +84,14 @@ class Layout:
     @property
     def version(self) -> int:
         """The first format version that can say this."""
-        vectors = *self.inputs.values(), *(code for layer in self.cache for code in (layer.keys, layer.values))
+        coded = [layer for layer in self.cache if layer is not None]
+        vectors = *self.inputs.values(), *(code for layer in coded for code in (layer.keys, layer.values))
         codes = [linear.code for linear in self.linears.values() if linear.code is not None]
         mixed = any(codec_of(code).shape_of(code) != self.weight_shape for code in codes)
         return max(
             2 if mixed or self.rotation != "hadamard" else 1,
             3 if any(code is not None and code.centered for code in vectors) else 1,
+            5 if len(coded) < len(self.cache) else 1,
             *(CODECS[name].format_version for name in self.codecs),
         )
 
@@ -114,7 +118,7 @@ class Layout:
                 for name, linear in self.linears.items()
             },
             "inputs": {name: None if code is None else code.fitted() for name, code in self.inputs.items()},
-            "cache": [{"keys": layer.keys.fitted(), "values": layer.values.fitted()} for layer in self.cache],
+            "cache": [None if layer is None else layer.to_dict() for layer in self.cache],
         }
 
     def _code_to(self, code: WeightCode | None) -> dict[str, Any]:
@@ -193,7 +197,9 @@ def _refuse_other_center(code: VectorCode | None, linear: LinearLayout) -> None:
         raise ValueError(f"inputs.{linear.input} has no center of its size")
 
 
-def _cache_from(value: Any, shape: Shape) -> CacheCodes:
+def _cache_from(value: Any, shape: Shape) -> CacheCodes | None:
+    if value is None:
+        return None
     fields = Fields(value, "cache")
     keys, values = (vector_from(fields.value.get(part), shape, f"cache.{part}") for part in ("keys", "values"))
     return CacheCodes(keys, values)

@@ -16,16 +16,16 @@ from transformers import PreTrainedModel
 from ..base.errors import NestQuantError
 from ..base.progress import track
 from ..calibration.input_groups import InputGroups
+from ..calibration.kv_observer import KVObserver
 from ..calibration.statistics import InputStatistics, LayerStatistics
 from ..codecs.registry import fit_heads
 from ..codecs.vectors import VectorCode
 from ..models.expert_families import expert_families
-from ..models.probe import HeadSizes
 from ..models.small_matrices import refuse_stray_matrices, staying
 from ..models.structure import Decoder, linears, open_decoder
 from ..modules.attach import attach, quantized_linears
-from ..modules.cache import plain_layers
-from ..modules.cache_codes import CacheCodes, check_head_size, no_cache
+from ..modules.cache_codes import CacheCodes, check_head_size
+from ..modules.cache_hooks import give_cache
 from ..modules.inputs import padded_size
 from ..modules.layout import Layout
 from ..parallel.team import Team
@@ -72,11 +72,11 @@ def quantize_loaded(model: PreTrainedModel, recipe: Recipe) -> tuple[Layout, dic
             "use 'nestquant quantize', which streams layers",
         )
     tensors, parts = dict[str, Tensor](), list[LayerPart]()
-    groups, heads = _groups(model, decoder, recipe)
+    observer = KVObserver(model.config.get_text_config(decoder=True), 1.0)
+    groups = _groups(model, decoder, observer)
     for index, layer in enumerate(track(decoder.layers, "rounding layers", total=len(decoder.layers))):
-        place = decoder.layer_name(index)
-        cache = _cache_codes(place, heads.get(index), recipe)
-        of_layer, part = _quantize_layer(place, layer, groups[index], cache, recipe)
+        cache = _cache_codes(observer.sizes.get(index), recipe)
+        of_layer, part = _quantize_layer(decoder.layer_name(index), layer, groups[index], cache, recipe)
         tensors |= of_layer
         parts.append(part)
     layout, stays = join_layouts(recipe, parts), staying(decoder, uncalled_linears(decoder, parts))
@@ -106,33 +106,25 @@ def _quantize_layer(
 
 
 @torch.no_grad()
-def _groups(
-    model: PreTrainedModel, decoder: Decoder, recipe: Recipe
-) -> tuple[list[InputGroups], dict[int, tuple[int, int]]]:
-    """What one forward shows: the Linears with the same input in each layer, and head sizes of keys and values by
-    layer, where they are to be quantized."""
-    cache = None
-    if recipe.shape("kv") is not None:
-        config = model.config.get_text_config(decoder=True)
-        plain_layers(config)
-        cache = HeadSizes(config)
+def _groups(model: PreTrainedModel, decoder: Decoder, observer: KVObserver) -> list[InputGroups]:
+    """The Linears with the same input in each layer, by watching one forward; the observer sees keys and values."""
     watchers = [InputGroups() for _ in decoder.layers]
     with ExitStack() as stack:
         for watcher, layer in zip(watchers, decoder.layers, strict=True):
             stack.enter_context(watcher.watch(linears(layer), expert_families(layer)))
-        ids = torch.arange(_PROBE, device=model.device)[None]
-        model(input_ids=ids, use_cache=cache is not None, **({} if cache is None else {"past_key_values": cache}))
+        seen = [layer for index, layer in enumerate(decoder.layers) if observer.sees(index)]
+        for handle in give_cache(seen, observer):
+            stack.callback(handle.remove)
+        model(input_ids=torch.arange(_PROBE, device=model.device)[None], use_cache=False)
     for watcher in watchers:
         watcher.inputs, watcher.expert_inputs = {}, {}  # tokens are not needed
-    return watchers, {} if cache is None else cache.sizes
+    return watchers
 
 
-def _cache_codes(place: str, sizes: tuple[int, int] | None, recipe: Recipe) -> CacheCodes | None:
-    """The codes of the keys and values of the layer `place`, whose heads have these sizes."""
-    if recipe.shape("kv") is None:
+def _cache_codes(sizes: tuple[int, int] | None, recipe: Recipe) -> CacheCodes | None:
+    """Codes of the keys and values of a layer with these head sizes; None for a layer that keeps none in a cache."""
+    if recipe.shape("kv") is None or sizes is None:
         return None
-    if sizes is None:
-        raise no_cache(place)
     for size in sizes:
         check_head_size(size)
     keys, values = (_gaussian_code(recipe, "kv", size) for size in sizes)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
 
 from ..base.errors import NestQuantError
 from ..models.config_file import generation_settings, model_config
@@ -19,8 +20,8 @@ from ..models.size_limits import meta_model
 from ..models.small_matrices import refuse_stray_matrices
 from ..models.source import Source, load_config
 from ..models.structure import Decoder, open_decoder
-from ..modules.cache import plain_layers
-from ..modules.cache_codes import check_head_size, no_cache
+from ..modules.cache_codes import check_head_size
+from ..modules.packed_layers import can_pack
 from .recipe import Recipe
 
 
@@ -80,17 +81,16 @@ def examine_model(model: PreTrainedModel, recipe: Recipe) -> Examined:
 
 
 def _refuse_cache(model: PreTrainedModel, decoder: Decoder, seen: Probe | None) -> None:
-    """Raises NestQuantError where keys and values cannot be packed."""
-    layers, kept = len(decoder.layers), len(plain_layers(model.config.get_text_config(decoder=True)))
-    if kept != layers:
+    """Raises NestQuantError where keys and values that layers keep cannot be packed."""
+    kept = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    if len(kept) != len(decoder.layers):
         raise NestQuantError(
-            f"{type(model).__name__} has {layers} decoder layers, its configuration makes a cache of {kept}",
+            f"{type(model).__name__} has {len(decoder.layers)} decoder layers, its configuration makes a cache of "
+            f"{len(kept)}",
             "keys and values cannot be quantized",
             "quantize with --kv-bits 16",
         )
-    heads = None if seen is None else seen.heads
-    if heads == {}:
-        raise no_cache(type(model).__name__)
-    for sizes in (heads or {}).values():
-        for size in sizes:
+    heads = {} if seen is None or seen.heads is None else seen.heads
+    for index, sizes in heads.items():
+        for size in sizes if can_pack(kept[index]) else ():
             check_head_size(size)

@@ -1,5 +1,6 @@
 """The end of a quantization: tensors outside the decoder layers, tokenizer, report, config.json."""
 
+import logging
 import platform
 import resource
 import time
@@ -20,7 +21,9 @@ from ..models.structure import Decoder, find_decoder, linears
 from ..models.weights import Weights
 from ..storage.files import write_json
 from .layer_part import LayerPart, join_layouts
-from .recipe import Recipe
+from .recipe import SIXTEEN, Recipe
+
+logger = logging.getLogger("nestquant")
 
 
 def write_rest(
@@ -76,7 +79,7 @@ def quantization_report(
     kept = {"staying": stays.to_dict()} if stays.matrices else {}
     return {
         "recipe": settings,
-        "bits": {part: recipe.bits(part) for part in ("weight", "act", "kv")},
+        "bits": {part: recipe.bits(part) for part in ("weight", "act", "kv")} | _without_cache(recipe, parts),
         "versions": versions(),
         "matrices": {name: record for part in parts for name, record in part.report.items()},
     } | kept
@@ -90,6 +93,19 @@ def uncalled_linears(decoder: Decoder, parts: list[LayerPart]) -> dict[int, list
         for index, (layer, part) in enumerate(zip(decoder.layers, parts, strict=True))
         if part.layout.linears
     }
+
+
+def _without_cache(recipe: Recipe, parts: list[LayerPart]) -> dict[str, float]:
+    """The bits of keys and values where no layer keeps any in a cache; says which layers do, if not all."""
+    coded = [any(part.layout.cache) for part in parts]
+    if recipe.shape("kv") is None or all(coded):
+        return {}
+    logger.info(
+        "%d of %d layers keep keys and values in a cache, which are coded; states of other kinds stay as they are",
+        sum(coded),
+        len(coded),
+    )
+    return {} if any(coded) else {"kv": SIXTEEN}
 
 
 def run_figures(start: float) -> dict[str, Any]:

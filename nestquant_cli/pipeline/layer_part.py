@@ -1,6 +1,6 @@
 """One quantized decoder layer: its tensors, and its share of the layout in config.json and of the report."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ def part_of(
             code = packed[name].code if name in packed else None
             sizes = linear.in_features, linear.out_features
             layout.linears[f"{prefix}.{name}"] = LinearLayout(*sizes, linear.bias is not None, source, code)
-    if statistics.cache is not None:
+    if recipe.shape("kv") is not None:
         layout.cache.append(statistics.cache)
 
     for name, matrix in packed.items():
@@ -83,11 +83,16 @@ def empty_layout(recipe: Recipe) -> Layout:
 
 
 def join_layouts(recipe: Recipe, parts: list[LayerPart]) -> Layout:
-    """One layout of all layers, from the layouts of each in order."""
+    """One layout of all layers, from the layouts of each in order.
+
+    Without a layer that keeps keys and values in a cache, they are said to stay in 16 bits.
+    """
     layout = empty_layout(recipe)
     for part in parts:
         layout.linears.update(part.layout.linears)
         layout.inputs.update(part.layout.inputs)
         layout.reflections.update(part.layout.reflections)
         layout.cache.extend(part.layout.cache)
+    if not any(layout.cache):
+        layout = replace(layout, kv_shape=None, cache=[])
     return layout

@@ -16,7 +16,6 @@ from ..calibration.windows import Windows
 from ..codecs.registry import codec_of
 from ..codecs.weights import Shape
 from ..models.describe import describe
-from ..modules.cache import plain_layers
 from ..storage.files import sha256_file
 from .calibration_windows import TEXT_KEYS, read_windows, text_of
 from .finish import versions
@@ -59,12 +58,10 @@ def run_inputs(
         explicit: settings of the recipe that the user asked for by name; those of the text must be the calibration's.
 
     Raises:
-        NestQuantError: the model's cache cannot be packed, the text cannot be used, or the stored calibration is of
-            another model or was made with other settings.
+        NestQuantError: the text cannot be used, or the stored calibration is of another model or was made with other
+            settings.
     """
     about, around = about_model(original, recipe), circumstances(original)
-    if recipe.shape("kv") is not None:
-        plain_layers(original.weights.model.config.get_text_config(decoder=True))
     if stored is None:
         windows = read_windows(original, recipe)
         text, hashed = text_of(windows), {}

@@ -5,14 +5,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import LlamaConfig, PretrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.e8.shape import shape_for_bits
-from nestquant_cli.modules import cache as module
-from nestquant_cli.modules.cache import PackedCache, is_packed, pack_layers, plain_layers
+from nestquant_cli.modules.cache import PackedCache, is_packed, pack_layers
 from nestquant_cli.modules.cache_codes import CacheCodes, pack_heads, unpack_heads
 from tests.families import CONFIGS, WINDOW, gaussian, relative_error
 
@@ -115,18 +114,14 @@ def test_a_cache_of_the_users_is_packed_in_place() -> None:
     assert sliding.record_past  # assisted generation has asked for it
 
 
-def test_layers_that_keep_something_else_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Recurrent:
-        """Stands for a state that is not keys and values."""
-
-    class Hybrid(DynamicCache):
-        def __init__(self, config: PretrainedConfig) -> None:
-            super().__init__(config=config)
-            self.layers = [Recurrent()]  # type: ignore[list-item]
-
-    monkeypatch.setattr(module, "DynamicCache", Hybrid)
-    with pytest.raises(NestQuantError, match=r"the cache has a Recurrent.*--kv-bits 16"):
-        plain_layers(config())
+def test_codes_for_layers_that_keep_something_else_are_refused() -> None:
+    hybrid = LlamaConfig(num_hidden_layers=2, layer_types=["linear_attention", "full_attention"])
+    codes = CacheCodes(KEYS, VALUES)
+    assert is_packed(PackedCache(hybrid, [None, codes], SEED))
+    with pytest.raises(NestQuantError, match="has cache codes for a LinearAttentionLayer"):
+        PackedCache(hybrid, [codes, codes], SEED)
+    with pytest.raises(NestQuantError, match="has cache codes for 1 layers, and the model's cache has 2"):
+        PackedCache(hybrid, [codes], SEED)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])

@@ -70,7 +70,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "told"),
     [
-        ("format_version", 5, "format version 5, this nestquant reads 1 to 4"),
+        ("format_version", 6, "format version 6, this nestquant reads 1 to 5"),
         ("format_version", ..., "format_version must be an integer"),
         ("cache/0/keys/centers", ["AAAA"], "a center has a scale that is none"),
         ("inputs/l.0.q/centers", 7, "centers must be a list"),

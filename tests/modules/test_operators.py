@@ -20,9 +20,9 @@ from nestquant_cli.codecs.row_scale import row_scale_bits
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules import operators
 from nestquant_cli.modules.attach import quantized_linears
-from nestquant_cli.modules.cache import PackedLayer
 from nestquant_cli.modules.cache_codes import CacheCodes
 from nestquant_cli.modules.inputs import InputQuantizer
+from nestquant_cli.modules.packed_layers import PackedLayer
 from nestquant_cli.modules.resident import set_resident
 from tests.families import gaussian, load, make_model, random_ids, relative_error, save_model
 

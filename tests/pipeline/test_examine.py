@@ -10,7 +10,6 @@ from transformers import (
     BartConfig,
     BlenderbotConfig,
     LlamaConfig,
-    OpenAIGPTConfig,
     PretrainedConfig,
     XLNetConfig,
 )
@@ -40,10 +39,6 @@ KV = "keys and values cannot be quantized; quantize with --kv-bits 16"
 # A model, and what is said of it at --bits 4; those of the first table work with --kv-bits 16, which is the remedy.
 WEIGHTS_ONLY: dict[str, tuple[PretrainedConfig, str]] = {
     "head size": (LlamaConfig(**GATED, head_dim=12), f"the head size 12 is not a multiple of 8; {KV}"),
-    "no cache": (
-        OpenAIGPTConfig(vocab_size=300, n_embd=64, n_layer=2, n_head=4, n_positions=256),
-        f"OpenAIGPTLMHeadModel keeps no keys and values in a cache; {KV}",
-    ),
     "other depth": (
         BartConfig(**DECODER, encoder_layers=3),
         f"BartForCausalLM has 2 decoder layers, its configuration makes a cache of 3; {KV}",
