@@ -7,8 +7,9 @@
 `copies`: each expert is the dense MLP with its neurons in another order and small noise on its weights; the router
 gives each token two experts, whose weights sum to 1. `parts`: a third of the neurons is in shared experts, the others
 are divided over the 8 experts of a group, and each of the groups has its own order and noise; the router gives each
-token one group, all of whose experts count fully. Routers are random directions of the whitened hidden states, without their
-mean, so that all experts get about as many tokens. What quantization costs is the KL divergence to the made model:
+token one group, all of whose experts count fully. Routers are random directions of the whitened hidden states, without
+their mean, so that all experts get about as many tokens. What quantization costs is the KL divergence to the model
+that was made:
 
     nestquant quantize build/moe-8 --bits 4 --dataset demo --output build/moe-8-w4a4kv4
     nestquant eval-ppl build/moe-8-w4a4kv4 --baseline build/moe-8 --dataset demo
