@@ -14,6 +14,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from ..models.on_demand import stored_weight
 from ..models.structure import linears
 from ..parallel.team import team
 from .current_window import current_window
@@ -126,9 +127,9 @@ def _run_until(
 @contextmanager
 def _exchanged(modules: dict[str, nn.Linear], weights: dict[str, Tensor]) -> Iterator[None]:
     """Replaces weights of Linears inside a `with` block."""
-    originals = {name: modules[name].weight for name in weights}
+    originals = {name: stored_weight(modules[name]) for name in weights}
     for name, weight in weights.items():
-        modules[name].weight = nn.Parameter(weight.to(originals[name]), requires_grad=False)
+        modules[name].weight = nn.Parameter(weight.to(originals[name].dtype), requires_grad=False)
     try:
         yield
     finally:

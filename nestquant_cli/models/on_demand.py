@@ -57,7 +57,13 @@ def beyond_budget(layer: nn.Module) -> list[str]:
     return names
 
 
-def stored_weight(linear: nn.Module) -> Tensor:
+def held_bytes(layer: nn.Module) -> int:
+    """Bytes that holding a decoder layer takes, with one expert that is read on demand."""
+    beyond = [stored_weight(layer.get_submodule(name)).nbytes for name in beyond_budget(layer)]
+    return sum(parameter.nbytes for parameter in layer.parameters()) - sum(beyond) + max(beyond, default=0)
+
+
+def stored_weight(linear: nn.Module) -> nn.Parameter:
     """The weight of a Linear as it lies in memory or, on the meta device, does not; it is not read for this."""
     weight = linear._parameters["weight"]
     assert weight is not None

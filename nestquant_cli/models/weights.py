@@ -26,8 +26,7 @@ from .language_model import runner, tower_stacks
 from .load import load_unpacked_model, read_generation_config, stored_tensors, warn_unused
 from .on_demand import beyond_budget, read_on_demand
 from .shards import Entry
-from .size_limits import meta_model, refuse_misfit
-from .small_matrices import refuse_stray_matrices
+from .size_limits import refuse_misfit
 from .source import Source, load_config
 from .structure import Decoder, open_decoder
 from .tensor_reader import TensorReader
@@ -183,7 +182,6 @@ def open_weights(source: Source, device: str, dtype: str = "auto") -> Weights:
 def _open_lazily(source: Source, device: str, dtype: str) -> tuple[str, LazyWeights | None]:
     """The model, or why it has to be loaded whole."""
     if source.gguf_file:
-        _refuse_structure(meta_model(load_config(source)))
         return "the blocks of a GGUF file are de-quantized as one", None
     config = load_config(source)
     if getattr(config, "quantization_config", None) is not None:
@@ -194,7 +192,6 @@ def _open_lazily(source: Source, device: str, dtype: str) -> tuple[str, LazyWeig
     model = empty_model(config, stored_dtype if dtype == "auto" else getattr(torch, dtype))
     reader, reason = _reader(model, stored)
     if reader is None:
-        _refuse_structure(model)
         return reason, None
     opened = LazyWeights(model.eval(), reader, device)
     keep_untied(model, reader)
@@ -211,11 +208,6 @@ def _reader(model: PreTrainedModel, stored: dict[str, tuple[Path, Entry]]) -> tu
         return None, f"transformers converts its tensors while it loads them ({error or type(error).__name__})"
     misfit = reader.misfit(model)
     return (None, misfit) if misfit else (reader, "")
-
-
-def _refuse_structure(model: PreTrainedModel) -> None:
-    """Raises NestQuantError for a model that cannot be quantized, before its weights are read."""
-    refuse_stray_matrices(model, open_decoder(model))
 
 
 def not_finite(tensor: Tensor) -> int:

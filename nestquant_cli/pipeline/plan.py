@@ -12,6 +12,7 @@ from ..calibration.text_files import suffix_of
 from ..calibration.token_stream import BLOCK, can_split
 from ..calibration.windows import WHOLE_UP_TO
 from ..codecs.registry import codec_of
+from ..models.on_demand import held_bytes
 from ..models.probe import Probe
 from ..models.small_matrices import Staying, refuse_stray_matrices, staying
 from ..models.source import Source, load_tokenizer
@@ -192,13 +193,14 @@ def _kept_width(model: PreTrainedModel, decoder: Decoder, sequential: bool) -> i
 def _memory(model: PreTrainedModel, decoder: Decoder, streamed: bool, recipe: Recipe) -> int:
     """Predicted peak without hidden states, in bytes: libraries + max(embeddings + one layer, one layer + work).
 
-    Work is the sums of outer products and, for the input where it is largest, FACTORS·n² + 4·ROW_COPIES·n·rows. Where
-    the model is loaded whole, libraries + all weights + work. Predicted and measured on the demo model: 0.92 and
-    0.98 GiB streamed, 1.2 and 1.25 GiB whole; on 24 random layers 1.9 and 1.65 GiB.
+    Of a layer's experts no more than `models.on_demand.EXPERTS` bytes are held. Work is the sums of outer products and,
+    for the input where it is largest, FACTORS·n² + 4·ROW_COPIES·n·rows. Where the model is loaded whole, libraries +
+    all weights + work. Predicted and measured on the demo model: 0.92 and 0.98 GiB streamed, 1.2 and 1.25 GiB whole;
+    on 24 random layers 1.9 and 1.65 GiB.
     """
     item = model.dtype.itemsize
     layer = max(decoder.layers, key=_parameters)
-    one = item * _parameters(layer)
+    one = held_bytes(layer)
     around = item * (_parameters(model) - sum(map(_parameters, decoder.layers)))
     widths = [padded_size(linear.in_features) for linear in linears(layer).values()]
     averaged = AVERAGED_CROSS if recipe.sequential else AVERAGED

@@ -45,7 +45,7 @@ def quantize_layers(
             else:
                 packed = sequential.take()
             tensors, part = part_of(prefix, layer, statistics, packed, recipe)
-        group.run_on_rank0(partial(output.write, index, tensors, part.to_dict()))
+        group.run_on_rank0(partial(output.write, index, tensors, part.to_dict(), weights.fetch))
         parts[index] = part
         del tensors, statistics, packed  # the memory is free again while the next layer is measured
         return_blocks()
