@@ -12,11 +12,12 @@ from .resolve import NOT_LOADED
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# Auto classes of models that generate text, by the name of their mapping. The first knows a configuration of which
+IMAGES = "AutoModelForImageTextToText"
+# Auto classes of models that generate text, with their mappings. The first knows a configuration of which
 # `architectures` says nothing.
-_GENERATE_TEXT = {
+GENERATE_TEXT = {
     "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",
-    "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+    IMAGES: "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
     "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING",
 }
 
@@ -29,6 +30,17 @@ def auto_class(config: "PretrainedConfig") -> Any:
     Raises:
         NestQuantError: transformers has no model for this configuration that generates text.
     """
+    import transformers
+
+    return getattr(transformers, auto_names(config)[0])
+
+
+def auto_names(config: "PretrainedConfig") -> list[str]:
+    """Names of the Auto classes that know a configuration, those first that make the class of `auto_class`.
+
+    Raises:
+        NestQuantError: transformers has no model for this configuration that generates text.
+    """
     known = _known(config)
     if not known:
         raise NestQuantError(
@@ -36,20 +48,19 @@ def auto_class(config: "PretrainedConfig") -> Any:
             NOT_LOADED,
             "use a decoder-only language model that this version of transformers knows, or update transformers",
         )
-    named = getattr(config, "architectures", None) or ()
-    return next((auto for auto, classes in known if any(kind in named for kind in classes)), known[0][0])
+    architectures = getattr(config, "architectures", None) or next(iter(known.values()))
+    return sorted(known, key=lambda name: not any(kind in architectures for kind in known[name]))
 
 
-def _known(config: "PretrainedConfig") -> list[tuple[Any, tuple[str, ...]]]:
-    """The Auto classes that know a configuration, with the names of their classes for it."""
-    import transformers
+def _known(config: "PretrainedConfig") -> dict[str, tuple[str, ...]]:
+    """The names of the classes for a configuration, by the name of the Auto class that knows it."""
     from transformers.models.auto import modeling_auto
 
-    found = []
-    for name, mapping_name in _GENERATE_TEXT.items():
+    found = {}
+    for name, mapping_name in GENERATE_TEXT.items():
         mapping: Any = getattr(modeling_auto, mapping_name, {})  # an earlier transformers 5 has not all of them
         if type(config) in mapping:
             classes = mapping[type(config)]
             classes = classes if isinstance(classes, tuple | list) else (classes,)
-            found.append((getattr(transformers, name), tuple(kind.__name__ for kind in classes)))
+            found[name] = tuple(kind.__name__ for kind in classes)
     return found

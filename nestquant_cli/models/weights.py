@@ -72,9 +72,16 @@ class Weights:
         return _tensor_at(self.model, name)
 
     def refuse_unusable(self) -> None:
-        """Raises NestQuantError when a tensor has NaN or infinite entries, naming it. Looks at one tensor at a time."""
+        """Raises NestQuantError when a tensor has NaN or infinite entries, naming it. Looks at one tensor at a time.
+
+        Buffers with infinite entries are let through: they are limits that limit nothing.
+        """
+        buffers = {name for name, _ in self.model.named_buffers()}
         for name in self.model.state_dict():
-            if name not in self.model.all_tied_weights_keys and (bad := not_finite(self.fetch(name))):
+            if name in self.model.all_tied_weights_keys:
+                continue
+            tensor = self.fetch(name)
+            if bad := not_finite(tensor.nan_to_num(torch.nan, 0, 0) if name in buffers else tensor):
                 raise NestQuantError(
                     f"{name} has {bad} NaN or infinite entries",
                     "the model was not quantized",

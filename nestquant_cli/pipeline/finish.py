@@ -3,6 +3,7 @@
 import logging
 import platform
 import resource
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,19 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from ..base.version import __version__
 from ..checkpoint.output import Output
-from ..integrations.transformers.config_entries import AUTO_MAP, quantization_config, write_loader
+from ..integrations.transformers.config_entries import auto_map, quantization_config, write_loader
+from ..models.auto_class import auto_names
 from ..models.config_file import generation_settings, model_config
+from ..models.processor_files import has_processor, processor_files
 from ..models.small_matrices import Staying, staying
 from ..models.structure import Decoder, find_decoder, linears
-from ..models.weights import Weights
 from ..storage.files import write_json
 from .layer_part import LayerPart, join_layouts
+from .original_model import OriginalModel
 from .recipe import SIXTEEN, Recipe
 
 logger = logging.getLogger("nestquant")
@@ -28,8 +31,7 @@ logger = logging.getLogger("nestquant")
 
 def write_rest(
     output: Output,
-    weights: Weights,
-    tokenizer: PreTrainedTokenizerBase,
+    original: OriginalModel,
     recipe: Recipe,
     parts: list[LayerPart],
     origin: dict[str, Any],
@@ -38,27 +40,31 @@ def write_rest(
 
     Args:
         output: the output, with all layers written.
-        weights: weights of the original model; those outside the decoder layers are written here.
-        tokenizer: the model's tokenizer, which is saved with the checkpoint.
+        original: the original model; its tensors outside the decoder layers, tokenizer and processor are written here.
         recipe: settings of this quantization.
         parts: share of each layer in layout and report, in order.
         origin: what the checkpoint was made from: hashes of model and calibration text, and the model's Hub id.
     """
-    model = weights.model
+    weights, model = original.weights, original.weights.model
     config, tensors = model_config(model), other_tensors(model)
     stays = staying(weights.decoder, uncalled_linears(weights.decoder, parts))
     report = quantization_report(recipe.to_dict() | origin, recipe, parts, stays)
     section = quantization_config(join_layouts(recipe, parts).to_dict(), report["recipe"], report["bits"])
-    config |= {"auto_map": AUTO_MAP, "quantization_config": section}
+    config |= {"auto_map": auto_map(auto_names(model.config)), "quantization_config": section}
     if output.done(output.parts - 1) is None:
         output.write(output.parts - 1, tensors, {}, weights.fetch)
-    output.add_files(lambda folder: _add_files(folder, tokenizer, model))
+    output.add_files(lambda folder: _add_files(folder, original))
     output.finish(config, report)
     return report
 
 
-def _add_files(folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    tokenizer.save_pretrained(folder)
+def _add_files(folder: Path, original: OriginalModel) -> None:
+    model = original.weights.model
+    if has_processor(model.config):
+        for file in processor_files(original.source):  # those of its tokenizer are among them
+            shutil.copyfile(file, folder / file.name)
+    else:
+        original.tokenizer.save_pretrained(folder)
     write_loader(folder)
     if model.generation_config is not None:
         # not by its save_pretrained, which refuses settings that published models have, after hours of work

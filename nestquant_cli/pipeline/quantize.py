@@ -127,9 +127,7 @@ def quantize(
             words = mixed_words(original, recipe, inputs.text, output, group)
             statistics = StatisticsSource(original, recipe, stored, inputs.windows, folder, budget)
             parts = quantize_layers(statistics, output, group, words)
-            report = group.run_on_rank0(
-                lambda: write_rest(output, original.weights, original.tokenizer, recipe, parts, inputs.origin)
-            )
+            report = group.run_on_rank0(lambda: write_rest(output, original, recipe, parts, inputs.origin))
         except NestQuantError:
             if group.leads:
                 output.give_up()

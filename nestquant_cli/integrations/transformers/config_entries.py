@@ -5,17 +5,23 @@
 is the same in every checkpoint. Any other code in a folder is none of ours.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ...models.auto_class import GENERATE_TEXT
 from ...modules.layout import QUANT_METHOD
 from ...storage.files import write_text
 
 LOADER = "modeling_nestquant.py"
-AUTO_MAP = {
-    "AutoConfig": "modeling_nestquant.NestQuantConfigLoader",
-    "AutoModelForCausalLM": "modeling_nestquant.NestQuantModelLoader",
-}
+_MODEL = "modeling_nestquant.NestQuantModelLoader"
+_CONFIG = {"AutoConfig": "modeling_nestquant.NestQuantConfigLoader"}
+_ALL = _CONFIG | dict.fromkeys(GENERATE_TEXT, _MODEL)
+
+
+def auto_map(names: Iterable[str]) -> dict[str, str]:
+    """The entry `auto_map` by which the Auto classes `names`, which know the model, lead to the one loader of models."""
+    return _CONFIG | dict.fromkeys(names, _MODEL)
 
 
 def quantization_config(layout: dict[str, Any], recipe: dict[str, Any], bits: dict[str, float]) -> dict[str, Any]:
@@ -53,7 +59,7 @@ def foreign_code(folder: Path, names: list[str]) -> list[str]:
 def map_problem(config: Any) -> str | None:
     """What is wrong with the `auto_map` of a parsed config.json, if it has one; None if nothing."""
     entries = config.get("auto_map", {}) if isinstance(config, dict) else {}
-    if isinstance(entries, dict) and all(AUTO_MAP.get(name) == target for name, target in entries.items()):
+    if isinstance(entries, dict) and all(_ALL.get(name) == target for name, target in entries.items()):
         return None
     return "has an auto_map that leads to code that nestquant did not write"
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoint.manifest import CONFIG, INDEX, MANIFEST, REPORT, describe_tensors, write_index, write_manifest
+from ...models.auto_class import auto_names
 from ...storage.files import read_json, write_json
-from .config_entries import AUTO_MAP, LOADER, write_loader
+from .config_entries import LOADER, auto_map, write_loader
 
 _SINGLE = "model.safetensors"
 _GENERATION = "generation_config.json"
@@ -40,7 +41,7 @@ class SavesWhole:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / MANIFEST).unlink(missing_ok=True)
             write_loader(folder)
-            model["config"].auto_map = dict(AUTO_MAP)
+            model["config"].auto_map = auto_map(auto_names(model["config"]))
         settings.setdefault("save_original_format", False)  # the manifest has the names that the model has
         super().save_pretrained(folder, is_main_process, *arguments, **settings)  # type: ignore[misc]
         quantizer = model.get("hf_quantizer")

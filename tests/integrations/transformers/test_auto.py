@@ -12,7 +12,7 @@ import pytest
 
 from nestquant_cli.checkpoint.manifest import MANIFEST
 from nestquant_cli.checkpoint.verify import verify
-from nestquant_cli.integrations.transformers.config_entries import AUTO_MAP, LOADER, loader_text
+from nestquant_cli.integrations.transformers.config_entries import LOADER, auto_map, loader_text
 from tests.families import load, logits, random_ids
 
 ROOT = Path(__file__).parents[3]
@@ -77,7 +77,8 @@ def test_verify_names_foreign_code(copy: Path, rehash: Callable[[], None]) -> No
 
 
 @pytest.mark.parametrize(
-    "places", [AUTO_MAP | {"AutoConfig": "org/other--modeling.Config"}, {"AutoTokenizer": [None]}, "AutoConfig", None]
+    "places",
+    [auto_map([]) | {"AutoConfig": "org/other--modeling.Config"}, {"AutoTokenizer": [None]}, "AutoConfig", None],
 )
 def test_verify_names_an_auto_map_that_leads_elsewhere(
     copy: Path, rewrite: Callable[[str, Any], None], places: Any
