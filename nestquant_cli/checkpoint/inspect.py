@@ -1,6 +1,7 @@
 """What a packed checkpoint spends its bytes on, from its headers, config.json and file sizes; no tensor is read."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from ..base.errors import NestQuantError
@@ -10,9 +11,12 @@ from ..modules.inputs import padded_size
 from ..modules.layout import REFLECTORS, Layout
 from ..storage.files import read_json
 from .byte_counts import KEPT, OTHER, QUANTIZED, Inspection, Matrix, Part
-from .manifest import INDEX, MANIFEST, REPORT
+from .manifest import CONFIG, INDEX, MANIFEST, REPORT
 from .read import open_checkpoint, read_layout, read_quantization_config
 from .staying import stacks_of, stored_staying
+from .towers import has_parts, tower_tensors
+
+TOWERS = "towers and projectors"
 
 
 def inspect(folder: Path | str) -> Inspection:
@@ -31,7 +35,8 @@ def inspect(folder: Path | str) -> Inspection:
     section, layout = read_quantization_config(folder), read_layout(folder)
     shards = [read_shard(folder / name) for name in manifest["files"] if name.endswith(".safetensors")]
     matrices = _matrices(folder, layout, {name: e for shard in shards for name, e in shard.entries.items()})
-    parts, stays = _tensor_parts(layout, shards), stored_staying(folder, layout, shards)
+    towers = _towers(folder, layout, shards)
+    parts, stays = _tensor_parts(layout, shards, towers), stored_staying(folder, layout, shards)
     sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     parts += _file_parts(sizes, {shard.path.name for shard in shards}, _layout_bytes(folder) if layout.linears else 0)
     recipe, bits = section.get("recipe"), section.get("bits")
@@ -77,7 +82,7 @@ def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[M
     return matrices
 
 
-def _tensor_parts(layout: Layout, shards: list[Shard]) -> list[Part]:
+def _tensor_parts(layout: Layout, shards: list[Shard], towers: Collection[str]) -> list[Part]:
     """Parts of the shards. The frame of a header belongs to the quantized layers when any of their tensors is in it."""
     parts, packed = [], _packed_kinds(layout)
     stacks = stacks_of(layout)
@@ -88,7 +93,7 @@ def _tensor_parts(layout: Layout, shards: list[Shard]) -> list[Part]:
                 group, kind = QUANTIZED, packed[name]
                 frame = QUANTIZED
             else:
-                group, kind = KEPT, _kind(name, entry, layout, stacks)
+                group, kind = KEPT, TOWERS if name in towers else _kind(name, entry, layout, stacks)
             parts += [Part(group, kind, entry.bytes), Part(group, "safetensors headers", entry.header_bytes)]
         parts.append(Part(frame, "safetensors headers", shard.frame_bytes))
     return parts
@@ -104,8 +109,8 @@ def _packed_kinds(layout: Layout) -> dict[str, str]:
 
 
 def _kind(name: str, entry: Entry, layout: Layout, stacks: tuple[str, ...]) -> str:
-    """By structure: a matrix of a decoder layer is one that stays, one at the top of the model its output head, any
-    other an embedding."""
+    """By structure: a matrix of a decoder layer is one that stays, one further out than what owns the layers the output
+    head, any other an embedding."""
     module, _, leaf = name.rpartition(".")
     if leaf == "bias":
         return "biases"
@@ -115,7 +120,16 @@ def _kind(name: str, entry: Entry, layout: Layout, stacks: tuple[str, ...]) -> s
         return "norms"
     if name.startswith(stacks):
         return "other matrices of the layers"
-    return "output head" if name.count(".") == 1 else "embeddings"
+    place = "".join(f"{word}." for word in module.split(".")[:-1])
+    above = any(stack.startswith(place) and stack.count(".") > place.count(".") + 1 for stack in stacks)
+    return "output head" if above or not place else "embeddings"
+
+
+def _towers(folder: Path, layout: Layout, shards: list[Shard]) -> set[str]:
+    """Names of the tensors of towers; none of a model of text alone."""
+    names = [name for shard in shards for name in shard.entries]
+    found = has_parts(read_json(folder / CONFIG)) and layout.linears
+    return tower_tensors(names, stacks_of(layout)[0].rstrip(".")) if found else set()
 
 
 def _file_parts(sizes: dict[str, int], shards: set[str], layout_bytes: int) -> list[Part]:

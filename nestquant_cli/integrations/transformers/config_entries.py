@@ -20,7 +20,7 @@ _ALL = _CONFIG | dict.fromkeys(GENERATE_TEXT, _MODEL)
 
 
 def auto_map(names: Iterable[str]) -> dict[str, str]:
-    """The entry `auto_map` by which the Auto classes `names`, which know the model, lead to the one loader of models."""
+    """The entry `auto_map`: the Auto classes `names`, which know the model, lead to the one loader of models."""
     return _CONFIG | dict.fromkeys(names, _MODEL)
 
 
