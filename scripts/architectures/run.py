@@ -1,5 +1,7 @@
 """One case from its name to its row: every stage in turn, here or in a child."""
 
+import importlib
+import pkgutil
 import re
 import shutil
 import time
@@ -65,13 +67,11 @@ def run_case(name: str, work: Path, text: Path, run: Runner, keep: bool = False)
 
 
 def preload() -> None:
-    """Imports what every child needs; nothing is computed, so that forking stays safe."""
-    import nestquant_cli.checkpoint.inspect
-    import nestquant_cli.checkpoint.verify
-    import nestquant_cli.cli.main
-    import nestquant_cli.evaluation.measure_perplexity
-    import nestquant_cli.generation
-    import nestquant_cli.pipeline.quantize  # noqa: F401
+    """Imports what every child needs; nothing is computed and no thread begins, so that forking stays safe."""
+    for module in pkgutil.walk_packages(nestquant_cli.__path__, "nestquant_cli."):
+        if ".gpu" not in module.name and not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    importlib.import_module("transformers.generation.utils")
 
 
 def _next(row: Row) -> str | None:
