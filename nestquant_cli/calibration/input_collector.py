@@ -31,6 +31,12 @@ class _Window:
     sample: Tensor
     zero: Tensor
 
+    def joined(self, other: "_Window") -> "_Window":
+        """The tokens of both."""
+        v, exponent = (torch.cat([getattr(one.grid, part) for one in (self, other)]) for part in ("v", "exponent"))
+        grid = Grid(v, exponent, self.grid.finite and other.grid.finite)
+        return _Window(grid, torch.cat([self.sample, other.sample]), self.zero[torch.isin(self.zero, other.zero)])
+
 
 class InputCollector:
     """Sums the outer products of one input over windows and keeps a sample of its tokens.
@@ -81,7 +87,9 @@ class InputCollector:
         number, tokens, dead = self._first + window, x.reshape(-1, self.features), self.dead
         rows = choose(tokens.shape[0], self._per_window, window_generator(self._seed, number))
         dead = still_dead(dead, tokens)
-        self._seen[number] = _Window(self.gram.grid(tokens), tokens[rows.to(tokens.device)], dead)
+        found = _Window(self.gram.grid(tokens), tokens[rows.to(tokens.device)], dead)
+        before = self._seen.get(number)  # of a Linear that a layer calls several times
+        self._seen[number] = found if before is None else before.joined(found)
 
     def set_original(self, inputs: dict[int, Tensor]) -> None:
         """Takes the original model's inputs x₀ by number of the window in this process, for the next `flush`."""

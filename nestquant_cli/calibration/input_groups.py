@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..models.expert_families import Family
@@ -49,6 +50,7 @@ class InputGroups:
         members: names of the Linears of each group by the name of its first one; a Linear that was not called is in
             none, and those of experts are in none.
         inputs: input of each group by the name of its first Linear, then by number of the window.
+        repeated: Linears that were called several times in a window; their input is all tokens of it.
         experts: inputs of experts, in the order of their calls.
         expert_inputs: what each Linear of the first family of each such input was given, by its name, then by number of
             the window; a Linear may be called several times in a window.
@@ -57,6 +59,7 @@ class InputGroups:
     def __init__(self) -> None:
         self.members: dict[str, list[str]] = {}
         self.inputs: dict[str, dict[int, Tensor]] = {}
+        self.repeated: set[str] = set()
         self.experts: list[ExpertInput] = []
         self.expert_inputs: Calls = {}
 
@@ -85,7 +88,8 @@ class InputGroups:
         of_experts = {name for family in families for name in family}
         for name, calls in seen.items():
             if name not in of_experts:
-                self._add(name, {window: inputs[-1] for window, inputs in calls.items()})
+                self._add(name, {window: _joined(inputs) for window, inputs in calls.items()})
+                self.repeated |= {name} if any(len(inputs) > 1 for inputs in calls.values()) else set()
         self._add_experts(families, {name: seen[name] for name in seen if name in of_experts})
 
     def _add(self, name: str, calls: dict[int, Tensor]) -> None:
@@ -107,6 +111,11 @@ class InputGroups:
                 self.experts.append(ExpertInput((family,)))
         for known in self.experts:
             self.expert_inputs |= {name: seen[name] for name in known.families[0] if name in seen}
+
+
+def _joined(inputs: list[Tensor]) -> Tensor:
+    """The tokens of several calls in one window; of a single call its very tensor, by which groups are found."""
+    return inputs[0] if len(inputs) == 1 else torch.cat([x.reshape(-1, x.shape[-1]) for x in inputs])
 
 
 def _same(one: Family, other: Family, seen: Calls) -> bool:

@@ -130,8 +130,8 @@ class Recorder:
         return None if found is None else found[0]
 
     def _learn(self, index: int, output: Any) -> None:
-        self.form, self.main = tree_of(output), (0,) if isinstance(output, tuple) else ()
-        if not isinstance(main_of(self.form), Tensor):
+        self.form, self.main = tree_of(output), (0,) if isinstance(output, tuple | list) else ()
+        if not isinstance(main_of(output), Tensor):
             raise unusable(f"{self.decoder.layer_name(index)} returns a {type(output).__name__}")
 
     def _stand_in(self, recording: Recording, index: int, other: bool) -> Any:
@@ -150,8 +150,8 @@ class Recorder:
 
 
 def main_of(output: Any) -> Any:
-    """The hidden states in what a layer returned, or in the tree of it."""
-    return output[0] if isinstance(output, tuple) else output
+    """The hidden states in what a layer returned."""
+    return output[0] if isinstance(output, tuple | list) and output else output
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from ..base.errors import NestQuantError
 from ..models.on_demand import stored_weight
 from ..models.structure import linears
 from ..parallel.team import team
@@ -88,6 +89,12 @@ def _original_inputs(
     steps = layer.stack.run(layer.index)
     with groups.watch(layer.modules):
         layer.refuse_unusable(next(steps))
+    for name in groups.repeated:
+        raise NestQuantError(
+            f"{layer.name}.{name} is called several times in one forward",
+            "a sequential calibration cannot measure it",
+            "quantize without --sequential",
+        )
     seen = {leader: groups.inputs.pop(leader) for leader in groups.members}
     stores = {leader: store(INPUTS_SHARE * len(seen)) for leader in seen}
 

@@ -8,8 +8,10 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.calibration.fit_settings import FitSettings
+from nestquant_cli.calibration.hidden_states import HiddenStates
 from nestquant_cli.calibration.kv_observer import KVObserver
 from nestquant_cli.calibration.measure_layers import measure_layers
+from nestquant_cli.calibration.sequential import QuantizerCallbacks
 from nestquant_cli.calibration.statistics import LayerStatistics
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.models.structure import linears
@@ -37,18 +39,19 @@ def assert_equal(one: LayerStatistics | None, other: LayerStatistics | None) -> 
 
 def hessians(model: PreTrainedModel, windows: Tensor) -> dict[str, Tensor]:
     """E[x xᵀ] of the input of every Linear that the model itself calls, by full name."""
-    decoder, found = Weights(model).decoder, dict[str, Tensor]()
+    decoder, calls = Weights(model).decoder, dict[str, list[Tensor]]()
     for index, layer in enumerate(decoder.layers):
         for name, linear in linears(layer).items():
 
             def see(_: object, args: tuple[Tensor, ...], name: str = f"{index}.{name}") -> None:
                 x = args[0].flatten(0, -2).double()
-                found[name] = x.t() @ x / len(x)
+                calls.setdefault(name, []).append(x)
 
             linear.register_forward_pre_hook(see)
     with torch.inference_mode():
         model(input_ids=windows, use_cache=False)
-    return found
+    tokens = {name: torch.cat(seen) for name, seen in calls.items()}
+    return {name: x.t() @ x / len(x) for name, x in tokens.items()}
 
 
 @pytest.mark.parametrize("family", ALL_CONFIGS)
@@ -63,6 +66,27 @@ def test_hessians_are_those_of_the_model(family: str) -> None:
                 found = item.hessian[: len(hessian), : len(hessian)]
                 assert relative_error(found, hessian) < 0.02, f"{index}.{name}"
     assert not expected
+
+
+def twice(model: Any) -> PreTrainedModel:
+    """The model with an MLP that is called twice in its second layer, on other tokens."""
+    mlp = model.model.layers[1].mlp
+    forward = mlp.forward
+    mlp.forward = lambda x: forward(x) + forward(x[:, :1] * 3)
+    found: PreTrainedModel = model
+    return found
+
+
+def test_a_linear_that_is_called_twice_sees_the_tokens_of_both_calls() -> None:
+    windows = random_ids(3, 40)
+    expected = hessians(twice(make_model("llama")), windows)
+    layers = list(measure_layers(Weights(twice(make_model("llama"))), windows, FitSettings(None, None, 0, "none")))
+    for name in ("mlp.gate_proj", "mlp.down_proj"):
+        assert layers[1] is not None
+        assert relative_error(layers[1].inputs[name].hessian, expected[f"1.{name}"]) < 0.03
+    callbacks = QuantizerCallbacks(lambda *_: {}, lambda *_: {}, lambda _: HiddenStates())
+    with pytest.raises(NestQuantError, match=r"layers\.1\.mlp\.\w+ is called several times .* without --sequential"):
+        list(measure_layers(Weights(twice(make_model("llama"))), windows, SETTINGS, callbacks=callbacks))
 
 
 def test_every_distinct_input_has_statistics() -> None:
