@@ -131,5 +131,7 @@ def _flat(value: Any) -> list[Any]:
 
 def memory_of(tensor: Tensor) -> tuple[Any, ...]:
     """What two tensors have in common that are the same numbers in the same memory. An empty one is only itself."""
-    place = tensor.data_ptr() if tensor.numel() else id(tensor)
+    place: Any = tensor.data_ptr() if tensor.numel() else id(tensor)
+    if tensor.is_meta and tensor.numel():
+        place = tensor.untyped_storage()._cdata, tensor.storage_offset()
     return place, tuple(tensor.shape), tensor.stride(), tensor.dtype

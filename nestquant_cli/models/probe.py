@@ -64,17 +64,15 @@ def probe(model: PreTrainedModel, decoder: Decoder) -> Probe | None:
         model: the model, with all its tensors on the meta device.
         decoder: its decoder layers.
     """
-    called: dict[int, set[str]] = {index: set() for index in range(len(decoder.layers))}
-    config = model.config.get_text_config(decoder=True)
+    called = {index: _experts(layer) for index, layer in enumerate(decoder.layers)}
+    cache = HeadSizes(model.config.get_text_config(decoder=True))
+    _, runs_text = runner(model.eval(), decoder.prefix)
     with ExitStack() as stack:
         for index, layer in enumerate(decoder.layers):
-            stack.enter_context(_without_experts(layer, called[index]))
             for name, linear in linears(layer).items():
                 stack.callback(linear.register_forward_pre_hook(partial(_note, called[index], name)).remove)
-        cache = HeadSizes(config)
-        _, runs_text = runner(model.eval(), decoder.prefix)
-        cached = _runs(runs_text, past_key_values=cache, use_cache=True)
-        if not cached and not _runs(runs_text, use_cache=False):
+        cached = _runs(decoder, runs_text, past_key_values=cache, use_cache=True)
+        if not cached and not _runs(decoder, runs_text, use_cache=False):
             return None
     left = {
         index: tuple(name for name in linears(layer) if name not in called[index])
@@ -83,10 +81,18 @@ def probe(model: PreTrainedModel, decoder: Decoder) -> Probe | None:
     return Probe({index: names for index, names in left.items() if names}, cache.sizes if cached else None)
 
 
-def _runs(module: nn.Module, **settings: Any) -> bool:
-    """Whether what runs the decoder takes a text on the meta device."""
-    ids = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
-    with torch.no_grad(), _Yes(), suppress(Exception):  # of any kind, where the model needs what is not there
+@contextmanager
+def without_numbers(decoder: Decoder) -> Iterator[Tensor]:
+    """Within it models run on the meta device as far as they can, experts left out, on the token ids that it yields."""
+    with torch.no_grad(), _Yes(), ExitStack() as stack:
+        for layer in decoder.layers:
+            stack.enter_context(_without_experts(layer))
+        yield torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
+
+
+def _runs(decoder: Decoder, module: nn.Module, **settings: Any) -> bool:
+    """Whether what runs the decoder takes a text."""
+    with suppress(Exception), without_numbers(decoder) as ids:  # of any kind, where it needs what is not there
         module(input_ids=ids, **settings)
         return True
     return False
@@ -100,21 +106,25 @@ class _Yes(TorchDispatchMode):
             return torch.ones((), dtype=args[0].dtype).item()
         if func is torch.ops.aten.nonzero.default:
             return args[0].new_empty(args[0].numel(), args[0].dim(), dtype=torch.long)
-        return func(*args, **(kwargs or {}))
+        with self:  # operators that consist of others may ask in one of them
+            parts = func.decompose(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {})) if parts is NotImplemented else parts
 
 
 def _note(called: set[str], name: str, *_: Any) -> None:
     called.add(name)
 
 
+def _experts(layer: nn.Module) -> set[str]:
+    """Names of the Linears of experts, which count as called: which of them a token reaches depends on numbers."""
+    found = experts_of(layer).items()
+    return {f"{name}.{expert}" for name, matrices in found for expert, _ in matrices.named_children()}
+
+
 @contextmanager
-def _without_experts(layer: nn.Module, called: set[str]) -> Iterator[None]:
-    """Within it the experts of a layer hand back what they get, and count as called: which of them a token reaches
-    depends on numbers."""
+def _without_experts(layer: nn.Module) -> Iterator[None]:
+    """Within it the experts of a layer hand back what they get."""
     modules = {layer.get_submodule(name.rpartition(".")[0]) for name in experts_of(layer)}
-    called.update(
-        f"{name}.{expert}" for name, matrices in experts_of(layer).items() for expert, _ in matrices.named_children()
-    )
     for module in modules:
         module.forward = _handing_back
     try:

@@ -12,10 +12,12 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from ..base.errors import NestQuantError
+from ..calibration.recorder import Recorder
 from ..models.config_file import generation_settings, model_config
+from ..models.language_model import runner
 from ..models.load import read_generation_config
 from ..models.other_methods import refuse_quantized
-from ..models.probe import Probe, probe
+from ..models.probe import Probe, probe, without_numbers
 from ..models.size_limits import meta_model
 from ..models.small_matrices import refuse_stray_matrices
 from ..models.source import Source, load_config
@@ -72,12 +74,26 @@ def examine_model(model: PreTrainedModel, recipe: Recipe) -> Examined:
     decoder = open_decoder(model)
     refuse_stray_matrices(model, decoder)
     seen = probe(model, decoder)
+    _refuse_order(model, decoder)
     if recipe.shape("kv") is not None:
         _refuse_cache(model, decoder, seen)
     model_config(model)
     if model.generation_config is not None:
         generation_settings(model.generation_config)
     return Examined(model, decoder, seen)
+
+
+def _refuse_order(model: PreTrainedModel, decoder: Decoder) -> None:
+    """Raises NestQuantError where a text does not pass the layers one after the other, as far as that shows without
+    numbers."""
+    _, runs_text = runner(model, decoder.prefix)
+    try:
+        with without_numbers(decoder) as ids:
+            Recorder(decoder, lambda window: runs_text(input_ids=window, use_cache=False)).record(ids)
+    except NestQuantError:
+        raise
+    except Exception:  # of any kind, where the model needs numbers; calibration sees more
+        return
 
 
 def _refuse_cache(model: PreTrainedModel, decoder: Decoder, seen: Probe | None) -> None:

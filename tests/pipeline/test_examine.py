@@ -11,6 +11,8 @@ from transformers import (
     BlenderbotConfig,
     LlamaConfig,
     PretrainedConfig,
+    ReformerConfig,
+    XLMConfig,
     XLNetConfig,
 )
 
@@ -36,7 +38,7 @@ GATED: dict[str, Any] = {
 DECODER: dict[str, Any] = {"vocab_size": 300, "d_model": 64, "decoder_layers": 2, "decoder_attention_heads": 4}
 DECODER |= {"decoder_ffn_dim": 128, "is_encoder_decoder": False, "is_decoder": True, "pad_token_id": 1}
 KV = "keys and values cannot be quantized; quantize with --kv-bits 16"
-# A model, and what is said of it at --bits 4; those of the first table work with --kv-bits 16, which is the remedy.
+# A model, and what is said of it at --bits 4; those of the first table work with --kv-bits 16, the remedy.
 WEIGHTS_ONLY: dict[str, tuple[PretrainedConfig, str]] = {
     "head size": (LlamaConfig(**GATED, head_dim=12), f"the head size 12 is not a multiple of 8; {KV}"),
     "other depth": (
@@ -45,6 +47,28 @@ WEIGHTS_ONLY: dict[str, tuple[PretrainedConfig, str]] = {
     ),
 }
 REFUSED: dict[str, tuple[PretrainedConfig, str]] = {
+    "lists": (
+        OpenAIGPTConfig(vocab_size=300, n_embd=64, n_layer=2, n_head=4, n_positions=256),
+        "transformer.h.0 returns a list; its inputs cannot be measured",
+    ),
+    "two streams": (
+        ReformerConfig(
+            vocab_size=300,
+            hidden_size=64,
+            attention_head_size=16,
+            num_attention_heads=4,
+            attn_layers=["local", "local"],
+            feed_forward_size=128,
+            axial_pos_embds=False,
+            is_decoder=True,
+            local_attn_chunk_length=8,
+        ),
+        "reformer.encoder.layers.1 is given other hidden states than reformer.encoder.layers.0 returned",
+    ),
+    "parts of layers apart": (
+        XLMConfig(vocab_size=300, emb_dim=64, n_layers=2, n_heads=4, causal=True),
+        "transformer.attentions.1 is given other hidden states than transformer.attentions.0 returned",
+    ),
     "stray": (
         XLNetConfig(vocab_size=300, d_model=64, n_layer=2, n_head=4, d_inner=128),
         "transformer.layer.0.rel_attn.q of XLNetLMHeadModel is a matrix (64, 4, 16) outside nn.Linear",
@@ -94,7 +118,7 @@ def test_a_quantization_while_loading_refuses_in_the_same_words(
     assert str(error.value).startswith(told)
 
 
-@pytest.mark.parametrize("kind", ["head size", "other depth"])
+@pytest.mark.parametrize("kind", WEIGHTS_ONLY)
 def test_the_remedy_for_keys_and_values_works(
     kind: str, tiny_tokenizer_folder: Path, tiny_text_file: Path, tmp_path: Path
 ) -> None:
