@@ -10,6 +10,7 @@ from transformers import (
     BartConfig,
     BlenderbotConfig,
     LlamaConfig,
+    OpenAIGPTConfig,
     PretrainedConfig,
     ReformerConfig,
     XLMConfig,
