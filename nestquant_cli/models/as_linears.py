@@ -26,7 +26,7 @@ def as_linears(layers: nn.ModuleList, width: int) -> None:
                 linear = as_linear(module.weight.detach().t(), module.bias)
                 linear.of_conv1d = True  # type: ignore[assignment]
                 setattr(layer.get_submodule(parent), name, linear)
-        for _, module, experts in list(experts_modules(layer)):
+        for _, module, experts in list(experts_modules(layer, width)):
             take_apart(module, width, experts)
 
 

@@ -2,7 +2,9 @@
 
 Such a parameter has three dimensions, (experts, out, in) or (experts, in, out), or two, with the experts one below
 another. It is in a module that is called with the router's choice: its class is registered with transformers' experts
-interface, or a matrix with a row for each expert (the router) is next to it, or its forward needs a second argument.
+interface, or a matrix with a row for each expert (the router) is next to it, or its forward needs a second argument and
+a side of its matrices is as wide as the hidden states. The blocks of a matrix with blocks on its diagonal, as those of
+a recurrent gate, are no experts.
 """
 
 import inspect
@@ -16,11 +18,16 @@ _FEWEST = 8  # entries of the smaller side of a matrix worth coding: one block o
 _OPTIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def experts_modules(layer: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
-    """The modules of a decoder layer with parameters of all experts: name in the layer, module, number of experts."""
+def experts_modules(layer: nn.Module, width: int) -> Iterator[tuple[str, nn.Module, int]]:
+    """The modules of a decoder layer with parameters of all experts: name in the layer, module, number of experts.
+
+    Args:
+        layer: the decoder layer.
+        width: size of the hidden states.
+    """
     for path, module in layer.named_modules():
         counts = [len(parameter) for parameter in _matrices(module).values()]
-        if counts and _routed(layer, path, module, max(counts)):
+        if counts and _routed(layer, path, module, max(counts), width):
             yield path, module, max(counts)
         elif not counts:
             experts = _experts_of_rows(layer, path, module)
@@ -72,7 +79,7 @@ def _matrices(module: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def _routed(layer: nn.Module, path: str, module: nn.Module, experts: int) -> bool:
+def _routed(layer: nn.Module, path: str, module: nn.Module, experts: int, width: int) -> bool:
     """Whether a module with 3-D parameters is called with the router's choice."""
     if isinstance(module, nn.modules.conv._ConvNd) or experts < 2:
         return False
@@ -80,6 +87,8 @@ def _routed(layer: nn.Module, path: str, module: nn.Module, experts: int) -> boo
         return True
     if any(experts in rows for rows in _rows_beside(layer, path)):
         return True
+    if all(width not in parameter.shape[1:] for parameter in _matrices(module).values()):
+        return False
     arguments = inspect.signature(module.forward).parameters.values()
     return sum(each.default is each.empty and each.kind not in _OPTIONAL for each in arguments) > 1
 

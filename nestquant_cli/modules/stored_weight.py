@@ -35,6 +35,8 @@ class StoredWeight(nn.Linear):
     row_scale: Tensor  # (out_features,) int16, the bits of a bfloat16: no cast of the module may round it
     v: Tensor  # (out_features, padded) int8, in the int8 form
 
+    _is_hf_initialized = True  # model code may initialize a Linear by the shape of its weight, of which there is none
+
     def __init__(
         self,
         in_features: int,

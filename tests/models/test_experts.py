@@ -123,7 +123,7 @@ def apart(kind: Callable[..., Any], experts: int) -> tuple[Any, Any]:
     """An experts module, and a copy of it that is taken apart."""
     layer = Layer(kind, experts)
     twin = copy.deepcopy(layer)
-    found = list(experts_modules(twin))
+    found = list(experts_modules(twin, WIDTH))
     for _, module, count in found:
         assert count == experts
         take_apart(module, WIDTH, count)
@@ -217,4 +217,4 @@ def test_what_is_no_expert_stays() -> None:
             return x
 
     layer = nn.ModuleDict({"mamba": Heads(), "conv": nn.Conv1d(16, 16, 8), "norm": nn.LayerNorm(16)})
-    assert not list(experts_modules(layer))
+    assert not list(experts_modules(layer, 16))
