@@ -1,8 +1,9 @@
 """Measures one decoder layer: runs all windows through it, and makes statistics of its inputs and its cache."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from ..modules.cache_codes import CacheCodes, check_head_size
 from ..parallel.team import team
 from ..parallel.tiles import over_rows, run_tasks
 from ..rotation.transform import rotation
+from .expert_blocks import blocks_of
 from .expert_collector import ExpertCollector
 from .fit_settings import FitSettings
 from .input_collector import InputCollector, watch_all
@@ -47,15 +49,37 @@ class LayerMeasurement:
         self.modules = linears(stack.decoder.layers[index])
         self.families = expert_families(stack.decoder.layers[index])
 
-    def statistics(self) -> LayerStatistics:
-        """Runs the layer on all windows and returns their statistics, the same on all processes."""
+    def parts(self, budget: int) -> Iterator[LayerStatistics]:
+        """Runs the layer on all windows and yields their statistics in parts, the same on all processes.
+
+        The first part has all inputs but those of experts, and the cache's codes. Experts follow in blocks, each with a
+        pass of its own after the first one, so that the sums of one block are in memory at a time; the caller lets go
+        of a part before it asks for the next. The layer is run to its end in the last pass only.
+
+        Args:
+            budget: bytes of the sums of a block of experts; statistics and their order do not depend on it.
+        """
         self.stack.observer.reseed(self.settings.seed + self.index, self.first)
         group = team()
         groups, collectors, experts = InputGroups(), dict[str, InputCollector](), list[ExpertCollector]()
-        group.run_on_all(lambda: self._run(groups, collectors, experts))
-        everyone: list[Collector] = [*collectors.values(), *experts]
-        for collector in everyone:
-            collector.join(group)
+        again = (
+            len(blocks_of([(self.modules[names[0]].in_features, len(names)) for names in self.families], budget)) > 1
+        )
+        blocks = group.run_on_all(lambda: self._run(groups, collectors, experts, budget, not again))[0]
+        cache = None if self.settings.kv_shape is None else self._cache(self.settings.kv_shape)
+        self.stack.observer.watching = False
+        yield LayerStatistics(self._ordinary(groups, collectors) | self._finish_experts(experts), cache)
+        for number, block in enumerate(blocks[1:], 2):
+            group.run_on_all(partial(self._run_again, experts, block, number == len(blocks)))
+            yield LayerStatistics(self._finish_experts(experts), cache)
+        if again and len(blocks) == 1:
+            self.run_unmeasured()
+        self.stack.observer.watching = self.settings.kv_shape is not None
+
+    def _ordinary(self, groups: InputGroups, collectors: dict[str, InputCollector]) -> dict[str, InputStatistics]:
+        """Statistics of all inputs but those of experts."""
+        for collector in collectors.values():
+            collector.join(team())
         order = list(collectors)
         inputs: dict[str, InputStatistics] = {}
 
@@ -63,10 +87,7 @@ class LayerMeasurement:
             inputs[leader] = self.finish(leader, groups.members[leader], collectors.pop(leader))  # frees its sums
 
         run_tasks(finish, order, sum(2 * collector.gram.upper.nbytes for collector in collectors.values()))
-        inputs = {leader: inputs[leader] for leader in order}
-        for shared in experts:
-            inputs |= self._finish_experts(shared)
-        return LayerStatistics(inputs, None if self.settings.kv_shape is None else self._cache(self.settings.kv_shape))
+        return {leader: inputs[leader] for leader in order}
 
     def run_unmeasured(self) -> None:
         """Runs the layer on all windows without measuring, for the hidden states behind it."""
@@ -84,19 +105,25 @@ class LayerMeasurement:
         rotated, learned = settings.rotation_seed is not None, self._learning(members)
         return collector.finish(members, settings.act_shape, place, rotated, learned, settings.centering)
 
-    def _finish_experts(self, collector: ExpertCollector) -> dict[str, InputStatistics]:
-        """Statistics of the experts that share an input, by the first Linear of each."""
+    def _finish_experts(self, collectors: list[ExpertCollector]) -> dict[str, InputStatistics]:
+        """Statistics of the experts that the last pass was for, by the first Linear of each."""
+        return {name: item for collector in collectors for name, item in self._finish_block(collector).items()}
+
+    def _finish_block(self, collector: ExpertCollector) -> dict[str, InputStatistics]:
         settings, shared = self.settings, collector.shared
-        place, rotated = f"{self.name}.{shared.source}", settings.rotation_seed is not None
-        learned = self._learning([name for family in shared.families for name in family], _EXPERT_ROWS)
-        collector.fit_shared(settings.act_shape, place, rotated, learned, settings.centering)
+        collector.join(team())
+        if collector.fit is None:
+            place, rotated = f"{self.name}.{shared.source}", settings.rotation_seed is not None
+            learned = self._learning([name for family in shared.families for name in family], _EXPERT_ROWS)
+            collector.fit_shared(settings.act_shape, place, rotated, learned, settings.centering)
         inputs: dict[str, InputStatistics] = {}
 
         def finish(expert: int) -> None:
             inputs[shared.members(expert)[0]] = collector.finish(expert)  # frees its sum
 
-        run_tasks(finish, range(shared.experts), 2 * collector.pool.upper.nbytes * shared.experts)
-        return {name: inputs[name] for name in shared.families[0]}
+        experts = list(collector.grams)
+        run_tasks(finish, experts, 2 * collector.pool.upper.nbytes * len(experts))
+        return {shared.members(expert)[0]: inputs[shared.members(expert)[0]] for expert in experts}
 
     def _learning(self, members: list[str], most: int | None = None) -> Callable[[Tensor], Tensor] | None:
         """A function from rotated tokens (tokens, n) of an input to the reflectors of its learned rotation.
@@ -121,28 +148,48 @@ class LayerMeasurement:
 
         return learned
 
-    def _run(self, groups: InputGroups, collectors: dict[str, InputCollector], experts: list[ExpertCollector]) -> None:
-        """Runs all windows and fills `groups`, `collectors` and `experts`.
+    def _run(
+        self,
+        groups: InputGroups,
+        collectors: dict[str, InputCollector],
+        experts: list[ExpertCollector],
+        budget: int,
+        move: bool,
+    ) -> list[list[list[int]]]:
+        """Runs all windows, fills `groups`, `collectors` and `experts`, and returns the blocks of experts.
 
         The first windows show which Linears share an input; after that the first one of each group is watched.
         """
-        steps = self.stack.run(self.index)
+        steps = self.stack.run(self.index, move=move)
         with groups.watch(self.modules, self.families):
             numbers = next(steps)
         for leader in groups.members:
             collectors[leader] = self.collector(leader)
             collectors[leader].take(groups.inputs.pop(leader))
-        for shared in groups.experts:
-            experts.append(self._expert_collector(shared))
-            experts[-1].take({name: groups.expert_inputs.pop(name, {}) for name in shared.families[0]})
-        everyone: list[Collector] = [*collectors.values(), *experts]
-        self._flush(numbers, everyone)
+        experts += map(self._expert_collector, groups.experts)
+        blocks = blocks_of([(collector.features, collector.shared.experts) for collector in experts], budget)
+        for collector, block in zip(experts, blocks[0], strict=True):
+            collector.open(block)
+            collector.take({name: groups.expert_inputs.pop(name, {}) for name in collector.shared.families[0]})
+        self._flush(numbers, [*collectors.values(), *experts])
+        with watch_all(collectors, self.modules):
+            self._watch_experts(steps, experts, list(collectors.values()))
+        return blocks
+
+    def _run_again(self, experts: list[ExpertCollector], block: list[list[int]], last: bool) -> None:
+        """Runs all windows for another block of experts."""
+        for collector, numbers in zip(experts, block, strict=True):
+            collector.open(numbers)
+        self._watch_experts(self.stack.run(self.index, move=last), experts, [])
+
+    def _watch_experts(
+        self, steps: Iterator[range], experts: list[ExpertCollector], others: list[InputCollector]
+    ) -> None:
         with ExitStack() as hooks:
             for collector in experts:
                 hooks.enter_context(collector.watch(self.modules))
-            hooks.enter_context(watch_all(collectors, self.modules))
             for numbers in steps:
-                self._flush(numbers, everyone)
+                self._flush(numbers, [*others, *experts])
 
     def _expert_collector(self, shared: ExpertInput) -> ExpertCollector:
         features, device = self.modules[shared.source].in_features, self.stack.device

@@ -65,7 +65,7 @@ class LayerStack:
             hidden.append(states)
         return other
 
-    def run(self, index: int, until: nn.Module | None = None) -> Iterator[range]:
+    def run(self, index: int, until: nn.Module | None = None, move: bool = True) -> Iterator[range]:
         """Takes all windows through layer `index`, a few at a time, each on a thread of its own.
 
         A layer that the model does not call for text leaves them as they are.
@@ -76,8 +76,9 @@ class LayerStack:
         Args:
             index: number of the layer.
             until: module of the layer in front of which the run ends; the hidden states then stay as they were.
+            move: whether the hidden states move behind the layer; if not, it can be run again.
         """
-        layer, arguments, keep = self.decoder.layers[index], self.arguments, until is None
+        layer, arguments, keep = self.decoder.layers[index], self.arguments, until is None and move
         called = index in arguments.plan.calls
 
         @torch.inference_mode()
@@ -94,7 +95,7 @@ class LayerStack:
             stop = nullcontext() if until is None else until.register_forward_pre_hook(_stop)
             with checked, stop, self._observed(index):
                 run_pieces(through, numbers if called else ())
-            for number, hidden in after.items():
+            for number, hidden in after.items() if keep else ():
                 self.hidden[number] = hidden
             yield numbers
         if keep:

@@ -1,5 +1,6 @@
 """Measures all decoder layers in one pass over the text; each layer's statistics come as soon as they are known."""
 
+from collections import deque
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -8,7 +9,7 @@ from ..base.errors import NestQuantError
 from ..models.weights import Weights
 from ..parallel.team import team
 from .fit_settings import FitSettings
-from .hidden_states import HiddenStates
+from .hidden_states import DEFAULT_BUDGET, HiddenStates
 from .kv_observer import TOKENS, KVObserver
 from .layer_measurement import LayerMeasurement
 from .layer_stack import LayerStack
@@ -23,10 +24,13 @@ def measure_layers(
     skip: list[bool] | None = None,
     hidden: HiddenStates | None = None,
     callbacks: QuantizerCallbacks | None = None,
-) -> Iterator[LayerStatistics | None]:
+    budget: int = DEFAULT_BUDGET,
+) -> Iterator[Iterator[LayerStatistics] | None]:
     """Yields the statistics of each decoder layer in order, and holds its weights until the next one is asked for.
 
-    The processes of a team each run their share of the windows and all get the statistics of all windows.
+    The statistics of a layer come in parts: experts whose sums do not fit into memory together are measured one block
+    after the other. A part is for the caller to use and to let go of before the next one. The processes of a team each
+    run their share of the windows and all get the statistics of all windows.
 
     Args:
         weights: weights of a model in evaluation mode; they are not changed.
@@ -35,6 +39,7 @@ def measure_layers(
         skip: layers whose statistics are not needed; None is yielded for them.
         hidden: empty store for the hidden states; None keeps them in memory up to the default budget.
         callbacks: functions that quantize the layers on the way, for a sequential calibration; else None.
+        budget: bytes of the sums of experts that may be in memory at a time; the result does not depend on it.
 
     Raises:
         NestQuantError: hidden states that are not finite, heads that cannot be coded, or fewer windows than processes.
@@ -63,6 +68,8 @@ def measure_layers(
                         run_quantized(behind, index, callbacks.quantized(index))
                 yield None
             elif callbacks is not None and behind is not None:
-                yield sequential_statistics(layer, behind, callbacks)
+                yield iter([sequential_statistics(layer, behind, callbacks)])
             else:
-                yield layer.statistics()
+                parts = layer.parts(budget)
+                yield parts
+                deque(parts, maxlen=0)  # the hidden states are behind the layer after its last part

@@ -16,7 +16,8 @@ Where x comes out of quantized layers, and x₀ is the same input in the origina
     X = E[x₀ xᵀ] per token
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -73,6 +74,17 @@ class LayerStatistics:
 
     inputs: dict[str, InputStatistics]
     cache: CacheCodes | None
+
+    def without_moments(self) -> "LayerStatistics":
+        """The same without matrices: what config.json is made of."""
+        inputs = {name: replace(item, hessian=item.noise, cross=None) for name, item in self.inputs.items()}
+        return LayerStatistics(inputs, self.cache)
+
+    @staticmethod
+    def join(parts: "Iterable[LayerStatistics]") -> "LayerStatistics":
+        """One layer's statistics from its parts."""
+        parts = list(parts)
+        return LayerStatistics({name: item for part in parts for name, item in part.inputs.items()}, parts[0].cache)
 
 
 def fit_cache(

@@ -15,6 +15,7 @@ from ..base.errors import NestQuantError
 from ..base.memory import reuse_blocks
 from ..base.progress import track
 from ..calibration.hidden_states import DEFAULT_BUDGET
+from ..calibration.statistics import LayerStatistics
 from ..calibration.store import FILE, Calibration, CalibrationWriter
 from ..calibration.windows import Windows
 from ..checkpoint.manifest import CONFIG
@@ -67,7 +68,7 @@ def calibrate(
         try:
             for index, layer in enumerate(track(stream, "calibrating layers", total=original.depth)):
                 if layer is not None:
-                    group.run_on_rank0(partial(writer.write, index, layer))
+                    group.run_on_rank0(partial(writer.write, index, LayerStatistics.join(layer)))
                     done[index] = True
             group.run_on_rank0(lambda: writer.finish(original.depth))
         except NestQuantError:

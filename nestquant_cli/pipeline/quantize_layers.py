@@ -4,9 +4,11 @@ from functools import partial
 
 from ..base.memory import return_blocks
 from ..base.progress import track
+from ..calibration.statistics import LayerStatistics
 from ..checkpoint.output import Output
 from ..models.structure import linears
 from ..parallel.team import Team
+from ..quantization.layer import QuantizedMatrix
 from .layer_matrices import quantize_matrices
 from .layer_part import LayerPart, part_of
 from .sequential_quantizer import SequentialQuantizer
@@ -35,18 +37,23 @@ def quantize_layers(
         sequential = SequentialQuantizer(source.original, recipe, output, parts, group, words, source.hidden)
         callbacks = sequential.callbacks
     stream = source.layers([part is not None for part in parts], callbacks)
-    for index, statistics in enumerate(track(stream, "quantizing layers", total=depth)):
-        if statistics is None:
+    for index, measured in enumerate(track(stream, "quantizing layers", total=depth)):
+        if measured is None:
             continue
         layer, prefix = weights.decoder.layers[index], weights.decoder.layer_name(index)
+        packed, without = dict[str, QuantizedMatrix](), list[LayerStatistics]()
         with weights.layer(index):
-            if sequential is None:
-                packed = quantize_matrices(linears(layer), statistics, recipe, prefix, group, words)
-            else:
-                packed = sequential.take()
-            tensors, part = part_of(prefix, layer, statistics, packed, recipe)
+            for statistics in measured:
+                if sequential is None:
+                    packed |= quantize_matrices(linears(layer), statistics, recipe, prefix, group, words)
+                else:
+                    packed |= sequential.take()
+                without.append(statistics.without_moments())
+                del statistics  # before the next part is measured
+                return_blocks()
+            tensors, part = part_of(prefix, layer, LayerStatistics.join(without), packed, recipe)
         group.run_on_rank0(partial(output.write, index, tensors, part.to_dict(), weights.fetch))
         parts[index] = part
-        del tensors, statistics, packed  # the memory is free again while the next layer is measured
+        del tensors, packed  # the memory is free again while the next layer is measured
         return_blocks()
     return [part for part in parts if part is not None]

@@ -54,11 +54,11 @@ def measure_sensitivities(
     sensitivities = {}
     decoder = original.weights.decoder
     stream = measure_layers(original.weights, windows, fit_settings(recipe))
-    for index, statistics in enumerate(track(stream, "measuring sensitivities", total=original.depth)):
-        assert statistics is not None
+    for index, parts in enumerate(track(stream, "measuring sensitivities", total=original.depth)):
+        assert parts is not None
         modules = linears(decoder.layers[index])
         with original.weights.layer(index):
-            for item in statistics.inputs.values():
+            for item in (item for part in parts for item in part.inputs.values()):
                 trace = feedback_trace(item, recipe.damping)
                 for member in item.members:
                     name, weight = f"{decoder.layer_name(index)}.{member}", modules[member].weight.detach().float()

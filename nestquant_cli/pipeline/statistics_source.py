@@ -26,7 +26,7 @@ class StatisticsSource:
         stored: a finished calibration, or None.
         windows: calibration windows, or None.
         folder: output folder; hidden states beyond the budget go to a file in it.
-        budget: bytes of hidden states that may stay in memory.
+        budget: bytes of hidden states that may stay in memory, and of the sums of experts at a time.
     """
 
     original: OriginalModel
@@ -36,8 +36,10 @@ class StatisticsSource:
     folder: Path
     budget: int
 
-    def layers(self, done: list[bool], callbacks: QuantizerCallbacks | None = None) -> Iterator[LayerStatistics | None]:
-        """Yields the statistics of each layer in order; None for a layer that is done.
+    def layers(
+        self, done: list[bool], callbacks: QuantizerCallbacks | None = None
+    ) -> Iterator[Iterator[LayerStatistics] | None]:
+        """Yields the statistics of each layer in order, in parts as `measure_layers`; None for a layer that is done.
 
         Args:
             done: whether each layer is finished.
@@ -47,13 +49,13 @@ class StatisticsSource:
             assert self.windows is not None
             hidden = self.hidden(1 if callbacks is None else STATES_SHARE)
             yield from measure_layers(
-                self.original.weights, self.windows.ids, fit_settings(self.recipe), done, hidden, callbacks
+                self.original.weights, self.windows.ids, fit_settings(self.recipe), done, hidden, callbacks, self.budget
             )
             return
         shapes = self.recipe.shape("act"), self.recipe.shape("kv")
         for index, finished in enumerate(done):
             layer = None if finished else self.stored.layer(index, *shapes)
-            yield layer and to_device(layer, self.original.weights.device)
+            yield None if layer is None else iter([to_device(layer, self.original.weights.device)])
 
     def hidden(self, share: int) -> HiddenStates:
         """An empty store of one tensor a window that keeps budget / share bytes in memory.

@@ -1,7 +1,5 @@
 """Inputs of experts: one code for all, a Hessian for each that is blended with that of all."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,8 +25,9 @@ def collector(first: int = 0) -> ExpertCollector:
     return ExpertCollector(ExpertInput((NAMES,)), 16, 8, 0, CPU, first)
 
 
-def seen(calls: dict[int, Tensor], source: ExpertCollector | None = None) -> ExpertCollector:
-    source = source or collector()
+def seen(calls: dict[int, Tensor]) -> ExpertCollector:
+    source = collector()
+    source.open(range(3))
     source.take({name: {0: [calls[expert]]} if expert in calls else {} for expert, name in enumerate(NAMES)})
     source.flush()
     return source
@@ -91,15 +90,15 @@ def test_lists_of_modules_next_to_a_router_are_experts() -> None:
     assert expert_families(layer) == [] and len(linears(layer)) == 7
 
 
-def statistics(family: str) -> list[LayerStatistics]:
+def statistics(family: str, budget: int = 1 << 30) -> list[list[LayerStatistics]]:
     settings, windows = FitSettings(FOUR, FOUR, 0), random_ids(3, 32)
-    measured: Any = list(measure_layers(Weights(make_experts(family)), windows, settings))
-    return measured
+    stream = measure_layers(Weights(make_experts(family)), windows, settings, budget=budget)
+    return [list(parts) for parts in stream if parts is not None]
 
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_every_expert_has_statistics_of_one_input(family: str) -> None:
-    layer = statistics(family)[-1]
+    (layer,) = statistics(family)[-1]
     experts = {name: item for name, item in layer.inputs.items() if item.source}
     sources = {item.source for item in experts.values()}
     assert len(sources) == 2
@@ -108,3 +107,20 @@ def test_every_expert_has_statistics_of_one_input(family: str) -> None:
         assert len(items) >= 4 and len({str(item.code) for item in items}) == 1
         assert any(item.tokens for item in items)
         assert not torch.equal(items[0].hessian, items[1].hessian)
+
+
+@pytest.mark.parametrize("budget", [1, 3 * 4 * 64**2, 7 * 4 * 64**2])
+def test_the_budget_for_sums_changes_no_statistics(budget: int) -> None:
+    for whole, parts in zip(statistics("qwen2_moe"), statistics("qwen2_moe", budget), strict=True):
+        assert len(parts) > len(whole) == 1
+        joined, expected = LayerStatistics.join(parts), whole[0]
+        assert list(joined.inputs) == list(expected.inputs) and joined.cache == expected.cache
+        for name, item in expected.inputs.items():
+            found = joined.inputs[name]
+            assert (found.members, found.code, found.tokens, found.pooled) == (
+                item.members,
+                item.code,
+                item.tokens,
+                item.pooled,
+            )
+            assert torch.equal(found.hessian, item.hessian) and torch.equal(found.noise, item.noise)

@@ -25,7 +25,8 @@ SETTINGS = FitSettings(FOUR, FOUR, 0)
 def statistics(
     model: PreTrainedModel, settings: FitSettings = SETTINGS, **options: Any
 ) -> Iterator[LayerStatistics | None]:
-    return measure_layers(Weights(model), random_ids(2, 24), settings, **options)
+    for parts in measure_layers(Weights(model), random_ids(2, 24), settings, **options):
+        yield None if parts is None else LayerStatistics.join(parts)
 
 
 def assert_equal(one: LayerStatistics | None, other: LayerStatistics | None) -> None:
@@ -58,9 +59,9 @@ def hessians(model: PreTrainedModel, windows: Tensor) -> dict[str, Tensor]:
 def test_hessians_are_those_of_the_model(family: str) -> None:
     windows, settings = random_ids(3, 40), FitSettings(None, None, 0, rotation="none")
     expected = hessians(make_model(family), windows)
-    for index, layer in enumerate(measure_layers(Weights(make_model(family)), windows, settings)):
-        assert layer is not None
-        for item in layer.inputs.values():
+    for index, parts in enumerate(measure_layers(Weights(make_model(family)), windows, settings)):
+        assert parts is not None
+        for item in LayerStatistics.join(parts).inputs.values():
             for name in item.members:
                 hessian = expected.pop(f"{index}.{name}")
                 found = item.hessian[: len(hessian), : len(hessian)]

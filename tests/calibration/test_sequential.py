@@ -41,11 +41,15 @@ class Altering:
         return weight + self.size * float(weight.std()) * gaussian(*weight.shape, seed=seed)
 
 
+def whole(stream: Iterator[Iterator[LayerStatistics] | None]) -> Iterator[LayerStatistics | None]:
+    return (None if parts is None else LayerStatistics.join(parts) for parts in stream)
+
+
 def statistics(
     model: PreTrainedModel, altering: Altering, skip: list[bool] | None = None
 ) -> Iterator[LayerStatistics | None]:
     callbacks = QuantizerCallbacks(altering.quantize, altering.quantized, lambda share: HiddenStates(1 << 20))
-    return measure_layers(Weights(model), WINDOWS, SETTINGS, skip, callbacks=callbacks)
+    return whole(measure_layers(Weights(model), WINDOWS, SETTINGS, skip, callbacks=callbacks))
 
 
 def inputs_of(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -97,7 +101,7 @@ def test_inputs_are_those_behind_every_quantized_matrix_before(family: str) -> N
 def test_unchanged_weights_leave_the_ordinary_statistics() -> None:
     model = make_model("qwen2")
     sequential = statistics(model, Altering(model, 0.0))
-    for plain, found in zip(measure_layers(Weights(model), WINDOWS, SETTINGS), sequential, strict=True):
+    for plain, found in zip(whole(measure_layers(Weights(model), WINDOWS, SETTINGS)), sequential, strict=True):
         assert plain is not None and found is not None
         for name, item in plain.inputs.items():
             other = found.inputs[name]
