@@ -20,7 +20,10 @@ from transformers import (
 import nestquant_cli
 from nestquant_cli.checkpoint.inspect import TOWERS, inspect
 from nestquant_cli.checkpoint.verify import verify
+from nestquant_cli.models.structure import find_decoder
 from nestquant_cli.modules.cache import is_packed
+from nestquant_cli.sharing.push import CARD, PushOptions, push
+from nestquant_cli.tuning.parameters import Tunables
 from scripts.architectures import images, measures
 from scripts.architectures.text import LICENSE, save_tokenizer
 from scripts.architectures.tiny import build
@@ -84,6 +87,22 @@ def test_all_but_the_decoder_layers_stays_as_it_is(pair: tuple[Path, Path]) -> N
     assert report.problems == []
     towers = [part.bytes for part in inspect(pair[1]).parts if part.name == TOWERS]
     assert towers and towers[0] > 0
+
+
+def test_towers_are_not_tuned(pair: tuple[Path, Path]) -> None:
+    model = load(pair[1])
+    language = f"{find_decoder(model).owner_name}."
+    names = list(Tunables(model).tensors())
+    assert names and all(name.startswith(language) or name.startswith("lm_head") for name in names)
+
+
+def test_the_card_names_the_classes_that_open_it(pair: tuple[Path, Path]) -> None:
+    options = PushOptions(pair[1], "you/packed", "org/original", "mit", (), False, True)
+    push(options, api=object())
+    card = (pair[1] / CARD).read_text(encoding="utf-8")
+    (pair[1] / CARD).unlink()
+    assert "pipeline_tag: image-text-to-text" in card
+    assert "import AutoModelForImageTextToText, AutoProcessor" in card and "processor = AutoProcessor.from" in card
 
 
 def test_each_way_in_gives_the_same_class(pair: tuple[Path, Path]) -> None:

@@ -16,6 +16,7 @@ from ..checkpoint.manifest import CONFIG, INDEX, MANIFEST, REPORT
 from ..checkpoint.output import Output
 from ..checkpoint.read import check_checkpoint, open_checkpoint, read_layout
 from ..codecs.protocol import Grid
+from ..models.auto_class import auto_names
 from ..models.fingerprint import UNRELATED_KEYS
 from ..models.shards import Entry, read_shard, read_tensor
 from ..models.size_limits import describing, meta_model
@@ -64,7 +65,7 @@ def export(folder: Path, output: Path) -> Exported:
     check_checkpoint(folder)
     config = read_json(folder / CONFIG)
     model = _model(folder)
-    linears = _linears(model, layout)
+    linears, autos = _linears(model, layout), auto_names(model.config)
     others = [name for name in linears if name not in layout.linears]
     groups = transforms(layout, others)
     places = _places(folder)
@@ -76,8 +77,10 @@ def export(folder: Path, output: Path) -> Exported:
             for number in track(range(len(parts)), "writing shards"):
                 if target.done(number) is None:
                     target.write(number, _tensors(parts[number], layout, grid, places), {})
-            target.add_files(lambda place: _add_files(place, folder, type(model).__name__, grid, groups))
-            target.finish(_config(config, grid, groups, others), {"format": FORMAT, "nestquant": __version__, **key})
+            about = note(grid.bits, groups, autos[0])
+            target.add_files(lambda place: _add_files(place, folder, type(model).__name__, about, groups))
+            exported = _config(config, grid, groups, others, autos)
+            target.finish(exported, {"format": FORMAT, "nestquant": __version__, **key})
     return Exported(len(layout.linears), grid.bits, tuple(sorted(groups)), _left_out(layout))
 
 
@@ -143,17 +146,19 @@ def _refuse_full_disk(output: Path, layout: Layout, grid: Grid, places: _Places)
     refuse_full_disk(output, needed, "the export")
 
 
-def _add_files(place: Path, folder: Path, base: str, grid: Grid, groups: dict[str, Any]) -> None:
+def _add_files(place: Path, folder: Path, base: str, about: str, groups: dict[str, Any]) -> None:
     for name in open_checkpoint(folder)["files"]:
         if not name.endswith(_NOT_COPIED) and name not in _OURS:
             shutil.copyfile(folder / name, place / name)
-    write_text(place / NOTE, note(grid.bits, groups))
+    write_text(place / NOTE, about)
     if groups:
         write_text(place / f"{MODULE}.py", code(base, groups))
 
 
-def _config(config: dict[str, Any], grid: Grid, groups: dict[str, Any], others: list[str]) -> dict[str, Any]:
-    """config.json of the export."""
+def _config(
+    config: dict[str, Any], grid: Grid, groups: dict[str, Any], others: list[str], autos: list[str]
+) -> dict[str, Any]:
+    """config.json of the export; `autos` are names of the Auto classes that are to find its code."""
     own = {key: value for key, value in config.items() if key not in ("auto_map", *UNRELATED_KEYS)}
     section: dict[str, Any] = {
         "quant_method": FORMAT,
@@ -167,7 +172,7 @@ def _config(config: dict[str, Any], grid: Grid, groups: dict[str, Any], others: 
     }
     if groups:
         section["transform_config"] = {"config_groups": groups}
-        own["auto_map"] = {"AutoModelForCausalLM": f"{MODULE}.{CLASS}"}
+        own["auto_map"] = dict.fromkeys(autos, f"{MODULE}.{CLASS}")
     return own | {"quantization_config": section}
 
 

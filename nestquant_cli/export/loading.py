@@ -44,7 +44,7 @@ The quantized matrices of a checkpoint of nestquant, as symmetric integers of {b
 """
 _PLAIN = """
 ```python
-AutoModelForCausalLM.from_pretrained(folder)
+{auto}.from_pretrained(folder)
 ```
 """
 _TRANSFORMED = """
@@ -53,7 +53,7 @@ config.json says. transformers reads that entry and does not apply it: without t
 compressed-tensors is needed for and nothing else, the model loads and computes nonsense.
 
 ```python
-AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+{auto}.from_pretrained(folder, trust_remote_code=True)
 ```
 """
 
@@ -69,8 +69,14 @@ def code(base: str, groups: dict[str, Any]) -> str:
     return _CODE.format(base=base, name=CLASS, groups=json.dumps(groups, indent=4), kept=json.dumps(kept))
 
 
-def note(bits: int, groups: dict[str, Any]) -> str:
-    """How to load the export, for its README.md."""
+def note(bits: int, groups: dict[str, Any], auto: str) -> str:
+    """How to load the export, for its README.md.
+
+    Args:
+        bits: bits of its integers.
+        groups: the groups of the transform config.
+        auto: name of the Auto class that opens it.
+    """
     names = "`, `".join(f"{name}_input" for name in sorted(groups))
-    how = _TRANSFORMED.format(names=names, module=MODULE) if groups else _PLAIN
+    how = (_TRANSFORMED if groups else _PLAIN).format(names=names, module=MODULE, auto=auto)
     return _NOTE.format(bits=bits, how=how)

@@ -8,6 +8,7 @@ from urllib.parse import quote
 from ..base.markdown import escaped, table
 from ..calibration.named_datasets import C4, WIKITEXT2
 from ..checkpoint.byte_counts import Inspection
+from ..models.auto_class import IMAGES
 from .results import Measured, without_folder
 from .user_text import TAGS, UserText
 
@@ -38,6 +39,7 @@ class Facts:
         inspection: its bits, bytes and recipe.
         measured: rows of the table of results; without any, the card has no table.
         commands: command lines that measured them.
+        auto: name of the Auto class of transformers that opens the checkpoint.
     """
 
     repo: str
@@ -45,6 +47,7 @@ class Facts:
     inspection: Inspection
     measured: Sequence[Measured]
     commands: Sequence[str]
+    auto: str = "AutoModelForCausalLM"
 
 
 def model_card(facts: Facts, kept: UserText, pushed: str | None) -> str:
@@ -63,7 +66,7 @@ def _metadata(facts: Facts, kept: UserText) -> str:
 
     results = [
         EvalResult(
-            task_type="text-generation",
+            task_type="text-generation",  # whatever else the model takes, text alone was measured
             dataset_type=_DATASETS.get(row.dataset, row.dataset),
             dataset_name=row.dataset,
             dataset_split=row.split,
@@ -82,7 +85,7 @@ def _metadata(facts: Facts, kept: UserText) -> str:
         base_model_relation="quantized",
         datasets=_DATASETS.get(str(facts.inspection.recipe.get("dataset"))),
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="image-text-to-text" if facts.auto == IMAGES else "text-generation",
         tags=tags,
         eval_results=results or None,
         model_name=facts.repo.rpartition("/")[2] if results else None,
@@ -92,6 +95,7 @@ def _metadata(facts: Facts, kept: UserText) -> str:
 
 def _body(facts: Facts) -> str:
     inspection, repo = facts.inspection, facts.repo
+    reader = "AutoProcessor" if facts.auto == IMAGES else "AutoTokenizer"
     bits = ", ".join(f"{part} {value:g}" for part, value in inspection.bits.items())
     real = (
         "no weight is quantized"
@@ -113,10 +117,10 @@ def _body(facts: Facts) -> str:
         "",
         "```python",
         "import nestquant_cli  # teaches transformers the format",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {facts.auto}, {reader}",
         "",
-        f'model = AutoModelForCausalLM.from_pretrained("{repo}")',
-        f'tokenizer = AutoTokenizer.from_pretrained("{repo}")',
+        f'model = {facts.auto}.from_pretrained("{repo}")',
+        f'{reader.removeprefix("Auto").lower()} = {reader}.from_pretrained("{repo}")',
         "```",
         "",
         f'    nestquant generate {repo} "Once upon a time"',

@@ -11,8 +11,10 @@ from ..checkpoint.inspect import inspect
 from ..checkpoint.manifest import MANIFEST
 from ..checkpoint.read import open_checkpoint
 from ..checkpoint.verify import verify
+from ..models.auto_class import IMAGES, auto_names
 from ..models.hub import reason_of
-from ..models.source import fingerprint, load_tokenizer, resolve
+from ..models.processor_files import has_processor
+from ..models.source import fingerprint, load_config, load_tokenizer, resolve
 from ..storage.files import write_text
 from .card import CARRIED, Facts, Origin, model_card
 from .results import read_results
@@ -78,7 +80,7 @@ def push(options: PushOptions, api: Any = None) -> list[str]:
     origin = _origin(options, options.base or inspection.recipe.get("base_model") or baseline, api)
     packed = {*open_checkpoint(options.folder)["files"], MANIFEST, "config.json", CARD}
     files = sorted(packed | _tokenizer_files(options.folder))
-    facts = Facts(options.repo, origin, inspection, measured, commands)
+    facts = Facts(options.repo, origin, inspection, measured, commands, _auto(options.folder))
     card = options.folder / CARD
     kept = read_user_text(card.read_text(encoding="utf-8") if card.is_file() else None, str(card))
     write_text(card, model_card(facts, kept, kept.pushed))
@@ -114,6 +116,13 @@ def _tokenizer_files(folder: Path) -> set[str]:
         load_tokenizer(resolve(str(folder))).save_pretrained(temporary)
         names = {path.name for path in Path(temporary).iterdir()}
     return {name for name in names if (folder / name).is_file()}
+
+
+def _auto(folder: Path) -> str:
+    """Name of the Auto class that opens a checkpoint: that for images and text where it takes images."""
+    config = load_config(resolve(str(folder)))
+    names = auto_names(config)
+    return IMAGES if has_processor(config) and IMAGES in names else names[0]
 
 
 def _origin(options: PushOptions, base: str | None, api: Any) -> Origin:

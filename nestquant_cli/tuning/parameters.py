@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..checkpoint.towers import tower_tensors
+from ..models.processor_files import has_processor
+from ..models.structure import find_decoder
 from ..modules.straight_through import DifferentiableLinear, make_differentiable
 
 
@@ -95,8 +98,14 @@ def _row_scales(linears: dict[str, DifferentiableLinear]) -> Iterator[_Tuned]:
 
 
 def _vectors(model: PreTrainedModel) -> Iterator[_Tuned]:
-    """Gains of norms and biases: all parameters that are vectors."""
+    """Gains of norms and biases: all parameters that are vectors, but for those of towers, which text does not pass."""
+    towers = _towers(model)
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 1 and parameter.is_floating_point():
+        if parameter.dim() == 1 and parameter.is_floating_point() and name not in towers:
             start = parameter.detach().float().clone()
             yield _Tuned(name, parameter, None, start, float(start.square().mean().sqrt()) or 1.0)
+
+
+def _towers(model: PreTrainedModel) -> set[str]:
+    names = [name for name, _ in model.named_parameters()]
+    return tower_tensors(names, find_decoder(model).prefix) if has_processor(model.config) else set()
