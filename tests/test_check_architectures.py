@@ -28,9 +28,6 @@ STRUCTURES = {
     "gemma3": 1.0,  # answers images
 }
 NOT_YET = {
-    "qwen3_5_text": "hybrids",
-    "mamba2": "hybrids",
-    "lfm2": "hybrids",
     "zamba2": "hybrids",
     "gemma3n_text": "inputs of each layer",
 }

@@ -41,7 +41,8 @@ def randomize(model: PreTrainedModel) -> None:
         elif isinstance(module, nn.Embedding):
             module.weight.normal_(std=0.3)
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 1 and name.endswith(("weight", "bias", "gate", "scale")) and "dt_" not in name:
+        named = name.endswith(("weight", "bias", "gate", "scale")) and "dt_" not in name
+        if parameter.dim() == 1 and (named or not parameter.any()):  # a scale that begins as zeros leaves nothing
             parameter.add_(torch.randn_like(parameter) * 0.1)
         elif parameter.dim() == 2 and not parameter.any():  # a projection outside nn.Linear that begins as zeros
             parameter.normal_(std=1 / math.sqrt(parameter.shape[0]))
