@@ -27,10 +27,6 @@ STRUCTURES = {
     "bart": 0.6,  # cross-attention that nothing calls
     "gemma3": 1.0,  # answers images
 }
-NOT_YET = {
-    "zamba2": "hybrids",
-    "gemma3n_text": "inputs of each layer",
-}
 
 
 def _row(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -38,13 +34,7 @@ def _row(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     return run_case(name, folder, LICENSE, in_this_process)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.xfail(strict=True, reason=NOT_YET[name])] if name in NOT_YET else [])
-        for name in STRUCTURES
-    ],
-)
+@pytest.mark.parametrize("name", STRUCTURES)
 def test_each_structure_works(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = _row(name, tmp_path, monkeypatch)
     verdict = Verdict.of(row)

@@ -47,16 +47,25 @@ def cache_kinds(model: Any) -> list[str]:
 
 
 def coverage(packed: Any, original: Any) -> dict[str, Any]:
-    """Counts of weight entries in the decoder layers: quantized, left in 16 bits by name, and all of the original."""
+    """Counts of weight entries in the decoder layers: quantized, left in 16 bits by name, and all of the original.
+
+    A matrix that several places share counts at each: quantized, each place has its own.
+    """
     from nestquant_cli.modules.linear import QuantizedLinear
 
-    inside = {name: module for name, module in packed.named_modules() if isinstance(module, QuantizedLinear)}
+    inside = {
+        name: module
+        for name, module in packed.named_modules(remove_duplicate=False)
+        if isinstance(module, QuantizedLinear)
+    }
     stacks = _stacks(list(inside))
     left: Counter[str] = Counter()
-    for name, parameter in packed.named_parameters():
+    for name, parameter in packed.named_parameters(remove_duplicate=False):
         if parameter.dim() >= 2 and _within(name, stacks) and name.rpartition(".")[0] not in inside:
             left[_kind(name)] += parameter.numel()
-    whole = sum(p.numel() for n, p in original.named_parameters() if p.dim() >= 2 and _within(n, stacks))
+    whole = sum(
+        p.numel() for n, p in original.named_parameters(remove_duplicate=False) if p.dim() >= 2 and _within(n, stacks)
+    )
     entries = sum(module.in_features * module.out_features for module in inside.values())
     return {
         "stacks": sorted(stacks),
