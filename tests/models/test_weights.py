@@ -150,8 +150,17 @@ def test_a_head_that_differs_from_the_embeddings_it_is_tied_to_is_kept(
         assert weights.lazy and ("lm_head.weight" in other_tensors(weights.model)) == kept
         assert weights.model.all_tied_weights_keys == whole.all_tied_weights_keys
         assert any("lm_head.weight differs from" in line for line in caplog.messages) == kept
+        assert torch.equal(weights.fetch("lm_head.weight"), whole.state_dict()["lm_head.weight"])
     assert torch.equal(weights.fetch("lm_head.weight"), whole.state_dict()["lm_head.weight"])
     assert weights.fetch("lm_head.weight")[3, 5] != weights.fetch("model.embed_tokens.weight")[3, 5]
+
+
+def test_a_tied_tensor_that_the_files_lack_is_that_it_is_tied_to(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
+    """Blocks that share their parameters are held one by one, and the files have the first one's."""
+    folder = save_model(make_model("qwen2").bfloat16(), tiny_tokenizer_folder, tmp_path / "model")
+    weights = open_weights(resolve(str(folder)), "cpu")
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    assert torch.equal(weights.fetch("lm_head.weight"), weights.fetch("model.embed_tokens.weight"))
 
 
 def test_tensors_that_the_model_has_no_place_for_are_named(
