@@ -24,7 +24,10 @@ def model_config(model: PreTrainedModel) -> dict[str, Any]:
     for key in _NOT_OURS:
         config.pop(key, None)
     if model.get_expanded_tied_weights_keys() and not model.all_tied_weights_keys:
-        config["tie_word_embeddings"] = False  # the model's files have a head that differs from its embeddings
+        # the model's files have a head that differs from its embeddings; parts say it for the whole, too
+        for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+            if part is config or "tie_word_embeddings" in part:
+                part["tie_word_embeddings"] = False
     config |= {
         "architectures": [type(model).__name__],
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig, GenerationConfig, GraniteMoeHybridConfig, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    Gemma3Config,
+    GenerationConfig,
+    GraniteMoeHybridConfig,
+    PretrainedConfig,
+)
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.models.config_file import generation_settings, json_ready, model_config
@@ -64,3 +72,14 @@ def test_generation_settings_that_are_infinite_are_refused_by_name() -> None:
     assert generation_settings(GenerationConfig(eos_token_id=1, temperature=0.5))["temperature"] == 0.5
     with pytest.raises(NestQuantError, match=r"temperature of generation_config\.json is Infinity.*correct it"):
         generation_settings(GenerationConfig(temperature=math.inf))
+
+
+def test_a_head_of_its_own_is_said_of_the_language_model_inside_too() -> None:
+    text = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(text_config=text | {"head_dim": 8, "vocab_size": 64}, vision_config=text | {"image_size": 28})
+    with torch.device("meta"):
+        model: Any = AutoModelForImageTextToText.from_config(config)
+    assert model_config(model)["tie_word_embeddings"] and model.all_tied_weights_keys
+    model.all_tied_weights_keys = {}
+    written = model_config(model)
+    assert not written["tie_word_embeddings"] and not written["text_config"]["tie_word_embeddings"]
