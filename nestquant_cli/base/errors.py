@@ -28,3 +28,9 @@ class NestQuantError(Exception):
 def _one_line(text: str) -> str:
     """The text without line breaks and control characters: it may contain names from files that others wrote."""
     return escaped("".join(" " if character in "\r\n\t" else character for character in text))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, at most 200 characters, without the mark at its end."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".:")[:200]

@@ -39,8 +39,10 @@ def auto_names(config: "PretrainedConfig") -> list[str]:
     """Names of the Auto classes that know a configuration, those first that make the class of `auto_class`.
 
     Raises:
-        NestQuantError: transformers has no model for this configuration that generates text.
+        NestQuantError: transformers has no model for this configuration that generates text, or it names a class that
+            generates none.
     """
+    _refuse_other_classes(config)
     known = _known(config)
     if not known:
         raise NestQuantError(
@@ -50,6 +52,26 @@ def auto_names(config: "PretrainedConfig") -> list[str]:
         )
     architectures = getattr(config, "architectures", None) or next(iter(known.values()))
     return sorted(known, key=lambda name: not any(kind in architectures for kind in known[name]))
+
+
+def _refuse_other_classes(config: "PretrainedConfig") -> None:
+    """Raises NestQuantError where a configuration names nothing but classes with another head, such as a classifier's.
+
+    Classes that are not transformers' own say nothing, nor do bases, whose files may have the output head.
+    """
+    import transformers
+
+    named: list[str] = list(getattr(config, "architectures", None) or ())
+    for name in named:
+        kind: Any = getattr(transformers, str(name), None)
+        if str(name).endswith("Model") or not hasattr(kind, "can_generate") or kind.can_generate():
+            return
+    if named:
+        raise NestQuantError(
+            f"config.json says that the model is a {named[0]}, which generates no text",
+            NOT_LOADED,
+            "use a language model that generates text",
+        )
 
 
 def _known(config: "PretrainedConfig") -> dict[str, tuple[str, ...]]:

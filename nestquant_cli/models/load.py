@@ -80,11 +80,7 @@ def load_unpacked_model(source: Source, dtype: "str | torch.dtype" = "auto", dev
         raise unreadable(source, "weights", error) from error
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
-        raise NestQuantError(
-            f"the weights of {source.name} lack {len(missing)} tensors, the first is {missing[0]}",
-            "it would run with random numbers in their place and was not loaded",
-            "download or copy the model again",
-        )
+        raise _lacking(source, model, missing)
     warn_unused(source, model, info["unexpected_keys"])
     if source.gguf_file:
         _forget_gguf(model)
@@ -93,6 +89,19 @@ def load_unpacked_model(source: Source, dtype: "str | torch.dtype" = "auto", dev
     vars(model.config).pop(CHOICE, None)  # it names a file of this folder, and would be saved with other files
     use_float32_products(model)
     return model.to(device).eval()
+
+
+def _lacking(source: Source, model: "PreTrainedModel", missing: list[str]) -> NestQuantError:
+    """The error for tensors that are not in the files; a base model has no output head, and no download brings it."""
+    named, kind = (model.config.architectures or ["?"])[0], type(model).__name__
+    remedy = "download or copy the model again"
+    if named != kind and named.endswith("Model"):
+        remedy = f"use a model that generates text: config.json says that this one is a {named}, without output head"
+    return NestQuantError(
+        f"the weights of {source.name} lack {len(missing)} tensors, the first is {missing[0]}",
+        "it would run with random numbers in their place and was not loaded",
+        remedy,
+    )
 
 
 def warn_unused(source: Source, model: "PreTrainedModel", names: Iterable[str]) -> None:

@@ -122,9 +122,7 @@ def _folder(path: Path, label: str) -> Source:
     """What a folder holds; errors call it `label`."""
     name = path.resolve().name
     if not (path / "config.json").is_file():
-        ggufs = sorted(path.glob("*.gguf"))
-        remedy = f"give the file itself, {ggufs[0]}" if ggufs else "give the folder that from_pretrained would read"
-        raise NestQuantError(f"{label} has no config.json, so it is not a model folder", NOT_LOADED, remedy)
+        raise _no_model(path, label)
     config = read_json(path / "config.json")
     if not isinstance(config, dict):
         raise NestQuantError(f"{path / 'config.json'} is not a JSON object", NOT_LOADED, "copy the model again")
@@ -139,6 +137,19 @@ def _folder(path: Path, label: str) -> Source:
         )
     packed = quantization.get("quant_method") == "nestquant"
     return Source("packed" if packed else "folder", str(path), None, name)
+
+
+def _no_model(path: Path, label: str) -> NestQuantError:
+    """The error for a folder without config.json, by what else is in it."""
+    ggufs = sorted(path.glob("*.gguf"))
+    remedy = f"give the file itself, {ggufs[0]}" if ggufs else "give the folder that from_pretrained would read"
+    what = "has no config.json, so it is not a model folder"
+    if (path / "model_index.json").is_file():
+        what, remedy = "is a pipeline of several models (model_index.json)", "give the folder of a language model"
+    elif (path / "adapter_config.json").is_file():
+        what = "has only an adapter (adapter_config.json)"
+        remedy = "merge it into its model with merge_and_unload() of peft, save that, and give its folder"
+    return NestQuantError(f"{label} {what}", NOT_LOADED, remedy)
 
 
 def _gguf(path: Path) -> Source:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..base.errors import NestQuantError
+from ..base.errors import NestQuantError, first_line
 from .auto_class import auto_class
 from .resolve import NOT_LOADED
 
@@ -41,10 +41,15 @@ def describing() -> Iterator[None]:
         yield
     except NestQuantError:
         raise
-    except Exception as error:  # transformers raises of every kind where a field of config.json is unusable
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except ImportError as error:
         raise NestQuantError(
-            f"config.json describes no usable model ({reason})", NOT_LOADED, "fetch the model again, or use another"
+            f"a part of this model needs a package ({first_line(error)})", NOT_LOADED, "install the package it names"
+        ) from error
+    except Exception as error:  # transformers raises of every kind where a field of config.json is unusable
+        raise NestQuantError(
+            f"config.json describes no usable model ({first_line(error)})",
+            NOT_LOADED,
+            "fetch the model again, or use another",
         ) from error
 
 

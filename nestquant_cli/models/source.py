@@ -3,11 +3,13 @@
 `models.load` loads what is not packed; `checkpoint.load` loads whatever a name means.
 """
 
+import logging
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.errors import NestQuantError
+from ..base.errors import NestQuantError, first_line
 from ..storage.files import read_json
 from .fingerprint import fingerprint_files
 from .hub import download
@@ -19,6 +21,7 @@ from .weight_set import WeightSet, weight_set
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+logger = logging.getLogger("nestquant")
 
 __all__ = ["Source", "fingerprint", "load_config", "load_tokenizer", "resolve", "weight_files"]
 
@@ -99,7 +102,15 @@ def load_config(source: Source) -> "PretrainedConfig":
     method = method_of(source)
     if method is not None and method.dequantized:
         forget_method(config)
+    if source.kind != "packed" and raw.get("auto_map"):
+        _note_code(source.name, config.model_type)
     return config
+
+
+@cache
+def _note_code(name: str, kind: str) -> None:
+    """Says once that transformers' own class is used for a model that comes with code."""
+    logger.info("the code that comes with %s is not used: transformers has the model type %s", name, kind)
 
 
 def load_tokenizer(source: Source) -> "PreTrainedTokenizerBase":
@@ -143,9 +154,3 @@ def unreadable(source: Source, what: str, error: Exception) -> NestQuantError:
     else:
         remedy = "check the files, or download the model again"
     return NestQuantError(f"the {what} of {source.name} cannot be loaded ({first_line(error)})", NOT_LOADED, remedy)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, at most 200 characters."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")[:200]

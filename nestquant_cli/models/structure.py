@@ -18,7 +18,7 @@ from .expert_families import listed_routers
 from .language_model import refuse_without_text, text_stacks
 
 _REFUSED = "it was not quantized"
-_REMEDY = "use a decoder-only text model whose layers are nn.Linear and standard attention"
+_REMEDY = "use a decoder-only language model; docs/models.md lists those that work"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from nestquant_cli.models.auto_class import auto_class
 
 CASES = [
     (LlamaConfig(), AutoModelForCausalLM),
-    (LlamaConfig(architectures=["LlamaForSequenceClassification"]), AutoModelForCausalLM),
+    (LlamaConfig(architectures=["LlamaModel"]), AutoModelForCausalLM),
     (Gemma3Config(architectures=["Gemma3ForConditionalGeneration"]), AutoModelForCausalLM),
     (Mistral3Config(), AutoModelForImageTextToText),
     (Qwen3_5Config(architectures=["Qwen3_5ForConditionalGeneration"]), AutoModelForImageTextToText),
