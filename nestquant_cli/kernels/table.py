@@ -89,6 +89,7 @@ TABLE = {
     "scale_sums": Operation("reference.products:scale_sums", "cpu.inputs:scaled"),
     "rotated_product": Operation("reference.products:rotated_product", "cpu.product:rotated_product", unused=("gpu",)),
     "experts_product": Operation("reference.products:experts_product", "cpu.product:experts_product", unused=("gpu",)),
+    "experts_sum": Operation("reference.products:experts_sum", "cpu.product:experts_sum"),
     "product": Operation("reference.products:product", None, "gpu.product:product", "int8 codes", unused=("cpu",)),
     "product_one": Operation("reference.products:product_one", "cpu.product:product_one", "gpu.product:product_one"),
     "product_many": Operation(

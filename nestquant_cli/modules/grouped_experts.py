@@ -5,6 +5,7 @@ it. Classes of experts that do not use the interface are computed by their own f
 transformers' own implementations, what the experts of a token give is added up in float32.
 """
 
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
-from ..codecs.vectors import Rounded
 from ..kernels import for_device
+from ..kernels.reference.products import experts_sum
 from ..models.experts import ExpertMatrices
+from .coded_tokens import coded_product
+from .inputs import InputQuantizer
 from .linear import QuantizedLinear
 
 NAME = "nestquant"
@@ -65,17 +68,16 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
     groups = group(top_k_index, len(first))
     if not groups.experts:
         return torch.zeros_like(hidden_states)
-    chosen = top_k_index.reshape(-1)[groups.order] if self.has_bias else None
-    inner = products(first, hidden_states, groups, groups.order // top_k_index.shape[-1])
-    if chosen is not None:
-        inner = inner + (self.gate_up_proj_bias if self.has_gate else self.up_proj_bias)[chosen]
-    inner = self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
-    out = products(self.down_proj, inner, groups)
-    if chosen is not None:
-        out = out + self.down_proj_bias[chosen]
-    if self.has_post_expert_norm:
-        out = self.post_expert_norm(out)
-    return _summed(out * top_k_weights.reshape(-1)[groups.order, None], groups, hidden_states, top_k_index)
+    taken = groups.order // top_k_index.shape[-1]
+    chosen = [[matrices.at(expert) for expert in groups.experts] for matrices in (first, self.down_proj)]
+    if _few(chosen, hidden_states, groups):
+        parts = [_together(self, hidden_states, taken, groups, *chosen)]
+    else:
+        parts = list(_one_by_one(self, hidden_states, taken, groups, *chosen))
+    if torch.is_grad_enabled() and (parts[0].requires_grad or top_k_weights.requires_grad):
+        return experts_sum(parts, groups.order, top_k_weights).to(hidden_states.dtype)
+    summed = for_device(hidden_states.device).experts_sum(parts, groups.order, top_k_weights)
+    return summed.to(hidden_states.dtype)
 
 
 def group(choice: Tensor, experts: int) -> Groups:
@@ -93,53 +95,81 @@ def group(choice: Tensor, experts: int) -> Groups:
     return Groups(order[: ends[-1]] if ends else order[:0], [expert for expert, _ in found], ends)
 
 
-def products(matrices: ExpertMatrices, x: Tensor, groups: Groups, taken: Tensor | None = None) -> Tensor:
-    """Each pair's token times the matrix of its expert: (pairs, out), in x's dtype.
-
-    Args:
-        matrices: the experts' matrices.
-        x: (tokens, in).
-        groups: the pairs.
-        taken: (pairs,) the token of each pair; None where x has one for each pair, in their order.
-    """
-    linears: list[Any] = [matrices.at(expert) for expert in groups.experts]
-    if _few(linears, x, groups):
-        kernels, source = for_device(x.device), linears[0].source
-        taken = torch.arange(len(x)) if taken is None else taken
-        v, scales = ([linear.stored(name) for linear in linears] for name in ("v", "row_scale"))
-        return kernels.experts_product(source.floats(x), taken, groups.ends, v, scales, x.dtype)
-    packed = next((module for module in matrices.modules() if isinstance(module, QuantizedLinear)), None)
-    coded: Rounded | None = None if packed is None else packed.source.code_tokens(x)
-    results = []
-    for linear, (_, part) in zip(linears, groups.parts(), strict=True):
-        rows = part if taken is None else taken[part]
-        tokens = x[rows]
-        if packed is not None and coded is not None:
-            packed.source.hand_over(tokens, coded.rows(rows))
-        results.append(linear(tokens))
-    return torch.cat(results)
-
-
-def _few(linears: list[Any], x: Tensor, groups: Groups) -> bool:
+def _few(chosen: list[list[Any]], x: Tensor, groups: Groups) -> bool:
     """Whether a kernel multiplies the int8 rows of all these experts in one call, faster than one after another."""
     most = for_device(x.device).limits.joined_tokens
-    if groups.ends[-1] > most * len(linears) or (torch.is_grad_enabled() and x.requires_grad):
+    if groups.ends[-1] > most * len(groups.experts) or (torch.is_grad_enabled() and x.requires_grad):
         return False
     return all(
-        isinstance(linear, QuantizedLinear)
-        and linear.resident == "int8"
-        and linear.form().integers
-        and linear.source is linears[0].source
-        and linear._parameters["bias"] is None
-        and not linear._forward_hooks
-        and not linear._forward_pre_hooks
+        _plain(linear, _source(linears)) and linear.resident == "int8" and linear.form().integers
+        for linears in chosen
         for linear in linears
     )
 
 
-def _summed(weighted: Tensor, groups: Groups, like: Tensor, choice: Tensor) -> Tensor:
-    """What the experts of each token gave, (pairs, hidden size), added up: (tokens, hidden size)."""
-    if len(groups.order) == choice.numel() and len(choice) == 1:
-        return weighted.sum(0, keepdim=True, dtype=torch.float32).to(like.dtype)
-    placed = weighted.new_zeros(choice.numel(), weighted.shape[1]).index_copy(0, groups.order, weighted)
-    return placed.view(*choice.shape, -1).sum(1, dtype=torch.float32).to(like.dtype)
+def _plain(linear: Any, source: InputQuantizer | None) -> bool:
+    """Whether a Linear is packed, has this input, and does nothing but multiply."""
+    return (
+        isinstance(linear, QuantizedLinear)
+        and linear.source is source
+        and linear._parameters["bias"] is None
+        and not linear._forward_hooks
+        and not linear._forward_pre_hooks
+    )
+
+
+def _together(self: Any, x: Tensor, taken: Tensor, groups: Groups, up: list[Any], down: list[Any]) -> Tensor:
+    """The output of each pair (pairs, hidden size), by two kernel calls for all experts."""
+    kernels = for_device(x.device)
+
+    def product(linears: list[Any], x: Tensor, taken: Tensor) -> Tensor:
+        v, scales = ([linear.stored(name) for linear in linears] for name in ("v", "row_scale"))
+        return kernels.experts_product(linears[0].source.floats(x), taken, groups.ends, v, scales, x.dtype)
+
+    experts = None
+    if self.has_bias:
+        counts = [part.stop - part.start for _, part in groups.parts()]
+        experts = torch.tensor(groups.experts).repeat_interleave(torch.tensor(counts))
+    inner = _activated(self, product(up, x, taken), experts)
+    return _finished(self, product(down, inner, torch.arange(len(inner))), experts)
+
+
+def _one_by_one(
+    self: Any, x: Tensor, taken: Tensor, groups: Groups, up: list[Any], down: list[Any]
+) -> Iterator[Tensor]:
+    """The outputs of each expert (its pairs, hidden size). Tokens are coded once for all of them."""
+    graded = torch.is_grad_enabled() and x.requires_grad
+    sources = [None if graded else _source(linears) for linears in (up, down)]
+    coded = None if sources[0] is None else sources[0].code_tokens(x)
+    for (expert, part), first, last in zip(groups.parts(), up, down, strict=True):
+        rows = taken[part]
+        if coded is not None and sources[0] is not None and _plain(first, sources[0]):
+            inner = coded_product(first, coded.rows(rows), x)
+        else:
+            inner = first(x[rows])
+        inner = _activated(self, inner, expert)
+        if sources[1] is not None and not inner.requires_grad and _plain(last, sources[1]):
+            yield _finished(self, coded_product(last, sources[1].code_tokens(inner), inner), expert)
+        else:
+            yield _finished(self, last(inner), expert)
+
+
+def _source(linears: list[Any]) -> InputQuantizer | None:
+    """The input quantizer of the first packed one of some Linears."""
+    return next((linear.source for linear in linears if isinstance(linear, QuantizedLinear)), None)
+
+
+def _activated(self: Any, up: Tensor, experts: Tensor | int | None) -> Tensor:
+    """What an experts module makes of its first products, with its bias of these experts if it has one."""
+    if self.has_bias:
+        up = up + (self.gate_up_proj_bias if self.has_gate else self.up_proj_bias)[experts]
+    inner: Tensor = self._apply_gate(up) if self.has_gate else self.act_fn(up)
+    return inner
+
+
+def _finished(self: Any, down: Tensor, experts: Tensor | int | None) -> Tensor:
+    """What an experts module makes of its last products."""
+    if self.has_bias:
+        down = down + self.down_proj_bias[experts]
+    out: Tensor = self.post_expert_norm(down) if self.has_post_expert_norm else down
+    return out

@@ -77,11 +77,6 @@ class InputQuantizer:
             return for_device(x.device).rotate_tokens(flat.float(), self.padded, self.seed)
         return self.code_tokens(flat).dequantized().contiguous()
 
-    def hand_over(self, x: Tensor, coded: Rounded) -> None:
-        """Takes what was made of x (tokens, features) already, so that it is not coded when a Linear asks for it."""
-        self._of_thread.last = made = _remember(x)
-        made.results[None] = coded
-
     def code_tokens(self, x: Tensor) -> Rounded:
         """Rotates and codes tokens (tokens, features), without a gradient: rounding has none."""
         x = x.detach()

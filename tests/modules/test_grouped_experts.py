@@ -16,11 +16,10 @@ from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, Nemo
 from nestquant_cli import NestQuantConfig
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.models.experts import ExpertMatrices
-from nestquant_cli.models.structure import Decoder, linears
 from nestquant_cli.modules import grouped_experts
 from nestquant_cli.modules.attach import quantized_linears
 from nestquant_cli.modules.resident import set_resident
-from nestquant_cli.pipeline import data_free
+from nestquant_cli.pipeline.data_free import data_free_recipe, quantize_loaded
 from tests.families import random_ids, relative_error
 
 SIZES: dict[str, Any] = {
@@ -38,26 +37,13 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 }  # fmt: skip
 
 
-def by_input(model: Any, decoder: Decoder) -> list[dict[str, list[str]]]:
-    """The Linears of each layer by their input: all experts of one parameter have the same."""
-    groups: list[dict[str, list[str]]] = []
-    for layer in decoder.layers:
-        members: dict[str, list[str]] = {}
-        for name in linears(layer):
-            members.setdefault(name.partition(".expert_")[0], []).append(name)
-        groups.append({names[0]: names for names in members.values()})
-    return groups
-
-
 def packed_model(kind: str, dtype: torch.dtype = torch.float32, **bits: float) -> Any:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[kind](), dtype=dtype).eval()
     for parameter in model.parameters():
         if parameter.dim() == 3:
             nn.init.normal_(parameter, std=0.3)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_free, "_groups", by_input)
-        data_free.quantize_loaded(model, data_free.data_free_recipe(4, bits.get("act", 16), bits.get("kv", 16), 0))
+    quantize_loaded(model, data_free_recipe(4, bits.get("act", 16), bits.get("kv", 16), 0))
     return model
 
 
@@ -120,7 +106,8 @@ def test_tokens_are_coded_once_for_all_experts(monkeypatch: pytest.MonkeyPatch) 
     x, choice = torch.randn(30, 32), torch.rand(30, 6).topk(2).indices
     with torch.inference_mode():
         module(x, choice, torch.rand(30, 2))
-    assert sizes == [30, 60]
+    chosen = torch.bincount(choice.flatten()).tolist()
+    assert sizes == [30, *(count for count in chosen if count)]  # the inputs of down_proj are the experts' own
 
 
 def test_experts_on_other_devices_give_nothing(packed: Any) -> None:
@@ -234,12 +221,10 @@ def test_rows_of_different_experts_are_not_one_product() -> None:
 
 
 def test_a_saved_model_says_nothing_of_it(tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_free, "_groups", by_input)
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(CONFIGS["gated"]()).save_pretrained(tmp_path / "model")
-        settings: dict[str, Any] = {"quantization_config": NestQuantConfig(bits=4), "dtype": "auto"}
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", **settings)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(CONFIGS["gated"]()).save_pretrained(tmp_path / "model")
+    settings: dict[str, Any] = {"quantization_config": NestQuantConfig(bits=4), "dtype": "auto"}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", **settings)
     model.save_pretrained(tmp_path / "packed")
     assert "experts_implementation" not in (tmp_path / "packed" / "config.json").read_text()
     ids = random_ids(1, 6) % 64

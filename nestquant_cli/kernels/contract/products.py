@@ -82,6 +82,20 @@ class ProductKernels(Protocol):
         """
         ...
 
+    def experts_sum(self, parts: list[Tensor], order: Tensor, weights: Tensor) -> Tensor:
+        """Σ weight·output over the experts of each token, added up in float32.
+
+        Args:
+            parts: outputs (pairs of the expert, size) of experts, of one dtype; their rows one after another are pairs
+                of a token and an expert.
+            order: (pairs,) int64, places of the pairs in the router's choice (tokens·k,); other places give nothing.
+            weights: (tokens, k) floating point, what the router gives each pair.
+
+        Returns:
+            (tokens, size) in the dtype of the outputs.
+        """
+        ...
+
     def product(self, words: Tensor, row_scale: Tensor, v_a: Tensor, scale_a: Tensor, code: NestedCode) -> Tensor:
         """Product of packed words with integer activations: exact int32 sums, then the scales.
 

@@ -1,4 +1,4 @@
-"""The loop that multiplies int8 rows of several experts with their tokens, each where it lies. Compiled by Numba."""
+"""Loops over what several experts have, each where it lies: int8 rows times tokens, and sums. Compiled by Numba."""
 
 import numpy as np
 from llvmlite import ir
@@ -8,7 +8,7 @@ from numba.extending import intrinsic
 from .after_product import rounded
 from .e8 import OPTIONS, ZERO
 from .jit import njit
-from .threads import spread
+from .threads import spread, team_loop
 
 
 @intrinsic
@@ -29,6 +29,16 @@ def _uint16_at(typingctx, address):
         return builder.inttoptr(arguments[0], ir.IntType(16).as_pointer())
 
     return types.CPointer(types.uint16)(types.int64), codegen
+
+
+@intrinsic
+def _float32_at(typingctx, address):
+    """An address (int64) as a pointer to float32."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.FloatType().as_pointer())
+
+    return types.CPointer(types.float32)(types.int64), codegen
 
 
 @njit(**OPTIONS)
@@ -69,3 +79,42 @@ def _dot(x, taken, ends, addresses, rows, out, out_narrow, start, stop):
                 out[pair, row] = numbers[1]
             else:
                 out_narrow[pair, row] = rounded(bits[1])
+
+
+@team_loop
+def add_experts(addresses, weights, k, out, out_narrow, start, stop):
+    """The tokens start … stop of the weighted sums of what their experts gave.
+
+    Args:
+        addresses: (tokens·k,) int64 of each expert's output for the token, of the output's dtype; 0 for none.
+        weights: (tokens·k,) float32.
+        k: experts of a token.
+        out, out_narrow: (tokens, size) float32 or the bits of bfloat16 (uint16); the other one has no rows.
+    """
+    size = max(out.shape[1], out_narrow.shape[1])
+    line = np.empty(size, np.float32)
+    bits = line.view(np.int32)
+    other = np.empty(size, np.float32)
+    other_bits = other.view(np.int32)
+    for token in range(start, stop):
+        line[:] = ZERO
+        for pair in range(token * k, token * k + k):
+            if addresses[pair] == 0:
+                continue
+            weight = weights[pair]
+            if out.shape[0]:
+                row = carray(_float32_at(addresses[pair]), (size,))
+                for i in range(size):
+                    line[i] += weight * row[i]
+            else:
+                row16 = carray(_uint16_at(addresses[pair]), (size,))
+                for i in range(size):
+                    other_bits[i] = np.int32(row16[i]) << 16
+                for i in range(size):
+                    line[i] += weight * other[i]
+        if out.shape[0]:
+            out[token, :] = line
+        else:
+            target = out_narrow[token]
+            for i in range(size):
+                target[i] = rounded(bits[i])

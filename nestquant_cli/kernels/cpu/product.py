@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ...e8.code import BLOCK, NestedCode
+from ..reference import products as reference
 from .dot import dot_rows, rotate_and_dot
-from .dot_experts import dot_experts
+from .dot_experts import add_experts, dot_experts
 from .e8 import LANES
 from .inputs import plan_of, sides
 from .nested import multipliers_of
@@ -66,3 +67,19 @@ def experts_product(
     fixed = x.numpy(), taken.numpy(), np.array(ends, np.int64), addresses, rows, *sides(out)
     share(dot_experts, fixed, len(v) * rows, order // BLOCK)
     return out if narrow else out.to(dtype)
+
+
+def experts_sum(parts: list[Tensor], order: Tensor, weights: Tensor) -> Tensor:
+    """Σ weight·output of the experts of each token in one pass: `contract.products.experts_sum`."""
+    dtype, size = parts[0].dtype, parts[0].shape[1]
+    if dtype not in (torch.bfloat16, torch.float32):
+        return reference.experts_sum(parts, order, weights)
+    tokens = len(weights)
+    parts = [part.contiguous() for part in parts]
+    rows = [part.data_ptr() + part.element_size() * size * np.arange(len(part)) for part in parts]
+    addresses = np.zeros(weights.numel(), np.int64)
+    addresses[order.numpy()] = np.concatenate(rows)
+    out = torch.empty(tokens, size, dtype=dtype)
+    fixed = addresses, weights.float().reshape(-1).numpy(), weights.shape[1], *sides(out)
+    share(add_experts.on_team, fixed, tokens, weights.shape[1] * size // BLOCK)
+    return out

@@ -48,6 +48,13 @@ def experts_product(
     return torch.cat(products).to(dtype)
 
 
+def experts_sum(parts: list[Tensor], order: Tensor, weights: Tensor) -> Tensor:
+    """Σ weight·output of the experts of each token: `contract.products.experts_sum`; differentiable."""
+    weighted = torch.cat(parts) * weights.reshape(-1)[order, None]
+    placed = weighted.new_zeros(weights.numel(), weighted.shape[1]).index_copy(0, order, weighted)
+    return placed.view(*weights.shape, -1).sum(1, dtype=torch.float32).to(parts[0].dtype)
+
+
 def product(words: Tensor, row_scale: Tensor, v_a: Tensor, scale_a: Tensor, code: NestedCode) -> Tensor:
     """Exact sums of packed words and integer tokens, then the scales: `contract.products.product`."""
     if v_a.dtype != torch.int8 or not code.int8 or scale_a.shape != v_a.shape[:1]:

@@ -81,6 +81,19 @@ def test_int8_rows_of_experts_times_their_tokens(dtype: torch.dtype, ends: list[
         assert relative_error(y[start:end], expected) < 1e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sums_of_what_experts_gave(dtype: torch.dtype) -> None:
+    parts = [gaussian(count, 24, seed=count).to(dtype) for count in (1, 3, 2)]
+    order, weights = torch.tensor([3, 0, 5, 7, 1, 6]), gaussian(4, 2, seed=9).abs()  # token 2 has one, token 1 one
+    y = products.experts_sum(parts, order, weights)
+    expected = torch.zeros(4, 24, dtype=torch.float64)
+    for place, row in zip(order.tolist(), torch.cat(parts), strict=True):
+        expected[place // 2] += row.double() * weights.view(-1)[place]
+    assert y.dtype == dtype and relative_error(y, expected) < 1e-2
+    found = CPU.experts_sum(parts, order, weights.to(torch.bfloat16 if dtype == torch.bfloat16 else torch.float32))
+    assert found.dtype == dtype and relative_error(found, expected) < 1e-2
+
+
 def test_which_orders_are_rotated_in_one_pass() -> None:
     assert CPU.rotates(192, SEED) and not CPU.rotates(200, SEED)  # 25 is too large a factor
     assert not REFERENCE.rotates(192, SEED)
