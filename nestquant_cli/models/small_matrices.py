@@ -3,8 +3,9 @@
 Hybrids keep convolution kernels, state matrices and position embeddings outside nn.Linear, and routers choose experts
 by a matrix of a few rows. None of them is worth coding. How small is small was chosen from the shapes of published
 models. Those of a layer have at most 4.4 % of its entries: in Zamba 7B, whose projections to a state have a matrix for
-each head, the largest with 1,959,936 entries. Next are the gates of RecurrentGemma 2B, 2.6 %, and Mamba of width 768 with
-`A_log` (1536, 16) and a kernel (1536, 1, 4), 0.8 %. The smallest matrix that should be an nn.Linear, XLNet's `q`, has 8 %.
+each head, the largest with 1,959,936 entries. Next are the gates of RecurrentGemma 2B, 2.6 %, and Mamba of width 768
+with `A_log` (1536, 16) and a kernel (1536, 1, 4), 0.8 %. The smallest matrix that should be an nn.Linear, XLNet's `q`,
+has 8 %.
 """
 
 from collections.abc import Collection, Mapping
