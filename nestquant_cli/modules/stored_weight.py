@@ -28,6 +28,8 @@ class StoredWeight(nn.Linear):
         device: device of the buffers.
     """
 
+    # Some families initialize every nn.Linear by the shape of its weight, which is empty here, when they are loaded.
+    _is_hf_initialized = True
     int8_buffers: ClassVar[tuple[str, ...]] = ("v",)  # what stands in place of `words` in the int8 form
 
     bias: nn.Parameter | None  # type: ignore[assignment]
