@@ -48,13 +48,22 @@ def experts_of(layer: nn.Module) -> dict[str, ExpertMatrices]:
     return {name: module for name, module in layer.named_modules() if isinstance(module, ExpertMatrices)}
 
 
+def routed_experts(layer: nn.Module) -> dict[str, ExpertMatrices]:
+    """Those of `experts_of` that a router chooses from: all but the groups of a grouped Linear, which all run."""
+    return {
+        name: matrices
+        for name, matrices in experts_of(layer).items()
+        if not isinstance(layer.get_submodule(_around(name)), nn.Linear)
+    }
+
+
 def routers_of(layer: nn.Module) -> list[str]:
     """Names of the modules of a decoder layer that choose experts or weigh them; their Linears stay in 16 bits.
 
     Such a module is next to an experts module, gives no hidden states (no matrix has as many rows), and has a matrix
     with a row for each expert, for each expert and others that compute nothing, or with one row.
     """
-    experts, found = experts_of(layer), []
+    experts, found = routed_experts(layer), []
     for name, matrices in experts.items():
         block = _around(name.rpartition(".")[0])
         while block and len(list(layer.get_submodule(block).children())) == 1:

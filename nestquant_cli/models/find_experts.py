@@ -4,7 +4,8 @@ Such a parameter has three dimensions, (experts, out, in) or (experts, in, out),
 another. It is in a module that is called with the router's choice: its class is registered with transformers' experts
 interface, or a matrix with a row for each expert (the router) is next to it, or its forward needs a second argument and
 a side of its matrices is as wide as the hidden states. The blocks of a matrix with blocks on its diagonal, as those of
-a recurrent gate, are no experts.
+a recurrent gate, are no experts. The groups of a grouped Linear, each with its own matrix and tokens, are taken apart
+like experts.
 """
 
 import inspect
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from .experts import ExpertMatrices
+from .linear_kinds import groups_of
 
 _FEWEST = 8  # entries of the smaller side of a matrix worth coding: one block of the lattice
 _OPTIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -30,7 +32,7 @@ def experts_modules(layer: nn.Module, width: int) -> Iterator[tuple[str, nn.Modu
         if counts and _routed(layer, path, module, max(counts), width):
             yield path, module, max(counts)
         elif not counts:
-            experts = _experts_of_rows(layer, path, module)
+            experts = groups_of(module) or _experts_of_rows(layer, path, module)
             if experts:
                 yield path, module, experts
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from .as_linears import experts_of
+from .as_linears import routed_experts
 from .language_model import runner
 from .structure import Decoder, linears
 
@@ -117,14 +117,14 @@ def _note(called: set[str], name: str, *_: Any) -> None:
 
 def _experts(layer: nn.Module) -> set[str]:
     """Names of the Linears of experts, which count as called: which of them a token reaches depends on numbers."""
-    found = experts_of(layer).items()
+    found = routed_experts(layer).items()
     return {f"{name}.{expert}" for name, matrices in found for expert, _ in matrices.named_children()}
 
 
 @contextmanager
 def _without_experts(layer: nn.Module) -> Iterator[None]:
     """Within it the experts of a layer hand back what they get."""
-    modules = {layer.get_submodule(name.rpartition(".")[0]) for name in experts_of(layer)}
+    modules = {layer.get_submodule(name.rpartition(".")[0]) for name in routed_experts(layer)}
     for module in modules:
         module.forward = _handing_back
     try:

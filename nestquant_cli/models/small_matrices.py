@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from ..base.errors import NestQuantError
 from .as_linears import routers_of
 from .experts import ExpertMatrices
+from .linear_kinds import is_plain
 from .structure import Decoder, linears
 
 FEW = 4096  # entries; a matrix with fewer always stays in 16 bits
@@ -125,7 +126,7 @@ def _strays(layer: nn.Module) -> dict[str, int]:
     known = {
         id(parameter)
         for module in layer.modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and is_plain(module)
         for parameter in module.parameters()
     }
     for module in layer.modules():

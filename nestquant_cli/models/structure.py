@@ -16,6 +16,7 @@ from ..base.errors import NestQuantError
 from .as_linears import as_linears, experts_of, routers_of
 from .expert_families import listed_routers
 from .language_model import refuse_without_text, text_stacks
+from .linear_kinds import is_plain
 
 _REFUSED = "it was not quantized"
 _REMEDY = "use a decoder-only language model; docs/models.md lists those that work"
@@ -79,13 +80,16 @@ def open_decoder(model: PreTrainedModel) -> Decoder:
 def linears(layer: nn.Module) -> dict[str, nn.Linear]:
     """The nn.Linear modules of one decoder layer that are to be quantized, by name inside the layer, in order.
 
-    Those of routers are left out.
+    Those of routers are left out, and subclasses that compute something else than W x + b.
     """
     routers = tuple(f"{name}." for name in (*routers_of(layer), *listed_routers(layer)))
     return {
         name: module
         for name, module in layer.named_modules()
-        if isinstance(module, nn.Linear) and not f"{name}.".startswith(routers or ("?",))
+        if isinstance(module, nn.Linear)
+        and not f"{name}.".startswith(routers or ("?",))
+        and "weight" not in module._modules  # taken apart
+        and is_plain(module)
     }
 
 
