@@ -122,7 +122,7 @@ class LayerMeasurement:
             inputs[shared.members(expert)[0]] = collector.finish(expert)  # frees its sum
 
         experts = list(collector.grams)
-        run_tasks(finish, experts, 2 * collector.pool.upper.nbytes * len(experts))
+        run_tasks(finish, experts, lambda _: 2 * collector.pool.upper.nbytes)
         return {shared.members(expert)[0]: inputs[shared.members(expert)[0]] for expert in experts}
 
     def _learning(self, members: list[str], most: int | None = None) -> Callable[[Tensor], Tensor] | None:

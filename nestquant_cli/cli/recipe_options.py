@@ -149,6 +149,7 @@ MemoryOption = Annotated[
         "--memory-budget",
         metavar="SIZE",
         help="Memory for the hidden states of the calibration windows, such as 500MB or 2GiB. What does not fit goes "
-        "to a temporary file next to the output.",
+        "to a temporary file next to the output. Statistics of experts take at most half as much besides, in several "
+        "passes over the text if need be.",
     ),
 ]

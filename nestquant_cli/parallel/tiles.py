@@ -43,7 +43,7 @@ def run_pieces(work: Callable[[T], object], pieces: Iterable[T]) -> None:
     list(_pool(torch.get_num_threads(), os.getpid()).map(work, pieces))
 
 
-def run_tasks(work: Callable[[T], object], tasks: Iterable[T], bytes_needed: int) -> None:
+def run_tasks(work: Callable[[T], object], tasks: Iterable[T], bytes_needed: "int | Callable[[T], int]") -> None:
     """Calls `work` on every task: side by side if they need little memory together, else one after the other.
 
     A small task would leave threads idle; a large one is cut into pieces by itself.
@@ -51,8 +51,18 @@ def run_tasks(work: Callable[[T], object], tasks: Iterable[T], bytes_needed: int
     Args:
         work: function of one task.
         tasks: the tasks, in the order in which they are started.
-        bytes_needed: memory of all tasks together; up to `SMALL`, 256 MiB, they run side by side.
+        bytes_needed: memory of all tasks together; up to `SMALL`, 256 MiB, they run side by side. A function of a task
+            gives that of one; then as many as need at most so much run side by side, and the next ones after them.
     """
+    if callable(bytes_needed):
+        together: list[T] = []
+        for task in tasks:
+            if together and sum(map(bytes_needed, (*together, task))) > SMALL:
+                run_tasks(work, together, sum(map(bytes_needed, together)))
+                together = []
+            together.append(task)
+        run_tasks(work, together, sum(map(bytes_needed, together)))
+        return
     if bytes_needed <= SMALL:
         run_pieces(work, tasks)
         return

@@ -50,9 +50,13 @@ def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
     single, double = _product_rate(where, torch.float32), _product_rate(where, torch.float64)
     half = max(single, _product_rate(where, torch.bfloat16))
     tokens = recipe.samples * recipe.seqlen
-    forward = 2.0 * plan.weights * tokens / half
+    entries = sum(row.matrices * row.out_features * row.in_features * row.reached for row in plan.rows)
+    forward = 2.0 * plan.passes * entries * tokens / half
     widths = {(row.in_features, row.matrices): padded_size(row.in_features) for row in plan.rows}
-    gram = sum(2.0 * tokens * n**2 * count / _integer_rate(where) / 2 for (_, count), n in widths.items())
+    reached = {(row.in_features, row.matrices): row.reached for row in plan.rows}
+    # experts that are measured in a later pass add to the sum of all experts in the first one
+    sums = {key: share * (2 if share < 1 and plan.passes > 1 else 1) for key, share in reached.items()}
+    gram = sum(2.0 * tokens * sums[key] * n**2 * key[1] / _integer_rate(where) / 2 for key, n in widths.items())
     if recipe.sequential:
         forward, gram = PASSES * forward, 3 * gram  # E[x₀ xᵀ] is not symmetric: it costs as much as two of H
     factors = sum(2.0 * DOUBLE * n**3 * count / double for (_, count), n in widths.items())

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicCache
 from ..base.errors import NestQuantError
 from ..calibration.recorder import Recorder
 from ..models.config_file import generation_settings, model_config
+from ..models.expert_families import expert_families
 from ..models.language_model import runner
 from ..models.load import read_generation_config
 from ..models.other_methods import refuse_quantized
@@ -73,6 +74,12 @@ def examine_model(model: PreTrainedModel, recipe: Recipe) -> Examined:
     """
     decoder = open_decoder(model)
     refuse_stray_matrices(model, decoder)
+    if recipe.sequential and any(expert_families(layer) for layer in decoder.layers):
+        raise NestQuantError(
+            "a sequential calibration measures a layer's inputs one after the other, and experts share one",
+            "nothing was quantized",
+            "leave sequential out",
+        )
     seen = probe(model, decoder)
     _refuse_order(model, decoder)
     if recipe.shape("kv") is not None:

@@ -70,7 +70,7 @@ def quantize_matrices(
                 )
                 packed.update(group)
 
-        run_tasks(quantize, mine, sum(_bytes(linears, statistics.inputs[leader]) for leader in mine))
+        run_tasks(quantize, mine, lambda leader: _bytes(linears, statistics.inputs[leader]))
         return {name: _on_cpu(matrix) for name, matrix in packed.items()}
 
     gathered = {name: matrix for part in team.run_on_all(quantize_mine) for name, matrix in part.items()}
@@ -111,8 +111,8 @@ def _cost(linears: dict[str, nn.Linear], item: InputStatistics) -> float:
 
 
 def _bytes(linears: dict[str, nn.Linear], item: InputStatistics) -> int:
-    """Bytes that rounding the matrices of one input takes, about: 20 for each entry of H, as `plan.FACTORS` counts, and
-    five float32 matrices as large as the weights."""
+    """Bytes that rounding the matrices of one input takes, about: 20 for each entry of H, as `plan_memory.FACTORS`
+    counts, and five float32 matrices as large as the weights."""
     n = item.hessian.shape[0]
     return 20 * n * n + 20 * n * sum(linears[name].out_features for name in item.members)
 

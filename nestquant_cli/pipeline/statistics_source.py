@@ -26,7 +26,7 @@ class StatisticsSource:
         stored: a finished calibration, or None.
         windows: calibration windows, or None.
         folder: output folder; hidden states beyond the budget go to a file in it.
-        budget: bytes of hidden states that may stay in memory, and of the sums of experts at a time.
+        budget: bytes of hidden states that may stay in memory, and twice those of sums of experts.
     """
 
     original: OriginalModel
@@ -49,7 +49,13 @@ class StatisticsSource:
             assert self.windows is not None
             hidden = self.hidden(1 if callbacks is None else STATES_SHARE)
             yield from measure_layers(
-                self.original.weights, self.windows.ids, fit_settings(self.recipe), done, hidden, callbacks, self.budget
+                self.original.weights,
+                self.windows.ids,
+                fit_settings(self.recipe),
+                done,
+                hidden,
+                callbacks,
+                sums_budget(self.budget),
             )
             return
         shapes = self.recipe.shape("act"), self.recipe.shape("kv")
@@ -65,6 +71,11 @@ class StatisticsSource:
         """
         folder = self.folder / WORK
         return HiddenStates(self.budget // share, folder if folder.is_dir() else None)
+
+
+def sums_budget(budget: int) -> int:
+    """Bytes of the sums of experts that are in memory at a time: half the budget, besides the hidden states."""
+    return budget // 2
 
 
 def fit_settings(recipe: Recipe) -> FitSettings:
