@@ -137,21 +137,10 @@ def read_tensor(path: Path, entry: Entry) -> "Tensor":
 
 
 def read_part(path: Path, entry: Entry, index: int, parts: int) -> "Tensor":
-    """One of the equal parts of a tensor along its dimension 0, in new memory on the CPU: of the file no more is read.
-
-    Args:
-        path: the file.
-        entry: the tensor's entry.
-        index: number of the part, from 0.
-        parts: how many there are.
-
-    Raises:
-        NestQuantError: the file ends before the part does, or cannot be read.
-    """
+    """As `read_tensor`, part `index` of `parts` equal ones along dimension 0; no more of the file is read."""
     shape = (entry.shape[0] // parts, *entry.shape[1:])
-    if isinstance(entry, ComputedEntry):
-        first = index * shape[0]
-        return entry.part(index) if shape[0] == 1 else entry.compute()[first : first + shape[0]].clone()
+    if isinstance(entry, ComputedEntry) and shape[0] == 1:
+        return entry.part(index)
     return _read(path, entry, index * math.prod(shape), math.prod(shape)).view(shape)
 
 
@@ -165,11 +154,7 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
 
 
 def same_values(one: tuple[Path, Entry], other: tuple[Path, Entry], dtype: "torch.dtype") -> bool:
-    """Whether two tensors of files are equal in shape and, as `dtype`, in every entry. Reads them in pieces.
-
-    Args:
-        one, other: file and entry of each tensor.
-        dtype: both are compared as this dtype.
+    """Whether two tensors, each by file and entry, are equal in shape and, as `dtype`, in every entry; read in pieces.
 
     Raises:
         NestQuantError: a file ends before its tensor does, or cannot be read.

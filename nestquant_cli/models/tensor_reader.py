@@ -49,6 +49,7 @@ class TensorReader:
         self._origins, self.unused = origins(model, {name: entry.shape for name, (_, entry) in stored.items()})
         self._transposed = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
         self._places: dict[str, _Place] = {}
+        self._last: tuple[str, torch.dtype, Tensor] | None = None  # experts that can only be made all at once
 
     def __contains__(self, name: str) -> bool:
         return name in self._places or name in self._origins
@@ -105,11 +106,19 @@ class TensorReader:
             assert origin.entry is not None
             return read_part(*self._stored[origin.entry], expert, experts).to(dtype).view(matrices[1:])
         if not origin.by_expert:
-            return self._whole(place.name, dtype).view(matrices)[expert].clone()
+            return self._all_experts(place.name, dtype).view(matrices)[expert].clone()
         if conversion.merges():
             return conversion.run(lambda entry: self._entry(entry, dtype), expert)[place.name][0]
         parts = conversion.run(lambda entry: read_part(*self._stored[entry], expert, experts).to(dtype), expert)
         return parts[place.name][0]
+
+    def _all_experts(self, name: str, dtype: torch.dtype) -> Tensor:
+        """A parameter of all experts, which is kept until another one is wanted: they are read one after the other."""
+        last = self._last
+        if last is None or last[:2] != (name, dtype):
+            self._last = None  # its memory is free before the next one is made
+            last = self._last = name, dtype, self._whole(name, dtype)
+        return last[2]
 
     def _entry(self, entry: str, dtype: torch.dtype) -> Tensor:
         return read_tensor(*self._stored[entry]).to(dtype)

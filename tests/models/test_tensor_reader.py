@@ -72,6 +72,23 @@ def test_one_expert_costs_one_expert(kind: str, folder: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("kind", ["mixtral"])
+def test_experts_that_are_made_at_once_are_read_once(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nestquant_cli.models.conversions.Conversion.by_expert", lambda *_: False)
+    source = resolve(str(folder))
+    weights, expected = open_weights(source, "cpu"), Weights(load_model(source)).model.state_dict()
+    read: list[int] = []
+
+    def counted(*place: Any) -> Any:
+        read.append(1)
+        return shards.read_tensor(*place)
+
+    monkeypatch.setattr(tensor_reader, "read_tensor", counted)
+    for _ in range(2):
+        assert all(torch.equal(weights.fetch(name), tensor) for name, tensor in expected.items())
+    assert len(read) == 2 * len(load_file(folder / "model.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["mixtral"])
 def test_an_expert_that_is_missing_is_no_origin(kind: str, folder: Path) -> None:
     """The model's tensor has another shape then, which the whole model would be refused for, too."""
     tensors = load_file(folder / "model.safetensors")
