@@ -18,6 +18,7 @@ from transformers import (
 )
 
 import nestquant_cli
+from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.inspect import TOWERS, inspect
 from nestquant_cli.checkpoint.verify import verify
 from nestquant_cli.models.structure import find_decoder
@@ -115,6 +116,17 @@ def test_each_way_in_gives_the_same_class(pair: tuple[Path, Path]) -> None:
     for model in ways:
         assert type(model).__name__ == type(packed).__name__
         assert torch.equal(measures.logits(model.eval(), **inputs), expected)
+
+
+def test_the_language_model_of_a_packed_model_is_not_opened_alone(tmp_path: Path) -> None:
+    """transformers would take Qwen3.5's for the text class where AutoModelForCausalLM is asked for it."""
+    original = save(build("qwen3_5"), tmp_path / "original")
+    packed = pack(original, text(tmp_path), tmp_path / "packed", kv_bits=16)
+    assert type(load(packed)).__name__ == "Qwen3_5ForConditionalGeneration"
+    with pytest.raises(
+        NestQuantError, match=r"has its layers at model\.layers; .* such as AutoModelForImageTextToText"
+    ):
+        AutoModelForCausalLM.from_pretrained(packed)
 
 
 def test_a_model_is_quantized_while_it_loads_and_saves_itself(tmp_path: Path) -> None:

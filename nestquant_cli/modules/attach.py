@@ -30,6 +30,7 @@ def attach(model: PreTrainedModel, layout: Layout) -> None:
         NestQuantError: the layout and the model do not fit each other.
     """
     decoder = open_decoder(model) if layout.linears else find_decoder(model)
+    _refuse_other_class(model, decoder, layout)
     untie_layers(model, decoder)
     sources: dict[str, InputQuantizer] = {}
     for name, linear in layout.linears.items():
@@ -54,6 +55,17 @@ def attach(model: PreTrainedModel, layout: Layout) -> None:
         use_grouped_experts(model)
     if layout.cache:
         attach_cache(model, decoder, layout)
+
+
+def _refuse_other_class(model: PreTrainedModel, decoder: Decoder, layout: Layout) -> None:
+    """Raises NestQuantError for a model whose layers have other names, such as the language model of another alone."""
+    first = next(iter(layout.linears), None)
+    if first is not None and not any(name.startswith(f"{decoder.prefix}.") for name in layout.linears):
+        raise NestQuantError(
+            f"config.json names matrices such as {first}, {type(model).__name__} has its layers at {decoder.prefix}",
+            "the checkpoint was not loaded",
+            "open it by an Auto class that makes the class its architectures name, such as AutoModelForImageTextToText",
+        )
 
 
 def _input_quantizer(layout: Layout, linear: LinearLayout, device: torch.device) -> InputQuantizer:
