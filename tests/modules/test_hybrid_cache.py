@@ -103,6 +103,28 @@ def test_generation_is_that_of_the_plain_model(family: str, way: dict[str, Any])
     assert torch.equal(coded(family).generate(ids, **fixed, **way), plain(family).generate(ids, **fixed, **way))
 
 
+@pytest.mark.parametrize("family", ["gpt2", "lfm2"])  # transformers refuses it for models with recurrent states
+def test_assisted_generation_is_that_of_the_plain_model(family: str) -> None:
+    fixed = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
+    found, expected = (
+        model.generate(random_ids(1, 20), prompt_lookup_num_tokens=2, **fixed)
+        for model in (coded(family), plain(family))
+    )
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt2"])  # which has dropout
+def test_gradient_checkpointing_changes_nothing(family: str) -> None:
+    model, ids = copy.deepcopy(coded(family)), random_ids(2, 20)
+    expected = model(ids, labels=ids, use_cache=False).loss
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    found = model(ids, labels=ids).loss
+    assert torch.equal(found, expected)
+    found.backward()
+    assert model.get_input_embeddings().weight.grad.isfinite().all()
+
+
 def test_a_model_that_makes_its_cache_itself() -> None:
     from transformers import MiniMaxConfig
 
