@@ -63,7 +63,9 @@ def take_apart(module: nn.Module, width: int, experts: int) -> dict[str, ExpertM
 def as_linear(weight: Tensor, bias: nn.Parameter | None = None) -> nn.Linear:
     """A frozen Linear around a weight (out, in) and a bias, which are not copied."""
     out_features, in_features = weight.shape
-    linear = nn.Linear(in_features, out_features, bias=False, device="meta", dtype=weight.dtype)
+    linear = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(linear)  # without a weight to initialize, which takes longer than all the rest for many experts
+    linear.in_features, linear.out_features = in_features, out_features
     linear.weight = nn.Parameter(weight, requires_grad=False)
     linear.register_parameter("bias", bias)
     return linear

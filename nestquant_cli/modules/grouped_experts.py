@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 from ..kernels import for_device
-from ..kernels.reference.products import experts_sum
+from ..kernels.device_kernels import of_family
 from ..models.experts import ExpertMatrices
 from .coded_tokens import coded_product
 from .inputs import InputQuantizer
@@ -75,9 +75,10 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
     else:
         parts = list(_one_by_one(self, hidden_states, taken, groups, *chosen))
     if torch.is_grad_enabled() and (parts[0].requires_grad or top_k_weights.requires_grad):
-        return experts_sum(parts, groups.order, top_k_weights).to(hidden_states.dtype)
-    summed = for_device(hidden_states.device).experts_sum(parts, groups.order, top_k_weights)
-    return summed.to(hidden_states.dtype)
+        kernels = of_family("reference")  # which has a gradient
+    else:
+        kernels = for_device(hidden_states.device)
+    return kernels.experts_sum(parts, groups.order, top_k_weights).to(hidden_states.dtype)
 
 
 def group(choice: Tensor, experts: int) -> Groups:
