@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Gemma4TextConfig
 
 from nestquant_cli import NestQuantConfig
 from nestquant_cli.base.errors import NestQuantError
@@ -15,7 +16,7 @@ from nestquant_cli.checkpoint.verify import verify
 from nestquant_cli.evaluation.perplexity import score
 from nestquant_cli.models.source import resolve
 from nestquant_cli.modules.attach import quantized_linears
-from tests.families import load, logits, make_model, random_ids, relative_error, save_model
+from tests.families import from_config, load, logits, make_model, random_ids, relative_error, save_model
 
 IDS = random_ids(2, 24)
 
@@ -78,3 +79,27 @@ def test_a_packed_checkpoint_keeps_its_own_bits(folder: Path, tmp_path: Path, ca
     with pytest.warns(UserWarning, match="will be used"):
         model = quantized(tmp_path, bits=3)
     assert model.config.quantization_config.bits["weight"] == 4.0
+
+
+def test_head_sizes_are_those_of_each_layer(tmp_path: Path) -> None:
+    config = Gemma4TextConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        global_head_dim=32,
+        layer_types=["sliding_attention", "full_attention"],
+        hidden_size_per_layer_input=0,
+        num_kv_shared_layers=0,
+    )
+    from_config(config).save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model", quantization_config=NestQuantConfig(bits=4, act_bits=4, kv_bits=4))
+    result = model(input_ids=random_ids(1, 20), use_cache=True)
+    assert [
+        layer.codes.keys.vector_bytes(size) for layer, size in zip(result.past_key_values.layers, (16, 32), strict=True)
+    ] == [layer.keys.shape[-1] for layer in result.past_key_values.layers]
+    model.save_pretrained(tmp_path / "packed")
+    assert torch.equal(logits(load(tmp_path / "packed"), random_ids(1, 20)), logits(model, random_ids(1, 20)))
