@@ -77,6 +77,17 @@ def test_tasks_that_need_much_memory_run_one_by_one_on_all_threads(needed: int) 
     assert sorted(seen) == [(task, needed > SMALL) for task in range(5)]
 
 
+def test_small_tasks_run_side_by_side_in_turns() -> None:
+    seen: list[tuple[int, bool]] = []
+    sizes = [SMALL // 2, SMALL // 2, SMALL + 1, 1, SMALL]
+
+    def work(task: int) -> None:
+        seen.append((task, threading.current_thread() is threading.main_thread()))
+
+    run_tasks(work, range(5), sizes.__getitem__)
+    assert sorted(seen) == [(0, False), (1, False), (2, True), (3, False), (4, False)]
+
+
 @pytest.mark.parametrize(("n", "size"), [(8, 8), (24, 8), (96, 32)])
 def test_diagonal_blocks_are_those_on_the_diagonal(n: int, size: int) -> None:
     matrix = torch.arange(n * n).view(n, n)
