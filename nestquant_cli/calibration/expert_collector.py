@@ -28,6 +28,7 @@ from ..base.errors import NestQuantError
 from ..codecs.weights import Shape
 from ..parallel.team import Team
 from ..parallel.tiles import run_pieces
+from .all_experts import is_routed_call
 from .current_window import current_window, in_window, window_generator
 from .gram import TOGETHER, GramSum, Grid
 from .input_fit import InputFit, fit_input, in_basis, not_finite, report_dead, still_dead
@@ -121,7 +122,8 @@ class ExpertCollector:
         """Within it every input of the experts is taken for the next `flush`."""
 
         def taking(expert: int, _: nn.Module, args: tuple[Any, ...]) -> None:
-            self.see(expert, args[0])
+            if not is_routed_call():
+                self.see(expert, args[0])
 
         with ExitStack() as stack:
             names = self.shared.families[0]

@@ -16,6 +16,7 @@ class FitSettings:
         weight_shape: shape of the weight code, which a learned rotation is made for; None for 16 bits.
         reflections: number of reflections of a learned rotation.
         centering: whether nested codes of inputs and keys may have centers.
+        all_experts: whether every token is measured at every expert, instead of those that the router chose.
     """
 
     act_shape: Shape | None
@@ -25,6 +26,7 @@ class FitSettings:
     weight_shape: Shape | None = None
     reflections: int = 0
     centering: bool = True
+    all_experts: bool = False
 
     @property
     def rotation_seed(self) -> int | None:

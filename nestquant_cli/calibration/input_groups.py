@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.expert_families import Family
+from .all_experts import is_routed_call
 from .current_window import current_window
 
 Calls = dict[str, dict[int, list[Tensor]]]  # inputs of each Linear by name, then by number of the window
@@ -75,7 +76,8 @@ class InputGroups:
 
         def hook(name: str) -> Any:
             def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-                seen.setdefault(name, {}).setdefault(current_window(), []).append(args[0])
+                if not is_routed_call():
+                    seen.setdefault(name, {}).setdefault(current_window(), []).append(args[0])
 
             return see
 

@@ -1,8 +1,8 @@
 """Measures one decoder layer: runs all windows through it, and makes statistics of its inputs and its cache."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 
 import torch
@@ -18,6 +18,7 @@ from ..modules.cache_codes import CacheCodes, check_head_size
 from ..parallel.team import team
 from ..parallel.tiles import over_rows, run_tasks
 from ..rotation.transform import rotation
+from .all_experts import every_token
 from .expert_blocks import blocks_of
 from .expert_collector import ExpertCollector
 from .fit_settings import FitSettings
@@ -161,7 +162,7 @@ class LayerMeasurement:
         The first windows show which Linears share an input; after that the first one of each group is watched.
         """
         steps = self.stack.run(self.index, move=move)
-        with groups.watch(self.modules, self.families):
+        with self._sent_to_all(), groups.watch(self.modules, self.families):
             numbers = next(steps)
         for leader in groups.members:
             collectors[leader] = self.collector(leader)
@@ -172,7 +173,7 @@ class LayerMeasurement:
             collector.open(block)
             collector.take({name: groups.expert_inputs.pop(name, {}) for name in collector.shared.families[0]})
         self._flush(numbers, [*collectors.values(), *experts])
-        with watch_all(collectors, self.modules):
+        with self._sent_to_all(), watch_all(collectors, self.modules):
             self._watch_experts(steps, experts, list(collectors.values()))
         return blocks
 
@@ -180,7 +181,13 @@ class LayerMeasurement:
         """Runs all windows for another block of experts."""
         for collector, numbers in zip(experts, block, strict=True):
             collector.open(numbers)
-        self._watch_experts(self.stack.run(self.index, move=last), experts, [])
+        with self._sent_to_all({number for numbers in block for number in numbers}):
+            self._watch_experts(self.stack.run(self.index, move=last), experts, [])
+
+    def _sent_to_all(self, experts: Collection[int] | None = None) -> AbstractContextManager[None]:
+        """Within it experts are given every token, if the settings want that; None stands for all experts."""
+        layer = self.stack.decoder.layers[self.index]
+        return every_token(layer, experts) if self.settings.all_experts else nullcontext()
 
     def _watch_experts(
         self, steps: Iterator[range], experts: list[ExpertCollector], others: list[InputCollector]

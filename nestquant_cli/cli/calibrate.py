@@ -10,7 +10,7 @@ from .config import RecipeOption, options_from_file, print_recipe, recipe_settin
 from .experts import print_experts
 from .option_groups import CalibrationRun, CalibrationText, expand_groups
 from .options import FolderOption, ModelArgument
-from .recipe_options import ActBitsOption, KvBitsOption
+from .recipe_options import ActBitsOption, AllExpertsOption, KvBitsOption
 
 
 @expand_groups
@@ -20,6 +20,7 @@ def calibrate(
     output: FolderOption = None,
     act_bits: ActBitsOption = None,
     kv_bits: KvBitsOption = None,
+    all_experts: AllExpertsOption = False,
     config: RecipeOption = None,
     *,
     text: CalibrationText,

@@ -23,5 +23,5 @@ def print_experts(records: Mapping[str, Mapping[str, Any]]) -> None:
     none = sum(count == 0 for count in few.values())
     console.line(
         f"experts with few tokens: {len(few)} of {len(of_experts)} matrices, {none} of them with none: {names}; "
-        "they rely on the tokens of all experts; raise --samples"
+        "they rely on the tokens of all experts; raise --samples, or give --all-experts"
     )

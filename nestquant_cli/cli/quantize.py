@@ -13,6 +13,7 @@ from .option_groups import CalibrationRun, CalibrationText, expand_groups
 from .options import FolderOption, ModelArgument
 from .recipe_options import (
     ActBitsOption,
+    AllExpertsOption,
     AllocationOption,
     BitsOption,
     CalibrationOption,
@@ -54,6 +55,7 @@ def quantize(
     qa: QaOption = True,
     centering: CenteringOption = True,
     sequential: SequentialOption = False,
+    all_experts: AllExpertsOption = False,
     config: RecipeOption = None,
     calibration: CalibrationOption = None,
     *,

@@ -100,6 +100,14 @@ SequentialOption = Annotated[
         "with weights only, and four times the calibration passes.",
     ),
 ]
+AllExpertsOption = Annotated[
+    bool,
+    typer.Option(
+        "--all-experts/--routed-experts",
+        help="Calibrate each expert on every token, or on the tokens that the router sends it (the default). All "
+        "tokens take as many products in a layer as it has experts.",
+    ),
+]
 DampingOption = Annotated[
     float,
     typer.Option(

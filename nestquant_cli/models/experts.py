@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..base.errors import NestQuantError
 from ..kernels.dense import DenseLinear
-from .stand_in import StandIn
+from .stand_in import StandIn, multiplied
 
 _OTHER_SIDE = "its matrices are multiplied from the other side than their shape says"
 
@@ -153,7 +153,7 @@ class ExpertMatrices(StandIn, nn.Module):
         for number in range(len(self)):
             rows = x[number].any(-1).nonzero()[:, 0]
             if len(rows):
-                out[number, rows] = _multiplied(self.at(number), x[number, rows])
+                out[number, rows] = multiplied(self.at(number), x[number, rows])
         return out
 
 
@@ -236,17 +236,7 @@ class _Operand(StandIn):
         """x times the matrix: x @ W where `transposed`, else F.linear(x, W)."""
         if transposed != self.transposed:
             raise self.matrices.refused(_OTHER_SIDE)
-        return _multiplied(self.linear, x)
-
-
-def _multiplied(linear: nn.Module, x: Tensor) -> Tensor:
-    """linear(x), in x's dtype also where model code has cast the weight to it; no call without tokens."""
-    if not x.numel():
-        sizes: Any = linear
-        return x.new_zeros(*x.shape[:-1], sizes.out_features)
-    dtype = linear.weight.dtype if type(linear) is nn.Linear else x.dtype
-    y: Tensor = linear(x) if dtype == x.dtype else linear(x.to(dtype)).to(x.dtype)
-    return y
+        return multiplied(self.linear, x)
 
 
 def _held(linear: nn.Module) -> Tensor:

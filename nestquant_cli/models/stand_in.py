@@ -25,6 +25,16 @@ class StandIn:
         return _calculate(function, args, kwargs or {})
 
 
+def multiplied(linear: nn.Module, x: Tensor) -> Tensor:
+    """linear(x), in x's dtype also where model code has cast the weight to it; no call without tokens."""
+    if not x.numel():
+        sizes: Any = linear
+        return x.new_zeros(*x.shape[:-1], sizes.out_features)
+    dtype = linear.weight.dtype if type(linear) is nn.Linear else x.dtype
+    y: Tensor = linear(x) if dtype == x.dtype else linear(x.to(dtype)).to(x.dtype)
+    return y
+
+
 _MATMULS = (torch.matmul, torch.bmm, torch.mm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm, Tensor.mm)
 _SUMS = (torch.addmm, torch.baddbmm, Tensor.addmm, Tensor.baddbmm)
 

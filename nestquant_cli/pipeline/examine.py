@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from ..base.errors import NestQuantError
+from ..calibration.all_experts import refuse_undriven
 from ..calibration.recorder import Recorder
 from ..models.config_file import generation_settings, model_config
 from ..models.expert_families import expert_families
@@ -80,6 +81,8 @@ def examine_model(model: PreTrainedModel, recipe: Recipe) -> Examined:
             "nothing was quantized",
             "leave sequential out",
         )
+    if recipe.all_experts:
+        refuse_undriven(decoder.layers, decoder.prefix)
     seen = probe(model, decoder)
     _refuse_order(model, decoder)
     if recipe.shape("kv") is not None:

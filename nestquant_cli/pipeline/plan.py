@@ -124,7 +124,7 @@ def count_sizes(model: PreTrainedModel, recipe: Recipe, seen: Probe | None = Non
             if name not in uncalled.get(index, ()):
                 family = experts.get(name, ())
                 own = name if not family else f"{name.rpartition('.')[0]}.*" if "expert_" in name else name
-                key = (own, linear.out_features, linear.in_features, _reached(model, len(family)))
+                key = (own, linear.out_features, linear.in_features, _reached(model, len(family), recipe))
                 shapes[key] = shapes.get(key, 0) + 1
     item = model.dtype.itemsize
     rows = [
@@ -160,8 +160,8 @@ def _kept_width(model: PreTrainedModel, decoder: Decoder, sequential: bool) -> i
     return 2 * width + max(sum(linear.in_features for linear in linears(layer).values()) for layer in decoder.layers)
 
 
-def _reached(model: PreTrainedModel, experts: int) -> float:
-    """Fraction of the tokens that one of a layer's experts gets on average; all of them where that is not known."""
+def _reached(model: PreTrainedModel, experts: int, recipe: Recipe) -> float:
+    """Fraction of the tokens that one of a layer's experts is measured on; all of them where that is not known."""
     config = model.config.get_text_config(decoder=True)
     chosen = next((value for name in _CHOSEN if type(value := getattr(config, name, None)) is int), experts)
-    return min(1.0, chosen / experts) if experts else 1.0
+    return min(1.0, chosen / experts) if experts and not recipe.all_experts else 1.0

@@ -98,6 +98,7 @@ def about_model(original: OriginalModel, recipe: Recipe) -> dict[str, Any]:
         "rotation": recipe.rotation,
         "reflections": recipe.reflections if recipe.rotation == "learned" else 0,
         "centering": recipe.centering,
+        **({"all_experts": True} if recipe.all_experts else {}),
         **codes,
         "nestquant": __version__,
     }

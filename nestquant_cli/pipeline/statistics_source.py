@@ -82,5 +82,11 @@ def fit_settings(recipe: Recipe) -> FitSettings:
     """The settings of a recipe that calibration needs."""
     shapes = recipe.shape("act"), recipe.shape("kv")
     return FitSettings(
-        *shapes, recipe.seed, recipe.rotation, recipe.shape("weight"), recipe.reflections, recipe.centering
+        *shapes,
+        recipe.seed,
+        recipe.rotation,
+        recipe.shape("weight"),
+        recipe.reflections,
+        recipe.centering,
+        recipe.all_experts,
     )
