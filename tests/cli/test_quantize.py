@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, T5Config
+from transformers import T5Config
 
 from nestquant_cli.storage.files import read_json
-from tests.families import Outcome, error_line, from_config, in_process, pack
+from tests.families import Outcome, error_line, in_process, pack
 
 
 @pytest.fixture
@@ -94,13 +94,6 @@ def _encoder_decoder(base: Path, model: Path, packed: Path) -> list[object]:
     return [base / "t5"]
 
 
-def _conv1d(base: Path, model: Path, packed: Path) -> list[object]:
-    shutil.copytree(model, base / "gpt2")
-    (base / "gpt2" / "model.safetensors").unlink()
-    from_config(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=300)).save_pretrained(base / "gpt2")
-    return [base / "gpt2"]
-
-
 def _nan(base: Path, model: Path, packed: Path) -> list[object]:
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.1.self_attn.v_proj.weight"][0, 0] = torch.nan
@@ -142,7 +135,7 @@ BAD: dict[str, tuple[Bad, str]] = {
     "no such path": (lambda base, model, packed: [base / "nowhere"], "nowhere does not exist"),
     "no config": (_no_config, "has no config.json"),
     "encoder-decoder": (_encoder_decoder, "is an encoder-decoder"),
-    "conv1d": (_conv1d, "transformer.h.0.attn.c_attn of GPT2LMHeadModel is a Conv1D"),
+    "no experts": (lambda base, model, packed: [model, "--all-experts"], "the model has no experts"),
     "packed": (lambda base, model, packed: [packed], "is a packed checkpoint already"),
     "nan": (_nan, "model.layers.1.self_attn.v_proj.weight has 1 NaN or infinite entries"),
     "truncated": (_truncated, "model.safetensors is truncated"),

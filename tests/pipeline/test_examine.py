@@ -10,7 +10,6 @@ from transformers import (
     BartConfig,
     BlenderbotConfig,
     LlamaConfig,
-    OpenAIGPTConfig,
     PretrainedConfig,
     ReformerConfig,
     XLMConfig,
@@ -48,10 +47,6 @@ WEIGHTS_ONLY: dict[str, tuple[PretrainedConfig, str]] = {
     ),
 }
 REFUSED: dict[str, tuple[PretrainedConfig, str]] = {
-    "lists": (
-        OpenAIGPTConfig(vocab_size=300, n_embd=64, n_layer=2, n_head=4, n_positions=256),
-        "transformer.h.0 returns a list; its inputs cannot be measured",
-    ),
     "two streams": (
         ReformerConfig(
             vocab_size=300,
