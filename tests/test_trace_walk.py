@@ -44,7 +44,7 @@ def test_the_walks_begin_where_the_page_says(walks: dict[str, Any]) -> None:
         "run": "pipeline/quantize.py",
         "load": "integrations/transformers/quantizer.py",
         "activation": "modules/linear.py",
-        "key": "modules/cache.py",
+        "key": "modules/packed_layers.py",
     }
     for name, start in starts.items():
         assert start in walks[name].files[:2], (name, walks[name].files)

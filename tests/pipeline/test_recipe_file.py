@@ -76,7 +76,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "feedback": draw(st.sampled_from(["none", "ldlq"])),
         "paths": draw(st.one_of(st.none(), st.integers(1, 64))),
         "allocation": draw(st.sampled_from(["uniform", "mixed"])),
-        **{name: draw(st.booleans()) for name in ("qa", "centering", "sequential")},
+        **{name: draw(st.booleans()) for name in ("qa", "centering", "sequential", "all_experts")},
         "tune": draw(st.one_of(st.none(), tuned)),
     }
     for part in ("weight", "act", "kv"):
