@@ -157,11 +157,25 @@ class ExpertMatrices(StandIn, nn.Module):
         return out
 
 
-class _Transposed(StandIn):
-    """An ExpertMatrices whose matrices model code has transposed before a batched product."""
+class _OfParameter(StandIn):
+    """What model code makes of an ExpertMatrices before it multiplies."""
 
     def __init__(self, matrices: ExpertMatrices) -> None:
         self.matrices = matrices
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.matrices.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.matrices.device
+
+
+class _Transposed(_OfParameter):
+    """An ExpertMatrices whose matrices model code has transposed before a batched product."""
 
     def dense(self) -> Tensor:
         return self.matrices.dense().transpose(1, 2)
@@ -173,19 +187,11 @@ class _Transposed(StandIn):
     def shape(self) -> torch.Size:
         return self.matrices.shape[:1] + self.matrices.shape[:0:-1]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.matrices.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.matrices.device
-
     def size(self, *dims: int) -> Any:
         return self.shape[dims[0]] if dims else self.shape
 
 
-class _Operand(StandIn):
+class _Operand(_OfParameter):
     """The matrix of one expert where model code multiplies with it: the product is a call of its Linear.
 
     Args:
@@ -195,7 +201,8 @@ class _Operand(StandIn):
     """
 
     def __init__(self, matrices: ExpertMatrices, linear: nn.Linear, transposed: bool) -> None:
-        self.matrices, self.linear, self.transposed = matrices, linear, transposed
+        super().__init__(matrices)
+        self.linear, self.transposed = linear, transposed
 
     @property
     def T(self) -> "_Operand":  # noqa: N802 - a tensor's name
@@ -210,16 +217,6 @@ class _Operand(StandIn):
         """Shape of the matrix as model code has it."""
         sides = self.matrices.out_features, self.matrices.in_features
         return torch.Size(sides[::-1] if self.transposed else sides)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the weight."""
-        return self.matrices.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weight."""
-        return self.matrices.device
 
     def to(self, *_: Any, **__: Any) -> "_Operand":
         """Itself: the product comes in the dtype of the tokens."""
