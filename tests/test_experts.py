@@ -8,24 +8,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import MixtralConfig
 
 from nestquant_cli import NestQuantConfig
 from nestquant_cli.modules.attach import quantized_linears
-from tests.families import Outcome, from_config, in_process, load, logits, pack, random_ids, relative_error, save_model
+from tests.expert_models import make_experts
+from tests.families import Outcome, in_process, load, logits, pack, random_ids, relative_error, save_model
 
 IDS = random_ids(2, 24)
-EXPERTS = MixtralConfig(
-    vocab_size=300,
-    hidden_size=64,
-    intermediate_size=72,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    num_local_experts=4,
-    max_position_embeddings=256,
-    initializer_range=0.1,
-)
 
 
 @pytest.fixture
@@ -35,7 +24,7 @@ def nestquant(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(scope="module")
 def original(tiny_tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(from_config(EXPERTS), tiny_tokenizer_folder, tmp_path_factory.mktemp("experts") / "model")
+    return save_model(make_experts("mixtral"), tiny_tokenizer_folder, tmp_path_factory.mktemp("experts") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +57,7 @@ def test_mixed_rates_reach_experts(
 def test_experts_are_quantized_while_they_load_and_saved_again(original: Path, tmp_path: Path) -> None:
     model = load(original, quantization_config=NestQuantConfig(bits=4, act_bits=4, kv_bits=4))
     experts = [name for name in quantized_linears(model) if ".experts." in name]
-    assert len(experts) == 2 * 2 * EXPERTS.num_local_experts
+    assert len(experts) == 2 * 2 * 4
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(logits(load(tmp_path / "saved"), IDS), logits(model, IDS))
 

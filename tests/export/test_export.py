@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
-from transformers import GPT2Config, LlamaConfig, MixtralConfig, PretrainedConfig, dynamic_module_utils
+from transformers import GPT2Config, LlamaConfig, PretrainedConfig, dynamic_module_utils
 
 from nestquant_cli.checkpoint.manifest import MANIFEST, file_problem
 from nestquant_cli.checkpoint.output import Output
 from nestquant_cli.modules.attach import quantized_linears
+from tests.expert_models import CONFIGS
 from tests.families import (
     Outcome,
     error_line,
@@ -43,15 +44,6 @@ WIDE = LlamaConfig(
     tie_word_embeddings=True,
 )
 
-EXPERTS = MixtralConfig(
-    vocab_size=300,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=1,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    num_local_experts=2,
-)
 GPT2 = GPT2Config(vocab_size=300, n_layer=1, n_embd=64, n_head=4)
 
 
@@ -213,7 +205,7 @@ def test_the_script_compares_without_an_import_of_ours(
     assert "14, integers and scales equal to the bit" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("config", [EXPERTS, GPT2], ids=["experts", "conv1d"])
+@pytest.mark.parametrize("config", [CONFIGS["mixtral"](), GPT2], ids=["experts", "conv1d"])
 def test_matrices_that_the_format_does_not_know_are_refused(
     nestquant: Callable[..., Outcome],
     config: PretrainedConfig,
