@@ -1,11 +1,13 @@
 """The forward of packed experts: tokens sorted by expert, coded once for all experts, one product for each with tokens.
 
-It is registered with transformers' experts interface under the name NAME, and a packed model's configuration chooses
-it. Classes of experts that do not use the interface are computed by their own forward (`models.experts`). As with
-transformers' own implementations, what the experts of a token give is added up in float32.
+`routed_sum` computes it for whoever has the router's choice. For transformers it is registered with its experts
+interface under the name NAME, and a packed model's configuration chooses it. Classes of experts that do not use the
+interface are computed by their own forward (`models.experts`). As with transformers' own implementations, what the
+experts of a token give is added up in float32.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -42,6 +44,21 @@ class Groups(NamedTuple):
         return [(expert, slice(*ends)) for expert, *ends in zip(self.experts, starts, self.ends, strict=False)]
 
 
+class Steps(NamedTuple):
+    """What is done to the products of experts, besides summing them up.
+
+    Attributes:
+        activated: first products (pairs, …) to the inputs of the last ones; its second argument is the pairs' expert, a
+            number, or where `of_expert`, (pairs,) numbers.
+        finished: last products (pairs, hidden size) to outputs, with the same second argument.
+        of_expert: whether that depends on the expert. Where it does not, the argument may be None.
+    """
+
+    activated: Callable[[Tensor, Tensor | int | None], Tensor]
+    finished: Callable[[Tensor, Tensor | int | None], Tensor]
+    of_expert: bool
+
+
 def use_grouped_experts(model: nn.Module) -> None:
     """Registers the forward, and chooses it for the packed experts of a model whose class uses the interface."""
     ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
@@ -65,20 +82,37 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
     if not isinstance(first, ExpertMatrices):
         y: Tensor = grouped_mm_experts_forward(self, hidden_states, top_k_index, top_k_weights)
         return y
-    groups = group(top_k_index, len(first))
+    steps = Steps(partial(_activated, self), partial(_finished, self), self.has_bias)
+    return routed_sum(first, self.down_proj, steps, hidden_states, top_k_index, top_k_weights)
+
+
+def routed_sum(
+    up: ExpertMatrices, down: ExpertMatrices, steps: Steps, x: Tensor, choice: Tensor, weights: Tensor
+) -> Tensor:
+    """What packed experts give for tokens, only those that were chosen being computed: (tokens, hidden size) like x.
+
+    Args:
+        up: the first matrix of each expert, gate and up in one where it has both.
+        down: the last one.
+        steps: what is between them, and behind.
+        x: (tokens, hidden size).
+        choice: (tokens, k) experts; those beyond the last one give nothing.
+        weights: (tokens, k) what the outputs of those experts are multiplied with.
+    """
+    groups = group(choice, len(up))
     if not groups.experts:
-        return torch.zeros_like(hidden_states)
-    taken = groups.order // top_k_index.shape[-1]
-    chosen = [[matrices.at(expert) for expert in groups.experts] for matrices in (first, self.down_proj)]
-    if _few(chosen, hidden_states, groups):
-        parts = [_together(self, hidden_states, taken, groups, *chosen)]
+        return torch.zeros_like(x)
+    taken = groups.order // choice.shape[-1]
+    chosen = [[matrices.at(expert) for expert in groups.experts] for matrices in (up, down)]
+    if _few(chosen, x, groups):
+        parts = [_together(steps, x, taken, groups, *chosen)]
     else:
-        parts = list(_one_by_one(self, hidden_states, taken, groups, *chosen))
-    if torch.is_grad_enabled() and (parts[0].requires_grad or top_k_weights.requires_grad):
+        parts = list(_one_by_one(steps, x, taken, groups, *chosen))
+    if torch.is_grad_enabled() and (parts[0].requires_grad or weights.requires_grad):
         kernels = of_family("reference")  # which has a gradient
     else:
-        kernels = for_device(hidden_states.device)
-    return kernels.experts_sum(parts, groups.order, top_k_weights).to(hidden_states.dtype)
+        kernels = for_device(x.device)
+    return kernels.experts_sum(parts, groups.order, weights).to(x.dtype)
 
 
 def group(choice: Tensor, experts: int) -> Groups:
@@ -119,7 +153,7 @@ def _plain(linear: Any, source: InputQuantizer | None) -> bool:
     )
 
 
-def _together(self: Any, x: Tensor, taken: Tensor, groups: Groups, up: list[Any], down: list[Any]) -> Tensor:
+def _together(steps: Steps, x: Tensor, taken: Tensor, groups: Groups, up: list[Any], down: list[Any]) -> Tensor:
     """The output of each pair (pairs, hidden size), by two kernel calls for all experts."""
     kernels = for_device(x.device)
 
@@ -128,15 +162,15 @@ def _together(self: Any, x: Tensor, taken: Tensor, groups: Groups, up: list[Any]
         return kernels.experts_product(linears[0].source.floats(x), taken, groups.ends, v, scales, x.dtype)
 
     experts = None
-    if self.has_bias:
+    if steps.of_expert:
         counts = [part.stop - part.start for _, part in groups.parts()]
         experts = torch.tensor(groups.experts).repeat_interleave(torch.tensor(counts))
-    inner = _activated(self, product(up, x, taken), experts)
-    return _finished(self, product(down, inner, torch.arange(len(inner))), experts)
+    inner = steps.activated(product(up, x, taken), experts)
+    return steps.finished(product(down, inner, torch.arange(len(inner))), experts)
 
 
 def _one_by_one(
-    self: Any, x: Tensor, taken: Tensor, groups: Groups, up: list[Any], down: list[Any]
+    steps: Steps, x: Tensor, taken: Tensor, groups: Groups, up: list[Any], down: list[Any]
 ) -> Iterator[Tensor]:
     """The outputs of each expert (its pairs, hidden size). Tokens are coded once for all of them."""
     graded = torch.is_grad_enabled() and x.requires_grad
@@ -148,11 +182,11 @@ def _one_by_one(
             inner = coded_product(first, coded.rows(rows), x)
         else:
             inner = first(x[rows])
-        inner = _activated(self, inner, expert)
+        inner = steps.activated(inner, expert)
         if sources[1] is not None and not inner.requires_grad and _plain(last, sources[1]):
-            yield _finished(self, coded_product(last, sources[1].code_tokens(inner), inner), expert)
+            yield steps.finished(coded_product(last, sources[1].code_tokens(inner), inner), expert)
         else:
-            yield _finished(self, last(inner), expert)
+            yield steps.finished(last(inner), expert)
 
 
 def _source(linears: list[Any]) -> InputQuantizer | None:
