@@ -84,6 +84,7 @@ TABLE = {
         "gpu: the kernel reads words, torch rotates back",
     ),
     "attend": Operation("reference.heads:attend", "cpu.cache:attend"),
+    "attend_pages": Operation("reference.heads:attend_pages", "cpu.cache:attend_pages"),
     # Products.
     "integer_product": Operation(*3 * ("int8:integer_product",), limits="torch's own"),
     "scale_sums": Operation("reference.products:scale_sums", "cpu.inputs:scaled"),

@@ -80,3 +80,35 @@ class HeadKernels(Protocol):
             (batch, key heads, queries, m) float32; zeros where the mask leaves nothing.
         """
         ...
+
+    def attend_pages(
+        self,
+        query: Tensor,
+        keys: tuple[Tensor, NestedCode],
+        values: tuple[Tensor, NestedCode, int],
+        table: Tensor,
+        lengths: Tensor,
+        seed: int,
+        scale: float,
+        centers: Tensor | None = None,
+        window: int | None = None,
+    ) -> Tensor:
+        """Attention of the last token of each request to its packed keys and values, which are in pages.
+
+        Args:
+            query: (requests, key heads, queries, n) floating point, at most `limits.queries` queries.
+            keys: packed (pages, key heads, tokens of a page, bytes) uint8, the tokens of a page and head back to back,
+                and their code.
+            values: the same, and their head size m.
+            table: (requests, pages of the longest) integers, the pages of each request in the order of its tokens.
+            lengths: (requests,) integers on the CPU, the tokens of each request, the last one included.
+            seed: seed of the rotation signs of both.
+            scale: factor of the scores.
+            centers: centers of the keys, (key heads, n) float32.
+            window: how many of the last tokens are seen; None for all.
+
+        Returns:
+            (requests, key heads, queries, m) float32, on the CPU equal to the bit to `attend` on the tokens that a
+            request sees; zeros for a request without tokens.
+        """
+        ...

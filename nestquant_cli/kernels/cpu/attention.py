@@ -53,21 +53,21 @@ def attend(queries, shift, place, keys, values, mask, masked, scale, key_code, v
         first = part % chunks * CHUNK
         count = min(CHUNK, tokens - first)
         batch, head = which // heads, which % heads
-        _rotate(queries[which], scale, key_turn, rotated)
+        rotate_queries(queries[which], scale, key_turn, rotated)
         begin = keys[1] + batch * keys[2] + head * keys[3] + first * keys[4]
         shifts = shift[which] * scale if shift.shape[0] else np.zeros(group, np.float32)
-        _scores(rotated, shifts, keys[0], begin, keys[4], count, key_code, words, work, scales, weights)
+        score_keys(rotated, shifts, keys[0], begin, keys[4], count, key_code, words, work, scales, weights)
         for g in range(group):
             if masked:
                 for t in range(count):
                     weights[g, t] += mask[batch, head, g, first + t]
-            peaks[part, g], totals[part, g] = _softmax(weights[g, : (count + LANES - 1) // LANES * LANES], count)
+            peaks[part, g], totals[part, g] = softmax(weights[g], count)
         begin = values[1] + batch * values[2] + head * values[3] + first * values[4]
-        _sums(weights, values[0], begin, values[4], count, value_code, words, work, scales, sums[part])
+        sum_values(weights, values[0], begin, values[4], count, value_code, words, work, scales, sums[part])
 
 
 @njit(**OPTIONS)
-def _rotate(queries, scale, key_turn, rotated):
+def rotate_queries(queries, scale, key_turn, rotated):
     """R times the rows of queries (G, n), G ≤ LANES, times the scale of the scores."""
     diagonal, steps, matrices = key_turn
     group, n = queries.shape
@@ -80,7 +80,7 @@ def _rotate(queries, scale, key_turn, rotated):
 
 
 @njit(**OPTIONS)
-def _scores(queries, shifts, stream, begin, stride, count, code, words, work, scales, scores):
+def score_keys(queries, shifts, stream, begin, stride, count, code, words, work, scales, scores):
     """Products of queries (G, n) with `count` packed keys: fills scores (G, CHUNK) up to there.
 
     A key with a subtracted center gets the query's share of `shifts` (G,) too.
@@ -113,8 +113,12 @@ def _add_products(query, work, sums):
 
 
 @njit(**OPTIONS)
-def _softmax(scores, count):
-    """Replaces scores (whole tiles) by exp(score − peak), zero from `count` on; returns the peak and their sum."""
+def softmax(row_of_scores, count):
+    """Replaces `count` scores, and the rest of their last tile, by exp(score − peak), zero from `count` on.
+
+    Returns the peak and their sum.
+    """
+    scores = row_of_scores[: (count + LANES - 1) // LANES * LANES]
     peak = -INFINITY
     for t in range(count):
         peak = max(peak, scores[t])
@@ -141,7 +145,7 @@ def _softmax(scores, count):
 
 
 @njit(**OPTIONS)
-def _sums(weights, stream, begin, stride, count, code, words, work, scales, sums):
+def sum_values(weights, stream, begin, stride, count, code, words, work, scales, sums):
     """Sums of `count` packed values under weights (G, CHUNK), zero beyond: fills sums (G, n) in the rotated basis."""
     group, n = sums.shape
     for first in range(0, count, LANES):
@@ -182,30 +186,41 @@ def _fold(row, half):
 
 
 @njit(**OPTIONS)
-def merge(parts, chunks, value_turn, out):
+def merge(parts, firsts, value_turn, out):
     """Puts the chunks of each head together, divides by the totals and un-rotates: fills out (heads, G, n).
 
-    A query that may look nowhere gets zeros.
+    The parts of head h are firsts[h] … firsts[h + 1]. A query that may look nowhere gets zeros.
     """
     diagonal, steps, matrices = value_turn
-    sums, peaks, totals = parts
     heads, group, n = out.shape
     tile = np.zeros(2 * n * LANES, np.float32)
     ones = np.ones(LANES, np.float32)
-    for head in range(heads):
-        first = head * chunks
+    rows = out.reshape(heads * group, n)
+    for first in range(0, heads * group, LANES):
+        count = min(LANES, heads * group - first)
         tile[:] = ZERO
-        for g in range(group):
-            peak = np.max(peaks[first : first + chunks, g])
-            total = ZERO
-            for part in range(first, first + chunks):
-                if totals[part, g] != ZERO:
-                    factor = np.exp(peaks[part, g] - peak)
-                    total += factor * totals[part, g]
-                    for j in range(n):
-                        tile[j * LANES + g] += factor * sums[part, g, j]
-            inverse = ONE / total if total != ZERO else ZERO
-            for j in range(n):
-                tile[j * LANES + g] *= inverse
+        for lane in range(count):
+            head = (first + lane) // group
+            _merge_lane(parts, firsts[head], firsts[head + 1], (first + lane) % group, lane, tile)
         rotate_tile(tile, steps, matrices)
-        store_lanes(tile, ones, diagonal, 0, group, out[head])
+        store_lanes(tile, ones, diagonal, first, count, rows)
+
+
+@njit(**OPTIONS)
+def _merge_lane(parts, begin, end, g, lane, tile):
+    """Fills a lane of a tile of zeros with the sum of query g over the parts begin … end, divided by its total."""
+    sums, peaks, totals = parts
+    n = sums.shape[2]
+    peak = -INFINITY
+    for part in range(begin, end):
+        peak = max(peak, peaks[part, g])
+    total = ZERO
+    for part in range(begin, end):
+        if totals[part, g] != ZERO:
+            factor = np.exp(peaks[part, g] - peak)
+            total += factor * totals[part, g]
+            for j in range(n):
+                tile[j * LANES + lane] += factor * sums[part, g, j]
+    inverse = ONE / total if total != ZERO else ZERO
+    for j in range(n):
+        tile[j * LANES + lane] *= inverse

@@ -16,6 +16,7 @@ from ..reference.nested import entry_type
 from . import attention as cpu_attention
 from . import heads as cpu_heads
 from . import nested as cpu
+from . import pages as cpu_pages
 from .rotate_heads import Turn, head_rotation
 from .threads import share
 
@@ -93,15 +94,13 @@ def attend(
     batch, heads, group, n = query.shape
     tokens, size = keys[0].shape[2], values[2]
     chunks = -(-tokens // cpu_attention.CHUNK)
-    parts = batch * heads * chunks
+    firsts = np.arange(batch * heads + 1) * chunks
     shape = batch, heads, group, tokens
     added = torch.zeros(1, 1, 1, 1) if mask is None else mask.float().expand(shape)
-    forward, backward = head_rotation(n, seed), head_rotation(size, seed)
-    sums, peaks, totals = (np.empty(of, np.float32) for of in ((parts, group, size), (parts, group), (parts, group)))
-    partial = sums, peaks, totals
-    queries = query.float().reshape(batch * heads, group, n).contiguous().numpy()
+    forward = head_rotation(n, seed)
+    partial = _partial(firsts[-1], group, size)
     fixed: tuple[Any, ...] = (
-        queries,
+        _rows(query),
         _shift(query, centers),
         (heads, tokens),
         _where(keys[0]),
@@ -115,10 +114,63 @@ def attend(
         partial,
     )
     blocks = cpu_attention.CHUNK * (n + size) // BLOCK
-    share(cpu_attention.attend.on_team, fixed, parts, min(blocks, tokens * n // BLOCK))
+    share(cpu_attention.attend.on_team, fixed, int(firsts[-1]), min(blocks, tokens * n // BLOCK))
+    return _merged(partial, firsts, seed, (batch, heads, group, size))
+
+
+def attend_pages(
+    query: Tensor,
+    keys: tuple[Tensor, NestedCode],
+    values: tuple[Tensor, NestedCode, int],
+    table: Tensor,
+    lengths: Tensor,
+    seed: int,
+    scale: float,
+    centers: Tensor | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """The same of each request's only query to its keys and values in pages: `contract.heads.attend_pages`."""
+    requests, heads, group, n = query.shape
+    past = lengths.numpy().astype(np.int64)
+    begins = np.zeros_like(past) if window is None else np.maximum(past - window, 0)
+    chunks = -(-(past - begins) // cpu_attention.CHUNK)
+    firsts = np.concatenate([[0], np.repeat(chunks, heads).cumsum()])
+    forward, partial = head_rotation(n, seed), _partial(firsts[-1], group, values[2])
+    fixed: tuple[Any, ...] = (
+        _rows(query),
+        _shift(query, centers),
+        (heads, begins, past, firsts),
+        _pages(keys[0]),
+        _pages(values[0]),
+        table.to(torch.int64).contiguous().numpy(),
+        np.float32(scale),
+        _fixed(keys[1]),
+        _fixed(values[1]),
+        (forward.diagonal, forward.steps, forward.forward),
+        partial,
+    )
+    longest = min(cpu_attention.CHUNK, int((past - begins).max(initial=0)))
+    share(cpu_pages.attend.on_team, fixed, int(firsts[-1]), longest * (n + values[2]) // BLOCK)
+    return _merged(partial, firsts, seed, (requests, heads, group, values[2]))
+
+
+def _partial(parts: int, group: int, size: int) -> tuple[np.ndarray, ...]:
+    """Room for what the loops make of each part of the past: sums, peaks and totals."""
+    return tuple(np.empty(of, np.float32) for of in ((parts, group, size), (parts, group), (parts, group)))
+
+
+def _merged(partial: tuple[np.ndarray, ...], firsts: np.ndarray, seed: int, shape: tuple[int, int, int, int]) -> Tensor:
+    """Attention (batch, key heads, G, n) from that of its parts, which begin at `firsts` for each head."""
+    batch, heads, group, size = shape
+    backward = head_rotation(size, seed)
     out = torch.empty(batch * heads, group, size)
-    cpu_attention.merge(partial, chunks, (backward.diagonal, backward.steps, backward.backward), out.numpy())
-    return out.view(batch, heads, group, size)
+    cpu_attention.merge(partial, firsts, (backward.diagonal, backward.steps, backward.backward), out.numpy())
+    return out.view(shape)
+
+
+def _rows(query: Tensor) -> np.ndarray:
+    """Queries (batch, key heads, G, n) as (batch · key heads, G, n) float32."""
+    return query.float().reshape(-1, *query.shape[2:]).contiguous().numpy()
 
 
 def _centers(centers: Tensor | None, size: int) -> np.ndarray:
@@ -136,6 +188,12 @@ def _where(packed: Tensor) -> tuple[Any, ...]:
     """All bytes of a tensor's storage, and where its own begin and how far batches, heads and tokens are apart."""
     stream = packed.as_strided((packed.untyped_storage().nbytes(),), (1,), 0)
     return (stream.numpy(), packed.storage_offset(), *packed.stride()[:3])
+
+
+def _pages(packed: Tensor) -> tuple[Any, ...]:
+    """All bytes of a tensor's storage, where its own begin, how far pages and heads are apart, and their size."""
+    stream, offset, *strides, _ = _where(packed)
+    return (stream, offset, *strides, *packed.shape[2:])
 
 
 def _fixed(code: NestedCode) -> tuple[Any, ...]:

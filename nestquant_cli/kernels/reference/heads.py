@@ -76,6 +76,35 @@ def attend(
     return torch.softmax(scores, dim=-1).nan_to_num() @ v
 
 
+def attend_pages(
+    query: Tensor,
+    keys: tuple[Tensor, NestedCode],
+    values: tuple[Tensor, NestedCode, int],
+    table: Tensor,
+    lengths: Tensor,
+    seed: int,
+    scale: float,
+    centers: Tensor | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """`attend` for each request by itself, its pages put together first: `contract.heads.attend_pages`."""
+    out = query.new_zeros(*query.shape[:3], values[2], dtype=torch.float32)
+    for request, length in enumerate(lengths.tolist()):
+        if length == 0:
+            continue
+        first = 0 if window is None else max(0, length - window)
+        k, v = (_in_order(pages, table[request], length)[None, :, first:] for pages in (keys[0], values[0]))
+        states = (k, keys[1]), (v, values[1], values[2])
+        out[request] = attend(query[request, None], *states, seed, None, scale, centers)[0]
+    return out
+
+
+def _in_order(pages: Tensor, row: Tensor, tokens: int) -> Tensor:
+    """The vectors of a request (key heads, tokens, bytes) from pages (pages, key heads, tokens of a page, bytes)."""
+    used = row[: -(-tokens // pages.shape[2])].long()
+    return pages[used].transpose(0, 1).flatten(1, 2)[:, :tokens]
+
+
 def _decoded_states(packed: Tensor, size: int, code: NestedCode, seed: int, centers: Tensor | None) -> Tensor:
     rows = decode_heads(packed.reshape(-1, packed.shape[3]), size, code, seed, centers, packed.shape[2])
     return rows.view(*packed.shape[:3], size)
