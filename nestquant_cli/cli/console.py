@@ -115,6 +115,11 @@ def print_ending(result: Path | None = None, *command: object) -> None:
         line(f"next: nestquant {shlex.join(str(word) for word in command)}")
 
 
+def print_serving(result: Path) -> None:
+    """Prints how a packed checkpoint is served, quoted for a shell."""
+    line(f"serve: vllm serve {shlex.quote(str(result))}")
+
+
 def stream(text: str) -> None:
     """Writes a piece of generated text on standard output at once, without characters that control a terminal."""
     if not launched().leads:

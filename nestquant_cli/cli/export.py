@@ -43,4 +43,5 @@ def export_checkpoint(
     console.line(f"{written.matrices} matrices of {written.bits}-bit integers")
     if written.transforms:
         console.line("load it with trust_remote_code=True: transformers itself does not apply its input transforms")
+        console.line("vLLM does not apply them as stored: serve the packed checkpoint itself")
     console.print_ending(folder)

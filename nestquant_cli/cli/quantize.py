@@ -154,6 +154,8 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
     print_tuning(report)
     console.line(f"time: {duration(report['seconds'])}, peak memory {report['peak_memory_bytes'] / 2**30:.2f} GiB")
     console.print_ending(folder, "eval-ppl", folder)
+    if rows:  # with weights in 16 bits it was not tried
+        console.print_serving(folder)
 
 
 def _by_kind(matrices: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

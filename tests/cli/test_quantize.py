@@ -41,6 +41,7 @@ def test_a_recipe_file_with_options_over_it(
     section = read_json(folder / "config.json")["quantization_config"]
     assert section["bits"] == {"weight": 3.0, "act": 16.0, "kv": 4.0} and section["recipe"]["seed"] == 5
     assert "q_proj" in output and f"nestquant eval-ppl {folder}" in output
+    assert output.splitlines()[-1] == f"serve: vllm serve {folder}"
 
 
 @pytest.mark.parametrize("file", ["", "paths: 2\n"])

@@ -92,7 +92,7 @@ def test_the_same_integers_and_the_same_logits(
         model = save_model(from_config(WIDE), tiny_tokenizer_folder, tmp_path / "wide")
         checkpoint = pack(model, tiny_text_file, tmp_path / "packed", weight_bits=4, act_bits=16, kv_bits=16)
     code, out, _ = nestquant("export", checkpoint, "--format", "compressed-tensors", "--output", tmp_path / "export")
-    assert code == 0 and "14 matrices of 8-bit integers" in out and "trust_remote_code=True" in out
+    assert code == 0 and "14 matrices of 8-bit integers" in out and "trust_remote_code=True" in out and "vLLM" in out
     packed = load(checkpoint, dtype=torch.float32)
     exported = load(tmp_path / "export", dtype=torch.float32, trust_remote_code=True)
     same_integers(packed, exported)
@@ -140,7 +140,7 @@ def test_integers_in_groups_keep_their_bits(
     settings = {"method": "integer", "rotation": "none", "weight_code": {"group": 32}, "act_bits": 16, "kv_bits": 16}
     checkpoint = pack(tiny_model_folder, tiny_text_file, tmp_path / "packed", **settings)
     code, out, _ = nestquant("export", checkpoint, "--output", tmp_path / "export")
-    assert code == 0 and "14 matrices of 4-bit integers" in out and "trust_remote_code" not in out
+    assert code == 0 and "14 matrices of 4-bit integers" in out and "trust_remote_code" not in out and "vLLM" not in out
     packed, exported = load(checkpoint, dtype=torch.float32), load(tmp_path / "export", dtype=torch.float32)
     same_integers(packed, exported)
     assert relative_error(logits(exported, IDS), logits(packed, IDS)) < 1e-5
