@@ -2,6 +2,7 @@
 
 import logging
 
+import torch
 from torch import nn
 
 from ..base.device import free_memory
@@ -112,9 +113,16 @@ def _member(name: str, lists: set[str]) -> str:
     return member
 
 
+def int8_fits(entries: int, device: torch.device) -> bool:
+    """Whether "auto" takes the int8 form: weights, and indices of multipliers, against the memory that is free now.
+
+    Args:
+        entries: number of entries of all weights that have an int8 form.
+        device: where they are.
+    """
+    return entries > 0 and entries * (BLOCK + 1) // BLOCK <= _SHARE * free_memory(device)
+
+
 def _choose(layers: list[QuantizedLinear]) -> str:
-    """The form of "auto": bytes of int8 weights and of their multipliers' indices against the free memory."""
-    if not layers:
-        return "packed"
-    needed = sum(layer.out_features * layer.source.padded * (BLOCK + 1) // BLOCK for layer in layers)
-    return "int8" if needed <= _SHARE * free_memory(layers[0].row_scale.device) else "packed"
+    entries = sum(layer.out_features * layer.source.padded for layer in layers)
+    return "int8" if layers and int8_fits(entries, layers[0].row_scale.device) else "packed"

@@ -1,0 +1,14 @@
+"""What vLLM knows of packed checkpoints: `vllm serve CKPT` loads them by the plugin that this package registers.
+
+Importing nestquant never imports vllm, and this file imports nothing. In reading order:
+
+`entry` is the entry point of `vllm.general_plugins`, which vLLM calls in each of its processes.
+`config` has the entry `quantization_config` of config.json, and says which method each layer of a model gets.
+`names` finds the matrices of the layout in a layer of vLLM, which may fuse several.
+`state` is what the layers of one model share while it is built.
+`weights` has a layer's parameters while vLLM loads them, and what is made of them.
+`linear` multiplies; `operators` is what torch.compile sees of it.
+`row_parallel` has layers whose input is split among the processes of a tensor-parallel model.
+`experts` has mixtures of experts.
+`cache` has packed keys and values in vLLM's pages.
+"""

@@ -1,0 +1,97 @@
+"""The entry `quantization_config` of a packed checkpoint as vLLM's QuantizationConfig: which layer gets which method.
+
+vLLM pickles it to its processes, so it holds what config.json says and builds the rest when a model asks.
+"""
+
+from typing import Any
+
+import torch
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
+
+from .state import ModelState
+
+METHOD = "nestquant"
+
+
+class VllmConfig(QuantizationConfig):
+    """The configuration of one packed checkpoint.
+
+    Args:
+        value: `quantization_config` of config.json.
+
+    Attributes:
+        value: the same.
+        state: what the layers of the model share in this process; made when it is first asked for.
+    """
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        super().__init__()
+        self.value = value
+        self._state: ModelState | None = None
+
+    @property
+    def state(self) -> ModelState:
+        if self._state is None:
+            self._state = ModelState(self.value.get("layout"))
+        return self._state
+
+    def get_name(self) -> str:
+        return METHOD
+
+    def get_supported_act_dtypes(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16, torch.float32]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return 80  # bfloat16
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        return []
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "VllmConfig":
+        return cls(config)
+
+    def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
+        """Reads the layout, so that one which cannot be used is refused before vLLM starts its processes."""
+        ModelState(self.value.get("layout"))
+
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
+        self.state.names.rename(hf_to_vllm_mapper)
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        """The method of a layer: coded Linears, experts, and attention; None leaves a layer to vLLM."""
+        from vllm.model_executor.layers.attention import Attention, MLAAttention
+        from vllm.model_executor.layers.fused_moe import RoutedExperts
+        from vllm.model_executor.layers.linear import LinearBase
+
+        if isinstance(layer, LinearBase):
+            return self._of_linear(layer, prefix)
+        if isinstance(layer, RoutedExperts):
+            from .experts import expert_method
+
+            return expert_method(self, layer, prefix)
+        if isinstance(layer, Attention | MLAAttention):
+            from .cache import attention_method
+
+            return attention_method(self, layer, prefix)
+        return None
+
+    def _of_linear(self, layer: Any, prefix: str) -> QuantizeMethodBase:
+        from vllm.model_executor.layers.linear import RowParallelLinear
+
+        from .linear import CodedLinearMethod, PlainLinearMethod
+
+        names = self.state.names.of(prefix, self.packed_modules_mapping)
+        if not names:
+            return PlainLinearMethod(self.state)
+        self.state.names.take(names, layer)
+        if isinstance(layer, RowParallelLinear) and layer.tp_size > 1:
+            from .row_parallel import row_parallel_method
+
+            return row_parallel_method(self, layer, prefix, names)
+        return CodedLinearMethod(self.state, names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_state": None}
