@@ -9,6 +9,7 @@ Importing nestquant never imports vllm, and this file imports nothing. In readin
 `weights` has a layer's parameters while vLLM loads them, and what is made of them.
 `linear` multiplies; `operators` is what torch.compile sees of it.
 `row_parallel` has layers whose input is split among the processes of a tensor-parallel model.
-`experts` has mixtures of experts.
+`experts` has mixtures of experts: `expert_names` finds their matrices, `hub_names` renames the tensors of some models,
+`expert_weights` loads them.
 `cache` has packed keys and values in vLLM's pages.
 """

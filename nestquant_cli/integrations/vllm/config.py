@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 
+from .expert_names import patterns
 from .state import ModelState
 
 METHOD = "nestquant"
@@ -28,11 +29,12 @@ class VllmConfig(QuantizationConfig):
         super().__init__()
         self.value = value
         self._state: ModelState | None = None
+        self._model_types: list[str] = []
 
     @property
     def state(self) -> ModelState:
         if self._state is None:
-            self._state = ModelState(self.value.get("layout"))
+            self._state = ModelState(self.value.get("layout"), self._model_types)
         return self._state
 
     def get_name(self) -> str:
@@ -56,9 +58,19 @@ class VllmConfig(QuantizationConfig):
     def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
         """Reads the layout, so that one which cannot be used is refused before vLLM starts its processes."""
         ModelState(self.value.get("layout"))
+        self._model_types = [] if hf_config is None else [hf_config.model_type, hf_config.get_text_config().model_type]
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         self.state.names.rename(hf_to_vllm_mapper)
+
+    def get_checkpoint_weight_mapper(self) -> Any:
+        """Besides the model's own, how the tensors of the checkpoint come to layers that have others' names."""
+        from vllm.model_executor.models.utils import WeightsMapper
+
+        own = WeightsMapper(
+            orig_to_new_renaming=self.state.hub.renamings, orig_to_new_regex=patterns(self.state.experts)
+        )
+        return super().get_checkpoint_weight_mapper() | own
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         """The method of a layer: coded Linears, experts, and attention; None leaves a layer to vLLM."""

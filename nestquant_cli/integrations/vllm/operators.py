@@ -37,4 +37,20 @@ _library.define("linear(Tensor x, Tensor? bias, Tensor number, int rows) -> Tens
 _library.impl("linear", _linear, "CompositeExplicitAutograd")
 torch.library.register_fake("nestquant_vllm::linear", _fake_linear, lib=_library)
 
+
+def _experts(x: Tensor, weights: Tensor, choice: Tensor, number: Tensor) -> Tensor:
+    """x (tokens, features) to the same shape, by the layer of experts with this number."""
+    y: Tensor = _layers[int(number)].routed(x, weights, choice)
+    return y
+
+
+def _fake_experts(x: Tensor, weights: Tensor, choice: Tensor, number: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+_library.define("experts(Tensor x, Tensor weights, Tensor choice, Tensor number) -> Tensor")
+_library.impl("experts", _experts, "CompositeExplicitAutograd")
+torch.library.register_fake("nestquant_vllm::experts", _fake_experts, lib=_library)
+
 linear = torch.ops.nestquant_vllm.linear
+experts = torch.ops.nestquant_vllm.experts

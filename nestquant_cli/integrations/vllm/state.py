@@ -1,6 +1,7 @@
 """What the layers of one model share while vLLM builds it in a process."""
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from ...modules.inputs import padded_size
 from ...modules.layout import Layout
 from ...modules.resident import check_form, int8_fits
 from ...rotation.reflections import Reflections
+from .hub_names import HubNames
 from .names import Names
 
 RESIDENT = "NESTQUANT_RESIDENT"  # environment variable: the form of the weights in memory
@@ -20,19 +22,25 @@ class ModelState:
 
     Args:
         value: `layout` of config.json.
+        model_types: `model_type` of the model's configuration, and of its text model.
 
     Attributes:
         layout: the layout.
         names: its matrices, by the names that vLLM has for them.
+        hub: from those names to the ones on the Hub, where they differ and the model has experts.
+        experts: vLLM's name for each matrix of an expert, by that of its parameter.
         warned: whether the warning about keys and values was given.
 
     Raises:
         NestQuantError: the layout is damaged or of a later version; NESTQUANT_RESIDENT is no form.
     """
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, model_types: Iterable[str] = ()) -> None:
         self.layout = Layout.from_dict(value)
         self.names = Names(self.layout.linears)
+        self.hub = HubNames(model_types, self.layout.linears)
+        self.names.rename(self.hub)
+        self.experts: dict[str, str] = {}
         self.warned = False
         self._form = os.environ.get(RESIDENT) or "auto"
         self._reflections: dict[str, Reflections] = {}
