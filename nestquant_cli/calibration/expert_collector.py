@@ -155,6 +155,7 @@ class ExpertCollector:
         rotated: bool = True,
         learned: Callable[[Tensor], Tensor] | None = None,
         centering: bool = False,
+        parts: int = 1,
     ) -> None:
         """Fits what all experts share, to the sample: see `input_fit.fit_input`.
 
@@ -170,8 +171,8 @@ class ExpertCollector:
             )
         sample = [tokens for _, tokens in self._kept.values()]
         order = self.pool.order
-        self.fit = fit_input(sample, order, self._device, shape, self._seed, rotated, learned, centering)
-        self._kept, self._rotated = {}, rotated
+        self.fit = fit_input(sample, order, self._device, shape, self._seed, rotated, learned, centering, parts)
+        self._kept, self._rotated, self._parts = {}, rotated, parts
         self._power = _trace(self.pool.upper) / self.pool.tokens
 
     def finish(self, expert: int) -> InputStatistics:
@@ -181,7 +182,7 @@ class ExpertCollector:
         pooled = weight / (gram.tokens + weight)
         mean = gram.mean(self.pool, weight)
         noise = self.fit.noise * (_trace(mean) / self._power)
-        hessian, _ = in_basis(mean, None, self._seed, self._rotated, self.fit.reflectors)
+        hessian, _ = in_basis(mean, None, self._seed, self._rotated, self.fit.reflectors, self._parts)
         return InputStatistics(
             self.shared.members(expert),
             hessian,
@@ -192,6 +193,7 @@ class ExpertCollector:
             source=self.shared.source,
             tokens=self.tokens[expert],
             pooled=pooled,
+            parts=self._parts,
         )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..codecs.weights import Shape
+from .row_parallel import Divided
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class FitSettings:
         reflections: number of reflections of a learned rotation.
         centering: whether nested codes of inputs and keys may have centers.
         all_experts: whether every token is measured at every expert, instead of those that the router chose.
+        parts: number of parts that the inputs of row-parallel Linears are rotated and rounded in, each by itself.
     """
 
     act_shape: Shape | None
@@ -27,6 +29,11 @@ class FitSettings:
     reflections: int = 0
     centering: bool = True
     all_experts: bool = False
+    parts: int = 1
+
+    def divided(self) -> "Divided":
+        """How the inputs of row-parallel Linears are divided."""
+        return Divided.of(self.parts, self.weight_shape)
 
     @property
     def rotation_seed(self) -> int | None:

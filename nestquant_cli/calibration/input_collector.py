@@ -143,6 +143,7 @@ class InputCollector:
         rotated: bool = True,
         learned: Callable[[Tensor], Tensor] | None = None,
         centering: bool = False,
+        parts: int = 1,
     ) -> InputStatistics:
         """Averages the sums, which are freed, and fits the activation code to the sample.
 
@@ -153,6 +154,7 @@ class InputCollector:
             rotated: whether the statistics are wanted in the rotated basis.
             learned: function from rotated tokens (tokens, n) to the reflectors of a learned rotation; None without one.
             centering: whether the code may have a center.
+            parts: number of parts that are rotated and rounded each by itself.
 
         Raises:
             NestQuantError: an input was not finite.
@@ -162,9 +164,10 @@ class InputCollector:
         if not self.gram.finite or (self.cross is not None and not self.cross.finite):
             raise not_finite(place)
         hessian, cross = self.gram.mean(), None if self.cross is None else self.cross.mean()
-        fit = fit_input(self.kept, order, device, shape, seed, rotated, learned, centering)
-        hessian, cross = in_basis(hessian, cross, seed, rotated, fit.reflectors)
-        return InputStatistics(tuple(members), hessian, fit.noise, fit.code, len(self.dead), fit.reflectors, cross)
+        fit = fit_input(self.kept, order, device, shape, seed, rotated, learned, centering, parts)
+        hessian, cross = in_basis(hessian, cross, seed, rotated, fit.reflectors, parts)
+        fitted = fit.noise, fit.code, len(self.dead), fit.reflectors
+        return InputStatistics(tuple(members), hessian, *fitted, cross, parts=parts)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from ..codecs.registry import fit_heads
 from ..codecs.vectors import VectorCode
 from ..codecs.weights import Shape
 from ..parallel.tiles import over_rows
+from ..rotation.parted import parted_rotation
 from ..rotation.reflections import Reflections
 from ..rotation.transform import rotation
 
@@ -45,6 +46,7 @@ def fit_input(
     rotated: bool,
     learned: Callable[[Tensor], Tensor] | None,
     centering: bool,
+    parts: int = 1,
 ) -> InputFit:
     """Learns the rotation of an input, where it has one, and fits its code.
 
@@ -57,24 +59,26 @@ def fit_input(
         rotated: whether the basis is a rotated one.
         learned: function from rotated tokens (tokens, n) to the reflectors of a learned rotation; None without one.
         centering: whether the code may have a center.
+        parts: number of parts that are rotated and rounded each by itself; each may have a center.
     """
     noise = torch.zeros(order, device=device)
     code = reflectors = None
     if shape is not None or learned is not None:
         whole = torch.cat(list(tokens))
         sample = F.pad(whole.to(device).float(), (0, order - whole.shape[1]))
-        sample = over_rows(rotation(order, seed).apply, sample) if rotated else sample
+        sample = over_rows(parted_rotation(order, seed, parts).apply, sample) if rotated else sample
     if learned is not None:
         reflectors = learned(sample)
         sample = over_rows(Reflections.of(reflectors).reflect, sample)
     if shape is not None:
-        code = fit_heads(sample[None], shape, seed, centering)
-        noise = (sample - code.round(sample).dequantized()).square().mean(0)
+        code = fit_heads(sample.unflatten(1, (parts, -1)).transpose(0, 1), shape, seed, centering)
+        rounded = code.round(sample) if parts == 1 else code.round_parts(sample, None, parts)
+        noise = (sample - rounded.dequantized()).square().mean(0)
     return InputFit(code, noise, reflectors)
 
 
 def in_basis(
-    hessian: Tensor, cross: Tensor | None, seed: int, rotated: bool, reflectors: Tensor | None
+    hessian: Tensor, cross: Tensor | None, seed: int, rotated: bool, reflectors: Tensor | None, parts: int = 1
 ) -> tuple[Tensor, Tensor | None]:
     """Moments (n, n) of tokens behind the Hadamard rotation, in the basis in which the statistics are wanted.
 
@@ -84,9 +88,12 @@ def in_basis(
         seed: seed of the rotation signs.
         rotated: whether the basis is a rotated one.
         reflectors: (r, n) reflectors of a learned rotation; None without one.
+        parts: number of parts that are rotated each by itself.
     """
-    if not rotated:
+    if not rotated or parts > 1:
         hessian, cross = _rotated(rotation(len(hessian), seed).inverse, hessian, cross)
+    if rotated and parts > 1:
+        hessian, cross = _rotated(parted_rotation(len(hessian), seed, parts).apply, hessian, cross)
     if reflectors is not None:
         hessian, cross = _rotated(Reflections.of(reflectors).reflect, hessian, cross)
     return hessian, cross

@@ -26,6 +26,7 @@ from .input_collector import InputCollector, watch_all
 from .input_groups import ExpertInput, InputGroups
 from .layer_stack import LayerStack
 from .learned_rotation import learn_reflectors
+from .row_parallel import row_parallel
 from .statistics import InputStatistics, LayerStatistics, fit_cache
 
 Collector = InputCollector | ExpertCollector
@@ -49,6 +50,7 @@ class LayerMeasurement:
         self.name = stack.decoder.layer_name(index)
         self.modules = linears(stack.decoder.layers[index])
         self.families = expert_families(stack.decoder.layers[index])
+        self.row_parallel: frozenset[str] = frozenset()  # filled by `find_row_parallel`
 
     def parts(self, budget: int) -> Iterator[LayerStatistics]:
         """Runs the layer on all windows and yields their statistics in parts, the same on all processes.
@@ -104,7 +106,8 @@ class LayerMeasurement:
         """Statistics of one input from its collector, whose sums are freed."""
         settings, place = self.settings, f"{self.name}.{leader}"
         rotated, learned = settings.rotation_seed is not None, self._learning(members)
-        return collector.finish(members, settings.act_shape, place, rotated, learned, settings.centering)
+        parts = self._parts(members)
+        return collector.finish(members, settings.act_shape, place, rotated, learned, settings.centering, parts)
 
     def _finish_experts(self, collectors: list[ExpertCollector]) -> dict[str, InputStatistics]:
         """Statistics of the experts that the last pass was for, by the first Linear of each."""
@@ -115,8 +118,9 @@ class LayerMeasurement:
         collector.join(team())
         if collector.fit is None:
             place, rotated = f"{self.name}.{shared.source}", settings.rotation_seed is not None
-            learned = self._learning([name for family in shared.families for name in family], _EXPERT_ROWS)
-            collector.fit_shared(settings.act_shape, place, rotated, learned, settings.centering)
+            members = [name for family in shared.families for name in family]
+            learned, parts = self._learning(members, _EXPERT_ROWS), self._parts(members)
+            collector.fit_shared(settings.act_shape, place, rotated, learned, settings.centering, parts)
         inputs: dict[str, InputStatistics] = {}
 
         def finish(expert: int) -> None:
@@ -125,6 +129,17 @@ class LayerMeasurement:
         experts = list(collector.grams)
         run_tasks(finish, experts, lambda _: 2 * collector.pool.upper.nbytes)
         return {shared.members(expert)[0]: inputs[shared.members(expert)[0]] for expert in experts}
+
+    def find_row_parallel(self) -> None:
+        """Finds which Linears are row-parallel, from one window, where the settings divide the inputs of those."""
+        layer, run = self.stack.decoder.layers[self.index], partial(self.stack.run_once, self.index)
+        if self.settings.parts > 1:
+            found = team().run_on_all(lambda: row_parallel(layer, self.settings.divided(), self.name, run))
+            self.row_parallel = found[0]
+
+    def _parts(self, members: list[str]) -> int:
+        """Number of parts of the input of some Linears."""
+        return self.settings.parts if self.row_parallel.issuperset(members) else 1
 
     def _learning(self, members: list[str], most: int | None = None) -> Callable[[Tensor], Tensor] | None:
         """A function from rotated tokens (tokens, n) of an input to the reflectors of its learned rotation.

@@ -102,6 +102,13 @@ class LayerStack:
             arguments.drop(index)
         return_blocks()
 
+    @torch.inference_mode()
+    def run_once(self, index: int) -> None:
+        """Takes the first window through layer `index` on this thread; nothing is kept, and no key is observed."""
+        if index in self.arguments.plan.calls:
+            layer, hidden = self.decoder.layers[index], self.hidden[0].to(self.device)
+            self.arguments.through(layer, index, 0, hidden, keep=False)
+
     def _forward(self, window: Tensor) -> None:
         _, base = runner(self.model, self.decoder.prefix)  # without the head, as logits are not needed
         base(input_ids=window.to(self.device), use_cache=False)

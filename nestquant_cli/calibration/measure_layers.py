@@ -67,7 +67,9 @@ def measure_layers(
                     if callbacks is not None and behind is not None:
                         run_quantized(behind, index, callbacks.quantized(index))
                 yield None
-            elif callbacks is not None and behind is not None:
+                continue
+            layer.find_row_parallel()
+            if callbacks is not None and behind is not None:
                 yield iter([sequential_statistics(layer, behind, callbacks)])
             else:
                 parts = layer.parts(budget)

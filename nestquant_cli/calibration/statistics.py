@@ -49,6 +49,7 @@ class InputStatistics:
         cross: (n, n) float32, E[x₀ xᵀ] per token with x₀ the input in the original model; None where that is x.
         tokens: number of tokens that an expert saw; None for other inputs.
         pooled: share of an expert's H that is the mean over the tokens of all experts (`expert_collector`).
+        parts: number of equal parts that the input is rotated and rounded in, each by itself.
     """
 
     members: tuple[str, ...]
@@ -61,6 +62,7 @@ class InputStatistics:
     source: str | None = None
     tokens: int | None = None
     pooled: float = 0.0
+    parts: int = 1
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ _BEFORE = {
     "centering": False,
     "bos": "none",
     "window_start": [],
+    "tensor_parallel": 1,
 }  # values of settings that calibrations of older versions do not have
 _NOT_USED = "the calibration was not used"
 _AGAIN = "run nestquant calibrate again"
@@ -189,6 +190,8 @@ def _entry(leader: str, item: InputStatistics) -> dict[str, Any]:
     entry: dict[str, Any] = {"members": list(item.members), "dead": item.dead}
     if item.source in (None, leader):
         entry["code"] = item.code and item.code.fitted()
+    if item.parts > 1:
+        entry["parts"] = item.parts
     if item.source is not None:
         entry |= {"source": item.source, "tokens": item.tokens, "pooled": item.pooled}
     return entry
@@ -208,6 +211,7 @@ def _item(leader: str, entries: Any, tensors: dict[str, Tensor], act_shape: Shap
         source=source,
         tokens=None if source is None else int(entry["tokens"]),
         pooled=0.0 if source is None else float(entry["pooled"]),
+        parts=int(entry.get("parts", 1)),
     )
 
 

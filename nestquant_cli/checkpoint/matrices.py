@@ -84,7 +84,8 @@ class MatrixChecks:
         packed: dict[str, Tensor],
     ) -> None:
         reflectors = self._reflectors(linear)
-        rotation = rotation_for(padded_size(linear.in_features), self.layout.rotation_seed, reflectors)
+        order, parts = padded_size(linear.in_features), self.layout.parts.get(linear.input, 1)
+        rotation = rotation_for(order, self.layout.rotation_seed, reflectors, parts)
         found, problem = matrix_problem(
             original,
             name,

@@ -14,8 +14,7 @@ from ..models.load import load_unpacked_model
 from ..models.source import resolve
 from ..models.structure import open_decoder
 from ..modules.layout import LinearLayout
-from ..rotation.reflections import Reflected
-from ..rotation.transform import Identity, Rotation
+from ..rotation.reflections import AnyRotation
 
 TOLERANCE = 1e-3  # between recorded and recomputed relative error, as a fraction; sums of float32 differ by 1e-5
 
@@ -36,9 +35,7 @@ def load_original(model: str, dtype: str = "auto") -> PreTrainedModel:
     return original
 
 
-def relative_error(
-    weight: Tensor, tensors: Mapping[str, Tensor], code: WeightCode, rotation: Rotation | Identity | Reflected
-) -> float:
+def relative_error(weight: Tensor, tensors: Mapping[str, Tensor], code: WeightCode, rotation: AnyRotation) -> float:
     """‖Ŵ − W‖² / ‖W‖² in the rotated basis, padding included, as the quantizer records it.
 
     Args:

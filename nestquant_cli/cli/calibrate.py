@@ -10,7 +10,7 @@ from .config import RecipeOption, options_from_file, print_recipe, recipe_settin
 from .experts import print_experts
 from .option_groups import CalibrationRun, CalibrationText, expand_groups
 from .options import FolderOption, ModelArgument
-from .recipe_options import ActBitsOption, AllExpertsOption, KvBitsOption
+from .recipe_options import ActBitsOption, AllExpertsOption, KvBitsOption, TensorParallelOption
 
 
 @expand_groups
@@ -21,6 +21,7 @@ def calibrate(
     act_bits: ActBitsOption = None,
     kv_bits: KvBitsOption = None,
     all_experts: AllExpertsOption = False,
+    tensor_parallel: TensorParallelOption = 1,
     config: RecipeOption = None,
     *,
     text: CalibrationText,

@@ -28,6 +28,7 @@ from .recipe_options import (
     ResumeOption,
     RotationOption,
     SequentialOption,
+    TensorParallelOption,
     TuneOption,
     WeightBitsOption,
 )
@@ -56,6 +57,7 @@ def quantize(
     centering: CenteringOption = True,
     sequential: SequentialOption = False,
     all_experts: AllExpertsOption = False,
+    tensor_parallel: TensorParallelOption = 1,
     config: RecipeOption = None,
     calibration: CalibrationOption = None,
     *,

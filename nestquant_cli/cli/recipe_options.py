@@ -108,6 +108,15 @@ AllExpertsOption = Annotated[
         "tokens take as many products in a layer as it has experts.",
     ),
 ]
+TensorParallelOption = Annotated[
+    int,
+    typer.Option(
+        "--tensor-parallel",
+        metavar="N",
+        help="Rotate and round the inputs of row-parallel matrices (o_proj, down_proj) in N parts, each by itself, so "
+        "that up to N processes can serve the checkpoint in tensor parallel and communicate nothing more.",
+    ),
+]
 DampingOption = Annotated[
     float,
     typer.Option(

@@ -19,8 +19,8 @@ class Rounded:
 
     Attributes:
         values: (rows, entries) int8 or int16, or float32 where scale is None.
-        scale: (rows,) float32, or None.
-        centered: (rows,) bool, the rows that a center is to be added to; None for no row.
+        scale: (rows,) float32, or None; (rows, parts) where each of the equal parts of a row was rounded by itself.
+        centered: bool, of the shape of scale: what a center is to be added to; None for no row.
         center: float32 that broadcasts to (rows, entries), the center of each row.
     """
 
@@ -36,10 +36,18 @@ class Rounded:
 
     def dequantized(self) -> Tensor:
         """(rows, entries) float32."""
+        if self.scale is not None and self.scale.dim() == 2:
+            return self._dequantized_parts(self.scale)
         values = self.values.float() if self.scale is None else self.values.float() * self.scale[:, None]
         if self.centered is None or self.center is None:
             return values
         return values.addcmul_(self.centered[:, None].to(values.dtype), self.center)
+
+    def _dequantized_parts(self, scale: Tensor) -> Tensor:
+        values = self.values.float().unflatten(1, (scale.shape[1], -1)) * scale[..., None]
+        if self.centered is not None and self.center is not None:
+            values.addcmul_(self.centered[..., None].to(values.dtype), self.center.view(scale.shape[1], -1))
+        return values.flatten(1)
 
 
 class AttentionForm(NamedTuple):
@@ -105,6 +113,24 @@ class VectorCode(ABC):
         """
         return self.round(rotation(order, seed).apply(F.pad(x, (0, order - x.shape[1]))))
 
+    def round_parts(self, x: Tensor, seed: int | None, parts: int) -> Rounded:
+        """Rotates and rounds each of the equal parts of tokens by itself, with a scale of its own.
+
+        So a process that holds some parts of every token needs nothing of the others.
+
+        Args:
+            x: (tokens, features) float32, bfloat16 or float16; a part is a multiple of 8.
+            seed: seed of the rotation signs; None does not rotate.
+            parts: number of parts.
+
+        Returns:
+            (tokens, features) in the rotated basis.
+        """
+        width = x.shape[1] // parts
+        rounded = self.round_tokens(x.reshape(-1, width), width, seed)
+        scale = None if rounded.scale is None else rounded.scale.view(-1, parts)
+        return Rounded(rounded.values.view(-1, parts * width), scale)
+
     def encode_heads(self, x: Tensor, seed: int | None, run: int, restore: bool) -> tuple[Tensor, Tensor | None]:
         """Rotates and packs head vectors.
 
@@ -137,10 +163,14 @@ class VectorCode(ABC):
         """What a kernel needs to attend to packed vectors of this code, or None: they are decoded first."""
         return None
 
+    def part(self, start: int, count: int) -> "VectorCode":
+        """The code of some parts of an input next to each other, from part `start` on."""
+        return self
+
     def centers(self, entries: int, device: torch.device) -> Rounded | None:
-        """The centers in the rotated basis, a row for each head, one row for an input; None where there are none."""
+        """The centers in the rotated basis, a row for each head, or for each part of an input; None without any."""
         return None
 
     def fits(self, heads: int, entries: int) -> bool:
-        """Whether the centers, if there are any, are of so many heads with so many entries; an input is one head."""
+        """Whether the centers, if there are any, are of so many heads, or parts of an input, with so many entries."""
         return True

@@ -45,7 +45,7 @@ def read_entries(paths: Sequence[Path], overrides: dict[str, Any]) -> list[Entry
 def calibrations(entries: Sequence[Entry]) -> list[tuple[Recipe, list[Entry]]]:
     """The entries in groups that one calibration serves, each with the recipe to calibrate for.
 
-    Text, seed and rotation must be the same, and activations and the KV cache coded alike or left in 16 bits.
+    Text, seed, rotation and its parts must be the same, activations and the KV cache coded alike or left in 16 bits.
     """
     groups: list[tuple[Recipe, list[Entry]]] = []
     for entry in entries:
@@ -61,7 +61,7 @@ def calibrations(entries: Sequence[Entry]) -> list[tuple[Recipe, list[Entry]]]:
 
 def _joint(one: Recipe, other: Recipe) -> Recipe | None:
     """A recipe whose calibration has what both need; None where there is none."""
-    for name in ("dataset", "text_field", "bos", "samples", "seqlen", "seed", "rotation"):
+    for name in ("dataset", "text_field", "bos", "samples", "seqlen", "seed", "rotation", "tensor_parallel"):
         if getattr(one, name) != getattr(other, name):
             return None
     if one.rotation == "learned" or one.sequential or other.sequential:

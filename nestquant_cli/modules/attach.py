@@ -71,7 +71,8 @@ def _refuse_other_class(model: PreTrainedModel, decoder: Decoder, layout: Layout
 def _input_quantizer(layout: Layout, linear: LinearLayout, device: torch.device) -> InputQuantizer:
     count, order = layout.reflections.get(linear.input, 0), padded_size(linear.in_features)
     learned = Reflections(count, order, device) if count else None
-    return InputQuantizer(linear.in_features, layout.rotation_seed, layout.inputs[linear.input], learned)
+    code, parts = layout.inputs[linear.input], layout.parts.get(linear.input, 1)
+    return InputQuantizer(linear.in_features, layout.rotation_seed, code, learned, parts)
 
 
 def attach_cache(model: PreTrainedModel, decoder: Decoder, layout: Layout) -> None:

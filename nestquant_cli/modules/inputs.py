@@ -12,8 +12,8 @@ from torch import Tensor
 from ..codecs.vectors import Rounded, VectorCode
 from ..e8.code import BLOCK
 from ..kernels import for_device
-from ..rotation.reflections import Reflected, Reflections
-from ..rotation.transform import Identity, Rotation, rotation
+from ..rotation.parted import parted_rotation
+from ..rotation.reflections import AnyRotation, Reflected, Reflections
 
 
 class InputQuantizer:
@@ -28,18 +28,29 @@ class InputQuantizer:
         seed: seed of the rotation signs; None does not rotate.
         code: code of the activations, None to leave them unrounded.
         reflections: a learned rotation behind the other one.
+        parts: number of equal parts, multiples of 8, that are rotated and coded each by itself; not with reflections.
     """
 
     def __init__(
-        self, features: int, seed: int | None, code: VectorCode | None, reflections: Reflections | None = None
+        self,
+        features: int,
+        seed: int | None,
+        code: VectorCode | None,
+        reflections: Reflections | None = None,
+        parts: int = 1,
     ) -> None:
-        self.features, self.seed, self.code, self.reflections = features, seed, code, reflections
+        self.features, self.seed, self.code, self.reflections, self.parts = features, seed, code, reflections, parts
         self._of_thread = threading.local()  # `last`: what the thread made of its last input
 
     @property
     def padded(self) -> int:
         """Features after padding."""
         return padded_size(self.features)
+
+    @property
+    def part(self) -> int:
+        """Features of one part after padding."""
+        return self.padded // self.parts
 
     @property
     def plain(self) -> bool:
@@ -74,7 +85,7 @@ class InputQuantizer:
         """
         flat = x.detach().reshape(-1, self.features)
         if self.code is None and self.reflections is None:
-            return for_device(x.device).rotate_tokens(flat.float(), self.padded, self.seed)
+            return self._rotated(flat.float())
         return self.code_tokens(flat).dequantized().contiguous()
 
     def code_tokens(self, x: Tensor) -> Rounded:
@@ -83,8 +94,16 @@ class InputQuantizer:
         if self.reflections is not None:  # which no kernel knows
             return self.quantize(self.rotate(x))
         if self.code is None:
-            return Rounded(for_device(x.device).rotate_tokens(x, self.padded, self.seed), None)
+            return Rounded(self._rotated(x), None)
+        if self.parts > 1:
+            return self.code.round_parts(x, self.seed, self.parts)
         return self.code.round_tokens(x, self.padded, self.seed)
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        """Tokens (tokens, features) by a kernel: (tokens, padded) float32, or bfloat16 of bfloat16."""
+        if self.parts > 1:
+            x = x.reshape(-1, self.part)
+        return for_device(x.device).rotate_tokens(x, self.part, self.seed).view(-1, self.padded)
 
     def rotate(self, x: Tensor) -> Tensor:
         """(..., features) to (tokens, padded) float32."""
@@ -96,17 +115,21 @@ class InputQuantizer:
         return self.rotation.inverse(y)[:, : self.features]
 
     @property
-    def rotation(self) -> Rotation | Identity | Reflected:
+    def rotation(self) -> AnyRotation:
         """The rotation of padded tokens."""
-        first = rotation(self.padded, self.seed)
+        first = parted_rotation(self.padded, self.seed, self.parts)
         return first if self.reflections is None else Reflected(first, self.reflections)
 
     def quantize(self, rotated: Tensor) -> Rounded:
         """Rounds rotated tokens (tokens, padded) to the activation code."""
-        return Rounded(rotated, None) if self.code is None else self.code.round(rotated.detach())
+        if self.code is None:
+            return Rounded(rotated, None)
+        if self.parts > 1:
+            return self.code.round_parts(rotated.detach(), None, self.parts)
+        return self.code.round(rotated.detach())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"features": self.features, "seed": self.seed, "code": self.code, "reflections": self.reflections}
+        return {name: getattr(self, name) for name in ("features", "seed", "code", "reflections", "parts")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]

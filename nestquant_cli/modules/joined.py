@@ -24,11 +24,11 @@ class Joined:
 
         Each of them is handed out once, for the caller to do with as it likes; who asks again gets a new one.
         """
-        multiply, seed, weight = self._kernels.rotated_product, source.seed, self.weight
+        multiply, seed, weight, parts = self._kernels.rotated_product, source.seed, self.weight, source.parts
         assert seed is not None
-        taken, y = source.once(x, self, lambda flat: (set(), multiply(flat, seed, *weight)))
+        taken, y = source.once(x, self, lambda flat: (set(), multiply(flat, seed, *weight, parts)))
         if rows.start in taken:
-            y = multiply(x.reshape(-1, source.features), seed, *weight)
+            y = multiply(x.reshape(-1, source.features), seed, *weight, parts)
         taken.add(rows.start)
         return y[:, rows]
 

@@ -3,6 +3,7 @@
 The JSON is that of `docs/format.md`; `Layout.from_dict` checks every field, because a config.json may come from anyone.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +18,9 @@ from .inputs import padded_size
 QUANT_METHOD = "nestquant"
 REFLECTORS = "turn.reflectors"  # stored tensor of an input with a learned rotation, after the name of the input
 # 1: nested codes of one shape, the Hadamard rotation. 2: other codecs, rotations, a shape for a matrix. 3: centers.
-# 4: lattices. 5: layers without codes in `cache`. A checkpoint has the first version that suffices for it; codecs say
-# which one has their codes.
-FORMAT_VERSION = 5
+# 4: lattices. 5: layers without codes in `cache`. 6: inputs in parts. A checkpoint has the first version that suffices
+# for it; codecs say which one has their codes.
+FORMAT_VERSION = 6
 ROTATIONS = ("none", "hadamard", "learned")
 _LARGEST = 1 << 24  # entries in one dimension of a matrix; beyond it a config is taken for damaged or hostile
 
@@ -59,6 +60,8 @@ class Layout:
             16 bits.
         rotation: one of ROTATIONS; a learned one follows the Hadamard rotation. Heads have no learned one.
         reflections: number of reflections of a learned rotation, by the name of its input.
+        parts: number of equal parts that an input is rotated and coded in, each by itself, by its name; without an
+            input that is whole.
     """
 
     weight_shape: Shape | None
@@ -70,6 +73,7 @@ class Layout:
     cache: list[CacheCodes | None] = field(default_factory=list)
     rotation: str = "hadamard"
     reflections: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, int] = field(default_factory=dict)
 
     @property
     def rotation_seed(self) -> int | None:
@@ -92,6 +96,7 @@ class Layout:
             2 if mixed or self.rotation != "hadamard" else 1,
             3 if any(code is not None and code.centered for code in vectors) else 1,
             5 if len(coded) < len(self.cache) else 1,
+            6 if self.parts else 1,
             *(CODECS[name].format_version for name in self.codecs),
         )
 
@@ -103,6 +108,7 @@ class Layout:
             "format_version": version,
             "seed": self.seed,
             **rotation,
+            **({"parts": self.parts} if self.parts else {}),
             "weight_code": _shape_to(self.weight_shape),
             "act_code": _shape_to(self.act_shape),
             "kv_code": _shape_to(self.kv_shape),
@@ -159,16 +165,19 @@ def _layout_from(reader: Fields) -> Layout:
         name: None if act is None else vector_from(item, act, "inputs")
         for name, item in reader.mapping("inputs").items()
     }
+    parts = _parts_from(reader, inputs, linears) if version > 5 else {}
     widths: dict[str, int] = {}
     for name, linear in linears.items():
         if linear.input not in inputs:
             raise ValueError(f"linears.{name}.input names '{linear.input}', which inputs does not have")
         if widths.setdefault(linear.input, linear.in_features) != linear.in_features:
             raise ValueError(f"linears.{name} has another in_features than others with its input")
-        _refuse_other_center(inputs[linear.input], linear)
+        _refuse_other_center(inputs[linear.input], linear, parts.get(linear.input, 1))
     cache = [] if kv is None else [_cache_from(item, kv) for item in reader.sequence("cache")]
     rotation = _rotation_from(reader, inputs) if version > 1 else ("hadamard", {})
-    return Layout(weight, act, kv, reader.integer("seed", 0, (1 << 64) - 1), linears, inputs, cache, *rotation)
+    if set(parts) & set(rotation[1]):
+        raise ValueError("parts names an input with a learned rotation")
+    return Layout(weight, act, kv, reader.integer("seed", 0, (1 << 64) - 1), linears, inputs, cache, *rotation, parts)
 
 
 def _rotation_from(reader: Fields, inputs: dict[str, VectorCode | None]) -> tuple[str, dict[str, int]]:
@@ -182,6 +191,16 @@ def _rotation_from(reader: Fields, inputs: dict[str, VectorCode | None]) -> tupl
     return rotation, learned
 
 
+def _parts_from(reader: Fields, inputs: Collection[str], linears: dict[str, LinearLayout]) -> dict[str, int]:
+    named = reader.mapping("parts") if "parts" in reader.value else {}
+    counts = Fields(named, "parts")
+    parts = {name: counts.integer(name, 2, _LARGEST) for name in named}
+    rests = [linear.in_features % (8 * parts[linear.input]) for linear in linears.values() if linear.input in parts]
+    if set(parts) - set(inputs) or any(rests):
+        raise ValueError("parts names what is no input, or one that cannot be divided so")
+    return parts
+
+
 def _linear_from(value: Any, shape: Shape | None) -> LinearLayout:
     reader = Fields(value, "linears")
     sizes = reader.integer("in_features", 1, _LARGEST), reader.integer("out_features", 1, _LARGEST)
@@ -192,8 +211,8 @@ def _linear_from(value: Any, shape: Shape | None) -> LinearLayout:
     return LinearLayout(*sizes, bias, source, code)
 
 
-def _refuse_other_center(code: VectorCode | None, linear: LinearLayout) -> None:
-    if code is not None and not code.fits(1, padded_size(linear.in_features)):
+def _refuse_other_center(code: VectorCode | None, linear: LinearLayout, parts: int) -> None:
+    if code is not None and not code.fits(parts, padded_size(linear.in_features) // parts):
         raise ValueError(f"inputs.{linear.input} has no center of its size")
 
 

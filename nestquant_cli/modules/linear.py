@@ -83,7 +83,7 @@ class QuantizedLinear(StoredWeight):
     # What products of several calls share.
 
     def shift(self) -> Tensor:
-        """V μ of the center μ of the input, (out_features,) float32, from exact sums.
+        """V μ of the center μ of the input, (out_features,) float32, from exact sums; (parts, out_features) of parts.
 
         Kept for as long as the weight stays the tensor it is.
         """
@@ -94,10 +94,12 @@ class QuantizedLinear(StoredWeight):
         if kept is None or kept[0] is not held or kept[1] is not code:
             with torch.inference_mode(False), torch.no_grad():
                 V = self.decoded()
-                center = None if code is None else code.centers(self.source.padded, V.device)
+                center = None if code is None else code.centers(self.source.part, V.device)
                 assert center is not None and center.scale is not None, "an input without a center"
-                sums = for_device(V.device).integer_product(center.values, V)[0].float()
-                kept = self._shifted = held, code, sums * center.scale
+                product, columns = for_device(V.device).integer_product, V.split(self.source.part, 1)
+                sums = [product(mu[None], of_part) for mu, of_part in zip(center.values, columns, strict=True)]
+                shifts = torch.cat(sums).float() * center.scale[:, None]
+                kept = self._shifted = held, code, shifts if self.source.parts > 1 else shifts[0]
         return kept[2]
 
     def joined_product(self, x: Tensor) -> Tensor:

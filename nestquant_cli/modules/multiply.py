@@ -42,11 +42,13 @@ class TokenForm(NamedTuple):
         dtype: dtype of the Linear's input.
         integers: dtype of the integers that tokens are rounded to, with a scale each; None for floats.
         fused: whether they are not rounded and a kernel rotates them in one pass, bfloat16 to bfloat16.
+        parted: whether the scale is of a part of a token.
     """
 
     dtype: torch.dtype
     integers: torch.dtype | None
     fused: bool
+    parted: bool = False
 
 
 def choose(weight: WeightForm, tokens: TokenForm, limits: Limits) -> Steps:
@@ -67,6 +69,8 @@ def choose(weight: WeightForm, tokens: TokenForm, limits: Limits) -> Steps:
     # Kernels for few tokens, where the weight's bytes are what a product waits for.
     if weight.resident == "int8" and tokens.fused:
         steps.append((limits.joined_tokens, ways.joined_rows))
+    if both_int8 and tokens.parted:
+        return ((UNLIMITED, ways.integer_sums_of_parts),)
     if weight.resident == "packed" and weight.nested and both_int8:
         steps.append((limits.integer_tokens, ways.words_by_integers))
     elif weight.resident == "packed" and weight.nested:
@@ -106,10 +110,10 @@ def token_form(source: InputQuantizer, dtype: torch.dtype, device: torch.device)
     """What a quantizer makes of inputs: found by rounding one token of zeros, if it rounds them."""
     if source.code is None:
         seed = source.seed if source.plain else None
-        fused = seed is not None and for_device(device).rotates(source.padded, seed)
+        fused = seed is not None and for_device(device).rotates(source.part, seed)
         return TokenForm(dtype, None, fused)
-    rounded = source.code.round(torch.zeros(1, source.padded, device=device))
-    return TokenForm(dtype, None if rounded.scale is None else rounded.values.dtype, False)
+    rounded = source.quantize(torch.zeros(1, source.padded, device=device))
+    return TokenForm(dtype, None if rounded.scale is None else rounded.values.dtype, False, source.parts > 1)
 
 
 def multiply(layer: Any, x: Tensor, bias: Tensor | None) -> Tensor:

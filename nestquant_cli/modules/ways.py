@@ -143,6 +143,33 @@ def integer_sums(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Kernels
     return _by_panels(layer, multiply)
 
 
+def integer_sums_of_parts(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Kernels) -> Tensor:
+    """Int8 rows and int8 tokens part by part, the sums of each exact in int32, added up in float32.
+
+    1 byte a weight in the int8 form. Taken where parts of a token have scales of their own, for tensor parallel in one
+    process; a process that holds one part alone multiplies by another way.
+    """
+    tokens, scale = layer.source(x), layer.scale().float()
+    token_scale, centered = tokens.scale, tokens.centered
+    assert token_scale is not None
+    parts = token_scale.shape[1]
+    shift = None if centered is None else layer.shift()  # (parts, rows)
+    taken = tokens.values.unflatten(1, (parts, -1)).unbind(1)
+
+    def multiply(V: Tensor, part: slice) -> Tensor:
+        columns = V.unflatten(1, (parts, -1)).unbind(1)
+        y = torch.zeros(len(tokens.values), len(V), device=V.device)
+        for number in range(parts):
+            sums = kernels.integer_product(taken[number], columns[number])
+            y.addcmul_(sums.float(), token_scale[:, number, None])
+            if shift is not None and centered is not None:
+                y.addcmul_(centered[:, number, None].float(), shift[number, part])
+        y *= scale[part]
+        return (y if bias is None else y + bias[part]).to(x.dtype)
+
+    return _by_panels(layer, multiply)
+
+
 def bfloat16_rows(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Kernels) -> Tensor:
     """Integer rows as bfloat16, which holds int8 exactly, and bfloat16 tokens, sums in float32.
 

@@ -17,6 +17,7 @@ from ..base.errors import NestQuantError
 from ..base.progress import track
 from ..calibration.input_groups import InputGroups
 from ..calibration.kv_observer import KVObserver
+from ..calibration.row_parallel import Divided, Following
 from ..calibration.statistics import InputStatistics, LayerStatistics
 from ..codecs.registry import fit_heads
 from ..codecs.vectors import VectorCode
@@ -38,16 +39,19 @@ _SAMPLE = 1 << 16  # entries of the Gaussian vectors that a code is fitted to
 _PROBE = 8  # tokens of the forward that shows which Linears share an input; any number serves
 
 
-def data_free_recipe(weight_bits: float, act_bits: float, kv_bits: float, seed: int) -> Recipe:
+def data_free_recipe(
+    weight_bits: float, act_bits: float, kv_bits: float, seed: int, tensor_parallel: int = 1
+) -> Recipe:
     """A recipe that needs no text: no feedback, no noise of inputs, no centers.
 
     Args:
         weight_bits, act_bits, kv_bits: 2 to 8 in eighths, or 16 to leave that part alone.
         seed: seed of rotation signs and fits.
+        tensor_parallel: number of parts of the inputs of row-parallel matrices.
     """
     without: dict[str, Any] = {"feedback": "none", "qa": False, "centering": False, "dataset": "none"}
     settings: dict[str, Any] = {"weight_bits": weight_bits, "act_bits": act_bits, "kv_bits": kv_bits, "seed": seed}
-    return Recipe(**settings, **without)
+    return Recipe(**settings, **without, tensor_parallel=tensor_parallel)
 
 
 def quantize_loaded(model: PreTrainedModel, recipe: Recipe) -> tuple[Layout, dict[str, Any]]:
@@ -73,10 +77,11 @@ def quantize_loaded(model: PreTrainedModel, recipe: Recipe) -> tuple[Layout, dic
         )
     tensors, parts = dict[str, Tensor](), list[LayerPart]()
     observer = KVObserver(model.config.get_text_config(decoder=True), 1.0)
-    groups = _groups(model, decoder, observer)
+    groups, row_parallel = _groups(model, decoder, observer, recipe)
     for index, layer in enumerate(track(decoder.layers, "rounding layers", total=len(decoder.layers))):
         cache = _cache_codes(observer.sizes.get(index), recipe)
-        of_layer, part = _quantize_layer(decoder.layer_name(index), layer, groups[index], cache, recipe)
+        found = groups[index], row_parallel[index]
+        of_layer, part = _quantize_layer(decoder.layer_name(index), layer, *found, cache, recipe)
         tensors |= of_layer
         parts.append(part)
     layout, stays = join_layouts(recipe, parts), staying(decoder, uncalled_linears(decoder, parts))
@@ -88,14 +93,21 @@ def quantize_loaded(model: PreTrainedModel, recipe: Recipe) -> tuple[Layout, dic
 
 
 def _quantize_layer(
-    prefix: str, layer: nn.Module, groups: InputGroups, cache: CacheCodes | None, recipe: Recipe
+    prefix: str,
+    layer: nn.Module,
+    groups: InputGroups,
+    row_parallel: frozenset[str],
+    cache: CacheCodes | None,
+    recipe: Recipe,
 ) -> tuple[dict[str, Tensor], LayerPart]:
     modules = linears(layer)
 
     def item(members: Sequence[str], source: str | None = None) -> InputStatistics:
         order, device = padded_size(modules[members[0]].in_features), modules[members[0]].weight.device
-        code, ones = _gaussian_code(recipe, "act", order), torch.ones(order, device=device)
-        return InputStatistics(tuple(members), ones, torch.zeros(order, device=device), code, source=source)
+        parts = recipe.tensor_parallel if row_parallel.issuperset(members) else 1
+        code, ones = _gaussian_code(recipe, "act", order // parts), torch.ones(order, device=device)
+        noise = torch.zeros(order, device=device)
+        return InputStatistics(tuple(members), ones, noise, code, source=source, parts=parts)
 
     inputs = {leader: item(members) for leader, members in groups.members.items()}
     for shared in groups.experts:
@@ -106,10 +118,14 @@ def _quantize_layer(
 
 
 @torch.no_grad()
-def _groups(model: PreTrainedModel, decoder: Decoder, observer: KVObserver) -> list[InputGroups]:
-    """The Linears with the same input in each layer, by watching one forward; the observer sees keys and values."""
-    watchers = [InputGroups() for _ in decoder.layers]
+def _groups(
+    model: PreTrainedModel, decoder: Decoder, observer: KVObserver, recipe: Recipe
+) -> tuple[list[InputGroups], list[frozenset[str]]]:
+    """The Linears with the same input in each layer, and names of the row-parallel ones if their inputs are divided, by
+    watching one forward; the observer sees keys and values."""
+    watchers, parts = [InputGroups() for _ in decoder.layers], recipe.tensor_parallel
     with ExitStack() as stack:
+        flows = [stack.enter_context(Following(layer)) for layer in decoder.layers] if parts > 1 else []
         for watcher, layer in zip(watchers, decoder.layers, strict=True):
             stack.enter_context(watcher.watch(linears(layer), expert_families(layer)))
         seen = [layer for index, layer in enumerate(decoder.layers) if observer.sees(index)]
@@ -118,7 +134,9 @@ def _groups(model: PreTrainedModel, decoder: Decoder, observer: KVObserver) -> l
         model(input_ids=torch.arange(_PROBE, device=model.device)[None], use_cache=False)
     for watcher in watchers:
         watcher.inputs, watcher.expert_inputs = {}, {}  # tokens are not needed
-    return watchers
+    divided = Divided.of(parts, recipe.shape("weight"))
+    found = [flow.row_parallel(divided, decoder.layer_name(index)) for index, flow in enumerate(flows)]
+    return watchers, found or [frozenset[str]() for _ in watchers]
 
 
 def _cache_codes(sizes: tuple[int, int] | None, recipe: Recipe) -> CacheCodes | None:

@@ -55,6 +55,8 @@ def part_of(
     for leader, item in statistics.inputs.items() if coded else ():
         source = f"{prefix}.{item.source or leader}"
         layout.inputs[source] = item.code
+        if item.parts > 1:
+            layout.parts[source] = item.parts
         if item.reflectors is not None and item.source in (None, leader):
             layout.reflections[source] = len(item.reflectors)
             tensors[f"{source}.{REFLECTORS}"] = item.reflectors.to(torch.bfloat16).view(torch.int16)
@@ -92,6 +94,7 @@ def join_layouts(recipe: Recipe, parts: list[LayerPart]) -> Layout:
         layout.linears.update(part.layout.linears)
         layout.inputs.update(part.layout.inputs)
         layout.reflections.update(part.layout.reflections)
+        layout.parts.update(part.layout.parts)
         layout.cache.extend(part.layout.cache)
     if not any(layout.cache):
         layout = replace(layout, kv_shape=None, cache=[])

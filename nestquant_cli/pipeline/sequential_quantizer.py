@@ -68,7 +68,7 @@ class SequentialQuantizer:
         matrices = quantize_matrices(modules, statistics, self.recipe, place, self.group, self.words)
         self._packed |= matrices
         return {
-            name: self._weight(modules[name], matrix.tensors, matrix.code, item.reflectors)
+            name: self._weight(modules[name], matrix.tensors, matrix.code, item.reflectors, item.parts)
             for name, matrix in matrices.items()
         }
 
@@ -88,13 +88,16 @@ class SequentialQuantizer:
             stored = {leaf: tensors[f"{name}.{leaf}"] for leaf in forms}
             reflectors = tensors.get(f"{linear.input}.{REFLECTORS}")
             reflectors = None if reflectors is None else reflectors.view(torch.bfloat16)
-            weights[name.removeprefix(prefix)] = self._weight(module, stored, code, reflectors)
+            weights[name.removeprefix(prefix)] = self._weight(
+                module, stored, code, reflectors, layout.parts.get(linear.input, 1)
+            )
         return weights
 
     def _weight(
-        self, linear: nn.Linear, tensors: dict[str, Tensor], code: WeightCode, reflectors: Tensor | None
+        self, linear: nn.Linear, tensors: dict[str, Tensor], code: WeightCode, reflectors: Tensor | None, parts: int
     ) -> Tensor:
         """The weight (out, in) that packed tensors decode to, in the dtype and on the device of the Linear's weight."""
         order, seed = padded_size(linear.in_features), None if self.recipe.rotation == "none" else self.recipe.seed
         values = decoded(code, {leaf: tensor.to(linear.weight.device) for leaf, tensor in tensors.items()}, order)
-        return rotation_for(order, seed, reflectors).inverse(values)[:, : linear.in_features].to(linear.weight.dtype)
+        rotation = rotation_for(order, seed, reflectors, parts)
+        return rotation.inverse(values)[:, : linear.in_features].to(linear.weight.dtype)

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..calibration.fit_settings import FitSettings
 from ..calibration.hidden_states import HiddenStates
 from ..calibration.measure_layers import measure_layers
+from ..calibration.row_parallel import Divided, refuse_indivisible
 from ..calibration.sequential import STATES_SHARE, QuantizerCallbacks
 from ..calibration.statistics import LayerStatistics
 from ..calibration.store import Calibration, to_device
@@ -61,7 +62,15 @@ class StatisticsSource:
         shapes = self.recipe.shape("act"), self.recipe.shape("kv")
         for index, finished in enumerate(done):
             layer = None if finished else self.stored.layer(index, *shapes)
+            if layer is not None:
+                self._refuse_other_parts(layer, self.original.weights.decoder.layer_name(index))
             yield None if layer is None else iter([to_device(layer, self.original.weights.device)])
+
+    def _refuse_other_parts(self, layer: LayerStatistics, place: str) -> None:
+        """Raises NestQuantError where the weights' code has groups that a stored calibration in parts would split."""
+        divided = Divided.of(self.recipe.tensor_parallel, self.recipe.shape("weight"))
+        parted = {name: len(item.noise) for name, item in layer.inputs.items() if item.parts > 1}
+        refuse_indivisible(parted, divided, place)
 
     def hidden(self, share: int) -> HiddenStates:
         """An empty store of one tensor a window that keeps budget / share bytes in memory.
@@ -89,4 +98,5 @@ def fit_settings(recipe: Recipe) -> FitSettings:
         recipe.reflections,
         recipe.centering,
         recipe.all_experts,
+        recipe.tensor_parallel,
     )

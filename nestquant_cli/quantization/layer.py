@@ -101,7 +101,8 @@ def _rotated(members: list[nn.Linear], statistics: InputStatistics, seed: int | 
     """Weights of Linears with one input, stacked (m, n) float32, in the basis of the statistics."""
     n, device = statistics.hessian.shape[0], statistics.hessian.device
     weight = torch.cat([member.weight.detach().to(device=device, dtype=torch.float32) for member in members])
-    return over_rows(rotation_for(n, seed, statistics.reflectors).apply, F.pad(weight, (0, n - weight.shape[1])))
+    rotation = rotation_for(n, seed, statistics.reflectors, statistics.parts)
+    return over_rows(rotation.apply, F.pad(weight, (0, n - weight.shape[1])))
 
 
 def row_errors(W: Tensor, rounded: Tensor, statistics: InputStatistics) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -10,7 +10,8 @@ bits a weight on the demo model.
 import torch
 from torch import Tensor, nn
 
-from .transform import Identity, Rotation, rotation
+from .parted import Parted, parted_rotation
+from .transform import Identity, Rotation
 
 
 class Reflections(nn.Module):
@@ -63,7 +64,7 @@ def compact(vectors: Tensor) -> tuple[Tensor, Tensor]:
 class Reflected:
     """The rotation P R: a Hadamard rotation or none, then reflections. It has the methods of `Rotation`."""
 
-    def __init__(self, first: Rotation | Identity, reflections: Reflections) -> None:
+    def __init__(self, first: Rotation | Identity | Parted, reflections: Reflections) -> None:
         self.order, self._first, self._reflections = first.order, first, reflections
 
     def apply(self, x: Tensor) -> Tensor:
@@ -79,13 +80,17 @@ class Reflected:
         return self.apply(torch.eye(self.order, device=self._reflections.reflectors.device)).t()
 
 
-def rotation_for(order: int, seed: int | None, reflectors: Tensor | None = None) -> Rotation | Identity | Reflected:
+AnyRotation = Rotation | Identity | Parted | Reflected
+
+
+def rotation_for(order: int, seed: int | None, reflectors: Tensor | None = None, parts: int = 1) -> AnyRotation:
     """The rotation of vectors of an order.
 
     Args:
         order: n.
         seed: seed of the Hadamard rotation; None for no rotation.
         reflectors: (r, n), vectors of the reflections that follow it; None for none.
+        parts: number of equal parts that are rotated each by itself (`rotation.parted`).
     """
-    first = rotation(order, seed)
+    first = parted_rotation(order, seed, parts)
     return first if reflectors is None else Reflected(first, Reflections.of(reflectors))

@@ -71,7 +71,9 @@ def write_tuned(
 
 def _error(layout: Layout, matrix: str, weight: Tensor, tensors: dict[str, Tensor]) -> float:
     """Relative error of a packed matrix with its tuned row scales."""
-    code = layout.linears[matrix].code
+    linear = layout.linears[matrix]
+    code, parts = linear.code, layout.parts.get(linear.input, 1)
     assert code is not None
     packed = {leaf: tensors[f"{matrix}.{leaf}"] for leaf in ("words", "row_scale")}
-    return relative_error(weight.cpu(), packed, code, rotation_for(padded_size(weight.shape[1]), layout.rotation_seed))
+    rotation = rotation_for(padded_size(weight.shape[1]), layout.rotation_seed, parts=parts)
+    return relative_error(weight.cpu(), packed, code, rotation)

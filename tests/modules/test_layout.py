@@ -48,6 +48,39 @@ def test_centers_are_of_version_three_and_of_the_size_of_their_input() -> None:
         Layout.from_dict(example.to_dict())
 
 
+def parted(**parts: Any) -> dict[str, Any]:
+    """The JSON of a layout whose input of 64 has two parts, or what is given."""
+    example = layout()
+    example.parts["l.0.q"] = 2
+    assert example.version == 6
+    return example.to_dict() | parts
+
+
+def test_parts_are_of_version_six() -> None:
+    read = Layout.from_dict(json.loads(json.dumps(parted())))
+    assert read.parts == {"l.0.q": 2} and read.to_dict() == parted()
+    read.inputs["l.0.q"] = CenteredCode(CODE, centered(32).packed * 2)
+    assert Layout.from_dict(read.to_dict()) == read
+    assert "parts" not in layout().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"parts": {"l.0.q": 3}}, "cannot be divided so"),
+        ({"parts": {"l.0.q": 16}}, "cannot be divided so"),
+        ({"parts": {"l.0.k": 2}}, "what is no input"),
+        ({"parts": {"l.0.q": 1}}, "must be an integer from 2"),
+        ({"parts": []}, "parts is not an object"),
+        ({"rotation": "learned", "reflections": {"l.0.q": 4}}, "an input with a learned rotation"),
+        ({"inputs": {"l.0.q": centered(64).fitted()}}, "has no center of its size"),
+    ],
+)
+def test_other_parts_are_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(NestQuantError, match=told):
+        Layout.from_dict(parted(**changes))
+
+
 @pytest.mark.parametrize("example", [layout(), layout(THREE, None, None), layout(None, FOUR, None), layout(FOUR, None)])
 def test_round_trip_through_json(example: Layout) -> None:
     assert Layout.from_dict(json.loads(json.dumps(example.to_dict()))) == example
@@ -70,7 +103,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "told"),
     [
-        ("format_version", 6, "format version 6, this nestquant reads 1 to 5"),
+        ("format_version", 7, "format version 7, this nestquant reads 1 to 6"),
         ("format_version", ..., "format_version must be an integer"),
         ("cache/0/keys/centers", ["AAAA"], "a center has a scale that is none"),
         ("inputs/l.0.q/centers", 7, "centers must be a list"),

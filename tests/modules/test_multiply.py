@@ -41,6 +41,8 @@ NARROW, SINGLE, HALF = (TokenForm(dtype, None, fused=True) for dtype in (BFLOAT1
 UNFUSED = TokenForm(BFLOAT16, None, fused=False)
 ROUNDED, ROUNDED_WIDE = (TokenForm(BFLOAT16, integers, fused=False) for integers in (torch.int8, torch.int16))
 
+PARTED = ROUNDED._replace(parted=True)
+
 ROWS = [
     ("cpu", KEPT, NARROW, {1: "kept_weight", 100: "kept_weight"}),
     ("cpu", GROUPS, SINGLE, {1: "float32_values", 100: "float32_values"}),
@@ -57,6 +59,10 @@ ROWS = [
     ("cpu", PACKED, ROUNDED_WIDE, {1: "float_rows"}),
     ("cpu", PACKED_WIDE, NARROW, {1: "words_by_few", 2: "float_rows"}),
     ("cpu", PACKED_WIDE, ROUNDED, {1: "float_rows"}),
+    ("cpu", INT8, PARTED, {1: "integer_sums_of_parts", 100: "integer_sums_of_parts"}),
+    ("cpu", PACKED, PARTED, {1: "integer_sums_of_parts"}),
+    ("cpu", PACKED_WIDE, PARTED, {1: "float_rows"}),
+    ("gpu", PACKED, PARTED, {1: "integer_sums_of_parts"}),
     ("cpu", DIGITS, NARROW, {1: "bfloat16_rows", 100: "bfloat16_rows"}),
     ("cpu", DIGITS, ROUNDED, {1: "integer_sums"}),
     (

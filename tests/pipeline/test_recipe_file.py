@@ -76,6 +76,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "feedback": draw(st.sampled_from(["none", "ldlq"])),
         "paths": draw(st.one_of(st.none(), st.integers(1, 64))),
         "allocation": draw(st.sampled_from(["uniform", "mixed"])),
+        "tensor_parallel": draw(st.integers(1, 8)),
         **{name: draw(st.booleans()) for name in ("qa", "centering", "sequential", "all_experts")},
         "tune": draw(st.one_of(st.none(), tuned)),
     }

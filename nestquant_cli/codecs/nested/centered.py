@@ -34,7 +34,7 @@ class CenteredCode(VectorCode):
 
     Attributes:
         scaled: code of what is left when the center is subtracted.
-        packed: the centers as `scaled` packs them, in the rotated basis: one for each head, or one for an input.
+        packed: the centers as `scaled` packs them, in the rotated basis: one for each head or part of an input.
     """
 
     centered: ClassVar[bool] = True
@@ -63,6 +63,18 @@ class CenteredCode(VectorCode):
         """Rotates tokens (tokens, features ≤ order) of an input and rounds each."""
         return self.scaled.round_tokens(x, order, seed, _center(self, order, x.device))
 
+    def round_parts(self, x: Tensor, seed: int | None, parts: int) -> Rounded:
+        """Rotates and rounds each of the equal parts of tokens (tokens, features), each less a center of its own."""
+        columns = x.unflatten(1, (parts, -1)).unbind(1)
+        centers = _centers(self, columns[0].shape[1], x.device).dequantized()
+        rounded = [
+            self.scaled.round_tokens(of_part.contiguous(), of_part.shape[1], seed, center)
+            for of_part, center in zip(columns, centers, strict=True)
+        ]
+        scale, centered = ([getattr(part, name) for part in rounded] for name in ("scale", "centered"))
+        values = torch.cat([part.values for part in rounded], 1)
+        return Rounded(values, torch.stack(scale, 1), torch.stack(centered, 1), centers.flatten())
+
     def pack(self, x: Tensor, run: int = 1) -> Tensor:
         """Packed vectors (rows, bytes) uint8 of rotated x (rows, entries); row i is of head (i div run) mod heads."""
         return self.encode_heads(x, None, run, restore=False)[0]
@@ -88,6 +100,10 @@ class CenteredCode(VectorCode):
         if seed is None:
             return None
         return AttentionForm(self.scaled.code, _head_centers(self, head_size, seed, device))
+
+    def part(self, start: int, count: int) -> "CenteredCode":
+        """The code with the centers of some parts."""
+        return CenteredCode(self.scaled, self.packed[start : start + count])
 
     def centers(self, entries: int, device: torch.device) -> Rounded:
         """The centers in the rotated basis, as integers and their sizes, rows of `entries`."""
@@ -151,7 +167,7 @@ def fit_centered(vectors: Tensor, shape: CodeShape, seed: int) -> VectorCode:
     _ROUNDS rounds of choosing and averaging. All of them are kept where they take WORTH of the energy, or none is.
 
     Args:
-        vectors: (heads, n, entries) float32 in the rotated basis; an input is one head.
+        vectors: (heads, n, entries) float32 in the rotated basis; a part of an input is a head.
         shape: shape of the code.
         seed: seed of the choice of blocks.
     """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ...pipeline.recipe import Recipe
 
 
-_SETTINGS = ("bits", "act_bits", "kv_bits", "seed", "layout", "recipe")
+_SETTINGS = ("bits", "act_bits", "kv_bits", "seed", "tensor_parallel", "layout", "recipe")
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -39,6 +39,7 @@ class NestQuantConfig(QuantizationConfigMixin):
             bits by part, for people to read.
         act_bits, kv_bits: bits of activations, and of keys and values; 16 leaves them alone.
         seed: seed of rotation signs and fits.
+        tensor_parallel: number of processes that are to share the matrices, as `pipeline.recipe.Recipe` has it.
         unknown: what transformers adds, `quant_method`; any other name is refused.
 
     Raises:
@@ -56,6 +57,7 @@ class NestQuantConfig(QuantizationConfigMixin):
         act_bits: float = 16,
         kv_bits: float = 16,
         seed: int = 0,
+        tensor_parallel: int = 1,
         **unknown: Any,
     ) -> None:
         refuse_unknown(set(unknown) - {"quant_method"}, _SETTINGS, "NestQuantConfig", "nothing was loaded")
@@ -69,7 +71,7 @@ class NestQuantConfig(QuantizationConfigMixin):
         elif bits is not None:
             from ...pipeline.data_free import data_free_recipe
 
-            self.wanted = data_free_recipe(bits, act_bits, kv_bits, seed)
+            self.wanted = data_free_recipe(bits, act_bits, kv_bits, seed, tensor_parallel)
 
     def to_dict(self) -> dict[str, Any]:
         return quantization_config(self.layout, self.recipe, self.bits)

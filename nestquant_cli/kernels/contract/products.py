@@ -47,16 +47,17 @@ class ProductKernels(Protocol):
         """
         ...
 
-    def rotated_product(self, x: Tensor, seed: int, v: Tensor, row_scale: Tensor) -> Tensor:
+    def rotated_product(self, x: Tensor, seed: int, v: Tensor, row_scale: Tensor, parts: int = 1) -> Tensor:
         """diag(row_scale)·V·R x of at most `limits.joined_tokens` tokens and int8 rows, rotation included.
 
-        Only for orders of which `rotates` says yes.
+        Only for orders of a part of which `rotates` says yes.
 
         Args:
             x: (tokens, features) floating point.
             seed: seed of the rotation signs.
             v: (rows, padded features) int8, contiguous.
             row_scale: (rows,) int16, the bits of a bfloat16.
+            parts: number of equal parts of a token that are rotated each by itself.
 
         Returns:
             (tokens, rows) in x's dtype, sums in float32.

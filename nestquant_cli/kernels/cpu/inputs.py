@@ -134,11 +134,11 @@ def rotates(order: int, seed: int) -> bool:
 
 
 @lru_cache(maxsize=256)
-def plan_of(order: int, seed: int) -> tuple[np.ndarray, ...] | None:
-    """What the loops of `tokens` take of a rotation."""
-    R = rotation(order, seed)
+def plan_of(order: int, seed: int, parts: int = 1) -> tuple[np.ndarray, ...] | None:
+    """What the loops of `tokens` take of a rotation, or of one in equal parts; None where a factor is too large."""
+    R = rotation(order // parts, seed)
     numbers, factors, signs = [], [], []
-    for size in R.block_orders:
+    for size in R.block_orders * parts:
         groups = _grouped(atoms(size))
         matrices = [factor_matrix(group) for group in groups]
         if any(len(matrix) > LARGEST_FACTOR for matrix in matrices):
@@ -147,8 +147,8 @@ def plan_of(order: int, seed: int) -> tuple[np.ndarray, ...] | None:
         factors += [len(matrix) for matrix in matrices]
         signs += [matrix.astype(np.float32).ravel() for matrix in matrices]
     signs.append(np.ones(1, np.float32))  # an order of 1 has no factors, and nothing may be empty
-    whole = (np.asarray(list(numbers_of), np.int64) for numbers_of in (R.block_orders, numbers, factors or [1]))
-    return R.scale, *whole, np.concatenate(signs)
+    whole = (np.asarray(list(numbers_of), np.int64) for numbers_of in (R.block_orders * parts, numbers, factors or [1]))
+    return np.tile(R.scale, parts), *whole, np.concatenate(signs)
 
 
 def _grouped(factors: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -44,10 +44,10 @@ def dot(packed: Tensor, x: Tensor, code: NestedCode) -> Tensor:
     return y
 
 
-def rotated_product(x: Tensor, seed: int, v: Tensor, row_scale: Tensor) -> Tensor:
+def rotated_product(x: Tensor, seed: int, v: Tensor, row_scale: Tensor, parts: int = 1) -> Tensor:
     """diag(row_scale)·V·R x for a few tokens: `contract.products.rotated_product`."""
     rows, order = v.shape
-    plan = plan_of(order, seed)
+    plan = plan_of(order, seed, parts)
     assert plan is not None, "no pass rotates this order"
     narrow = x.dtype == torch.bfloat16
     out = torch.empty(x.shape[0], rows, dtype=torch.bfloat16 if narrow else torch.float32)

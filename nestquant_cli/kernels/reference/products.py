@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...e8.code import NestedCode
-from ...rotation.transform import rotation
+from ...rotation.parted import parted_rotation
 from ..int8 import integer_product
 from .nested import unpack
 
@@ -31,10 +31,10 @@ def scale_sums(
     return (y if bias is None else y + bias).to(dtype)
 
 
-def rotated_product(x: Tensor, seed: int, v: Tensor, row_scale: Tensor) -> Tensor:
+def rotated_product(x: Tensor, seed: int, v: Tensor, row_scale: Tensor, parts: int = 1) -> Tensor:
     """diag(row_scale)·V·R x: `contract.products.rotated_product`, for any number of tokens."""
     order = v.shape[1]
-    rotated = rotation(order, seed).apply(F.pad(x.float(), (0, order - x.shape[1])))
+    rotated = parted_rotation(order, seed, parts).apply(F.pad(x.float(), (0, order - x.shape[1])))
     return (F.linear(rotated, v.float()) * row_scale.view(torch.bfloat16).float()).to(x.dtype)
 
 

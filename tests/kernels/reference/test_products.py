@@ -62,6 +62,12 @@ def test_int8_rows_times_tokens_that_are_rotated_on_the_way(dtype: torch.dtype, 
     y = products.rotated_product(x, SEED, v, bits)
     assert y.dtype == dtype
     assert relative_error(CPU.rotated_product(x, SEED, v, bits), y) < 1e-2
+    if features == ENTRIES:
+        parts = products.rotated_product(x, SEED, v, bits, 2)
+        assert relative_error(CPU.rotated_product(x, SEED, v, bits, 2), parts) < 1e-2
+        halves = zip(x.chunk(2, 1), v.double().chunk(2, 1), strict=True)
+        sums = [REFERENCE.rotate_tokens(half, ENTRIES // 2, SEED).double() @ rows.t() for half, rows in halves]
+        assert relative_error(parts, (sums[0] + sums[1]) * SCALE.double()) < 1e-2
     rotated = REFERENCE.rotate_tokens(x, ENTRIES, SEED)
     assert relative_error(y, F.linear(rotated.double(), v.double()) * SCALE.double()) < 1e-2
 
