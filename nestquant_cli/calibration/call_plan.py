@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from .arguments import Box, Path, boxes, differing, leaves, same, value_of
-from .recorder import Recorder, Recording, unusable
+from .recorder import Recorder, Recording, computed_between, unusable
 
 Place = tuple[int, Path]  # an argument: number of the layer, path in (args, kwargs)
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -39,7 +39,7 @@ class CallPlan:
         self.varying: set[Place] = set()
         other = recorder.record(windows[:1], other=True)
         for index, _ in self._differing(other):
-            raise unusable(f"{self._name(index)} is given what the model computes between its layers")
+            raise computed_between(self._name(index))
         self.shared = dict(self._shared())
         self.last_returned, self.last_shared = _last_uses(self.carried), _last_uses(self.shared)
         if len(windows) > 1:

@@ -171,3 +171,8 @@ def unusable(cause: str) -> NestQuantError:
     return NestQuantError(
         cause, "its inputs cannot be measured", "use a model whose decoder layers run once each, one after the other"
     )
+
+
+def computed_between(name: str) -> NestQuantError:
+    """The error for a layer, by its full name, whose arguments are made of what layers before it returned."""
+    return unusable(f"{name} is given what the model computes between its layers")

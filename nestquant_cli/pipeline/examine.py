@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache
 
 from ..base.errors import NestQuantError
 from ..calibration.all_experts import refuse_undriven
+from ..calibration.between_layers import Operations, refuse_computed
 from ..calibration.recorder import Recorder
 from ..models.config_file import generation_settings, model_config
 from ..models.expert_families import expert_families
@@ -97,9 +98,11 @@ def _refuse_order(model: PreTrainedModel, decoder: Decoder) -> None:
     """Raises NestQuantError where a text does not pass the layers one after the other, as far as that shows without
     numbers."""
     _, runs_text = runner(model, decoder.prefix)
+    recorder = Recorder(decoder, lambda window: runs_text(input_ids=window, use_cache=False))
     try:
-        with without_numbers(decoder) as ids:
-            Recorder(decoder, lambda window: runs_text(input_ids=window, use_cache=False)).record(ids)
+        with without_numbers(decoder) as ids, Operations() as operations:
+            recording = recorder.record(ids)
+        refuse_computed(recording, operations, [decoder.layer_name(index) for index in range(len(decoder.layers))])
     except NestQuantError:
         raise
     except Exception:  # of any kind, where the model needs numbers; calibration sees more

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import (
     BartConfig,
     BlenderbotConfig,
     LlamaConfig,
     PretrainedConfig,
     ReformerConfig,
+    RwkvConfig,
     XLMConfig,
     XLNetConfig,
 )
@@ -25,7 +27,7 @@ from nestquant_cli.pipeline.plan import make_plan
 from nestquant_cli.pipeline.quantize import calibrate, quantize
 from nestquant_cli.pipeline.recipe import Recipe
 from nestquant_cli.storage.files import read_json, write_json
-from tests.families import from_config, load, pack, save_model
+from tests.families import from_config, load, logits, pack, random_ids, save_model
 
 GATED: dict[str, Any] = {
     "vocab_size": 300,
@@ -37,6 +39,7 @@ GATED: dict[str, Any] = {
 }
 DECODER: dict[str, Any] = {"vocab_size": 300, "d_model": 64, "decoder_layers": 2, "decoder_attention_heads": 4}
 DECODER |= {"decoder_ffn_dim": 128, "is_encoder_decoder": False, "is_decoder": True, "pad_token_id": 1}
+EIGHT = {"weight_bits": 8, "act_bits": 8, "kv_bits": 8}
 KV = "keys and values cannot be quantized; quantize with --kv-bits 16"
 # A model, and what is said of it at --bits 4; those of the first table work with --kv-bits 16, the remedy.
 WEIGHTS_ONLY: dict[str, tuple[PretrainedConfig, str]] = {
@@ -64,6 +67,10 @@ REFUSED: dict[str, tuple[PretrainedConfig, str]] = {
     "parts of layers apart": (
         XLMConfig(vocab_size=300, emb_dim=64, n_layers=2, n_heads=4, causal=True),
         "transformer.attentions.1 is given other hidden states than transformer.attentions.0 returned",
+    ),
+    "halved between layers": (
+        RwkvConfig(vocab_size=300, hidden_size=64, num_hidden_layers=4, rescale_every=2),
+        "rwkv.blocks.2 is given other hidden states than rwkv.blocks.1 returned",
     ),
     "stray": (
         XLNetConfig(vocab_size=300, d_model=64, n_layer=2, n_head=4, d_inner=128),
@@ -123,6 +130,22 @@ def test_the_remedy_for_keys_and_values_works(
     packed = pack(folder, tiny_text_file, tmp_path / "packed", kv_bits=16)
     assert plan.weights == weights_of(packed)
     load(packed)
+
+
+def test_without_halving_a_deep_rwkv_works(
+    tiny_tokenizer_folder: Path, tiny_text_file: Path, tmp_path: Path
+) -> None:
+    """What halves hidden states every few layers divides weights, too, in the first forward, so it is refused; the
+    remedy, a setting of config.json, leaves the model's answers as they are."""
+    config = RwkvConfig(vocab_size=300, hidden_size=64, num_hidden_layers=12, rescale_every=6)
+    folder, ids = tmp_path / "model", random_ids(1, 40)
+    halved = logits(from_config(config), ids)
+    config.rescale_every = 0
+    original = from_config(config)
+    torch.testing.assert_close(logits(original, ids), halved, rtol=1e-3, atol=1e-3)
+    packed = pack(save_model(original, tiny_tokenizer_folder, folder), tiny_text_file, tmp_path / "w8", **EIGHT)
+    found, expected = logits(load(packed), ids).log_softmax(-1), logits(original, ids).log_softmax(-1)
+    assert (expected.exp() * (expected - found)).sum(-1).mean() < 0.001
 
 
 def weights_of(packed: Path) -> int:
