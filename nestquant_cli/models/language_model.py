@@ -14,14 +14,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..base.errors import NestQuantError
 
 
-def text_stacks(model: PreTrainedModel, depth: int | None) -> Iterator[tuple[str, nn.ModuleList]]:
-    """Name and module of each nn.ModuleList with `depth` items that is the language model's and no tower's.
+def text_stacks(model: PreTrainedModel) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Name and module of each nn.ModuleList that is the language model's and no tower's.
 
     Those whose modules keep the very configuration of the text come first, then those with one of its kind.
     """
     text = model.config.get_text_config(decoder=True)
     stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    stacks = [(name, module) for name, module in stacks if len(module) == depth]
     yield from ((name, module) for name, module in stacks if _config_of(model, name) is text)
     kinds = {type(text), type(model.config)}
     for name, module in stacks:

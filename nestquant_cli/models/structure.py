@@ -6,6 +6,7 @@ model inside it (`models.language_model`). What does not fit is refused by name,
 small enough to stay as they are, `models.small_matrices` says.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -44,22 +45,24 @@ class Decoder:
 
 
 def find_decoder(model: PreTrainedModel) -> Decoder:
-    """The stack of decoder layers.
+    """The stack of decoder layers: the first with as many as the configuration has, else the only one.
+
+    A configuration may count something else than layers, such as attentions where a layer has two.
 
     Raises:
-        NestQuantError: no such stack, or the model is of a kind that is not supported.
+        NestQuantError: no such stack, several, or the model is of a kind that is not supported.
     """
     refuse_unsupported(model)
     config = model.config.get_text_config(decoder=True)
     depth = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
-    for name, module in text_stacks(model, depth):
-        if _has_linear(module):
-            owner_name = name.rpartition(".")[0]
-            return Decoder(model.get_submodule(owner_name), owner_name, module, name)
-    number = "" if depth is None else f"{depth} "
-    raise NestQuantError(
-        f"{_kind(model)} has no stack of {number}decoder layers with nn.Linear inside", _REFUSED, _REMEDY
-    )
+    stacks = {name: module for name, module in text_stacks(model) if _has_linear(module)}
+    found = [name for name, module in stacks.items() if len(module) == depth]
+    if not found:
+        found = [name for name in _outermost(stacks) if _is_most(stacks[name], model.get_submodule(_around(name)))]
+        if len(found) != 1:
+            raise _without_stack(model, depth)
+    owner_name = _around(found[0])
+    return Decoder(model.get_submodule(owner_name), owner_name, stacks[found[0]], found[0])
 
 
 def open_decoder(model: PreTrainedModel) -> Decoder:
@@ -102,6 +105,40 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
 
 def _has_linear(stack: nn.ModuleList) -> bool:
     return all(any(isinstance(module, nn.Linear | Conv1D) for module in layer.modules()) for layer in stack)
+
+
+def _outermost(names: Iterable[str]) -> list[str]:
+    """Those of some modules' names that are inside none of the others."""
+    kept: list[str] = []
+    for name in sorted(names, key=len):
+        if not name.startswith(tuple(f"{outer}." for outer in kept)):
+            kept.append(name)
+    return kept
+
+
+def _is_most(stack: nn.ModuleList, owner: nn.Module) -> bool:
+    """Whether most entries of a module's matrices, tables of embeddings left out, are in a stack inside it."""
+    tables = {id(module.weight) for module in owner.modules() if isinstance(module, nn.Embedding)}
+    sizes = {id(p): p.numel() for p in owner.parameters() if p.dim() >= 2 and id(p) not in tables}
+    return 2 * sum(sizes.get(id(p), 0) for p in stack.parameters()) > sum(sizes.values())
+
+
+def _without_stack(model: PreTrainedModel, depth: int | None) -> NestQuantError:
+    """The error for a model without one stack of decoder layers, which names the stacks that it has."""
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    lists = {name: module for name, module in lists.items() if len(module) and _has_linear(module)}
+    stacks = ", ".join(f"{name} ({len(lists[name])})" for name in sorted(_outermost(lists)))
+    counted = "" if depth is None else f", and config.json counts {depth}"
+    has = f"its layers are in {stacks}" if "," in stacks else f"what it has is {stacks}" if stacks else "it has none"
+    return NestQuantError(
+        f"{_kind(model)} has not one stack of decoder layers with nn.Linear inside: {has}{counted}",
+        _REFUSED,
+        "use a model with one stack of decoder layers; docs/models.md lists those that work",
+    )
+
+
+def _around(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _kind(model: PreTrainedModel) -> str:

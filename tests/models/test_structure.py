@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from torch import nn
 from transformers import (
     PreTrainedModel,
     T5Config,
@@ -51,7 +52,20 @@ def test_an_encoder_decoder_is_refused() -> None:
         refuse_unsupported(model)
 
 
-def test_a_model_without_a_stack_is_refused(llama: PreTrainedModel) -> None:
-    llama.config.num_hidden_layers = 5
-    with pytest.raises(NestQuantError, match="LlamaForCausalLM has no stack of 5 decoder layers"):
+def test_a_model_without_one_stack_is_refused_by_the_stacks_that_it_has(llama: PreTrainedModel) -> None:
+    inner: Any = llama.model
+    inner.others, inner.layers = nn.ModuleList([inner.layers[1]]), nn.ModuleList([inner.layers[0]])
+    with pytest.raises(NestQuantError, match=r"not one stack .*: its layers are in model\.layers \(1\), model\.others"):
         find_decoder(llama)
+    inner.layer, inner.others = inner.layers[0], nn.ModuleList()
+    inner.layers = nn.ModuleList([nn.Linear(64, 8)])  # such as another head
+    with pytest.raises(NestQuantError, match=r"not one stack .*: what it has is model\.layers \(1\), and .* counts 2;"):
+        find_decoder(llama)
+    inner.layers = nn.ModuleList()
+    with pytest.raises(NestQuantError, match="nn.Linear inside: it has none, and config.json counts 2; it was not"):
+        find_decoder(llama)
+
+
+def test_the_only_stack_is_found_whatever_the_configuration_counts(llama: PreTrainedModel) -> None:
+    llama.config.num_hidden_layers = 4  # attentions, of which a layer may have two
+    assert find_decoder(llama).prefix == "model.layers" and len(find_decoder(llama).layers) == 2
