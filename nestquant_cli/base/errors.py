@@ -2,6 +2,8 @@
 
 from .printable import escaped
 
+LONGEST = 200  # characters of a line that another library says
+
 
 class NestQuantError(Exception):
     """Bad input or an unusable state, as one line "cause; consequence; remedy".
@@ -30,7 +32,7 @@ def _one_line(text: str) -> str:
     return escaped("".join(" " if character in "\r\n\t" else character for character in text))
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's text, at most 200 characters, without the mark at its end."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".:")[:200]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+    return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"

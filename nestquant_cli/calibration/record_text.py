@@ -5,8 +5,8 @@ import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..base.errors import NestQuantError
-from .text_files import NOT_READ, Records, one_line
+from ..base.errors import NestQuantError, first_line
+from .text_files import NOT_READ, Records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,7 +69,7 @@ class Fields:
             text: Any = self._tokenizer.apply_chat_template(messages, chat_template=_on_a_day(chosen), tokenize=False)
         except Exception as error:  # a template is a program that comes with the model
             raise NestQuantError(
-                f"the chat template refuses the messages of {place} ({one_line(error)})", NOT_READ, "correct them"
+                f"the chat template refuses the messages of {place} ({first_line(error)})", NOT_READ, "correct them"
             ) from error
         self.template = hashlib.sha256(chosen.encode()).hexdigest()
         return str(text)

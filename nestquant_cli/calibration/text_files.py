@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..base.errors import NestQuantError
+from ..base.errors import NestQuantError, first_line
 from ..storage.files import BYTE_ORDER_MARK
 
 CRLF = "\r\n"
@@ -124,7 +124,7 @@ def parquet_records(path: str) -> Records:
         raise
     except Exception as error:  # pyarrow and datasets raise errors of many kinds
         raise NestQuantError(
-            f"{path} cannot be read as parquet ({one_line(error)})", NOT_READ, "check the file"
+            f"{path} cannot be read as parquet ({first_line(error)})", NOT_READ, "check the file"
         ) from error
 
 
@@ -144,7 +144,9 @@ def saved_records(folder: str, split: str) -> Callable[[], Records]:
         saved = datasets.load_from_disk(str(Path(folder).expanduser()))
     except Exception as error:  # the library raises errors of many kinds
         raise NestQuantError(
-            f"{folder} is not a data set of save_to_disk ({one_line(error)})", NOT_READ, "give a file, or such a folder"
+            f"{folder} is not a data set of save_to_disk ({first_line(error)})",
+            NOT_READ,
+            "give a file, or such a folder",
         ) from error
     if isinstance(saved, dict):
         if split not in saved:
@@ -167,15 +169,10 @@ def opened(path: str) -> Iterator[IO[bytes]]:
             yield file  # type: ignore[misc]
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise NestQuantError(
-            f"{path} is damaged or not gzipped ({one_line(error)})", NOT_READ, "copy it again"
+            f"{path} is damaged or not gzipped ({first_line(error)})", NOT_READ, "copy it again"
         ) from error
     except OSError as error:
         raise NestQuantError(f"{path} cannot be read ({error.strerror})", NOT_READ, "check the path") from error
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's message, without a full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _without_mark(text: str, marks: Marks) -> str:

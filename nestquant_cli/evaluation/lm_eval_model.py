@@ -8,11 +8,11 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from ..base.device import free_memory, on_host
-from ..base.errors import NestQuantError
+from ..base.errors import NestQuantError, first_line
 from ..base.finite import all_finite
 from ..base.progress import Advance, steps
 from ..parallel.team import team
-from .prompts import Prompting, first_line
+from .prompts import Prompting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..base.errors import NestQuantError
+from ..base.errors import NestQuantError, first_line
 from ..base.names import refuse_unknown
 from ..models.source import Source, load_config
 from .gates import NOT_EVALUATED
@@ -194,8 +194,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if name in dict(pairs[:number]):
             raise NestQuantError(f"--gen-kwargs has {name} twice", NOT_EVALUATED, "keep one of them")
     return dict(pairs)
-
-
-def first_line(error: Exception) -> str:
-    """First line of the message of a library's error, for a one-line message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from ..base.errors import NestQuantError
+from ..base.errors import NestQuantError, first_line
 from .generator import Answer, Show, TextGenerator
 from .sampling import NOT_GENERATED
 
@@ -67,9 +67,8 @@ class Conversation:
         try:
             encoded: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         except Exception as error:  # a template is a program that comes with the model
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise NestQuantError(
-                f"the chat template refuses the conversation ({reason})", NOT_GENERATED, "leave out --system"
+                f"the chat template refuses the conversation ({first_line(error)})", NOT_GENERATED, "leave out --system"
             ) from error
         return list(encoded["input_ids"])
 

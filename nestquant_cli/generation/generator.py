@@ -13,6 +13,7 @@ from ..checkpoint.load import load_model
 from ..models.source import Source, load_tokenizer
 from ..models.vocabulary import known_tokens, refuse_unknown_tokens
 from ..modules.resident import set_resident_if_quantized
+from .failing import describing_failures
 from .sampling import NOT_GENERATED, Sampling
 from .speed_and_memory import GenerationStatistics, cache_bytes, weight_bytes
 
@@ -108,7 +109,8 @@ class TextGenerator:
             show: called with each piece of text as it is generated. A KeyboardInterrupt ends the text, not the program.
 
         Raises:
-            NestQuantError: no tokens, tokens that the model does not know, or too many for a new token to fit.
+            NestQuantError: no tokens, tokens that the model does not know, too many for a new token to fit, or
+                transformers' own code of the model fails.
         """
         import copy
 
@@ -126,7 +128,7 @@ class TextGenerator:
         model: Any = self.model
         output = None
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), describing_failures(model):
                 output = model.generate(prompt, **settings, streamer=stream, return_dict_in_generate=True)
         except KeyboardInterrupt:
             stream.end()

@@ -1,6 +1,6 @@
 """The device a command runs on."""
 
-from ..base.errors import NestQuantError
+from ..base.errors import NestQuantError, first_line
 
 
 def pick_device(device: str = "auto") -> str:
@@ -16,8 +16,9 @@ def pick_device(device: str = "auto") -> str:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")[:120]
         raise NestQuantError(
-            f"device '{device}' cannot be used here ({reason})", "nothing was done", "use cpu, or --device auto"
+            f"device '{device}' cannot be used here ({first_line(error)})",
+            "nothing was done",
+            "use cpu, or --device auto",
         ) from error
     return device

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..base.errors import NestQuantError
+from ..base.errors import NestQuantError, first_line
 from ..base.progress import on_terminal
 from ..storage.files import write_text
 
@@ -124,7 +124,7 @@ def reason_of(error: BaseException) -> str:
     """What an error of the Hub's client comes down to, in one line; a proxy that is in between is named."""
     from huggingface_hub import constants
 
-    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    text = first_line(error)
     if getattr(error, "response", None) is not None:
         return text  # the Hub itself has spoken
     address = urlsplit(constants.ENDPOINT)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..base.errors import NestQuantError
+from ..base.errors import NestQuantError, first_line
 from .watch import Watch, connect
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def joined(device: str) -> Iterator[str]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_LONGEST)
     except (RuntimeError, ValueError) as error:
         raise NestQuantError(
-            f"the processes of this run cannot find each other ({str(error).splitlines()[0]})",
+            f"the processes of this run cannot find each other ({first_line(error)})",
             "nothing was done",
             "check MASTER_ADDR and MASTER_PORT, or start them with torchrun",
         ) from error

@@ -1,4 +1,4 @@
-from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.base.errors import NestQuantError, first_line
 
 
 def test_the_three_parts_make_one_line() -> None:
@@ -10,3 +10,9 @@ def test_the_three_parts_make_one_line() -> None:
 def test_it_is_one_line_whatever_it_names() -> None:
     error = NestQuantError("a\nb\x1b[2J", "c\ud800", "d")
     assert str(error) == "a b\\x1b[2J; c\\ud800; d" and error.cause == "a b\\x1b[2J"
+
+
+def test_of_another_library_s_error_the_first_line_is_said() -> None:
+    assert first_line(ValueError("\n it is wrong.\nand more")) == "it is wrong"
+    assert first_line(KeyError()) == "KeyError"
+    assert first_line(ValueError("a" * 300)) == "a" * 199 + "…"

@@ -132,9 +132,7 @@ def test_the_remedy_for_keys_and_values_works(
     load(packed)
 
 
-def test_without_halving_a_deep_rwkv_works(
-    tiny_tokenizer_folder: Path, tiny_text_file: Path, tmp_path: Path
-) -> None:
+def test_without_halving_a_deep_rwkv_works(tiny_tokenizer_folder: Path, tiny_text_file: Path, tmp_path: Path) -> None:
     """What halves hidden states every few layers divides weights, too, in the first forward, so it is refused; the
     remedy, a setting of config.json, leaves the model's answers as they are."""
     config = RwkvConfig(vocab_size=300, hidden_size=64, num_hidden_layers=12, rescale_every=6)
