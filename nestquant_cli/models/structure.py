@@ -50,7 +50,7 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
     A configuration may count something else than layers, such as attentions where a layer has two.
 
     Raises:
-        NestQuantError: no such stack, several, or the model is of a kind that is not supported.
+        NestQuantError: no such stack, several, one that shares weights with other parts, or the model is of a kind that is not supported.
     """
     refuse_unsupported(model)
     config = model.config.get_text_config(decoder=True)
@@ -61,6 +61,7 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
         found = [name for name in _outermost(stacks) if _is_most(stacks[name], model.get_submodule(_around(name)))]
         if len(found) != 1:
             raise _without_stack(model, depth)
+    _refuse_shared(model, found[0])
     owner_name = _around(found[0])
     return Decoder(model.get_submodule(owner_name), owner_name, stacks[found[0]], found[0])
 
@@ -105,6 +106,18 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
 
 def _has_linear(stack: nn.ModuleList) -> bool:
     return all(any(isinstance(module, nn.Linear | Conv1D) for module in layer.modules()) for layer in stack)
+
+
+def _refuse_shared(model: PreTrainedModel, prefix: str) -> None:
+    """Raises NestQuantError where weights of the decoder layers belong to other parts of the model, too."""
+    inside = f"{prefix}."
+    for name, other in model.all_tied_weights_keys.items():
+        if name.startswith(inside) != other.startswith(inside):
+            raise NestQuantError(
+                f"{_kind(model)} uses the weights of its decoder layers elsewhere, too: {name} is {other}",
+                _REFUSED,
+                "use a model whose decoder layers have their weights alone; docs/models.md lists those that work",
+            )
 
 
 def _outermost(names: Iterable[str]) -> list[str]:

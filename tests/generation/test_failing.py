@@ -1,4 +1,4 @@
-"""Where transformers cannot generate with a model, the user reads why in one line; our own errors stay what they are."""
+"""Where transformers cannot generate with a model, one line says why; our own errors stay what they are."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -62,10 +62,19 @@ def test_a_model_without_one_stack_is_refused_by_the_stacks_that_it_has(llama: P
     with pytest.raises(NestQuantError, match=r"not one stack .*: what it has is model\.layers \(1\), and .* counts 2;"):
         find_decoder(llama)
     inner.layers = nn.ModuleList()
-    with pytest.raises(NestQuantError, match="nn.Linear inside: it has none, and config.json counts 2; it was not"):
+    with pytest.raises(NestQuantError, match=r"nn\.Linear inside: it has none, and config\.json counts 2; it was not"):
         find_decoder(llama)
 
 
 def test_the_only_stack_is_found_whatever_the_configuration_counts(llama: PreTrainedModel) -> None:
     llama.config.num_hidden_layers = 4  # attentions, of which a layer may have two
     assert find_decoder(llama).prefix == "model.layers" and len(find_decoder(llama).layers) == 2
+
+
+def test_layers_whose_weights_belong_to_other_parts_are_refused(llama: PreTrainedModel) -> None:
+    ties: Any = llama.all_tied_weights_keys
+    ties["model.layers.1.mlp.up_proj.weight"] = "model.layers.0.mlp.up_proj.weight"
+    find_decoder(llama)
+    ties["model.layers.0.mlp.up_proj.weight"] = "model.others.0.mlp.up_proj.weight"
+    with pytest.raises(NestQuantError, match=r"elsewhere, too: model\.layers\.0\.mlp\S+ is model\.others\.0\.mlp"):
+        find_decoder(llama)
