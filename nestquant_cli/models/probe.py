@@ -7,7 +7,7 @@ configuration need not say them. A forward shows both.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from .as_linears import routed_experts
 from .language_model import runner
 from .structure import Decoder, linears
 
-TOKENS = 8  # of the forward; any number serves
+TOKENS = 11  # of the forward; any number serves, and this one is hardly a number of experts
 
 
 class HeadSizes(DynamicCache):
@@ -51,10 +51,18 @@ class Probe:
         uncalled: names in its layer of the Linears that no text reaches, by number of the layer.
         heads: head sizes of keys and of values by number of the layer, of layers that keep any; None where the model
             takes no cache of the usual kind.
+        chosen: how many experts a router chooses for a token, by the number that it chooses from: those of a layer and,
+            in some models, others that compute nothing.
     """
 
     uncalled: dict[int, tuple[str, ...]]
     heads: dict[int, tuple[int, int]] | None
+    chosen: dict[int, int] = field(default_factory=dict)
+
+    def share(self, experts: int) -> float:
+        """Share of the tokens that one of a layer's experts is given on average; 1 where that does not show."""
+        found = sorted(size for size in self.chosen if experts <= size <= 2 * experts)
+        return min(1.0, self.chosen[found[0]] / found[0]) if found else 1.0
 
 
 def probe(model: PreTrainedModel, decoder: Decoder) -> Probe | None:
@@ -68,6 +76,7 @@ def probe(model: PreTrainedModel, decoder: Decoder) -> Probe | None:
     cache = HeadSizes(model.config.get_text_config(decoder=True))
     _, runs_text = runner(model.eval(), decoder.prefix)
     with ExitStack() as stack:
+        chosen = stack.enter_context(_Choices()).chosen
         for index, layer in enumerate(decoder.layers):
             for name, linear in linears(layer).items():
                 stack.callback(linear.register_forward_pre_hook(partial(_note, called[index], name)).remove)
@@ -78,7 +87,7 @@ def probe(model: PreTrainedModel, decoder: Decoder) -> Probe | None:
         index: tuple(name for name in linears(layer) if name not in called[index])
         for index, layer in enumerate(decoder.layers)
     }
-    return Probe({index: names for index, names in left.items() if names}, cache.sizes if cached else None)
+    return Probe({index: names for index, names in left.items() if names}, cache.sizes if cached else None, chosen)
 
 
 @contextmanager
@@ -109,6 +118,19 @@ class _Yes(TorchDispatchMode):
         with self:  # operators that consist of others may ask in one of them
             parts = func.decompose(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {})) if parts is NotImplemented else parts
+
+
+class _Choices(TorchDispatchMode):
+    """Notes from how many scores each operation chooses the largest, and how many of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chosen: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.topk.default and args[0].dim():
+            self.chosen[args[0].shape[-1]] = args[1]
+        return func(*args, **(kwargs or {}))
 
 
 def _note(called: set[str], name: str, *_: Any) -> None:

@@ -50,7 +50,8 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
     A configuration may count something else than layers, such as attentions where a layer has two.
 
     Raises:
-        NestQuantError: no such stack, several, one that shares weights with other parts, or the model is of a kind that is not supported.
+        NestQuantError: no such stack, several, one that shares weights with other parts, or the model is of a kind
+            that is not supported.
     """
     refuse_unsupported(model)
     config = model.config.get_text_config(decoder=True)

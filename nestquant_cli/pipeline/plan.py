@@ -19,9 +19,6 @@ from .plan_row import PlanRow
 from .recipe import Recipe
 from .statistics_source import sums_budget
 
-# Settings of configurations that say how many experts a token gets.
-_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_topk", "moe_k")
-
 
 @dataclass(frozen=True)
 class Sizes:
@@ -124,7 +121,7 @@ def count_sizes(model: PreTrainedModel, recipe: Recipe, seen: Probe | None = Non
             if name not in uncalled.get(index, ()):
                 family = experts.get(name, ())
                 own = name if not family else f"{name.rpartition('.')[0]}.*" if "expert_" in name else name
-                key = (own, linear.out_features, linear.in_features, _reached(model, len(family), recipe))
+                key = (own, linear.out_features, linear.in_features, _reached(len(family), recipe, seen))
                 shapes[key] = shapes.get(key, 0) + 1
     item = model.dtype.itemsize
     rows = [
@@ -160,8 +157,6 @@ def _kept_width(model: PreTrainedModel, decoder: Decoder, sequential: bool) -> i
     return 2 * width + max(sum(linear.in_features for linear in linears(layer).values()) for layer in decoder.layers)
 
 
-def _reached(model: PreTrainedModel, experts: int, recipe: Recipe) -> float:
+def _reached(experts: int, recipe: Recipe, seen: Probe | None) -> float:
     """Fraction of the tokens that one of a layer's experts is measured on; all of them where that is not known."""
-    config = model.config.get_text_config(decoder=True)
-    chosen = next((value for name in _CHOSEN if type(value := getattr(config, name, None)) is int), experts)
-    return min(1.0, chosen / experts) if experts and not recipe.all_experts else 1.0
+    return 1.0 if seen is None or not experts or recipe.all_experts else seen.share(experts)

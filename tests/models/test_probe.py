@@ -8,7 +8,9 @@ from transformers import (
     BartConfig,
     DeepseekV3Config,
     Gemma4TextConfig,
+    Llama4TextConfig,
     LlamaConfig,
+    LongcatFlashConfig,
     MixtralConfig,
     OpenAIGPTConfig,
     PretrainedConfig,
@@ -99,3 +101,46 @@ def test_a_model_that_needs_numbers_says_nothing(monkeypatch: pytest.MonkeyPatch
     decoder = open_decoder(model)
     monkeypatch.setattr(decoder.layers[0], "forward", lambda hidden, **_: hidden[hidden.tolist()])
     assert probe(model, decoder) is None
+
+
+EXPERTS: dict[str, tuple[PretrainedConfig, int, float]] = {
+    "of all": (MixtralConfig(**GATED, num_local_experts=6, num_experts_per_tok=3), 6, 1 / 2),
+    "of groups": (
+        DeepseekV3Config(
+            **GATED | {"num_key_value_heads": 4},
+            first_k_dense_replace=0,
+            n_routed_experts=16,
+            n_group=4,
+            topk_group=2,
+            num_experts_per_tok=4,
+            moe_intermediate_size=32,
+        ),
+        16,
+        1 / 4,
+    ),
+    "of some that compute nothing": (
+        LongcatFlashConfig(
+            vocab_size=300,
+            hidden_size=64,
+            num_layers=1,
+            num_attention_heads=4,
+            ffn_hidden_size=128,
+            n_routed_experts=6,
+            zero_expert_num=2,
+            moe_topk=2,
+            expert_ffn_hidden_size=32,
+        ),
+        6,
+        2 / 8,
+    ),
+    "one": (Llama4TextConfig(**GATED, num_local_experts=4, num_experts_per_tok=1, intermediate_size_mlp=64), 4, 1 / 4),
+    "none": (LlamaConfig(**GATED), 4, 1.0),
+}
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_the_share_of_tokens_of_an_expert_is_that_of_the_router(kind: str) -> None:
+    config, experts, share = EXPERTS[kind]
+    model = meta_model(config)
+    found = probe(model, open_decoder(model))
+    assert found is not None and found.share(experts) == share
