@@ -13,7 +13,7 @@ from ...codecs.weights import TensorForms
 from ...modules.inputs import InputQuantizer
 from ...modules.linear import QuantizedLinear
 from ...modules.multiply import WeightForm
-from .weights import Piece
+from .pieces import Piece
 
 
 class LayerInput(InputQuantizer):

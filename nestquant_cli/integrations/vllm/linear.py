@@ -16,9 +16,10 @@ from ...base.errors import NestQuantError
 from . import operators
 from .layer import LayerInput, coded_layer
 from .names import split
+from .pieces import Piece
 from .reflectors import add_reflectors, take_reflectors
 from .state import ModelState, number_in
-from .weights import Piece, add_parameters, take_tensors
+from .weights import add_parameters, take_tensors
 
 
 @register_weight_loader_v2_supported_method

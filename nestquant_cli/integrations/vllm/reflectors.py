@@ -5,8 +5,9 @@ from torch import nn
 
 from ...modules.layout import REFLECTORS
 from .parameters import WholeParameter
+from .pieces import Piece
 from .state import ModelState
-from .weights import Piece, not_loaded
+from .weights import not_loaded
 
 _MODULE, _, _TENSOR = REFLECTORS.partition(".")
 

@@ -1,42 +1,16 @@
 """The stored tensors of a coded layer of vLLM: its parameters while they are loaded, and what was loaded."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...base.errors import NestQuantError
-from ...codecs.weights import TensorForms
-from ...modules.inputs import padded_size
-from ...modules.layout import LinearLayout
-from .names import Rows
 from .parameters import RowsParameter, WholeParameter
+from .pieces import Piece
 
 _NOT_LOADED = 0x7FC0  # the bits of a bfloat16 that is no number, which no row scale is
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One matrix of the layout in a layer, or the rows of it that this process has.
-
-    Attributes:
-        place: which outputs of the layer it is.
-        linear: what the layout says of it.
-    """
-
-    place: Rows
-    linear: LinearLayout
-
-    def tensors(self, rows: int) -> TensorForms:
-        """The tensors that are stored of so many rows."""
-        code = self.linear.code
-        return {} if code is None else code.tensors(rows, padded_size(self.linear.in_features))
-
-    def whole(self, name: str) -> bool:
-        """Whether a tensor is one for all rows."""
-        return self.tensors(1)[name] == self.tensors(2)[name]
 
 
 def add_parameters(layer: nn.Module, pieces: list[Piece], dtype: torch.dtype, loader: Callable[..., Any]) -> None:
