@@ -3,11 +3,14 @@
 vLLM pickles it to its processes, so it holds what config.json says and builds the rest when a model asks.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 
+from ...checkpoint.manifest import MANIFEST
+from ...checkpoint.read import check_checkpoint
 from .expert_names import patterns
 from .state import ModelState
 
@@ -56,9 +59,22 @@ class VllmConfig(QuantizationConfig):
         return cls(config)
 
     def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
-        """Reads the layout, so that one which cannot be used is refused before vLLM starts its processes."""
+        """Refuses a checkpoint that cannot be used, before vLLM starts its processes.
+
+        The files of a folder are compared with its manifest, as transformers' quantizer does. Those of a Hub id may not
+        be there yet, and are not compared.
+
+        Args:
+            model_name: folder or Hub id.
+            hf_config, revision: as vLLM gives them; not needed.
+
+        Raises:
+            NestQuantError: naming what is missing, altered or unknown.
+        """
         ModelState(self.value.get("layout"))
         self._model_types = [] if hf_config is None else [hf_config.model_type, hf_config.get_text_config().model_type]
+        if (Path(model_name) / MANIFEST).is_file():
+            check_checkpoint(Path(model_name))
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         self.state.names.rename(hf_to_vllm_mapper)

@@ -60,7 +60,7 @@ class CodedLinearMethod(LinearMethodBase):
         """Gives the layer parameters with the checkpoint's tensors, and the rows of this process."""
         linears = {name: self._state.layout.linears[name] for name in self._names}
         features = {name: linear.out_features for name, linear in linears.items()}
-        processes = getattr(layer, "tp_size", 1)
+        processes = output_size // sum(output_partition_sizes)  # 1 for a layer that each process has whole
         places = split(self._names, features, output_partition_sizes, processes)
         pieces = [Piece(place, linears[place.name]) for place in places]
         for piece in pieces:
@@ -93,7 +93,7 @@ class CodedLinearMethod(LinearMethodBase):
             return sources[name]
 
         layer.coded = coded_layer(pieces, tensors, source_of, layer.coded_dtype, self._state.int8(device))
-        layer.coded_number = operators.number_of(layer.coded)
+        layer.register_buffer("coded_number", operators.number_of(layer.coded), persistent=False)
         del layer.coded_pieces
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
