@@ -1,0 +1,1 @@
+"""What check_vllm.py and bench_vllm.py are made of."""
