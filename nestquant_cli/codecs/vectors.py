@@ -174,3 +174,7 @@ class VectorCode(ABC):
     def fits(self, heads: int, entries: int) -> bool:
         """Whether the centers, if there are any, are of so many heads, or parts of an input, with so many entries."""
         return True
+
+    def of_heads(self, first: int, stop: int) -> "VectorCode":
+        """The code of some of the heads, first … stop."""
+        return self

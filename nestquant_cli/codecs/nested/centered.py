@@ -113,6 +113,10 @@ class CenteredCode(VectorCode):
         """Whether there is one center of `entries` entries for each of so many heads."""
         return len(self.packed) == heads and len(self.packed[0]) == self.vector_bytes(entries)
 
+    def of_heads(self, first: int, stop: int) -> "CenteredCode":
+        """The same code with the centers of the heads first … stop."""
+        return CenteredCode(self.scaled, self.packed[first:stop])
+
 
 def centered_from(scaled: ScaledCode, centers: Any) -> CenteredCode:
     """The inverse of `CenteredCode.fitted`, given the code of the rest and the item "centers".

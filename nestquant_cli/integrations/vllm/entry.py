@@ -10,8 +10,6 @@ def register() -> None:
     """
     from vllm.model_executor.layers.quantization import register_quantization_config
 
-    from . import cache
     from .config import METHOD, VllmConfig
 
     register_quantization_config(METHOD)(VllmConfig)
-    cache.register()

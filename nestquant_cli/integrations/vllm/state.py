@@ -29,7 +29,6 @@ class ModelState:
         names: its matrices, by the names that vLLM has for them.
         hub: from those names to the ones on the Hub, where they differ and the model has experts.
         experts: vLLM's name for each matrix of an expert, by that of its parameter.
-        warned: whether the warning about keys and values was given.
 
     Raises:
         NestQuantError: the layout is damaged or of a later version; NESTQUANT_RESIDENT is no form.
@@ -41,7 +40,6 @@ class ModelState:
         self.hub = HubNames(model_types, self.layout.linears)
         self.names.rename(self.hub)
         self.experts: dict[str, str] = {}
-        self.warned = False
         self._form = os.environ.get(RESIDENT) or "auto"
         self._reflections: dict[str, Reflections] = {}
         check_form(self._form)

@@ -1,17 +1,26 @@
-"""Packed keys and values in the pages of vLLM's cache, where its version has an adapter here."""
+"""Packed keys and values in the pages of vLLM's cache, where its version has an adapter here.
 
-import logging
+vLLM has no lasting interface for caches from outside, so each supported release has a file of its own. Elsewhere
+keys and values stay in 16 bits, and a warning says so once. In reading order:
+
+`batch` sorts the tokens of a step by request.
+`paged` writes packed keys and values to pages and attends to them; it knows nothing of vLLM.
+`obstacles` says why a layer cannot have that.
+`v0_32` tells vLLM 0.32.
+"""
+
+from importlib import import_module
 from typing import Any
 
-logger = logging.getLogger("nestquant")
-
-
-def register() -> None:
-    """Registers with vLLM what a packed cache needs, in each of its processes."""
+ADAPTERS = {"0.32": "v0_32"}  # the first two numbers of vLLM's version, and a module of this package
+UNPACKED = (
+    "%s: keys and values stay in 16 bits, so the cache holds fewer tokens and answers may differ from those of "
+    "transformers; to have the same in both, quantize with --kv-bits 16"
+)
 
 
 def attention_method(config: Any, layer: Any, prefix: str) -> Any:
-    """What vLLM is to know of the cache of an attention layer.
+    """What packs the cache of an attention layer, for `QuantizationConfig.get_quant_method`.
 
     Args:
         config: the `VllmConfig` of the model.
@@ -21,7 +30,29 @@ def attention_method(config: Any, layer: Any, prefix: str) -> Any:
     Returns:
         a BaseKVCacheMethod of vLLM; None where keys and values stay in 16 bits.
     """
-    if config.state.layout.cache and not config.state.warned:
-        config.state.warned = True
-        logger.warning("the checkpoint's packed keys and values are not used: the cache has them in 16 bits")
+    layout = config.state.layout
+    if not any(codes is not None for codes in layout.cache):
+        return None
+    import vllm
+    from vllm.logger import init_logger
+    from vllm.platforms import current_platform
+
+    why = unusable(vllm.__version__, current_platform.device_type)
+    if why is not None:
+        init_logger("vllm.nestquant").warning_once(UNPACKED, why)
+        return None
+    adapter = import_module(f"{__name__}.{_adapter(vllm.__version__)}")
+    return adapter.PackedCacheMethod(config, layout.cache, layout.rotation_seed)
+
+
+def unusable(version: str, device: str) -> str | None:
+    """Why a version of vLLM cannot have a packed cache on a kind of device, in words; None where it can."""
+    if _adapter(version) is None:
+        return f"this nestquant packs the cache of vLLM {', '.join(ADAPTERS)}, and this is vLLM {version}"
+    if device != "cpu":
+        return f"there is no attention kernel for packed pages on {device}"
     return None
+
+
+def _adapter(version: str) -> str | None:
+    return ADAPTERS.get(".".join(version.split(".")[:2]))
