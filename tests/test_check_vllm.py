@@ -94,10 +94,11 @@ def test_without_vllm_nothing_is_checked(monkeypatch: pytest.MonkeyPatch, capsys
     assert "skipped: " in capsys.readouterr().out
 
 
-def test_a_stop_word_is_new_where_it_stands() -> None:
-    assert stop_word("a b c d e f g h") == "e"
-    with pytest.raises(ValueError, match="no word"):
-        stop_word("a a a a a a")
+def test_a_stop_string_is_new_where_it_stands() -> None:
+    assert stop_word("one two three four", 5) == "hree "
+    assert stop_word("ababababcab", 2) == "bc"
+    with pytest.raises(ValueError, match="nothing in the second half"):
+        stop_word("a" * 12)
 
 
 def test_logprobs_of_a_greedy_answer() -> None:

@@ -123,17 +123,16 @@ class Asking:
         return read == 3 and before == 1 and ended and goes_on, f"no request runs after {seconds:.1f} s, the next works"
 
 
-def stop_word(text: str) -> str:
-    """A word in the middle of a text that does not stand before.
+def stop_word(text: str, size: int = 5) -> str:
+    """A piece from the second half of a text that does not stand before.
 
     Raises:
         ValueError: there is none.
     """
-    words = text.split()
-    for word in words[len(words) // 2 :]:
-        if text.index(word) > len(text) // 4:
-            return word
-    raise ValueError(f"no word in the second half of {text!r} is new")
+    for start in range(len(text) // 2, len(text) - size):
+        if text.index(text[start : start + size]) == start:
+            return text[start : start + size]
+    raise ValueError(f"nothing in the second half of {text!r} is new")
 
 
 def problem_of(chosen: Sequence[float], best: Sequence[dict[str, float]]) -> str | None:
