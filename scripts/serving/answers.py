@@ -117,10 +117,10 @@ class Asking:
             read = len(list(itertools.islice(stream, 3)))
             before = self.server.metric(running)
         start = time.monotonic()
-        ended = wait_until(lambda: self.server.metric(running) == 0, 10)
+        goes_on = self.text() != ""  # the figure is that of the last step, so one is made
+        ended = wait_until(lambda: self.server.metric(running) == 0, 5)
         seconds = time.monotonic() - start
-        goes_on = self.text() != ""
-        return read == 3 and before == 1 and ended and goes_on, f"no request runs after {seconds:.1f} s, the next works"
+        return read == 3 and before >= 1 and ended and goes_on, f"the next works, none runs after {seconds:.1f} s"
 
 
 def stop_word(text: str, size: int = 5) -> str:

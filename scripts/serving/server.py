@@ -104,9 +104,14 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """Kills all of its processes, and waits until they have ended."""
         for process in self.processes():
             process.kill()
         self._main.wait(10)
+        wait_until(lambda: not self.processes(), 10)
 
     def processes(self) -> list[psutil.Process]:
         """Those of the server that run, also when the one that started them has gone."""
