@@ -11,6 +11,7 @@ installed, so nothing was checked.
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -50,6 +51,10 @@ def main() -> int:
     if missing:
         print(f"skipped: {sys.executable} has no {', '.join(missing)}; nothing was checked; `make vllm` installs them")
         return SKIPPED
+    if not importlib.metadata.entry_points(group="vllm.general_plugins", name="nestquant"):
+        print("error: vLLM does not see nestquant; nothing was checked; install this version of nestquant there again")
+        return BAD_USE
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(BAD_USE))  # so that no server outlives this process
     options.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = options.checkpoint or str(quantized(options.folder / "w4"))
     if not (Path(checkpoint) / "config.json").is_file():
