@@ -14,7 +14,6 @@ import json
 import math
 import sys
 import zlib
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +92,7 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], seed: int) -> None:
     places: dict[str, str] = {}
     for number, shard in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        write_shard(folder / file, shard, partial(draw, tensors, seed))
+        write_shard(folder / file, shard, lambda name: (draw(tensors, seed, name),))
         places |= dict.fromkeys(shard, file)
         print(f"{number + 1}/{len(shards)}", file=sys.stderr)
     index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())}, "weight_map": places}

@@ -16,6 +16,7 @@ With n_e = n/2 the relative output error of gate_up, n = 576, was 42.4, 28.6, 28
 """
 
 import math
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -30,19 +31,21 @@ from ..parallel.team import Team
 from ..parallel.tiles import run_pieces
 from .all_experts import is_routed_call
 from .current_window import current_window, in_window, window_generator
-from .gram import TOGETHER, GramSum, Grid
+from .expert_blocks import tokens_together
+from .gram import GramSum
 from .input_fit import InputFit, fit_input, in_basis, not_finite, report_dead, still_dead
 from .input_groups import Calls, ExpertInput
 from .statistics import InputStatistics
 
 POOL_WIDTHS = 0.5  # κ in widths n of the input
-_FEWEST_TOGETHER = 1024  # tokens in one product, if many experts wait with theirs
+_POOL = -1  # the sum of all experts, among their numbers
 
 
 class ExpertCollector:
     """Collects one input of the experts of a layer over the windows, in one pass or several.
 
-    A pass sums for the experts that `open` was given. The first pass collects what all share, too.
+    A pass sums for the experts that `open` was given. The first pass collects what all share, too. Tokens are added to
+    the sums on the thread that computes them, as sums do not depend on their order.
 
     Args:
         shared: the input.
@@ -63,13 +66,14 @@ class ExpertCollector:
         self.dead = torch.arange(features, device=device)  # channels that were always zero
         self.fit: InputFit | None = None
         self._per_window, self._seed, self._first, self._device = tokens_per_window, seed, first, device
-        self._seen: dict[int, list[tuple[int, Grid, Tensor]]] = {}
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # priority and tokens by window
         self._pooling = True
+        self._counting = threading.Lock()
+        self._adding = {expert: threading.Lock() for expert in (*range(shared.experts), _POOL)}
 
     def open(self, experts: Collection[int]) -> None:
         """Makes empty sums for the experts that the next pass is for."""
-        together = max(_FEWEST_TOGETHER, TOGETHER // max(1, len(experts)))
+        together = tokens_together(self.shared.experts)
         self.grams = {expert: GramSum(self.features, self._seed, self._device, together) for expert in experts}
 
     def take(self, calls: Calls) -> None:
@@ -91,10 +95,15 @@ class ExpertCollector:
         tokens = tokens[tokens.any(-1)]
         if not len(tokens):
             return
-        dead = still_dead(self.dead, tokens) if self._pooling else self.dead
-        self._seen.setdefault(number, []).append((expert, self.pool.grid(tokens), dead))
+        grid, owner = self.pool.grid(tokens), expert if expert in self.grams else _POOL
         if self._pooling:
             self._sample(number, expert, tokens)
+            dead = still_dead(self.dead, tokens)
+            with self._counting:
+                self.tokens[expert] += len(tokens)
+                self.dead = dead[torch.isin(dead, self.dead)]
+        with self._adding[owner]:
+            self.grams.get(owner, self.pool).add(grid)
 
     def _sample(self, number: int, expert: int, tokens: Tensor) -> None:
         """Keeps those of the window's tokens that drew the smallest numbers, whatever their expert."""
@@ -106,20 +115,9 @@ class ExpertCollector:
         best = drawn.argsort(stable=True)[: self._per_window]
         self._kept[number] = drawn[best], tokens[best.to(tokens.device)]
 
-    @torch.inference_mode()
-    def flush(self) -> None:
-        """Adds up the inputs that were taken."""
-        for number in sorted(self._seen):
-            for expert, grid, dead in self._seen[number]:
-                if self._pooling:
-                    self.tokens[expert] += len(grid.v)
-                    self.dead = dead[torch.isin(dead, self.dead)]
-                self.grams.get(expert, self.pool).add(grid)
-        self._seen = {}
-
     @contextmanager
     def watch(self, linears: dict[str, nn.Linear]) -> Iterator[None]:
-        """Within it every input of the experts is taken for the next `flush`."""
+        """Within it every input of the experts is added."""
 
         def taking(expert: int, _: nn.Module, args: tuple[Any, ...]) -> None:
             if not is_routed_call():
@@ -134,7 +132,7 @@ class ExpertCollector:
     def join(self, team: Team) -> None:
         """Adds up the sums of all processes of a team, and puts their samples together in the order of windows."""
         for gram in (self.pool, *self.grams.values()) if self._pooling else self.grams.values():
-            team.sum(gram.upper)
+            team.sum(gram.upper.entries)
             gram.tokens = sum(team.gather(gram.tokens))
             gram.finite = all(team.gather(gram.finite))
         if not self._pooling:
@@ -173,7 +171,7 @@ class ExpertCollector:
         order = self.pool.order
         self.fit = fit_input(sample, order, self._device, shape, self._seed, rotated, learned, centering, parts)
         self._kept, self._rotated, self._parts = {}, rotated, parts
-        self._power = _trace(self.pool.upper) / self.pool.tokens
+        self._power = math.fsum(self.pool.upper.diagonal().tolist()) / self.pool.tokens
 
     def finish(self, expert: int) -> InputStatistics:
         """Statistics of one expert, whose sum is freed; after `fit_shared`."""
@@ -181,7 +179,7 @@ class ExpertCollector:
         gram, weight = self.grams.pop(expert), POOL_WIDTHS * self.pool.order
         pooled = weight / (gram.tokens + weight)
         mean = gram.mean(self.pool, weight)
-        noise = self.fit.noise * (_trace(mean) / self._power)
+        noise = self.fit.noise * (math.fsum(mean.diagonal().tolist()) / self._power)
         hessian, _ = in_basis(mean, None, self._seed, self._rotated, self.fit.reflectors, self._parts)
         return InputStatistics(
             self.shared.members(expert),
@@ -195,8 +193,3 @@ class ExpertCollector:
             pooled=pooled,
             parts=self._parts,
         )
-
-
-def _trace(moments: Tensor) -> float:
-    """Trace of (n, n), the same on any number of threads."""
-    return math.fsum(moments.diagonal().tolist())

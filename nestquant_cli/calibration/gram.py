@@ -6,7 +6,6 @@ the same step are multiplied together on integer hardware, and sums of such prod
 not depend on the order of the tokens, nor on the number of threads or processes.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +16,9 @@ from ..base.device import on_host
 from ..kernels import for_device
 from ..kernels.contract.constants import EMPTY, INFINITE
 from ..parallel.tiles import slices
+from .token_queue import TokenQueue, counts_of
+from .upper_triangle import STRIP, UpperTriangle
 
-_MOST_TOKENS = 1 << 16  # tokens in one product, whose sums are int32: 2¹⁶·127² is below 2³¹
-_STRIP = 256  # rows of a product: strips from the diagonal on are (1 + 256/n)/2 of the symmetric matrix
 # Tokens that are gathered for one product: adding its result to the float64 sum costs n² additions however few tokens
 # there are, and 8,192 multiply-adds an entry make that small.
 TOGETHER = 8192
@@ -49,41 +48,6 @@ def on_grid(x: Tensor, order: int, seed: int) -> Grid:
     return Grid(v, exponent, _round_small(v, exponent))
 
 
-class _Waiting:
-    """Int8 rows that wait until there are enough for one product, sorted by the exponent of their step."""
-
-    def __init__(self) -> None:
-        self.tokens = 0
-        self._rows: dict[int, list[tuple[Tensor, ...]]] = {}
-
-    def put(self, power: Tensor, *factors: Tensor) -> None:
-        """Adds rows.
-
-        Args:
-            power: (tokens,) the exponent of each row's step.
-            factors: (tokens, n) int8, one tensor for x xᵀ, two for x yᵀ. The first one is overwritten.
-        """
-        counts = _counts(power)
-        common = max(counts, key=counts.__getitem__)
-        for other in counts.keys() - {common}:
-            rows = torch.nonzero(power == other).flatten()
-            self._append(other, tuple(factor[rows] for factor in factors))
-            factors[0][rows] = 0  # cheaper than a copy of all rows but these
-        self._append(common, factors)
-
-    def _append(self, power: int, factors: tuple[Tensor, ...]) -> None:
-        self._rows.setdefault(power, []).append(factors)
-        self.tokens += len(factors[0])
-
-    def take(self) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        """Empties the queue: yields each exponent with its rows, at most `_MOST_TOKENS` at a time."""
-        waiting, self._rows, self.tokens = self._rows, {}, 0
-        for power, parts in waiting.items():
-            factors = (torch.cat(factor).split(_MOST_TOKENS) for factor in zip(*parts, strict=True))
-            for some in zip(*factors, strict=True):
-                yield power, some
-
-
 class GramSum:
     """Σ (R x)(R x)ᵀ over tokens x.
 
@@ -100,16 +64,15 @@ class GramSum:
 
     def __init__(self, features: int, seed: int, device: torch.device, together: int = TOGETHER) -> None:
         self.order = features + -features % 8
-        self.together = together
         self.tokens = 0
         self.finite = True
-        self._upper = torch.zeros(self.order, self.order, dtype=torch.float64, device=device)
-        self._waiting = _Waiting()
+        self._upper = UpperTriangle(self.order, device)
+        self._queue = TokenQueue(together)
         self._seed = seed
 
     @property
-    def upper(self) -> Tensor:
-        """The sum (n, n) float64, filled on and above the diagonal only; entries are multiples of powers of four."""
+    def upper(self) -> UpperTriangle:
+        """The sum, float64; entries are multiples of powers of four."""
         self._settle()
         return self._upper
 
@@ -118,26 +81,23 @@ class GramSum:
         return on_grid(x, self.order, self._seed)
 
     def add(self, x: Grid) -> None:
-        """Adds tokens; their grid is overwritten."""
+        """Adds tokens, which are copied."""
         self.tokens += len(x.v)
         self.finite = self.finite and x.finite
-        if not self.finite:
-            return
-        self._waiting.put(x.exponent, x.v)
-        if self._waiting.tokens >= self.together:
-            self._settle()
+        if self.finite:
+            for _ in self._queue.fill(x.exponent, x.v):
+                self._settle()
 
     def _settle(self) -> None:
-        integer_product = for_device(self._upper.device).integer_product
-        for power, (rows,) in self._waiting.take():
+        integer_product = for_device(self._upper.entries.device).integer_product
+        for power, (rows,) in self._queue.take():
             across = _across(rows)
-            for strip in slices(self.order, rows.device, _STRIP):
-                product = integer_product(across[strip], across[strip.start :])
-                self._upper[strip, strip.start :].add_(product, alpha=4.0**power)
+            for strip, entries in self._upper.strips():
+                entries.add_(integer_product(across[strip], across[strip.start :]), alpha=4.0**power)
 
     def include(self, other: "GramSum") -> None:
         """Adds the tokens of another sum with the same rotation."""
-        self.upper.add_(other.upper)
+        self.upper.entries.add_(other.upper.entries)
         self.tokens += other.tokens
         self.finite = self.finite and other.finite
 
@@ -149,15 +109,11 @@ class GramSum:
             weight: number of tokens that the mean of `prior` counts as.
         """
         upper = self.upper
-        del self._upper  # before it is copied: it is the largest tensor of a run
+        del self._upper
         if prior is not None:
-            upper.add_(prior.upper, alpha=weight / prior.tokens)
-        upper.div_(self.tokens + weight)
-        whole = upper.float()
-        del upper
-        for strip in slices(self.order, whole.device, _STRIP):
-            whole[strip.stop :, strip] = whole[strip, strip.stop :].t()  # a strip has its diagonal block whole
-        return whole
+            upper.entries.add_(prior.upper.entries, alpha=weight / prior.tokens)
+        upper.entries.div_(self.tokens + weight)
+        return upper.whole()
 
 
 class CrossSum:
@@ -177,7 +133,7 @@ class CrossSum:
         self.pairs = 0
         self.finite = True
         self._total = torch.zeros(order, order, dtype=torch.float64, device=device)
-        self._waiting = _Waiting()
+        self._queue = TokenQueue(TOGETHER)
 
     @property
     def total(self) -> Tensor:
@@ -186,20 +142,18 @@ class CrossSum:
         return self._total
 
     def add(self, x: Grid, y: Grid) -> None:
-        """Adds pairs, as many tokens of x as of y; the grid of x is overwritten."""
+        """Adds pairs, as many tokens of x as of y; both are copied."""
         self.pairs += len(x.v)
         self.finite = self.finite and x.finite and y.finite
-        if not self.finite:
-            return
-        self._waiting.put(x.exponent.int() + y.exponent.int(), x.v, y.v)
-        if self._waiting.tokens >= TOGETHER:
-            self._settle()
+        if self.finite:
+            for _ in self._queue.fill(x.exponent.int() + y.exponent.int(), x.v, y.v):
+                self._settle()
 
     def _settle(self) -> None:
         integer_product = for_device(self._total.device).integer_product
-        for power, (left, right) in self._waiting.take():
+        for power, (left, right) in self._queue.take():
             a, b = _across(left), _across(right)
-            for strip in slices(self.order, left.device, _STRIP):
+            for strip in slices(self.order, left.device, STRIP):
                 self._total[strip].add_(integer_product(a[strip], b), alpha=2.0**power)
 
     def mean(self) -> Tensor:
@@ -207,13 +161,6 @@ class CrossSum:
         total = self.total
         del self._total
         return total.div_(self.pairs).float()
-
-
-def _counts(power: Tensor) -> dict[int, int]:
-    """Number of tokens with each exponent of `power` (tokens,), by exponent in ascending order."""
-    lowest = 2 * EMPTY  # the smallest sum of two exponents
-    counts = torch.bincount(power.long() - lowest, minlength=1).tolist()
-    return {index + lowest: count for index, count in enumerate(counts) if count}
 
 
 def _across(v: Tensor) -> Tensor:
@@ -226,7 +173,7 @@ def _round_small(v: Tensor, exponent: Tensor) -> bool:
 
     Tokens of zeros get that step as well. False, and nothing is done, where a token is not finite.
     """
-    counts = _counts(exponent)
+    counts = counts_of(exponent)
     if INFINITE in counts:
         return False
     common = max(counts.keys() - {EMPTY}, key=counts.__getitem__, default=0)

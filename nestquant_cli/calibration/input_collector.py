@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -102,7 +102,7 @@ class InputCollector:
             seen = self._seen[number]
             if self.cross is not None:
                 original = self.gram.grid(self._original[number].reshape(-1, self.features))
-                self.cross.add(original, replace(seen.grid, v=seen.grid.v.clone()))
+                self.cross.add(original, seen.grid)
             self.gram.add(seen.grid)
             self.dead = seen.zero[torch.isin(seen.zero, self.dead)]
             self.kept.append(seen.sample)
@@ -124,7 +124,7 @@ class InputCollector:
 
     def join(self, team: Team) -> None:
         """Adds up the sums of all processes of a team, and puts their samples together in the order of windows."""
-        team.sum(self.gram.upper)
+        team.sum(self.gram.upper.entries)
         if self.cross is not None:
             team.sum(self.cross.total)
             pairs, sound = zip(*team.gather((self.cross.pairs, self.cross.finite)), strict=True)
@@ -159,7 +159,7 @@ class InputCollector:
         Raises:
             NestQuantError: an input was not finite.
         """
-        device, order, seed = self.gram.upper.device, self.gram.order, self._seed
+        device, order, seed = self.gram.upper.entries.device, self.gram.order, self._seed
         report_dead(place, len(self.dead), self.features)
         if not self.gram.finite or (self.cross is not None and not self.cross.finite):
             raise not_finite(place)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..base.errors import NestQuantError
 from ..base.finite import all_finite
+from ..base.memory import return_blocks
 from ..codecs.weights import Shape
 from ..models.expert_families import expert_families
 from ..models.structure import linears
@@ -23,13 +24,11 @@ from .expert_blocks import blocks_of
 from .expert_collector import ExpertCollector
 from .fit_settings import FitSettings
 from .input_collector import InputCollector, watch_all
-from .input_groups import ExpertInput, InputGroups
+from .input_groups import InputGroups
 from .layer_stack import LayerStack
 from .learned_rotation import learn_reflectors
 from .row_parallel import row_parallel
 from .statistics import InputStatistics, LayerStatistics, fit_cache
-
-Collector = InputCollector | ExpertCollector
 
 _EXPERT_ROWS = 4096  # rows of all experts' matrices that a learned rotation is made for
 
@@ -65,9 +64,8 @@ class LayerMeasurement:
         self.stack.observer.reseed(self.settings.seed + self.index, self.first)
         group = team()
         groups, collectors, experts = InputGroups(), dict[str, InputCollector](), list[ExpertCollector]()
-        again = (
-            len(blocks_of([(self.modules[names[0]].in_features, len(names)) for names in self.families], budget)) > 1
-        )
+        shared = [(self.modules[names[0]].in_features, len(names)) for names in self.families]
+        again = len(blocks_of(shared, budget)) > 1
         blocks = group.run_on_all(lambda: self._run(groups, collectors, experts, budget, not again))[0]
         cache = None if self.settings.kv_shape is None else self._cache(self.settings.kv_shape)
         self.stack.observer.watching = False
@@ -89,7 +87,7 @@ class LayerMeasurement:
         def finish(leader: str) -> None:
             inputs[leader] = self.finish(leader, groups.members[leader], collectors.pop(leader))  # frees its sums
 
-        run_tasks(finish, order, sum(2 * collector.gram.upper.nbytes for collector in collectors.values()))
+        run_tasks(finish, order, sum(2 * collector.gram.upper.entries.nbytes for collector in collectors.values()))
         return {leader: inputs[leader] for leader in order}
 
     def run_unmeasured(self) -> None:
@@ -127,7 +125,7 @@ class LayerMeasurement:
             inputs[shared.members(expert)[0]] = collector.finish(expert)  # frees its sum
 
         experts = list(collector.grams)
-        run_tasks(finish, experts, lambda _: 2 * collector.pool.upper.nbytes)
+        run_tasks(finish, experts, lambda _: 2 * collector.pool.upper.entries.nbytes)
         return {shared.members(expert)[0]: inputs[shared.members(expert)[0]] for expert in experts}
 
     def find_row_parallel(self) -> None:
@@ -174,23 +172,35 @@ class LayerMeasurement:
     ) -> list[list[list[int]]]:
         """Runs all windows, fills `groups`, `collectors` and `experts`, and returns the blocks of experts.
 
-        The first windows show which Linears share an input; after that the first one of each group is watched.
+        The first windows show which Linears share an input; after that the first one of each group is watched. All
+        tokens at all experts would be too many to be kept: then the first windows are run once more.
         """
-        steps = self.stack.run(self.index, move=move)
-        with self._sent_to_all(), groups.watch(self.modules, self.families):
-            numbers = next(steps)
-        for leader in groups.members:
-            collectors[leader] = self.collector(leader)
-            collectors[leader].take(groups.inputs.pop(leader))
-        experts += map(self._expert_collector, groups.experts)
+        steps, sent_to_all = self.stack.run(self.index, move=move), self.settings.all_experts
+        with groups.watch(self.modules, self.families):
+            numbers = next(self.stack.run(self.index, move=False) if sent_to_all else steps)
+        collectors |= {leader: self.collector(leader) for leader in groups.members}
+        for shared in groups.experts:
+            features = self.modules[shared.source].in_features
+            inputs = shared, features, self.per_window, self.settings.seed, self.stack.device, self.first
+            experts.append(ExpertCollector(*inputs))
         blocks = blocks_of([(collector.features, collector.shared.experts) for collector in experts], budget)
         for collector, block in zip(experts, blocks[0], strict=True):
             collector.open(block)
-            collector.take({name: groups.expert_inputs.pop(name, {}) for name in collector.shared.families[0]})
-        self._flush(numbers, [*collectors.values(), *experts])
+        if not sent_to_all:
+            self._take(groups, collectors, experts)
+            self._flush(numbers, collectors.values())
+        groups.inputs, groups.expert_inputs = {}, {}
+        return_blocks()  # of what all Linears were given in the first windows
         with self._sent_to_all(), watch_all(collectors, self.modules):
-            self._watch_experts(steps, experts, list(collectors.values()))
+            self._watch_experts(steps, experts, collectors.values())
         return blocks
+
+    def _take(self, groups: InputGroups, collectors: dict[str, InputCollector], experts: list[ExpertCollector]) -> None:
+        """Takes what the Linears were given in the first windows."""
+        for leader, collector in collectors.items():
+            collector.take(groups.inputs.pop(leader))
+        for of_experts in experts:
+            of_experts.take({name: groups.expert_inputs.pop(name, {}) for name in of_experts.shared.families[0]})
 
     def _run_again(self, experts: list[ExpertCollector], block: list[list[int]], last: bool) -> None:
         """Runs all windows for another block of experts."""
@@ -205,19 +215,15 @@ class LayerMeasurement:
         return every_token(layer, experts) if self.settings.all_experts else nullcontext()
 
     def _watch_experts(
-        self, steps: Iterator[range], experts: list[ExpertCollector], others: list[InputCollector]
+        self, steps: Iterator[range], experts: list[ExpertCollector], others: Collection[InputCollector]
     ) -> None:
         with ExitStack() as hooks:
             for collector in experts:
                 hooks.enter_context(collector.watch(self.modules))
             for numbers in steps:
-                self._flush(numbers, [*others, *experts])
+                self._flush(numbers, others)
 
-    def _expert_collector(self, shared: ExpertInput) -> ExpertCollector:
-        features, device = self.modules[shared.source].in_features, self.stack.device
-        return ExpertCollector(shared, features, self.per_window, self.settings.seed, device, self.first)
-
-    def _flush(self, numbers: range, collectors: list[Collector]) -> None:
+    def _flush(self, numbers: range, collectors: Collection[InputCollector]) -> None:
         self.refuse_unusable(numbers)
         for collector in collectors:
             collector.flush()

@@ -1,6 +1,10 @@
-"""Calibrations on disk: one safetensors file a layer, and last `calibration.json` with the model, text and codes."""
+"""Calibrations on disk: one safetensors file a layer, and `calibration.json` with the model, text and codes.
+
+`calibration.store_writer` writes them.
+"""
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +16,10 @@ from ..base.errors import NestQuantError
 from ..codecs.registry import vector_from
 from ..codecs.vectors import VectorCode
 from ..codecs.weights import Shape
-from ..models.shard_writer import write_shard
-from ..models.shards import read_tensors
+from ..models.shards import Shard, read_shard, read_tensor
 from ..modules.cache_codes import CacheCodes
-from ..storage.files import read_json, sha256_file, write_json
-from ..storage.resume import RunState
+from ..storage.files import read_json, sha256_file
+from .hidden_states import DEFAULT_BUDGET
 from .statistics import InputStatistics, LayerStatistics
 
 FILE = "calibration.json"
@@ -31,62 +34,6 @@ _BEFORE = {
 }  # values of settings that calibrations of older versions do not have
 _NOT_USED = "the calibration was not used"
 _AGAIN = "run nestquant calibrate again"
-
-
-class CalibrationWriter:
-    """Writes the layers of a calibration in any order. Layers that an earlier run wrote are kept.
-
-    The folder is locked; `with` unlocks it where it ends before the folder is complete.
-
-    Args:
-        folder: output folder, which must not exist, be empty, or hold an unfinished calibration with the same key.
-        about: model, codes and text, JSON-ready; compared again when the calibration is used.
-        key: what else the bytes of the result depend on, JSON-ready.
-
-    Raises:
-        NestQuantError: the folder holds something else, or a calibration of something else.
-    """
-
-    def __init__(self, folder: Path, about: dict[str, Any], key: dict[str, Any] | None = None) -> None:
-        self.folder, self.about = folder, about
-        self.state = RunState(folder, {**about, **(key or {})}, FILE, start_over="remove the folder")
-
-    def __enter__(self) -> "CalibrationWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.state.release()
-
-    def done(self, index: int) -> bool:
-        """Whether layer `index` is written."""
-        return self.state.done(index, _file_name(index)) is not None
-
-    def write(self, index: int, layer: LayerStatistics) -> None:
-        """Writes layer `index`, then records it as finished."""
-        name = _file_name(index)
-        tensors = {}
-        for leader, item in layer.inputs.items():
-            tensors[f"{leader}.hessian"] = item.hessian
-            tensors[f"{leader}.noise"] = item.noise
-            if item.reflectors is not None and item.source in (None, leader):
-                tensors[f"{leader}.reflectors"] = item.reflectors
-        with self.state.writing(name) as temporary:
-            write_shard(temporary, tensors)
-        inputs = {leader: _entry(leader, item) for leader, item in layer.inputs.items()}
-        cache = layer.cache and layer.cache.to_dict()
-        self.state.record(index, name, {"inputs": inputs, "cache": cache})
-
-    def finish(self, depth: int) -> None:
-        """Writes calibration.json of `depth` layers, after which the folder is complete."""
-        if not self.state.complete:
-            layers = []
-            for index in range(depth):
-                record = self.state.recorded(index)
-                assert record is not None
-                layers.append({"sha256": record.key["sha256"], **record.value})
-            self.state.claim(FILE)
-            write_json(self.folder / FILE, {"format_version": FORMAT_VERSION, **self.about, "layers": layers})
-        self.state.close()
 
 
 class Calibration:
@@ -140,37 +87,57 @@ class Calibration:
             if "pooled" in entry
         }
 
-    def layer(self, index: int, act_shape: Shape | None, kv_shape: Shape | None) -> LayerStatistics:
-        """Reads the statistics of layer `index`.
+    def layer(
+        self, index: int, act_shape: Shape | None, kv_shape: Shape | None, budget: int = DEFAULT_BUDGET
+    ) -> Iterator[LayerStatistics]:
+        """Reads the statistics of layer `index` in parts.
 
         Args:
             index: number of the layer.
             act_shape, kv_shape: shapes of the codes of inputs and of keys and values; None reads none.
+            budget: bytes of the Hessians of experts in a part; one is always taken. The first part has all inputs but
+                those of experts, too.
 
         Raises:
             NestQuantError: the file is missing, truncated or altered.
         """
-        path = self.folder / _file_name(index)
+        path = self.folder / file_name(index)
         try:
             info = self.layers[index]
             if sha256_file(path) != info["sha256"]:
                 raise NestQuantError(f"{path} was altered or truncated", _NOT_USED, _AGAIN)
-            tensors = read_tensors(path)
-            inputs = {leader: _item(leader, info["inputs"], tensors, act_shape) for leader, _ in info["inputs"].items()}
-            cache = None
+            shard, entries, cache = read_shard(path), info["inputs"], None
             if kv_shape is not None and info["cache"] is not None:
                 keys, values = (_code_from(info["cache"][part], kv_shape) for part in ("keys", "values"))
                 assert keys is not None and values is not None
                 cache = CacheCodes(keys, values)
+            for leaders in _parts(shard, entries, budget):
+                inputs = {leader: _item(leader, entries, shard, act_shape) for leader in leaders}
+                yield LayerStatistics(inputs, cache)
+                del inputs
         except (OSError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
             raise NestQuantError(f"{path} or {FILE} is damaged ({error!r})", _NOT_USED, _AGAIN) from error
-        return LayerStatistics(inputs, cache)
+
+
+def _parts(shard: Shard, entries: dict[str, Any], budget: int) -> list[list[str]]:
+    """The inputs of a layer by their leaders, in parts whose Hessians of experts take at most `budget` bytes."""
+    parts, left = [[leader for leader, entry in entries.items() if entry.get("source") is None]], budget
+    for leader, entry in entries.items():
+        if entry.get("source") is None:
+            continue
+        size = shard.entries[f"{leader}.hessian"].bytes
+        if size > left and left < budget:
+            parts.append([])
+            left = budget
+        parts[-1].append(leader)
+        left -= size
+    return parts
 
 
 def remove_calibration(folder: Path) -> None:
     """Removes the files of a finished calibration, and its folder where nothing else is in it."""
     calibration = Calibration(folder)
-    for name in (FILE, *map(_file_name, range(len(calibration.layers)))):
+    for name in (FILE, *map(file_name, range(len(calibration.layers)))):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
@@ -185,29 +152,17 @@ def to_device(layer: LayerStatistics, device: torch.device) -> LayerStatistics:
     return LayerStatistics(inputs, layer.cache)
 
 
-def _entry(leader: str, item: InputStatistics) -> dict[str, Any]:
-    """What calibration.json says of an input; of experts that share one, the first has what they share."""
-    entry: dict[str, Any] = {"members": list(item.members), "dead": item.dead}
-    if item.source in (None, leader):
-        entry["code"] = item.code and item.code.fitted()
-    if item.parts > 1:
-        entry["parts"] = item.parts
-    if item.source is not None:
-        entry |= {"source": item.source, "tokens": item.tokens, "pooled": item.pooled}
-    return entry
-
-
-def _item(leader: str, entries: Any, tensors: dict[str, Tensor], act_shape: Shape | None) -> InputStatistics:
+def _item(leader: str, entries: Any, shard: Shard, act_shape: Shape | None) -> InputStatistics:
     entry = entries[leader]
     source = entry.get("source")
     shared = source or leader
     return InputStatistics(
         tuple(entry["members"]),
-        tensors[f"{leader}.hessian"],
-        tensors[f"{leader}.noise"] * (act_shape is not None),
+        _tensor(shard, f"{leader}.hessian"),
+        _tensor(shard, f"{leader}.noise") * (act_shape is not None),
         _code_from(entries[shared]["code"], act_shape),
         int(entry["dead"]),
-        tensors.get(f"{shared}.reflectors"),
+        _tensor(shard, f"{shared}.reflectors") if f"{shared}.reflectors" in shard.entries else None,
         source=source,
         tokens=None if source is None else int(entry["tokens"]),
         pooled=0.0 if source is None else float(entry["pooled"]),
@@ -215,7 +170,12 @@ def _item(leader: str, entries: Any, tensors: dict[str, Tensor], act_shape: Shap
     )
 
 
-def _file_name(index: int) -> str:
+def _tensor(shard: Shard, name: str) -> Tensor:
+    return read_tensor(shard.path, shard.entries[name])
+
+
+def file_name(index: int) -> str:
+    """Name of the file of layer `index`."""
     return f"layer-{index:05d}.safetensors"
 
 

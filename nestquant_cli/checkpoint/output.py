@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,15 @@ class Output:
         number: int,
         tensors: dict[str, Tensor],
         info: dict[str, Any],
-        fetch: Callable[[str], Tensor] | None = None,
+        fetch: Callable[[str], Iterable[Tensor]] | None = None,
     ) -> None:
         """Writes a shard, then records it as finished.
 
-            Args:
-                number: number of the shard.
-        x
-                fetch: gives a tensor that is on the meta device.
+        Args:
+            number: number of the shard.
+            tensors: its tensors by their full names.
+            info: what `done` gives back, JSON-ready.
+            fetch: gives a tensor that is on the meta device, in pieces along its first dimension.
         """
         name = self.shard(number)
         with self.state.writing(name) as temporary:

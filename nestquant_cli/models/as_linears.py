@@ -5,6 +5,7 @@ for each expert (`models.experts`). The model computes what it did before, and i
 they had. An original model goes through this when it is opened, a packed one before its packed modules are put in.
 """
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -31,13 +32,16 @@ def as_linears(layers: nn.ModuleList, width: int) -> None:
 
 
 def own_tensors(layer: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a decoder layer by the names and in the shapes of its class: what `as_linears` did is undone."""
+    """The tensors of a decoder layer by the names and in the shapes of its class: what `as_linears` did is undone.
+
+    Parameters of experts are on the meta device, as a copy may be as large as the layer; `Weights.pieces` has them.
+    """
     tensors: dict[str, Tensor] = dict(layer.state_dict())
     for name, module in layer.named_modules():
         if isinstance(module, ExpertMatrices):
             for expert in module._modules:
                 del tensors[f"{name}.{expert}.weight"]
-            tensors[name] = module.dense().reshape(module.own_shape)
+            tensors[name] = torch.empty(module.own_shape, dtype=module.dtype, device="meta")
         elif getattr(module, "of_conv1d", False):
             tensors[f"{name}.weight"] = tensors[f"{name}.weight"].t().contiguous()
     return tensors

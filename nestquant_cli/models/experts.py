@@ -122,6 +122,12 @@ class ExpertMatrices(StandIn, nn.Module):
         weights = torch.stack([self.weight_of(linear) for linear in self])
         return weights.transpose(1, 2) if self.transposed else weights
 
+    def pieces(self) -> Iterator[Tensor]:
+        """The parameter in pieces along its first dimension, one expert's after the other; raises as `dense`."""
+        for linear in self:
+            weight = self.weight_of(linear)
+            yield weight.t() if self.transposed else weight
+
     def weight_of(self, linear: nn.Module) -> Tensor:
         """The weight (out, in) of an expert; raises as `dense` where its Linear does more than multiply with it."""
         if type(linear) is not nn.Linear and not isinstance(linear, DenseLinear):

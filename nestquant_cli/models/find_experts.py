@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from ..kernels.dense import ExpertLinear
 from .experts import ExpertMatrices
 from .linear_kinds import groups_of
 
@@ -55,15 +56,16 @@ def take_apart(module: nn.Module, width: int, experts: int) -> dict[str, ExpertM
         whole = parameter.detach()
         whole = whole if whole.dim() == 3 else whole.view(experts, -1, whole.shape[1])
         slices = [matrix.t() if transposed else matrix for matrix in whole]
-        taken[name] = ExpertMatrices([as_linear(weight) for weight in slices], transposed, name, parameter.shape)
+        matrices = [as_linear(weight, kind=ExpertLinear) for weight in slices]
+        taken[name] = ExpertMatrices(matrices, transposed, name, parameter.shape)
         module.add_module(name, taken[name])
     return taken
 
 
-def as_linear(weight: Tensor, bias: nn.Parameter | None = None) -> nn.Linear:
-    """A frozen Linear around a weight (out, in) and a bias, which are not copied."""
+def as_linear(weight: Tensor, bias: nn.Parameter | None = None, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
+    """A frozen Linear of class `kind` around a weight (out, in) and a bias, which are not copied."""
     out_features, in_features = weight.shape
-    linear = nn.Linear.__new__(nn.Linear)
+    linear = kind.__new__(kind)
     nn.Module.__init__(linear)  # without a weight to initialize, which takes longer than all the rest for many experts
     linear.in_features, linear.out_features = in_features, out_features
     linear.weight = nn.Parameter(weight, requires_grad=False)

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels.dense import DenseLinear
+from ..kernels.dense import ExpertLinear
 from .as_linears import experts_of
 from .tensor_reader import TensorReader
 
 EXPERTS = 2 << 30  # bytes of a layer's experts that are held with it
 
 
-class OnDemandLinear(DenseLinear):
+class OnDemandLinear(ExpertLinear):
     """A Linear whose weight is read from its file for each use, unless it is held. Threads may use it side by side.
 
     Attributes:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels.dense import DenseLinear
+
 
 class StandIn:
     """Base of the stand-ins: torch hands over its functions that have one among their arguments."""
@@ -30,7 +32,9 @@ def multiplied(linear: nn.Module, x: Tensor) -> Tensor:
     if not x.numel():
         sizes: Any = linear
         return x.new_zeros(*x.shape[:-1], sizes.out_features)
-    dtype = linear.weight.dtype if type(linear) is nn.Linear else x.dtype
+    plain = type(linear) is nn.Linear or isinstance(linear, DenseLinear)
+    weight = linear._parameters["weight"] if plain else None  # which need not be read for its dtype
+    dtype = x.dtype if weight is None else weight.dtype
     y: Tensor = linear(x) if dtype == x.dtype else linear(x.to(dtype)).to(x.dtype)
     return y
 

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..base.errors import NestQuantError
+from ..base.memory import return_blocks
 from ..kernels.dense import use_float32_products
 from .empty_model import empty_model, first_dtype, keep_untied
+from .experts import ExpertMatrices
 from .language_model import runner, tower_stacks
 from .load import load_unpacked_model, read_generation_config, stored_tensors, warn_unused
 from .on_demand import beyond_budget, read_on_demand
@@ -32,6 +34,7 @@ from .structure import Decoder, open_decoder
 from .tensor_reader import TensorReader
 
 PIECE = 1 << 24  # entries looked at a time
+_MANY = 256 << 20  # bytes that are read at once, after which freed blocks are returned
 ADAPTER = "adapter_config.json"
 
 logger = logging.getLogger("nestquant")
@@ -70,6 +73,13 @@ class Weights:
     def fetch(self, name: str) -> Tensor:
         """One parameter or buffer by its full name."""
         return _tensor_at(self.model, name)
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """One parameter or buffer by its full name in the model's class, in pieces along its first dimension: of a
+        parameter that `as_linears` took apart, one for each expert. The layer has to be held."""
+        owner, _, leaf = name.rpartition(".")
+        module = self.model.get_submodule(owner)._modules.get(leaf)
+        yield from module.pieces() if isinstance(module, ExpertMatrices) else (self.fetch(name),)
 
     def refuse_unusable(self) -> None:
         """Raises NestQuantError when a tensor has NaN or infinite entries, naming it. Looks at one tensor at a time.
@@ -146,6 +156,8 @@ class LazyWeights(Weights):
         names = [name for name in names if _tensor_at(self.model, name).is_meta]
         for name in names:
             self._put(name, self.fetch(name).to(self.device))
+        if sum(_tensor_at(self.model, name).nbytes for name in names) >= _MANY:
+            return_blocks()  # of what the tensors were made of: 0.5 GiB beside a layer of 1.2 GB in experts one by one
         try:
             yield
         finally:

@@ -59,6 +59,7 @@ def run_tasks(work: Callable[[T], object], tasks: Iterable[T], bytes_needed: "in
         for task in tasks:
             if together and sum(map(bytes_needed, (*together, task))) > SMALL:
                 run_tasks(work, together, sum(map(bytes_needed, together)))
+                return_blocks()  # many small tasks leave as many freed blocks as large ones
                 together = []
             together.append(task)
         run_tasks(work, together, sum(map(bytes_needed, together)))

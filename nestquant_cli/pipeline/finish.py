@@ -52,7 +52,7 @@ def write_rest(
     section = quantization_config(join_layouts(recipe, parts).to_dict(), report["recipe"], report["bits"])
     config |= {"auto_map": auto_map(auto_names(model.config)), "quantization_config": section}
     if output.done(output.parts - 1) is None:
-        output.write(output.parts - 1, tensors, {}, weights.fetch)
+        output.write(output.parts - 1, tensors, {}, weights.pieces)
     output.add_files(lambda folder: _add_files(folder, original))
     output.finish(config, report)
     return report

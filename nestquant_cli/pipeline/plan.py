@@ -91,7 +91,8 @@ def make_plan(
     sizes = count_sizes(model, recipe, seen)
     streamed = source.kind == "folder"
     decoder = open_decoder(model)
-    memory = run_memory(model, decoder, streamed, recipe, sums_budget(budget)) + min(sizes.hidden_bytes, budget)
+    memory = run_memory(model, decoder, streamed, recipe, sums_budget(budget), seen)
+    memory += min(sizes.hidden_bytes, budget)
     memory = max(memory, LIBRARIES + text_memory(source, recipe.dataset))
     if recipe.tune is not None:
         settings = TuneSettings.from_dict(recipe.tune)

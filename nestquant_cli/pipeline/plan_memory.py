@@ -2,16 +2,20 @@
 
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..calibration.expert_blocks import blocks_of
+from ..calibration.expert_blocks import blocks_of, expert_bytes
+from ..calibration.gram import TOGETHER
 from ..calibration.text_files import suffix_of
 from ..calibration.token_stream import BLOCK, can_split
+from ..calibration.upper_triangle import bytes_of_sum
 from ..calibration.windows import WHOLE_UP_TO
 from ..codecs.registry import codec_of
 from ..models.expert_families import expert_families
 from ..models.on_demand import held_bytes
+from ..models.probe import Probe
 from ..models.source import Source, load_tokenizer
 from ..models.structure import Decoder, linears
 from ..modules.inputs import padded_size
@@ -25,12 +29,17 @@ LIBRARIES = 850 << 20
 FACTORS = 8 + 8 + 4
 # Float32 matrices (rows, n) while rows are rounded: the weight, its target, the rounded matrix and the error.
 ROW_COPIES = 4
+# Copies of what all matrices are given and give for the tokens of the windows that run at the same time. Blocks that
+# are freed and not yet used again are in it: 0.92 GiB measured for 137 KB a token, 2 windows of 2,048 tokens, is 1.7.
+RUNNING = 2
+# Bytes of a kernel that oneDNN compiles for a matrix and a number of tokens, and how many numbers of tokens there are
+# in an octave (`kernels.dense.in_few_sizes`): 0.2 to 0.7 MiB measured up to 360 tokens, more for more.
+KERNEL = 700 << 10
+SIZES = 8
 # The same two where a codec searches whole rows (GLVQ). The factor, its rotated form, the triangle and the feedback of
 # the learning take 4 bytes an entry each; the other 20 bytes and 2 matrices are an allowance for paths and temporaries.
 SEARCH = 4 * 4 + 20
 SEARCH_COPIES = ROW_COPIES + 2
-# Bytes for each entry of the sums of outer products. Of H the part above the diagonal is kept in float64, half of 8.
-SUMS = 4
 AVERAGED = 4  # more for the widest input: H in float32, while its sum is still there
 AVERAGED_CROSS = 8 + 4 + 4  # instead, in a sequential calibration: E[x₀ xᵀ] in float64 and float32, and H in float32
 WHOLE = 160  # bytes for each character that a tokenizer is given at once: some 150 measured
@@ -40,44 +49,84 @@ JSON = 6  # bytes for each byte of a .json file, which is parsed as one value: a
 GZIP = 4  # a text's size in sizes of its gzipped file, assumed
 
 
-def run_memory(model: PreTrainedModel, decoder: Decoder, streamed: bool, recipe: Recipe, budget: int) -> int:
+def run_memory(
+    model: PreTrainedModel, decoder: Decoder, streamed: bool, recipe: Recipe, budget: int, seen: Probe | None
+) -> int:
     """Predicted peak without hidden states, in bytes: libraries + max(embeddings + one layer, one layer + work).
 
-    Of a layer's experts no more than `models.on_demand.EXPERTS` bytes are held. Work is the sums of outer products and,
-    for the input where it is largest, FACTORS·n² + 4·ROW_COPIES·n·rows. Where the model is loaded whole, libraries +
-    all weights + work. Predicted and measured on the demo model: 0.92 and 0.98 GiB streamed, 1.2 and 1.25 GiB whole;
-    on 24 random layers 1.9 and 1.65 GiB.
+    Of a layer's experts no more than `models.on_demand.EXPERTS` bytes are held. Work is the sums of outer products, and
+    what is largest of the windows that run and of the input where rounding takes most: FACTORS·n² + 4·ROW_COPIES·n·rows
+    and the layer's packed matrices. Where the model is loaded whole, libraries + all weights + work. Predicted and
+    measured on the demo model: 0.92 and 0.98 GiB streamed, 1.2 and 1.25 GiB whole; on 24 random layers 1.9 and
+    1.65 GiB.
+
+    Args:
+        model: the model; only shapes and dtypes are read.
+        decoder: its decoder layers.
+        streamed: whether the model is read layer by layer.
+        recipe: settings of the quantization.
+        budget: bytes of the sums of a block of experts.
+        seen: what a text reaches in the model; None lets all tokens reach all experts.
     """
     item = model.dtype.itemsize
     layer = max(decoder.layers, key=parameters_of)
     one = held_bytes(layer)
     around = item * (parameters_of(model) - sum(map(parameters_of, decoder.layers)))
-    widths = [padded_size(linear.in_features) for linear in linears(layer).values()]
-    averaged = AVERAGED_CROSS if recipe.sequential else AVERAGED
-    sums = SUMS * sum(n**2 for n in set(widths)) + averaged * max(widths) ** 2
-    sums += SUMS * max(_block_entries(layer, block) for block in expert_passes(layer, budget))
-    shape = recipe.shape("weight")
-    searched = shape is not None and codec_of(shape).columns is None
-    factors, copies = (SEARCH, SEARCH_COPIES) if searched else (FACTORS, ROW_COPIES)
-    work = sums + max(
-        factors * n**2 + 4 * copies * n * rows
-        for n, rows in zip(widths, (linear.out_features for linear in linears(layer).values()), strict=True)
+    work = _sum_bytes(layer, recipe, budget) + max(
+        _rounding_bytes(layer, recipe), _running_bytes(layer, item, recipe, seen)
     )
     held = max(around + one, one + work)
     return LIBRARIES + (held if streamed else item * parameters_of(model) + work)
+
+
+def _sum_bytes(layer: nn.Module, recipe: Recipe, budget: int) -> int:
+    """Bytes of a layer's sums, with the tokens that wait for a product: of each width of an input once in a module,
+    of all experts together once for each of their inputs, and of the largest block of experts."""
+    families = expert_families(layer)
+    of_experts = {name for family in families for name in family}
+    modules = linears(layer)
+    widths = [padded_size(modules[family[0]].in_features) for family in families]
+    widths += {
+        (name.rpartition(".")[0], padded_size(linear.in_features)): padded_size(linear.in_features)
+        for name, linear in modules.items()
+        if name not in of_experts
+    }.values()
+    waiting = min(TOGETHER, recipe.samples * recipe.seqlen)
+    sums = sum(bytes_of_sum(n) + waiting * n for n in widths)
+    sums += (AVERAGED_CROSS if recipe.sequential else AVERAGED) * max(widths) ** 2
+    counts = [(modules[family[0]].in_features, len(family)) for family in families]
+    return sums + max(
+        sum(len(block) * expert_bytes(*count) for block, count in zip(blocks, counts, strict=True))
+        for blocks in expert_passes(layer, budget)
+    )
+
+
+def _rounding_bytes(layer: nn.Module, recipe: Recipe) -> int:
+    """Bytes that rounding takes for the input where it is most, and those of the layer's packed matrices."""
+    shape = recipe.shape("weight")
+    searched = shape is not None and codec_of(shape).columns is None
+    factors, copies = (SEARCH, SEARCH_COPIES) if searched else (FACTORS, ROW_COPIES)
+    sizes = [(padded_size(linear.in_features), linear.out_features) for linear in linears(layer).values()]
+    packed = 0 if shape is None else int(recipe.weight_bits / 8 * sum(n * rows for n, rows in sizes))
+    return packed + max(factors * n**2 + 4 * copies * n * rows for n, rows in sizes)
+
+
+def _running_bytes(layer: nn.Module, item: int, recipe: Recipe, seen: Probe | None) -> int:
+    """Bytes that the windows take that run at the same time, and the kernels that are compiled for experts."""
+    experts = {name: len(family) for family in expert_families(layer) for name in family}
+    passed = sum(
+        (linear.in_features + linear.out_features) * (seen.share(experts[name]) if seen and name in experts else 1)
+        for name, linear in linears(layer).items()
+    )
+    at_once = min(recipe.samples, torch.get_num_threads()) * recipe.seqlen
+    kernels = len(expert_families(layer)) * SIZES * recipe.seqlen.bit_length() * KERNEL
+    return int(RUNNING * item * passed * at_once) + kernels
 
 
 def expert_passes(layer: nn.Module, budget: int) -> list[list[list[int]]]:
     """Blocks in which a layer's experts are measured, with an input of its own for each matrix of an expert."""
     modules, families = linears(layer), expert_families(layer)
     return blocks_of([(modules[family[0]].in_features, len(family)) for family in families], budget)
-
-
-def _block_entries(layer: nn.Module, block: list[list[int]]) -> int:
-    """Entries of the Hessians of a block of experts."""
-    modules, families = linears(layer), expert_families(layer)
-    sizes = [padded_size(modules[family[0]].in_features) for family in families]
-    return sum(len(experts) * n**2 for experts, n in zip(block, sizes, strict=True))
 
 
 def text_memory(source: Source, dataset: str) -> int:

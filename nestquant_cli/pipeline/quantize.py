@@ -7,7 +7,6 @@ calibrates on its share of the windows and rounds its share of a layer's matrice
 
 import time
 from collections.abc import Collection
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ from ..base.errors import NestQuantError
 from ..base.memory import reuse_blocks
 from ..base.progress import track
 from ..calibration.hidden_states import DEFAULT_BUDGET
-from ..calibration.statistics import LayerStatistics
-from ..calibration.store import FILE, Calibration, CalibrationWriter
+from ..calibration.store import FILE, Calibration
+from ..calibration.store_writer import CalibrationWriter
 from ..calibration.windows import Windows
 from ..checkpoint.manifest import CONFIG
 from ..checkpoint.output import Output
 from ..models.source import Source
+from ..models.structure import linears
 from ..parallel.team import team
 from ..storage.output_checks import refuse_full_disk
 from ..storage.resume import refuse_foreign
@@ -68,7 +68,7 @@ def calibrate(
         try:
             for index, layer in enumerate(track(stream, "calibrating layers", total=original.depth)):
                 if layer is not None:
-                    group.run_on_rank0(partial(writer.write, index, LayerStatistics.join(layer)))
+                    writer.write(index, layer, linears(original.weights.decoder.layers[index]).keys(), group)
                     done[index] = True
             group.run_on_rank0(lambda: writer.finish(original.depth))
         except NestQuantError:

@@ -52,7 +52,7 @@ def quantize_layers(
                 del statistics  # before the next part is measured
                 return_blocks()
             tensors, part = part_of(prefix, layer, LayerStatistics.join(without), packed, recipe)
-        group.run_on_rank0(partial(output.write, index, tensors, part.to_dict(), weights.fetch))
+            group.run_on_rank0(partial(output.write, index, tensors, part.to_dict(), weights.pieces))
         parts[index] = part
         del tensors, packed  # the memory is free again while the next layer is measured
         return_blocks()

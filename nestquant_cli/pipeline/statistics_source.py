@@ -61,10 +61,15 @@ class StatisticsSource:
             return
         shapes = self.recipe.shape("act"), self.recipe.shape("kv")
         for index, finished in enumerate(done):
-            layer = None if finished else self.stored.layer(index, *shapes)
-            if layer is not None:
-                self._refuse_other_parts(layer, self.original.weights.decoder.layer_name(index))
-            yield None if layer is None else iter([to_device(layer, self.original.weights.device)])
+            parts = None if finished else self.stored.layer(index, *shapes, sums_budget(self.budget))
+            yield None if parts is None else self._usable(parts, self.original.weights.decoder.layer_name(index))
+
+    def _usable(self, parts: Iterator[LayerStatistics], place: str) -> Iterator[LayerStatistics]:
+        """Stored statistics on the model's device."""
+        for part in parts:
+            self._refuse_other_parts(part, place)
+            yield to_device(part, self.original.weights.device)
+            del part
 
     def _refuse_other_parts(self, layer: LayerStatistics, place: str) -> None:
         """Raises NestQuantError where the weights' code has groups that a stored calibration in parts would split."""

@@ -47,7 +47,7 @@ def test_a_run_is_not_finished_on_another_kind(
         raise Interrupted
 
     with monkeypatch.context() as patch:
-        for place in ("pipeline.quantize.write_rest", "calibration.store.CalibrationWriter.finish"):
+        for place in ("pipeline.quantize.write_rest", "calibration.store_writer.CalibrationWriter.finish"):
             patch.setattr(f"nestquant_cli.{place}", dying)
         with pytest.raises(Interrupted):
             run(source, recipe, tmp_path / "out", "cpu")

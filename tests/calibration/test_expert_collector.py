@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nestquant_cli.calibration.expert_blocks import expert_bytes
 from nestquant_cli.calibration.expert_collector import POOL_WIDTHS, ExpertCollector
 from nestquant_cli.calibration.fit_settings import FitSettings
 from nestquant_cli.calibration.input_collector import InputCollector
@@ -29,7 +30,6 @@ def seen(calls: dict[int, Tensor]) -> ExpertCollector:
     source = collector()
     source.open(range(3))
     source.take({name: {0: [calls[expert]]} if expert in calls else {} for expert, name in enumerate(NAMES)})
-    source.flush()
     return source
 
 
@@ -109,7 +109,7 @@ def test_every_expert_has_statistics_of_one_input(family: str) -> None:
         assert not torch.equal(items[0].hessian, items[1].hessian)
 
 
-@pytest.mark.parametrize("budget", [1, 3 * 4 * 64**2, 7 * 4 * 64**2])
+@pytest.mark.parametrize("budget", [1, 3 * expert_bytes(64, 4), 7 * expert_bytes(64, 4)])
 def test_the_budget_for_sums_changes_no_statistics(budget: int) -> None:
     for whole, parts in zip(statistics("qwen2_moe"), statistics("qwen2_moe", budget), strict=True):
         assert len(parts) > len(whole) == 1

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,12 @@ import torch
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.calibration.statistics import InputStatistics, LayerStatistics
-from nestquant_cli.calibration.store import FILE, Calibration, CalibrationWriter, remove_calibration, to_device
+from nestquant_cli.calibration.store import FILE, Calibration, remove_calibration, to_device
+from nestquant_cli.calibration.store_writer import CalibrationWriter
 from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules.cache_codes import CacheCodes
+from nestquant_cli.parallel.team import Team
 from tests.families import gaussian
 
 FOUR = shape_for_bits(4)
@@ -27,11 +30,15 @@ def layer(seed: int) -> LayerStatistics:
     return LayerStatistics(inputs, CacheCodes(CODE, ScaledCode(FOUR.with_multipliers((2, 4)), 0.02)))
 
 
+def put(writer: CalibrationWriter, number: int) -> None:
+    writer.write(number, [layer(number)], ["a.q", "a.k", "b"], Team())
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     writer = CalibrationWriter(tmp_path / "c", ABOUT)
     for seed in range(2):
-        writer.write(seed, layer(seed))
+        put(writer, seed)
     writer.finish(2)
     return tmp_path / "c"
 
@@ -46,7 +53,10 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
     stored = Calibration(folder)
     stored.check(ABOUT)
     for seed in range(2):
-        expected, found = layer(seed), to_device(stored.layer(seed, FOUR, FOUR), torch.device("cpu"))
+        expected, found = (
+            layer(seed),
+            to_device(LayerStatistics.join(stored.layer(seed, FOUR, FOUR)), torch.device("cpu")),
+        )
         assert found.cache == expected.cache
         assert list(found.inputs) == sorted(expected.inputs)
         for name, item in expected.inputs.items():
@@ -57,7 +67,7 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
 
 
 def test_sixteen_bits_drop_noise_and_codes(folder: Path) -> None:
-    found = Calibration(folder).layer(0, None, None)
+    found = LayerStatistics.join(Calibration(folder).layer(0, None, None))
     assert found.cache is None
     assert all(item.code is None and not item.noise.any() for item in found.inputs.values())
     Calibration(folder).check(ABOUT | {"act_code": None, "kv_code": None, "centering": True})
@@ -94,12 +104,12 @@ def test_truncated_altered_and_missing_layers_are_refused(folder: Path) -> None:
     for changed in (content[:-1], content[:-1] + bytes([content[-1] ^ 1])):
         file.write_bytes(changed)
         with pytest.raises(NestQuantError, match=r"layer-00001\.safetensors was altered or truncated"):
-            stored.layer(1, FOUR, FOUR)
+            list(stored.layer(1, FOUR, FOUR))
     file.unlink()
     with pytest.raises(NestQuantError, match="damaged"):
-        stored.layer(1, FOUR, FOUR)
+        list(stored.layer(1, FOUR, FOUR))
     with pytest.raises(NestQuantError, match="damaged"):
-        stored.layer(2, FOUR, FOUR)
+        list(stored.layer(2, FOUR, FOUR))
 
 
 @pytest.mark.parametrize("key", ["sha256", "inputs", "cache"])
@@ -110,7 +120,7 @@ def test_a_damaged_description_is_refused(folder: Path, key: str, value: object)
     layers = json.loads((folder / FILE).read_text())["layers"]
     layers[0][key] = value
     with pytest.raises(NestQuantError, match=r"damaged|altered"):
-        edited(folder, layers=layers).layer(0, FOUR, FOUR)
+        list(edited(folder, layers=layers).layer(0, FOUR, FOUR))
 
 
 def test_only_an_empty_or_unfinished_folder_is_written_to(folder: Path, tmp_path: Path) -> None:
@@ -122,7 +132,7 @@ def test_only_an_empty_or_unfinished_folder_is_written_to(folder: Path, tmp_path
 
 def test_an_unfinished_calibration_goes_on_and_is_none(folder: Path, tmp_path: Path) -> None:
     first = CalibrationWriter(tmp_path / "d", ABOUT)
-    first.write(0, layer(0))
+    put(first, 0)
     first.state.release()
     with pytest.raises(NestQuantError, match="is not a finished calibration"):
         Calibration(tmp_path / "d")
@@ -130,7 +140,7 @@ def test_an_unfinished_calibration_goes_on_and_is_none(folder: Path, tmp_path: P
         CalibrationWriter(tmp_path / "d", ABOUT | {"seed": 1})
     again = CalibrationWriter(tmp_path / "d", ABOUT)
     assert again.done(0) and not again.done(1)
-    again.write(1, layer(1))
+    put(again, 1)
     again.finish(2)
     for name in (FILE, "layer-00000.safetensors", "layer-00001.safetensors"):
         assert (tmp_path / "d" / name).read_bytes() == (folder / name).read_bytes()
@@ -154,8 +164,51 @@ def test_a_calibration_alone_is_removed_with_its_folder(folder: Path) -> None:
 
 def test_a_layer_that_was_altered_is_measured_again(tmp_path: Path) -> None:
     with CalibrationWriter(tmp_path / "d", ABOUT) as writer:
-        writer.write(0, layer(0))
+        put(writer, 0)
         assert writer.done(0)
         path = tmp_path / "d" / "layer-00000.safetensors"
         path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
         assert not writer.done(0)
+
+
+def experts(numbers: list[int]) -> dict[str, InputStatistics]:
+    return {
+        f"up.{e}": InputStatistics(
+            (f"up.{e}",), torch.full((8, 8), e + 1.0), torch.full((8,), 0.1), CODE, source="up.0", tokens=e, pooled=0.5
+        )
+        for e in numbers
+    }
+
+
+@pytest.mark.parametrize("budget", [0, 3 * 8 * 8 * 4, 1 << 20])
+def test_experts_are_written_and_read_in_parts(tmp_path: Path, budget: int) -> None:
+    first = layer(0)
+    parts = [LayerStatistics(first.inputs | experts([0, 1]), first.cache), LayerStatistics(experts([2, 3, 4]), None)]
+    parts[1] = LayerStatistics(parts[1].inputs, first.cache)
+    writer = CalibrationWriter(tmp_path / "c", ABOUT)
+    writer.write(0, iter(parts), ["a.q", "b", *(f"up.{e}" for e in range(5))], Team())
+    writer.finish(1)
+    found = list(Calibration(tmp_path / "c").layer(0, FOUR, FOUR, budget))
+    counts = [sum(item.source is not None for item in part.inputs.values()) for part in found]
+    assert counts == {0: [1] * 5, 768: [3, 2], 1 << 20: [5]}[budget]
+    joined = LayerStatistics.join(found)
+    for name, item in LayerStatistics.join(parts).inputs.items():
+        read = joined.inputs[name]
+        assert torch.equal(read.hessian, item.hessian) and torch.equal(read.noise, item.noise)
+        assert (read.members, read.code, read.source, read.tokens) == (
+            item.members,
+            item.code,
+            item.source,
+            item.tokens,
+        )
+
+
+def test_a_layer_that_is_not_written_to_its_end_leaves_no_file(tmp_path: Path) -> None:
+    def parts() -> Iterator[LayerStatistics]:
+        yield layer(0)
+        raise NestQuantError("a", "b", "c")
+
+    writer = CalibrationWriter(tmp_path / "c", ABOUT)
+    with pytest.raises(NestQuantError):
+        writer.write(0, parts(), ["a.q", "b"], Team())
+    assert not list((tmp_path / "c").glob("layer*"))

@@ -163,4 +163,4 @@ def test_calibrations_with_one_place_changed(tmp_path: Path, seed: int, new: Any
     write_json(tmp_path / FILE, mutated({"format_version": 1, "seed": 0, "layers": [layer]}, random.Random(seed), new))
     (tmp_path / "layer-00000.safetensors").write_bytes(b"")
     four = shape_for_bits(4)
-    clear(lambda: Calibration(tmp_path).layer(0, four, four))
+    clear(lambda: list(Calibration(tmp_path).layer(0, four, four)))

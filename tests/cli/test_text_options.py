@@ -81,7 +81,7 @@ def test_another_bos_does_not_continue_a_run(
     for name, command in commands.items():
         command += ["--dataset", tiny_text_file, "--output", tmp_path / name]
         with monkeypatch.context() as patch:
-            for place in ("calibration.store.CalibrationWriter.finish", "pipeline.quantize.write_rest"):
+            for place in ("calibration.store_writer.CalibrationWriter.finish", "pipeline.quantize.write_rest"):
                 patch.setattr(f"nestquant_cli.{place}", dying)
             patch.setattr("nestquant_cli.tuning.tune.descend", dying)
             assert nestquant(*command, "--bos", "each")[0] == 130

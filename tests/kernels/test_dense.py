@@ -94,3 +94,17 @@ def test_every_way_of_loading_a_model_hastens_it(tiny_model_folder: Path, tiny_c
         packed,
     ):
         assert type(model.get_output_embeddings()) is dense.DenseLinear
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 130, 1500])
+def test_an_expert_multiplies_few_numbers_of_tokens(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "EMULATED", False)
+    expert, x = dense.ExpertLinear(40, 24, dtype=torch.bfloat16), torch.randn(tokens, 40, dtype=torch.bfloat16)
+    seen: list[int] = []
+    product = dense.F.linear
+    monkeypatch.setattr(dense.F, "linear", lambda x, *rest: seen.append(len(x)) or product(x, *rest))
+    with torch.inference_mode():
+        found = expert(x)
+    assert tokens <= seen[0] <= tokens * 9 / 8 and seen[0].bit_length() - (seen[0] & -seen[0]).bit_length() < 4
+    expected = product(x.float(), expert.weight.float(), None if expert.bias is None else expert.bias.float())
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)

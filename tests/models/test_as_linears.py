@@ -19,6 +19,7 @@ from transformers import (
 
 from nestquant_cli.models.as_linears import experts_of, own_tensors, routers_of
 from nestquant_cli.models.structure import linears, open_decoder
+from nestquant_cli.models.weights import Weights
 
 SIZES: dict[str, Any] = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.3}
 GATED: dict[str, Any] = SIZES | {"hidden_size": 16, "intermediate_size": 24, "num_key_value_heads": 2, "head_dim": 8}
@@ -81,10 +82,14 @@ def test_routers_and_gates_of_shared_experts_stay() -> None:
 def test_the_tensors_of_the_class_are_given_back(kind: str) -> None:
     model = made(kind)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    decoder = open_decoder(model)
+    weights = Weights(model)
+    decoder = weights.decoder
     for index, layer in enumerate(decoder.layers):
         prefix = f"{decoder.layer_name(index)}."
         wanted = {name.removeprefix(prefix): tensor for name, tensor in before.items() if name.startswith(prefix)}
         found = own_tensors(layer)
         assert found.keys() == wanted.keys()
-        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+        for name, tensor in wanted.items():
+            assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+            pieces = list(weights.pieces(prefix + name)) if found[name].is_meta else [found[name]]
+            assert torch.equal(torch.cat([piece.flatten() for piece in pieces]), tensor.flatten())

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.calibration.store import CalibrationWriter
+from nestquant_cli.calibration.store_writer import CalibrationWriter
 from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.checkpoint.output import Output
 from nestquant_cli.checkpoint.read import read_layout
@@ -216,8 +216,8 @@ def test_an_interrupted_calibration_goes_on_to_the_same_bytes(
 ) -> None:
     write, written = CalibrationWriter.write, []
 
-    def interrupted(self: CalibrationWriter, index: int, layer: Any) -> None:
-        write(self, index, layer)
+    def interrupted(self: CalibrationWriter, index: int, *others: Any) -> None:
+        write(self, index, *others)
         written.append(index)
         if len(written) == 1:
             raise Interrupted

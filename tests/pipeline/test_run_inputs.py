@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.calibration.store import Calibration, CalibrationWriter
+from nestquant_cli.calibration.store import Calibration
+from nestquant_cli.calibration.store_writer import CalibrationWriter
 from nestquant_cli.models.source import fingerprint, resolve
 from nestquant_cli.pipeline.original_model import open_original
 from nestquant_cli.pipeline.recipe import Recipe
