@@ -34,5 +34,5 @@ def _one_line(text: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, at most 200 characters, without the mark at its end."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
     return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"

@@ -169,7 +169,9 @@ def forwards(layers: nn.ModuleList, make: Callable[[int, Callable[..., Any]], Ca
 def unusable(cause: str) -> NestQuantError:
     """The error for a model whose layers cannot be run one after the other."""
     return NestQuantError(
-        cause, "its inputs cannot be measured", "use a model whose decoder layers run once each, one after the other"
+        cause,
+        "its inputs cannot be measured",
+        "use a model whose decoder layers run once each, one after the other; docs/models.md lists those that work",
     )
 
 

@@ -1,6 +1,8 @@
 """Compares a packed checkpoint with the model it was made from: errors of its matrices, and what is not quantized."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +12,10 @@ from transformers import PreTrainedModel
 from ..base.errors import NestQuantError
 from ..codecs.registry import decoded
 from ..codecs.weights import WeightCode
-from ..models.load import load_unpacked_model
-from ..models.source import resolve
+from ..models.load import load_unpacked_model, stored_tensors
+from ..models.source import Source, resolve
 from ..models.structure import open_decoder
+from ..models.tensor_reader import TensorReader
 from ..modules.layout import LinearLayout
 from ..rotation.reflections import AnyRotation
 
@@ -31,8 +34,29 @@ def load_original(model: str, dtype: str = "auto") -> PreTrainedModel:
             f"{model} is a packed checkpoint", "the checkpoint was not compared with it", "give the original model"
         )
     original = load_unpacked_model(source, dtype)
+    if not source.gguf_file:
+        _read_padding(original, source)
     open_decoder(original)
     return original
+
+
+@torch.no_grad()
+def _read_padding(model: PreTrainedModel, source: Source) -> None:
+    """Gives embeddings the rows of their padding tokens that the files have.
+
+    Some classes of transformers zero that row whenever they are loaded, and checkpoints have it as it was.
+    """
+    tables = {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None
+    }
+    zeroed = {name: table for name, table in tables.items() if not table.weight[table.padding_idx].any()}
+    with suppress(Exception):  # of converters, whose tensors cannot be read one by one
+        reader: Any = TensorReader(model, stored_tensors(source)) if zeroed else {}
+        for name, table in zeroed.items():
+            if name in reader:
+                table.weight[table.padding_idx] = reader.read(name, table.weight.dtype)[table.padding_idx]
 
 
 def relative_error(weight: Tensor, tensors: Mapping[str, Tensor], code: WeightCode, rotation: AnyRotation) -> float:

@@ -134,22 +134,35 @@ def stored_tensors(source: Source) -> dict[str, tuple[Path, Entry]]:
     would have in 16 bits.
 
     Raises:
-        NestQuantError: a file is missing, truncated or damaged, or a tensor cannot be de-quantized.
+        NestQuantError: a file is missing, truncated or damaged, two files that no index names have the same tensor, or
+            a tensor cannot be de-quantized.
     """
     stored: dict[str, tuple[Path, Entry]] = {}
     for file in weight_files(source):
         try:
-            stored |= {name: (file, entry) for name, entry in read_shard(file).entries.items()}
+            entries = {name: (file, entry) for name, entry in read_shard(file).entries.items()}
         except NestQuantError as error:
             reason = error.cause.removeprefix(f"{file} ").removeprefix("is damaged: ")
             raise NestQuantError(
                 f"{file} is truncated or damaged ({reason})", NOT_LOADED, "download or copy it again"
             ) from error
+        if (both := stored.keys() & entries.keys()) and chosen_weight_set(source).entry is None:
+            raise _in_two_files(file, stored[min(both)][0], min(both))
+        stored |= entries
     method = method_of(source)
     if method is not None and method.dequantized:
         stored = dequantized(method, stored, source.name)
         logger.info("the weights of %s are de-quantized from %s", source.name, method.label)
     return stored
+
+
+def _in_two_files(file: Path, other: Path, name: str) -> NestQuantError:
+    """The error for a tensor that two files without an index have: which of them is meant cannot be known."""
+    return NestQuantError(
+        f"{other.name} and {file.name} of {file.parent} both have {name}, and no index says which is meant",
+        NOT_LOADED,
+        f'name one in its config.json: "{CHOICE}": "{other.name}"',
+    )
 
 
 class _Whole:

@@ -112,12 +112,13 @@ def refuse_stray_matrices(model: PreTrainedModel, decoder: Decoder) -> None:
         strays = {name: size for name, size in _strays(layer).items() if size >= FEW}
         whole, largest = sum(sizes.values()), max(strays, key=lambda name: strays[name], default=None)
         if largest is not None and (sum(strays.values()) > SHARE * whole or strays[largest] > LARGEST):
-            shape = tuple(layer.get_parameter(largest).shape)
+            shape, together = tuple(layer.get_parameter(largest).shape), 100 * sum(strays.values()) / whole
+            more = f", with {len(strays) - 1} more {together:.1f} %" if len(strays) > 1 else ""
             raise NestQuantError(
                 f"{decoder.layer_name(index)}.{largest} of {type(model).__name__} is a matrix {shape} outside "
-                f"nn.Linear, {100 * strays[largest] / whole:.1f} % of its layer",
+                f"nn.Linear, {100 * strays[largest] / whole:.1f} % of its layer{more}",
                 "it would stay in 16 bits, and nothing was quantized",
-                "use a model whose large matrices are nn.Linear, Conv1D or experts",
+                "use a model whose large matrices are nn.Linear, Conv1D or experts; docs/models.md lists some",
             )
 
 

@@ -69,7 +69,7 @@ def run_case(name: str, work: Path, text: Path, run: Runner, keep: bool = False)
 def preload() -> None:
     """Imports what every child needs; nothing is computed and no thread begins, so that forking stays safe."""
     for module in pkgutil.walk_packages(nestquant_cli.__path__, "nestquant_cli."):
-        if ".gpu" not in module.name and not module.name.endswith("__main__"):
+        if not any(part in module.name for part in (".gpu", ".vllm", "__main__")):  # a child needs none of these
             importlib.import_module(module.name)
     importlib.import_module("transformers.generation.utils")
 

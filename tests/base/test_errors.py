@@ -14,5 +14,6 @@ def test_it_is_one_line_whatever_it_names() -> None:
 
 def test_of_another_library_s_error_the_first_line_is_said() -> None:
     assert first_line(ValueError("\n it is wrong.\nand more")) == "it is wrong"
+    assert first_line(OSError("none of these: \n(1) this\n(2) that")) == "none of these"
     assert first_line(KeyError()) == "KeyError"
     assert first_line(ValueError("a" * 300)) == "a" * 199 + "…"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import YoutuConfig
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.manifest import INDEX, MANIFEST, REPORT, describe_tensors
@@ -14,6 +15,7 @@ from nestquant_cli.checkpoint.verify import verify
 from nestquant_cli.models.source import resolve
 from nestquant_cli.pipeline.quantize import quantize
 from nestquant_cli.pipeline.recipe import Recipe
+from tests.families import from_config, pack, save_model
 
 FIRST, SECOND, LAST = (f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3))
 UP = "model.layers.0.mlp.up_proj"
@@ -267,3 +269,17 @@ def test_other_recipes_are_sound(tmp_path: Path, tiny_model_folder: Path, tiny_t
     report = verify(tmp_path / "out", str(tiny_model_folder))
     assert report.problems == []
     assert len(report.recomputed) == report.matrices == (0 if recipe.shape("weight") is None else 14)
+
+
+def test_a_padding_row_that_transformers_zeroes_on_loading_is_no_problem(
+    tiny_tokenizer_folder: Path, tiny_text_file: Path, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+    heads = {"qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16, "num_key_value_heads": 4}
+    config = YoutuConfig(vocab_size=300, **sizes, **heads, q_lora_rank=32, kv_lora_rank=32, pad_token_id=1)
+    model: Any = from_config(config)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[1] = 1.0
+    folder = save_model(model, tiny_tokenizer_folder, tmp_path / "model")
+    packed = pack(folder, tiny_text_file, tmp_path / "packed", kv_bits=16)
+    assert problems(packed, str(folder)) == []

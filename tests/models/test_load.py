@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.models.load import load_unpacked_model
 from nestquant_cli.models.source import load_tokenizer, resolve
+from nestquant_cli.models.weights import open_weights
+from nestquant_cli.storage.files import read_json, write_json
 
 
 @pytest.fixture
@@ -88,3 +90,15 @@ def test_an_unknown_dtype_is_refused_with_the_nearest(tiny_model_folder: Path) -
         load_unpacked_model(resolve(str(tiny_model_folder)), "flaot32")
     with pytest.raises(NestQuantError, match="no dtype 'tensor'"):
         load_unpacked_model(resolve(str(tiny_model_folder)), "tensor")
+
+
+def test_of_two_files_with_the_same_tensors_none_is_chosen_in_silence(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, copy / "b.safetensors", {"format": "pt"})
+    (copy / "model.safetensors").rename(copy / "a.safetensors")
+    for opening in (load_unpacked_model, lambda source: open_weights(source, "cpu")):
+        with pytest.raises(NestQuantError, match=r"^a\.safetensors and b\.\w+ of .* both have \S+, and no index"):
+            opening(resolve(str(copy)))
+    write_json(copy / "config.json", read_json(copy / "config.json") | {"transformers_weights": "a.safetensors"})
+    found = open_weights(resolve(str(copy)), "cpu").fetch("model.norm.weight")
+    assert torch.equal(found, tensors["model.norm.weight"])
