@@ -84,7 +84,6 @@ def test_activations(settings: dict[str, Any], checkpoint: Callable[..., Path]) 
     compared = compare(checkpoint("llama", **settings))
     assert compared.differences.median() < 1e-3
     assert compared.differences.mean() < 0.1
-    assert compared.same > 0.9
 
 
 @pytest.mark.parametrize("settings", [W4, W4 | {"act_bits": 8}], ids=["w4", "w4a8"])
