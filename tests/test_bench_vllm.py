@@ -1,10 +1,13 @@
 """The script that times vLLM: its rates, ratios and table, from times that are made up."""
 
 import sys
+import time
+from dataclasses import replace
 
 import pytest
 
 from scripts import bench_vllm
+from scripts.serving.measure import Job, prompts, timed
 
 # One round: seconds by the wall clock and of the processor, for the prompts with one token and with all.
 FAST = {
@@ -49,3 +52,19 @@ def test_only_what_is_given_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = bench_vllm.jobs(bench_vllm.parse())
     assert next(iter(found)) == bench_vllm.BASE and len(found) == 4
     assert all("W4A" not in name for name in found)
+
+
+def test_a_run_is_timed_by_the_clock_and_of_the_process() -> None:
+    def busy(ids: list[list[int]], new: int) -> None:
+        end = time.process_time() + 0.05
+        while time.process_time() < end:
+            pass
+
+    wall, processor = timed(busy, [[1, 2]], 4)
+    assert wall >= 0.05 and 0 <= processor < 60
+
+
+def test_every_engine_gets_the_same_prompts() -> None:
+    job = Job("vllm", "m", 1, 16, 8, [1, 4], 1, True)
+    assert prompts(job, 4) == prompts(replace(job, engine="transformers"), 4)
+    assert [len(each) for each in prompts(job, 4)] == [16] * 4
