@@ -10,6 +10,6 @@ Importing nestquant never imports vllm, and this file imports nothing. In readin
 `linear` multiplies; `operators` is what torch.compile sees of it.
 `row_parallel` has layers whose input is split among the processes of a tensor-parallel model.
 `experts` has mixtures of experts: `expert_names` finds their matrices, `hub_names` renames the tensors of some models,
-`expert_weights` loads them.
+`expert_weights` loads them, `coded_experts` multiplies.
 `cache` has packed keys and values in vLLM's pages.
 """

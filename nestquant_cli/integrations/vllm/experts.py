@@ -1,41 +1,19 @@
 """Mixtures of experts: vLLM routes the tokens, and only the experts that they were routed to are decoded."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from vllm.config import CUDAGraphMode, get_current_vllm_config
-from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 
 from ...base.errors import NestQuantError
-from ...models.experts import ExpertMatrices
-from ...modules.grouped_experts import Steps, routed_sum
 from . import operators
+from .coded_experts import ACTIVATIONS, CodedExperts
 from .expert_names import ExpertMatrix, expert_matrices, not_served, refuse_other_sizes
 from .expert_weights import ExpertLoader, expert_parameter
 from .state import ModelState
-
-
-def _gated(function: Callable[[Tensor], Tensor], up: Tensor) -> Tensor:
-    gate, value = up.chunk(2, dim=-1)
-    return function(gate) * value
-
-
-_gelu_tanh = partial(F.gelu, approximate="tanh")
-# Only those where gate and up are one below the other, as they are in the checkpoint's matrix.
-_ACTIVATIONS: dict[MoEActivation, Callable[[Tensor], Tensor]] = {
-    MoEActivation.SILU: partial(_gated, F.silu),
-    MoEActivation.GELU: partial(_gated, F.gelu),
-    MoEActivation.GELU_TANH: partial(_gated, _gelu_tanh),
-    MoEActivation.SILU_NO_MUL: F.silu,
-    MoEActivation.GELU_NO_MUL: F.gelu,
-    MoEActivation.GELU_TANH_NO_MUL: _gelu_tanh,
-    MoEActivation.RELU2_NO_MUL: lambda x: F.relu(x).square(),
-}
 
 
 def expert_method(config: Any, layer: Any, prefix: str) -> Any:
@@ -108,7 +86,7 @@ class ExpertMethod(FusedMoEMethodBase):
         for loader in layer.coded_loaders:
             loader.finish()
         up, down = (loader.matrices for loader in layer.coded_loaders)
-        layer.coded = CodedExperts(up, down, _ACTIVATIONS[layer.activation])
+        layer.coded = CodedExperts(up, down, ACTIVATIONS[layer.activation.value])
         layer.coded_number = operators.number_of(layer.coded)
         del layer.coded_loaders
         for name in [name for name, parameter in layer.named_parameters() if hasattr(parameter, "weight_loader")]:
@@ -137,30 +115,12 @@ class ExpertMethod(FusedMoEMethodBase):
         return product
 
 
-class CodedExperts:
-    """The product of a layer of experts.
-
-    Args:
-        up: the first matrix of each expert.
-        down: the last one.
-        activation: what is between them.
-    """
-
-    def __init__(self, up: ExpertMatrices, down: ExpertMatrices, activation: Callable[[Tensor], Tensor]) -> None:
-        self._up, self._down = up, down
-        self._steps = Steps(lambda y, _: activation(y), lambda y, _: y, False)
-
-    def routed(self, x: Tensor, weights: Tensor, choice: Tensor) -> Tensor:
-        """x (tokens, hidden size) to what the experts (tokens, k) in `choice` give, times `weights` and summed up."""
-        return routed_sum(self._up, self._down, self._steps, x, choice, weights)
-
-
 def _refuse_other_kinds(layer: Any, prefix: str) -> None:
-    """Raises NestQuantError for a layer that needs more than `CodedExperts` computes, or cannot be run so."""
+    """Raises NestQuantError for a layer that needs more than `CodedExperts` computes, or that cannot run here."""
     moe = layer.moe_config
     if moe.has_bias:
         raise not_served(f"the experts of {prefix} have biases")
-    if layer.activation not in _ACTIVATIONS or layer.swiglu_limit is not None:
+    if layer.activation.value not in ACTIVATIONS or layer.swiglu_limit is not None:
         raise not_served(f"the experts of {prefix} have the activation {layer.activation.value}")
     if layer.apply_router_weight_on_input:
         raise not_served(f"the inputs of the experts of {prefix} are weighted, and not their outputs")

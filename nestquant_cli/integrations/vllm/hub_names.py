@@ -22,9 +22,10 @@ class HubNames:
 
     def __init__(self, model_types: Iterable[str], names: Iterable[str]) -> None:
         self.renamings: list[Any] = []
-        experts = [name for name in names if ".expert_" in name]
+        experts = [name for name in names if name.endswith(".expert_0")]
         if experts:
-            found = _reversed(model_types)
+            # Where all experts are one tensor on the Hub, its name is no place for those of one expert.
+            found = [each for each in _reversed(model_types) if all(_keeps_matrix(each, name) for name in experts)]
             if any(_renamed(name, found) != name for name in experts):
                 self.renamings = found
 
@@ -39,6 +40,11 @@ def _reversed(model_types: Iterable[str]) -> list[Any]:
 
     transforms = [each for kind in dict.fromkeys(model_types) for each in get_checkpoint_conversion_mapping(kind) or ()]
     return [each.reverse_transform() for each in transforms[::-1] if isinstance(each, WeightRenaming)]
+
+
+def _keeps_matrix(renaming: Any, name: str) -> bool:
+    """Whether a renaming leaves the name of an expert's matrix alone, after that of the module it is in."""
+    return _renamed(name, [renaming]).endswith("." + ".".join(name.split(".")[-2:]))
 
 
 def _renamed(name: str, renamings: Iterable[Any]) -> str:

@@ -28,3 +28,9 @@ def test_other_names_stay() -> None:
     dense = names_of("mlp.down_proj")
     assert not HubNames(["mixtral"], dense).renamings
     assert HubNames(["mixtral"], dense).map_name(dense[0]) == dense[0]
+
+
+def test_the_matrix_of_an_expert_keeps_its_name() -> None:
+    names = names_of("block_sparse_moe.experts.gate_up_proj.expert_0", "block_sparse_moe.experts.down_proj.expert_0")
+    hub = HubNames(["granitemoe"], names)  # has all experts in one `input_linear` on the Hub
+    assert [hub.map_name(name) for name in names] == names
