@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ...base.errors import NestQuantError
 from ...modules.layout import REFLECTORS, LinearLayout
+from .refusals import not_served
 
 _EXPERT = re.compile(r"(?:.*\.)?([^.]+)\.expert_(\d+)")
 _TURN = REFLECTORS.replace(".", "_")  # a name without a dot, as parameters have
@@ -93,8 +93,3 @@ def stored_name(tensor: str) -> str:
 def parameter_of(tensor: str) -> str:
     """The name without dots of a tensor that the checkpoint has by this name after that of the matrix."""
     return _TURN if tensor == REFLECTORS else tensor
-
-
-def not_served(cause: str) -> NestQuantError:
-    """The error for experts that are not computed in vLLM."""
-    return NestQuantError(cause, "experts of this kind are not served in vLLM", "use the checkpoint in transformers")

@@ -12,8 +12,8 @@ from ...modules.inputs import InputQuantizer
 from ...modules.layout import REFLECTORS, LinearLayout
 from ...modules.linear import QuantizedLinear
 from .expert_names import ExpertMatrix, parameter_of, stored_name
+from .refusals import not_loaded
 from .state import ModelState
-from .weights import not_loaded
 
 
 class ExpertLoader:
@@ -118,7 +118,8 @@ def _linear(linear: LinearLayout, source: InputQuantizer, dtype: torch.dtype) ->
 def _source(linear: LinearLayout, state: ModelState) -> InputQuantizer:
     layout = state.layout
     code, learned = layout.inputs[linear.input], state.reflections(linear.input)
-    return InputQuantizer(linear.in_features, layout.rotation_seed, code, learned)
+    parts = layout.parts.get(linear.input, 1)
+    return InputQuantizer(linear.in_features, layout.rotation_seed, code, learned, parts)
 
 
 def _stored(linear: LinearLayout) -> list[str]:

@@ -11,8 +11,9 @@ from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEM
 from ...base.errors import NestQuantError
 from . import operators
 from .coded_experts import ACTIVATIONS, CodedExperts
-from .expert_names import ExpertMatrix, expert_matrices, not_served, refuse_other_sizes
+from .expert_names import ExpertMatrix, expert_matrices, refuse_other_sizes
 from .expert_weights import ExpertLoader, expert_parameter
+from .refusals import not_served
 from .state import ModelState
 
 

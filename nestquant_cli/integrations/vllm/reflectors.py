@@ -6,8 +6,8 @@ from torch import nn
 from ...modules.layout import REFLECTORS
 from .parameters import WholeParameter
 from .pieces import Piece
+from .refusals import not_loaded
 from .state import ModelState
-from .weights import not_loaded
 
 _MODULE, _, _TENSOR = REFLECTORS.partition(".")
 

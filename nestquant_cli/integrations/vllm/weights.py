@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...base.errors import NestQuantError
 from .parameters import RowsParameter, WholeParameter
 from .pieces import Piece
+from .refusals import not_loaded
 
 _NOT_LOADED = 0x7FC0  # the bits of a bfloat16 that is no number, which no row scale is
 
@@ -57,15 +57,6 @@ def take_tensors(layer: nn.Module, pieces: list[Piece]) -> list[dict[str, Tensor
         if name in layer._parameters:
             delattr(layer, name)
     return found
-
-
-def not_loaded(what: str) -> NestQuantError:
-    """The error that names what vLLM's model passed over, or what the files do not have."""
-    return NestQuantError(
-        f"vLLM's model has not loaded {what}",
-        "the checkpoint cannot be served",
-        "look for what is missing with `nestquant verify`, or use the checkpoint in transformers",
-    )
 
 
 def _of_piece(layer: nn.Module, piece: Piece, rows: slice) -> dict[str, Tensor] | None:

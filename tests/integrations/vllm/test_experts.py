@@ -67,9 +67,7 @@ def test_coded_activations(kind: str, tiny_text_file: Path, tiny_tokenizer_folde
     assert compared.differences.mean() < 0.1
 
 
-def test_experts_of_another_kind_are_refused(
-    tiny_text_file: Path, tiny_tokenizer_folder: Path, tmp_path: Path
-) -> None:
+def test_experts_of_another_kind_are_refused(tiny_text_file: Path, tiny_tokenizer_folder: Path, tmp_path: Path) -> None:
     done = run_engine(checkpoint("gpt_oss", 16, tiny_text_file, tiny_tokenizer_folder, tmp_path), {})
     assert done.returncode != 0
     assert "experts of this kind are not served in vLLM" in done.stderr.splitlines()[-1]
