@@ -69,6 +69,7 @@ TABLE = {
         "gpu: torch rotates, the kernel rounds",
     ),
     "to_grid": Operation("reference.grid:to_grid", "cpu.inputs:to_grid"),
+    "to_int16": Operation("reference.int16:to_int16", "cpu.int16_tensors:to_int16"),
     "fingerprint": Operation("reference.inputs:fingerprint", "cpu.inputs:fingerprint"),
     # The packed cache.
     "encode_heads": Operation(
@@ -89,6 +90,7 @@ TABLE = {
     "integer_product": Operation(*3 * ("int8:integer_product",), limits="torch's own"),
     "scale_sums": Operation("reference.products:scale_sums", "cpu.inputs:scaled"),
     "rotated_product": Operation("reference.products:rotated_product", "cpu.product:rotated_product", unused=("gpu",)),
+    "int16_product": Operation("reference.int16:int16_product", "cpu.int16_tensors:int16_product"),
     "experts_product": Operation("reference.products:experts_product", "cpu.product:experts_product", unused=("gpu",)),
     "experts_sum": Operation("reference.products:experts_sum", "cpu.product:experts_sum"),
     "product": Operation("reference.products:product", None, "gpu.product:product", "int8 codes", unused=("cpu",)),

@@ -104,7 +104,7 @@ def routed_sum(
         return torch.zeros_like(x)
     taken = groups.order // choice.shape[-1]
     chosen = [[matrices.at(expert) for expert in groups.experts] for matrices in (up, down)]
-    if _few(chosen, x, groups):
+    if _in_one_call(chosen, x, groups):
         parts = [_together(steps, x, taken, groups, *chosen)]
     else:
         parts = list(_one_by_one(steps, x, taken, groups, *chosen))
@@ -130,14 +130,17 @@ def group(choice: Tensor, experts: int) -> Groups:
     return Groups(order[: ends[-1]] if ends else order[:0], [expert for expert, _ in found], ends)
 
 
-def _few(chosen: list[list[Any]], x: Tensor, groups: Groups) -> bool:
+def _in_one_call(chosen: list[list[Any]], x: Tensor, groups: Groups) -> bool:
     """Whether a kernel multiplies the int8 rows of all these experts in one call, faster than one after another."""
-    most = for_device(x.device).limits.joined_tokens
+    limits = for_device(x.device).limits
+    most, sources = limits.joined_tokens, [_source(linears) for linears in chosen]
+    if x.dtype == torch.bfloat16 and all(source is not None and source.code is None for source in sources):
+        most = max(most, limits.int16_pairs)
     if groups.ends[-1] > most * len(groups.experts) or (torch.is_grad_enabled() and x.requires_grad):
         return False
     return all(
-        _plain(linear, _source(linears)) and linear.resident == "int8" and linear.form().integers
-        for linears in chosen
+        _plain(linear, source) and linear.resident == "int8" and linear.form().integers
+        for linears, source in zip(chosen, sources, strict=True)
         for linear in linears
     )
 

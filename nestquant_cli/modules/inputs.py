@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..codecs.vectors import Rounded, VectorCode
 from ..e8.code import BLOCK
-from ..kernels import for_device
+from ..kernels import Kernels, for_device
 from ..rotation.parted import parted_rotation
 from ..rotation.reflections import AnyRotation, Reflected, Reflections
 
@@ -87,6 +87,19 @@ class InputQuantizer:
         if self.code is None and self.reflections is None:
             return self._rotated(flat.float())
         return self.code_tokens(flat).dequantized().contiguous()
+
+    def int16(self, x: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor]:
+        """What `to_int16` makes of x (..., features), without a code, or what it made of it already."""
+
+        def make(flat: Tensor) -> tuple[Tensor, Tensor]:
+            if self.reflections is not None:  # which no kernel knows
+                return kernels.to_int16(self.rotate(flat.detach()), self.padded, None)
+            if self.parts > 1:
+                return kernels.to_int16(self._rotated(flat.detach().float()), self.padded, None)
+            return kernels.to_int16(flat.detach(), self.padded, self.seed)
+
+        tokens, scale = self.once(x, "int16", make)
+        return tokens, scale
 
     def code_tokens(self, x: Tensor) -> Rounded:
         """Rotates and codes tokens (tokens, features), without a gradient: rounding has none."""

@@ -80,6 +80,8 @@ def choose(weight: WeightForm, tokens: TokenForm, limits: Limits) -> Steps:
             steps.append((limits.fused_tokens, ways.words_by_many))
 
     # Products of integer rows for any number of tokens; packed words are decoded to them first.
+    if bfloat16 and tokens.integers is None:
+        steps.append((limits.int16_tokens, ways.int16_rows))
     if both_int8:
         steps.append((UNLIMITED, ways.integer_sums))
     elif bfloat16 and tokens.fused:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..codecs.vectors import Rounded
 from ..kernels import Kernels
+from ..kernels.contract.constants import MOST_ENTRIES
 from ..kernels.dense import linear
 from .inputs import InputQuantizer
 
@@ -166,6 +167,25 @@ def integer_sums_of_parts(layer: Weight, x: Tensor, bias: Tensor | None, kernels
                 y.addcmul_(centered[:, number, None].float(), shift[number, part])
         y *= scale[part]
         return (y if bias is None else y + bias[part]).to(x.dtype)
+
+    return _by_panels(layer, multiply)
+
+
+def int16_rows(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Kernels) -> Tensor:
+    """Int8 rows and tokens as integers of 16 bits with a scale each, sums exact in two digits.
+
+    1 byte a weight in the int8 form, never converted; tokens are rounded 40 times finer than bfloat16. Taken for up to
+    `Limits.int16_tokens` bfloat16 tokens on processors with VNNI instructions. By count, AMX multiplies 512 weights and
+    tokens a cycle, as with bfloat16, and VNNI 64, float32 32. 16 tokens and 4,096 × 4,096 on one core with AMX take
+    0.36 of the time of bfloat16, rotation included; converting the matrix first takes 6 times as long as bfloat16.
+    """
+    if layer.source.padded > MOST_ENTRIES:
+        return float_rows(layer, x, bias, kernels)
+    tokens, size = layer.source.int16(x, kernels)
+
+    def multiply(V: Tensor, part: slice) -> Tensor:
+        y = kernels.int16_product(tokens, size, V, layer.stored("row_scale")[part], x.dtype)
+        return y if bias is None else y + bias[part]
 
     return _by_panels(layer, multiply)
 

@@ -1,5 +1,6 @@
 """The decision which way multiplies: every row of it, that the way is really taken, and what is said of it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,21 +41,27 @@ DIGITS = WeightForm("packed", integers=True, int8=True)
 NARROW, SINGLE, HALF = (TokenForm(dtype, None, fused=True) for dtype in (BFLOAT16, FLOAT32, FLOAT16))
 UNFUSED = TokenForm(BFLOAT16, None, fused=False)
 ROUNDED, ROUNDED_WIDE = (TokenForm(BFLOAT16, integers, fused=False) for integers in (torch.int8, torch.int16))
-
 PARTED = ROUNDED._replace(parted=True)
+
+# By family: the limits of devices that have all kernels, whichever machine runs the tests.
+CPU = replace(LIMITS["cpu"], int16_tokens=1024)
+FAMILIES = LIMITS | {"cpu": CPU, "cpu without VNNI": replace(CPU, int16_tokens=0)}
 
 ROWS = [
     ("cpu", KEPT, NARROW, {1: "kept_weight", 100: "kept_weight"}),
     ("cpu", GROUPS, SINGLE, {1: "float32_values", 100: "float32_values"}),
-    ("cpu", INT8, NARROW, {0: "joined_rows", 4: "joined_rows", 5: "bfloat16_rows"}),
+    ("cpu", INT8, NARROW, {0: "joined_rows", 4: "joined_rows", 5: "int16_rows", 1025: "bfloat16_rows"}),
+    ("cpu without VNNI", INT8, NARROW, {0: "joined_rows", 4: "joined_rows", 5: "bfloat16_rows"}),
     ("cpu", INT8, SINGLE, {4: "joined_rows", 5: "float_rows"}),
     ("cpu", INT8, HALF, {4: "joined_rows", 5: "float_rows"}),
-    ("cpu", INT8, UNFUSED, {1: "float_rows", 100: "float_rows"}),
+    ("cpu", INT8, UNFUSED, {1: "int16_rows", 100: "int16_rows"}),
+    ("cpu without VNNI", INT8, UNFUSED, {1: "float_rows", 100: "float_rows"}),
     ("cpu", INT8, ROUNDED, {1: "integer_sums", 100: "integer_sums"}),
     ("cpu", INT8, ROUNDED_WIDE, {1: "float_rows"}),
-    ("cpu", PACKED, NARROW, {1: "words_by_few", 2: "bfloat16_rows", 100: "bfloat16_rows"}),
+    ("cpu", PACKED, NARROW, {1: "words_by_few", 2: "int16_rows", 100: "int16_rows"}),
+    ("cpu without VNNI", PACKED, NARROW, {1: "words_by_few", 2: "bfloat16_rows", 100: "bfloat16_rows"}),
     ("cpu", PACKED, SINGLE, {1: "words_by_few", 2: "float_rows"}),
-    ("cpu", PACKED, UNFUSED, {1: "words_by_few", 2: "float_rows"}),
+    ("cpu", PACKED, UNFUSED, {1: "words_by_few", 2: "int16_rows"}),
     ("cpu", PACKED, ROUNDED, {1: "integer_sums", 100: "integer_sums"}),
     ("cpu", PACKED, ROUNDED_WIDE, {1: "float_rows"}),
     ("cpu", PACKED_WIDE, NARROW, {1: "words_by_few", 2: "float_rows"}),
@@ -63,7 +70,7 @@ ROWS = [
     ("cpu", PACKED, PARTED, {1: "integer_sums_of_parts"}),
     ("cpu", PACKED_WIDE, PARTED, {1: "float_rows"}),
     ("gpu", PACKED, PARTED, {1: "integer_sums_of_parts"}),
-    ("cpu", DIGITS, NARROW, {1: "bfloat16_rows", 100: "bfloat16_rows"}),
+    ("cpu", DIGITS, NARROW, {1: "int16_rows", 100: "int16_rows"}),
     ("cpu", DIGITS, ROUNDED, {1: "integer_sums"}),
     (
         "gpu",
@@ -88,7 +95,7 @@ ROWS = [
 @pytest.mark.parametrize(("family", "weight", "tokens", "taken"), ROWS)
 def test_every_row_of_the_decision(family: str, weight: WeightForm, tokens: TokenForm, taken: dict[int, str]) -> None:
     kernels: Any = None
-    choice = Choice(kernels, choose(weight, tokens, LIMITS[family]))
+    choice = Choice(kernels, choose(weight, tokens, FAMILIES[family]))
     assert {count: choice.way(count).__name__ for count in taken} == taken
 
 
@@ -132,20 +139,21 @@ CENTERED = CenteredCode(NESTED, (bytes(NESTED.pack(0.05 * gaussian(1, 192, seed=
 @pytest.mark.parametrize(
     ("kind", "form", "act", "dtype", "seed", "size", "taken"),
     [
-        ("nested", "packed", None, BFLOAT16, 1, 192, {1: "words_by_few", 3: "bfloat16_rows"}),
+        ("nested", "packed", None, BFLOAT16, 1, 192, {1: "words_by_few", 3: "int16_rows"}),
         ("nested", "packed", None, FLOAT16, 1, 192, {1: "words_by_few", 3: "float_rows"}),
-        ("nested", "int8", None, BFLOAT16, 1, 192, {1: "joined_rows", 4: "joined_rows", 5: "bfloat16_rows"}),
+        ("nested", "int8", None, BFLOAT16, 1, 192, {1: "joined_rows", 4: "joined_rows", 5: "int16_rows"}),
         ("nested", "int8", None, FLOAT32, 1, 192, {4: "joined_rows", 5: "float_rows"}),
-        ("nested", "int8", None, BFLOAT16, 1, 200, {1: "float_rows"}),  # 25 is a factor that no kernel rotates
-        ("nested", "int8", None, BFLOAT16, None, 192, {1: "float_rows"}),
+        ("nested", "int8", None, BFLOAT16, 1, 200, {1: "int16_rows"}),  # 25 is a factor that no kernel rotates
+        ("nested", "int8", None, BFLOAT16, None, 192, {1: "int16_rows"}),
+        ("nested", "int8", None, FLOAT32, None, 192, {1: "float_rows"}),
         ("nested", "packed", NESTED, BFLOAT16, 1, 192, {1: "integer_sums", 5: "integer_sums"}),
         ("nested", "int8", CENTERED, BFLOAT16, 1, 192, {1: "integer_sums", 5: "integer_sums"}),
         ("nested", "packed", WIDE, BFLOAT16, 1, 192, {1: "float_rows", 5: "float_rows"}),
         ("nested", "packed", IntegerCode(8, False, 16, 1.0), FLOAT32, 1, 192, {1: "words_by_few", 5: "float_rows"}),
         ("wide", "packed", NESTED, FLOAT32, 1, 192, {1: "float_rows"}),
         ("wide", "int8", None, FLOAT32, 1, 192, {1: "words_by_few", 5: "float_rows"}),
-        ("integers", "packed", None, BFLOAT16, 1, 192, {1: "bfloat16_rows", 5: "bfloat16_rows"}),
-        ("integers", "int8", None, BFLOAT16, 1, 192, {1: "joined_rows", 5: "bfloat16_rows"}),
+        ("integers", "packed", None, BFLOAT16, 1, 192, {1: "int16_rows", 5: "int16_rows"}),
+        ("integers", "int8", None, BFLOAT16, 1, 192, {1: "joined_rows", 5: "int16_rows"}),
         ("integers", "int8", CENTERED, FLOAT32, 1, 192, {1: "integer_sums"}),
         ("groups", "int8", NESTED, FLOAT32, 1, 192, {1: "float32_values"}),
         ("lattices", "packed", None, BFLOAT16, 1, 192, {1: "float32_values"}),
@@ -162,6 +170,7 @@ def test_a_layer_takes_the_way_and_multiplies(
     size: int,
     taken: dict[int, str],
 ) -> None:
+    monkeypatch.setattr(for_device(torch.device("cpu")), "limits", CPU)
     layer = layer_of(kind, act, dtype, seed, size)
     calls: list[str] = []
     for name in {name for *_, names in ROWS for name in names.values()}:
@@ -202,15 +211,18 @@ def test_the_choice_is_made_once_for_a_form_and_a_dtype(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("code", "form", "source", "ranges"),
     [
-        (NESTED.code, "packed", None, ["1 token", "2 tokens and more"]),
-        (NESTED.code, "int8", None, ["up to 4 tokens", "5 tokens and more"]),
+        (NESTED.code, "packed", None, ["1 token", "2 to 1024 tokens", "1025 tokens and more"]),
+        (NESTED.code, "int8", None, ["up to 4 tokens", "5 to 1024 tokens", "1025 tokens and more"]),
         (NESTED.code, "int8", InputQuantizer(192, 1, CENTERED), ["any number of tokens"]),
         (WIDE.code, "int8", None, ["1 token", "2 tokens and more"]),
         (IntegerCode(4, group=16), "int8", None, ["any number of tokens"]),
         (None, "packed", InputQuantizer(192, 1, NESTED), ["any number of tokens"]),
     ],
 )
-def test_the_ways_in_words(code: Any, form: str, source: InputQuantizer | None, ranges: list[str]) -> None:
+def test_the_ways_in_words(
+    monkeypatch: pytest.MonkeyPatch, code: Any, form: str, source: InputQuantizer | None, ranges: list[str]
+) -> None:
+    monkeypatch.setattr(for_device(torch.device("cpu")), "limits", CPU)
     said = describe(code, form, torch.device("cpu"), BFLOAT16, source)
     assert list(said) == ranges
     assert all(phrase[0].islower() and len(phrase.split()) > 4 and phrase[-1] != "." for phrase in said.values())

@@ -13,3 +13,8 @@ NEAREST_LEVELS = 2  # levels that a path of the search of lattices branches to
 EMPTY, INFINITE = -128, 127  # instead of an exponent: a token of zeros, and one that is not finite
 LARGEST = 127  # of an entry
 LEAST_POWER, MOST_POWER = -124, 124  # exponents for which the power of two and its inverse are ordinary float32
+
+# Tokens of 16 bits.
+LARGEST_INT16 = 127 * 257  # of an entry: with two digits of -128 … 127 to the base 256
+LEAST_SIZE = 2.0**-100  # tokens without a larger entry count as zeros: the inverse of their scale is no float32
+MOST_ENTRIES = 1 << 16  # of a row; sums of products of bytes stay within int32

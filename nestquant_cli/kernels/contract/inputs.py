@@ -64,6 +64,21 @@ class InputKernels(Protocol):
         """
         ...
 
+    def to_int16(self, x: Tensor, order: int, seed: int | None) -> tuple[Tensor, Tensor]:
+        """Rotates tokens as `rotate_tokens`, in float32, and rounds each to multiples of a scale of its own.
+
+        With entries of the size of a Gaussian's, the error is some 40 times below that of rounding to bfloat16.
+
+        Args:
+            x, order, seed: as in `rotate_tokens`; at most MOST_ENTRIES features.
+
+        Returns:
+            the integers, at most LARGEST_INT16 in magnitude, in an order that only the device's `int16_product` knows,
+            and the scale (tokens,) float32: the largest magnitude / LARGEST_INT16; 0 for a token without an entry of at
+            least LEAST_SIZE, not a number for one that is not finite.
+        """
+        ...
+
     def fingerprint(self, x: Tensor) -> Tensor | int:
         """What differs after x was changed in place.
 

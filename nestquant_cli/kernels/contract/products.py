@@ -64,6 +64,23 @@ class ProductKernels(Protocol):
         """
         ...
 
+    def int16_product(self, tokens: Tensor, scale: Tensor, v: Tensor, row_scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """diag(row_scale)·V X of int8 rows and tokens as integers of 16 bits, by exact sums.
+
+        A token is 256·high + low with two int8 digits. (256·Σ v·high + Σ v·low) · scale · row_scale is taken in that
+        order, in float32: equal to the bit on every device.
+
+        Args:
+            tokens, scale: what `to_int16` gave on this device.
+            v: (rows, padded features) int8, contiguous.
+            row_scale: (rows,) int16, contiguous, the bits of a bfloat16.
+            dtype: dtype of the result.
+
+        Returns:
+            (tokens, rows) of dtype.
+        """
+        ...
+
     def experts_product(
         self, x: Tensor, taken: Tensor, ends: list[int], v: list[Tensor], row_scale: list[Tensor], dtype: torch.dtype
     ) -> Tensor:
@@ -72,14 +89,14 @@ class ProductKernels(Protocol):
         Args:
             x: (tokens, entries) float32, rotated, contiguous.
             taken: (pairs,) int64, for each pair of a token and an expert the token, the pairs expert by expert.
-            ends: by expert, the number of its last pair, plus one; at most `limits.joined_tokens` pairs an expert are
-                what the kernel is made for.
+            ends: by expert, the number of its last pair, plus one; at most `limits.joined_tokens` pairs an expert, or
+                `limits.int16_pairs` for bfloat16, are what the kernel is made for.
             v: by expert, (rows, entries) int8, contiguous, all of one shape.
             row_scale: by expert, (rows,) int16, contiguous, the bits of a bfloat16.
             dtype: dtype of the result.
 
         Returns:
-            (pairs, rows) of dtype, sums in float32.
+            (pairs, rows) of dtype, sums in float32; for bfloat16 a kernel may round tokens as `to_int16` does.
         """
         ...
 

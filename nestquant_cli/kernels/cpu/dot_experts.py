@@ -1,44 +1,13 @@
 """Loops over what several experts have, each where it lies: int8 rows times tokens, and sums. Compiled by Numba."""
 
 import numpy as np
-from llvmlite import ir
-from numba import carray, types
-from numba.extending import intrinsic
+from numba import carray
 
 from .after_product import rounded
 from .e8 import OPTIONS, ZERO
 from .jit import njit
+from .pointers import float32_at, int8_at, uint16_at
 from .threads import spread, team_loop
-
-
-@intrinsic
-def _int8_at(typingctx, address):
-    """An address (int64) as a pointer to int8."""
-
-    def codegen(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-
-    return types.CPointer(types.int8)(types.int64), codegen
-
-
-@intrinsic
-def _uint16_at(typingctx, address):
-    """An address (int64) as a pointer to uint16."""
-
-    def codegen(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], ir.IntType(16).as_pointer())
-
-    return types.CPointer(types.uint16)(types.int64), codegen
-
-
-@intrinsic
-def _float32_at(typingctx, address):
-    """An address (int64) as a pointer to float32."""
-
-    def codegen(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], ir.FloatType().as_pointer())
-
-    return types.CPointer(types.float32)(types.int64), codegen
 
 
 @njit(**OPTIONS)
@@ -66,8 +35,8 @@ def _dot(x, taken, ends, addresses, rows, out, out_narrow, start, stop):
     for item in range(start, stop):
         expert = item // rows
         row = item - expert * rows
-        weights = carray(_int8_at(addresses[expert, 0] + row * order), (order,))
-        scales = carray(_uint16_at(addresses[expert, 1]), (rows,))
+        weights = carray(int8_at(addresses[expert, 0] + row * order), (order,))
+        scales = carray(uint16_at(addresses[expert, 1]), (rows,))
         bits[0] = np.int32(scales[row]) << 16
         for pair in range(ends[expert - 1] if expert else 0, ends[expert]):
             values = x[taken[pair]]
@@ -103,11 +72,11 @@ def add_experts(addresses, weights, k, out, out_narrow, start, stop):
                 continue
             weight = weights[pair]
             if out.shape[0]:
-                row = carray(_float32_at(addresses[pair]), (size,))
+                row = carray(float32_at(addresses[pair]), (size,))
                 for i in range(size):
                     line[i] += weight * row[i]
             else:
-                row16 = carray(_uint16_at(addresses[pair]), (size,))
+                row16 = carray(uint16_at(addresses[pair]), (size,))
                 for i in range(size):
                     other_bits[i] = np.int32(row16[i]) << 16
                 for i in range(size):

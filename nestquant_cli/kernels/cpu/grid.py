@@ -33,7 +33,7 @@ def round_tokens(wide, narrow, plan, v, exponent, start, stop):
     factor = np.empty(TOKENS, np.float32)
     for first in range(start, stop, TOKENS):
         count = min(TOKENS, stop - first)
-        load_rotated(wide, narrow, first, count, plan, tile, bits, work)
+        load_rotated(wide, narrow, first, count, plan, tile, work)
         _largest(tile, largest)
         _steps(largest, factor, exponent[first : first + count])
         for i in range(0, order, 8):  # one at a time the loop over lanes would be unrolled and not vectorized

@@ -14,6 +14,7 @@ from .encode import WORK as ENCODER_WORK
 from .jit import njit
 from .rotate import FEW, TOKENS, WORK, transform, transform_one
 from .threads import team_loop
+from .tile_rows import load_rows, store_rows
 
 _TOGETHER = LANES // TOKENS  # blocks of a token that are encoded together
 
@@ -41,20 +42,16 @@ def rotate(wide, narrow, plan, out, out_narrow, start, stop):
                     row16[i] = rounded(row_bits[i])
         return
     tile = np.empty(order * TOKENS, np.float32)
-    bits = tile.view(np.int32)
+    places = np.zeros(TOKENS, np.int64)
     for first in range(start, stop, TOKENS):
         count = min(TOKENS, stop - first)
-        load_rotated(wide, narrow, first, count, plan, tile, bits, work)
-        if out.shape[0]:
-            for lane in range(count):
-                row = out[first + lane]
-                for i in range(order):
-                    row[i] = tile[i * TOKENS + lane]
-        else:
-            for lane in range(count):
-                row16 = out_narrow[first + lane]
-                for i in range(order):
-                    row16[i] = rounded(bits[i * TOKENS + lane])
+        load_rotated(wide, narrow, first, count, plan, tile, work)
+        for lane in range(count):
+            if out.shape[0]:
+                places[lane] = out.ctypes.data + (first + lane) * out.strides[0]
+            else:
+                places[lane] = out_narrow.ctypes.data + (first + lane) * out_narrow.strides[0]
+        store_rows(tile, places, count, out_narrow.shape[0] > 0, order)
 
 
 @team_loop
@@ -77,14 +74,13 @@ def encode(wide, narrow, plan, center, unit, multipliers, q, limit, v, is_wide, 
         _encode_few(wide, narrow, plan, center, unit, multipliers, q, limit, v, is_wide, scale, centered, start, stop)
         return
     tile = np.empty(order * TOKENS, np.float32)
-    bits = tile.view(np.int32)
     work = np.zeros(max(WORK, ENCODER_WORK), np.float32)
     spare = np.zeros(ENCODER_WORK, np.float32)
     words = np.empty(4 * LANES, np.int32)
     factor = np.empty(TOKENS, np.float32)
     for first in range(start, stop, TOKENS):
         count = min(TOKENS, stop - first)
-        load_rotated(wide, narrow, first, count, plan, tile, bits, work)
+        load_rotated(wide, narrow, first, count, plan, tile, work)
         if center.shape[0]:
             subtract_from_tile(tile, center, work)
             for lane in range(count):
@@ -157,27 +153,18 @@ def _rotated_one(wide, narrow, token, plan, row, work, other):
 
 
 @njit(**OPTIONS)
-def load_rotated(wide, narrow, first, count, plan, tile, bits, work):
-    """Loads `count` tokens into a tile, the rest zeros, and rotates them."""
+def load_rotated(wide, narrow, first, count, plan, tile, work):
+    """Loads `count` tokens into a tile and rotates them; the other lanes mean nothing."""
     scale, orders, numbers, factors, signs = plan
+    places = np.empty(TOKENS, np.int64)
+    for lane in range(TOKENS):
+        token = first + min(lane, count - 1)
+        if wide.shape[0]:
+            places[lane] = wide.ctypes.data + token * wide.strides[0]
+        else:
+            places[lane] = narrow.ctypes.data + token * narrow.strides[0]
     features = wide.shape[1] if wide.shape[0] else narrow.shape[1]
-    if count < TOKENS or features < scale.shape[0]:
-        tile[:] = ZERO
-    if wide.shape[0]:
-        for lane in range(count):
-            row = wide[first + lane]
-            for i in range(features):
-                tile[i * TOKENS + lane] = row[i]
-    else:
-        for lane in range(count):
-            row16 = narrow[first + lane]
-            for i in range(features):
-                bits[i * TOKENS + lane] = np.int32(row16[i]) << 16
-    for i in range(scale.shape[0]):
-        part = tile[i * TOKENS : (i + 1) * TOKENS]
-        size = scale[i]
-        for lane in range(TOKENS):
-            part[lane] *= size
+    load_rows(places, narrow.shape[0] > 0, scale, tile, features)
     start = 0
     at = 0
     sign = 0
