@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..codecs.vectors import Rounded
-from ..kernels import for_device
+from ..kernels import Kernels, for_device
 from .inputs import InputQuantizer
 from .linear import QuantizedLinear
 from .multiply import choice_for
@@ -42,6 +42,9 @@ class _Source:
 
     def __call__(self, x: Tensor) -> Rounded:
         return self.coded
+
+    def int16(self, x: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor]:
+        return kernels.to_int16(self.coded.dequantized().float(), self.padded, None)
 
 
 def coded_product(layer: QuantizedLinear, coded: Rounded, like: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, Nemo
 
 from nestquant_cli import NestQuantConfig
 from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.kernels import for_device
 from nestquant_cli.models.experts import ExpertMatrices
 from nestquant_cli.modules import grouped_experts
 from nestquant_cli.modules.attach import quantized_linears
 from nestquant_cli.modules.resident import set_resident
 from nestquant_cli.pipeline.data_free import data_free_recipe, quantize_loaded
-from tests.families import random_ids, relative_error
+from tests.families import gaussian, random_ids, relative_error
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -80,6 +82,26 @@ def test_groups_compute_what_the_class_does(packed: Any, form: str, shape: tuple
     y = logits(packed, ids)
     with implementation(packed, "eager"):
         torch.testing.assert_close(y, logits(packed, ids), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_groups_in_bfloat16(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = packed_model(kind, torch.bfloat16)
+    kernels = for_device(torch.device("cpu"))
+    module, width = experts_in(model)[0], model.config.hidden_size
+    count = len(next(child for child in module.children() if isinstance(child, ExpertMatrices)))
+    for tokens in (1, 3, 60):
+        x, weights = gaussian(tokens, width).bfloat16(), gaussian(tokens, 2, seed=1).abs().bfloat16()
+        choice, found = torch.rand(tokens, count).topk(2).indices, []
+        for form in ("packed", "int8"):
+            set_resident(model, form)
+            for most in (0, 128):  # without and with exact sums
+                monkeypatch.setattr(kernels, "limits", replace(kernels.limits, int16_tokens=most, int16_pairs=most))
+                for linear in quantized_linears(model).values():
+                    linear.forget()
+                with torch.inference_mode():
+                    found.append(module(x, choice, weights))
+        assert all(relative_error(y, found[0]) < 0.03 for y in found[1:])
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

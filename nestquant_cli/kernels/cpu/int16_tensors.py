@@ -26,7 +26,7 @@ def to_int16(x: Tensor, order: int, seed: int | None) -> tuple[Tensor, Tensor]:
     assert order <= MOST_ENTRIES, "sums of so many products are no int32"
     plan = None if seed is None else plan_of(order, seed)
     if plan is None:
-        rotated = reference_inputs.rotate_tokens(x, order, seed)
+        rotated = reference_inputs.rotate_tokens(x, order, seed).contiguous()
         return _rounded(rotated, torch.arange(len(x)), _tiles([len(x)])[1])
     digits, scale = _room(-(-len(x) // TOKENS), order), torch.empty(len(x))
     fixed = *sides(x), plan, digits.numpy(), scale.numpy()
