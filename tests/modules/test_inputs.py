@@ -14,6 +14,7 @@ from torch import Tensor
 from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.codecs.vectors import Rounded
 from nestquant_cli.e8.code import NestedCode
+from nestquant_cli.kernels import for_device
 from nestquant_cli.modules.inputs import InputQuantizer, padded_size
 from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian, relative_error
@@ -142,3 +143,17 @@ def test_what_a_thread_made_goes_with_the_input_wherever_that_is_dropped() -> No
         inputs.clear()
         gc.collect()
         assert values() is None
+
+
+@pytest.mark.parametrize("source", [(64, 5, 1), (60, 5, 1), (64, 5, 2), (64, None, 1), (200, 5, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_integers_of_16_bits_are_the_rotated_input(source: tuple[int, int | None, int], dtype: torch.dtype) -> None:
+    features, seed, parts = source
+    quantizer = InputQuantizer(features, seed, None, parts=parts)
+    x, kernels = gaussian(2, 3, features).to(dtype), for_device(torch.device("cpu"))
+    made = quantizer.int16(x, kernels)
+    assert quantizer.int16(x, kernels)[0] is made[0]  # for whoever asks next
+    ones = torch.eye(quantizer.padded, dtype=torch.int8)
+    scale = torch.ones(quantizer.padded).bfloat16().view(torch.int16)
+    y = kernels.int16_product(*made, ones, scale, torch.float32)
+    assert relative_error(y, quantizer.rotate(x.float())) < 1e-4
