@@ -52,7 +52,7 @@ def encode(
 
 
 def _restore(v: Tensor, packed: Tensor, rotation: Turn, heads: tuple[np.ndarray, int]) -> Tensor:
-    out = torch.empty(v.shape)
+    out = torch.empty(v.shape, dtype=torch.float32)
     fixed = v.numpy(), packed.numpy(), *heads, rotation.diagonal, rotation.steps, rotation.backward, out.numpy()
     share(cpu_heads.restore.on_team, fixed, v.shape[0], v.shape[1] // BLOCK)
     return out
@@ -65,7 +65,7 @@ def decode(
     if seed is None:
         return reference.decode_heads(packed, size, code, None, centers, run, cpu)
     rotation = head_rotation(size, seed)
-    out = torch.empty(packed.shape[0], size)
+    out = torch.empty(packed.shape[0], size, dtype=torch.float32)
     heads = _centers(centers, size), run
     fixed = (
         packed.contiguous().numpy(),
@@ -96,7 +96,7 @@ def attend(
     chunks = -(-tokens // cpu_attention.CHUNK)
     firsts = np.arange(batch * heads + 1) * chunks
     shape = batch, heads, group, tokens
-    added = torch.zeros(1, 1, 1, 1) if mask is None else mask.float().expand(shape)
+    added = torch.zeros(1, 1, 1, 1, dtype=torch.float32) if mask is None else mask.float().expand(shape)
     forward = head_rotation(n, seed)
     partial = _partial(firsts[-1], group, size)
     fixed: tuple[Any, ...] = (
@@ -163,7 +163,7 @@ def _merged(partial: tuple[np.ndarray, ...], firsts: np.ndarray, seed: int, shap
     """Attention (batch, key heads, G, n) from that of its parts, which begin at `firsts` for each head."""
     batch, heads, group, size = shape
     backward = head_rotation(size, seed)
-    out = torch.empty(batch * heads, group, size)
+    out = torch.empty(batch * heads, group, size, dtype=torch.float32)
     cpu_attention.merge(partial, firsts, (backward.diagonal, backward.steps, backward.backward), out.numpy())
     return out.view(shape)
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ....codecs.vectors import AttentionForm
 from ....kernels import for_device, has
 from ....modules.cache_codes import CacheCodes, unpack_heads
 from .batch import Batch, Run, batch_of
@@ -25,17 +26,26 @@ class PagedLayer:
         sizes: entries of a key and of a value.
         scale: factor of the scores.
         window: how many of the last tokens a token sees; None for all.
+        queries: query heads of a key head.
 
     Attributes:
         cell: bytes of the key and the value of a head and token.
     """
 
     def __init__(
-        self, codes: CacheCodes, seed: int | None, sizes: tuple[int, int], scale: float, window: int | None
+        self,
+        codes: CacheCodes,
+        seed: int | None,
+        sizes: tuple[int, int],
+        scale: float,
+        window: int | None,
+        queries: int,
     ) -> None:
         self.codes, self.seed, self.sizes, self.scale, self.window = codes, seed, sizes, scale, window
+        self.queries = queries
         self._bytes = codes.keys.vector_bytes(sizes[0]), codes.values.vector_bytes(sizes[1])
         self.cell = sum(self._bytes)
+        self._forms = self._kernel_forms(torch.device("cpu"), queries)
         self._pages: Tensor | None = None  # the tensor that `_views` are of
         self._views: tuple[Tensor, Tensor]
 
@@ -69,33 +79,30 @@ class PagedLayer:
             out: (tokens, query heads, entries of a value), filled.
         """
         keys, values = self._split(pages)
-        group = query.shape[1] // keys.shape[1]
-        one_by_one = self._can_attend(query.device, group)
-        if one_by_one and len(batch.lengths):
+        if self._forms is not None and len(batch.lengths):
             self._attend_alone(query, (keys, values), batch, out)
-        for run in batch.runs if one_by_one else batch.all_runs():
+        for run in batch.all_runs() if self._forms is None else batch.runs:
             out[run.start : run.stop] = self._attend_run(query[run.start : run.stop], (keys, values), run)
 
-    def warm_up(self, heads: int, group: int, dtype: torch.dtype) -> None:
+    def warm_up(self, heads: int, dtype: torch.dtype) -> None:
         """Compiles what the first tokens would wait for.
 
         Args:
             heads: key heads.
-            group: query heads of a key head.
             dtype: that of queries, keys and values.
         """
         pages = torch.zeros(1, heads, 1, self.cell, dtype=torch.uint8)
         key, value = (torch.zeros(1, heads, size, dtype=dtype) for size in self.sizes)
         self.store(key, value, pages, torch.zeros(1, dtype=torch.int64))
-        query = torch.zeros(1, heads * group, self.sizes[0], dtype=dtype)
+        query = torch.zeros(1, heads * self.queries, self.sizes[0], dtype=dtype)
         batch = batch_of(torch.tensor([0, 1]), torch.tensor([1]), torch.zeros(1, 1, dtype=torch.int32))
-        out = torch.empty(1, heads * group, self.sizes[1], dtype=dtype)
+        out = torch.empty(1, heads * self.queries, self.sizes[1], dtype=dtype)
         self.attend(query, pages, batch, out)
         self.attend(query, pages, replace(batch, lengths=batch.lengths[:0], runs=batch.all_runs()), out)
 
     def _split(self, pages: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and the values of pages, (pages, key heads, tokens of a page, bytes) each."""
-        if pages is not self._pages:
+        if pages is not self._pages:  # once, when the engine has made its cache
             tokens, (size, other) = pages.shape[2], self._bytes
             rows = pages.view(*pages.shape[:2], -1)
             keys, values = rows[..., : tokens * size], rows[..., tokens * size : tokens * (size + other)]
@@ -103,21 +110,17 @@ class PagedLayer:
             self._pages = pages
         return self._views
 
-    def _can_attend(self, device: torch.device, group: int) -> bool:
-        """Whether the device has a kernel for one token of each request."""
+    def _kernel_forms(self, device: torch.device, group: int) -> tuple[AttentionForm, AttentionForm] | None:
+        """What a kernel for one token of each request needs of the codes; None where there is none for them."""
         if self.seed is None or not has(device, "attend_pages") or group > for_device(device).limits.queries:
-            return False
-        keys, values = (
-            code.attention_form(size, self.seed, device)
-            for code, size in zip((self.codes.keys, self.codes.values), self.sizes, strict=True)
-        )
-        return keys is not None and values is not None and values.centers is None
+            return None
+        keys = self.codes.keys.attention_form(self.sizes[0], self.seed, device)
+        values = self.codes.values.attention_form(self.sizes[1], self.seed, device)
+        return None if keys is None or values is None or values.centers is not None else (keys, values)
 
     def _attend_alone(self, query: Tensor, views: tuple[Tensor, Tensor], batch: Batch, out: Tensor) -> None:
-        assert self.seed is not None
-        keys = self.codes.keys.attention_form(self.sizes[0], self.seed, query.device)
-        values = self.codes.values.attention_form(self.sizes[1], self.seed, query.device)
-        assert keys is not None and values is not None
+        assert self._forms is not None and self.seed is not None
+        keys, values = self._forms
         rows = query if batch.rows is None else query[batch.rows]
         found = for_device(query.device).attend_pages(
             rows.unflatten(1, (views[0].shape[1], -1)),

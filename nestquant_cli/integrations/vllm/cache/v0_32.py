@@ -19,6 +19,7 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
 from vllm.model_executor.models.utils import extract_layer_index
+from vllm.utils.torch_utils import set_default_torch_dtype
 from vllm.v1.attention.backend import AttentionImpl, AttentionMetadataBuilder, CommonAttentionMetadata, MultipleOf
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl
 from vllm.v1.kv_cache_interface import AttentionSpec
@@ -63,11 +64,12 @@ class PackedCacheMethod(BaseKVCacheMethod):
         if why is not None:
             logger.warning_once(UNPACKED, why)
             return
-        packed = {name: self._packed(name, each) for name, each in layers.items()}
+        with set_default_torch_dtype(torch.float32):  # while a model is loaded, it is that of the model
+            packed = {name: self._packed(name, each) for name, each in layers.items()}
+            packed[layer.layer_name].warm_up(layer.num_kv_heads, layer.dtype)
         cell = max(each.cell for each in packed.values())
         for name, each in layers.items():
             each.impl, each.attn_backend = PackedAttention(each.impl, packed[name]), packed_backend(cell)
-        packed[layer.layer_name].warm_up(layer.num_kv_heads, layer.num_heads // layer.num_kv_heads, layer.dtype)
         plain = (layer.head_size + layer.head_size_v) * layer.kv_cache_torch_dtype.itemsize
         logger.info("nestquant: keys and values take %d bytes for each head and token, not %d", cell, plain)
 
@@ -84,7 +86,8 @@ class PackedCacheMethod(BaseKVCacheMethod):
         rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
         own = codes_of_rank(codes, layer.num_kv_heads, rank, ranks, sizes)
         window = layer.impl.sliding_window
-        return PagedLayer(own, self.seed, sizes, layer.impl.scale, None if window < 0 else window)
+        queries = layer.num_heads // layer.num_kv_heads
+        return PagedLayer(own, self.seed, sizes, layer.impl.scale, None if window < 0 else window, queries)
 
 
 def _obstacle_of_engine(config: VllmConfig) -> str | None:

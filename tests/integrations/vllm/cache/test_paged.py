@@ -108,7 +108,7 @@ def test_every_step_is_as_in_transformers(
     steps: list[list[int]], page_tokens: int, window: int | None, seed: int | None, centered: bool
 ) -> None:
     """Prompts, chunks of them and single tokens, of several requests at once."""
-    engine = Engine(PagedLayer(codes(centered), seed, SIZES, SCALE, window), page_tokens, 3, 4, torch.float32)
+    engine = Engine(PagedLayer(codes(centered), seed, SIZES, SCALE, window, GROUP), page_tokens, 3, 4, torch.float32)
     for counts in steps:
         if any(counts):
             found, expected = engine.step(counts)
@@ -116,7 +116,7 @@ def test_every_step_is_as_in_transformers(
 
 
 def test_in_bfloat16() -> None:
-    engine = Engine(PagedLayer(codes(True), SEED, SIZES, SCALE, None), 16, 2, 0, torch.bfloat16)
+    engine = Engine(PagedLayer(codes(True), SEED, SIZES, SCALE, None, GROUP), 16, 2, 0, torch.bfloat16)
     for counts in ([50, 3], [1, 1], [1, 40], [1, 1]):
         found, expected = engine.step(counts)
         assert found.dtype == torch.bfloat16 and relative_error(found, expected) < 0.01
@@ -125,7 +125,7 @@ def test_in_bfloat16() -> None:
 def test_one_token_of_each_request_is_seen_without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     from nestquant_cli.integrations.vllm.cache import paged
 
-    engine = Engine(PagedLayer(codes(True), SEED, SIZES, SCALE, None), 16, 2, 0, torch.float32)
+    engine = Engine(PagedLayer(codes(True), SEED, SIZES, SCALE, None, GROUP), 16, 2, 0, torch.float32)
     engine.step([50, 3])
     monkeypatch.setattr(paged, "unpack_heads", None)
     found, expected = engine.step([1, 1])
@@ -134,7 +134,7 @@ def test_one_token_of_each_request_is_seen_without_decoding(monkeypatch: pytest.
 
 def test_a_shared_prefix_is_the_same_for_all() -> None:
     """A request on pages that another one has written sees what it would have written itself."""
-    layer = PagedLayer(codes(True), SEED, SIZES, SCALE, None)
+    layer = PagedLayer(codes(True), SEED, SIZES, SCALE, None, GROUP)
     engine = Engine(layer, 16, 1, 0, torch.float32)
     engine.step([32])
     (request,), query = engine.requests, gaussian(5, HEADS * GROUP, SIZES[0], seed=50)
@@ -149,13 +149,18 @@ def test_a_shared_prefix_is_the_same_for_all() -> None:
 
 
 def test_tokens_without_a_slot_are_not_stored() -> None:
-    layer = PagedLayer(codes(False), SEED, SIZES, SCALE, None)
+    layer = PagedLayer(codes(False), SEED, SIZES, SCALE, None, GROUP)
     pages = torch.zeros(2, HEADS, 16, layer.cell, dtype=torch.uint8)
     states = gaussian(3, HEADS, SIZES[0])
     layer.store(states, states, pages, torch.tensor([-1, 17, -1]))
     assert not pages[0].any() and int((pages[1] != 0).any(-1).sum()) >= HEADS
 
 
-def test_warming_up_changes_nothing() -> None:
+def test_a_layer_can_be_warmed_up() -> None:
     scaled = ScaledCode(shape_for_bits(4).with_multipliers((3, 4, 5, 6, 9)), 0.9 / 13 / 2)
-    PagedLayer(CacheCodes(scaled, scaled), SEED, SIZES, SCALE, None).warm_up(HEADS, GROUP, torch.bfloat16)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # vLLM sets that of the model while it loads
+    try:
+        PagedLayer(CacheCodes(scaled, scaled), SEED, SIZES, SCALE, None, GROUP).warm_up(HEADS, torch.bfloat16)
+    finally:
+        torch.set_default_dtype(before)

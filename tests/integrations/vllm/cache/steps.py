@@ -1,0 +1,52 @@
+"""Runs a vLLM engine with a packed cache in several ways and prints, as the last line, what it says of some token ids.
+
+It is a process of its own, as vLLM's CPU worker starts once in a process.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+
+def main(folder: str, prompts: list[list[int]], tokens: int) -> None:
+    """Prints JSON: "capacity" in tokens; answers to all prompts at once, in chunks, as "first", the same "again" with
+    the prefixes there are, and "after" requests that were aborted. An answer is its tokens and their log-probabilities.
+    """
+    from vllm import LLM, SamplingParams
+
+    engine = LLM(
+        folder,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=256,
+        max_num_seqs=4,
+        max_num_batched_tokens=16,
+        block_size=32,
+        enable_prefix_caching=True,
+        disable_log_stats=True,
+    )
+    sampling = SamplingParams(temperature=0, max_tokens=tokens, logprobs=0, ignore_eos=True)
+
+    def answers() -> list[dict[str, Any]]:
+        found = []
+        for output in engine.generate([{"prompt_token_ids": ids} for ids in prompts], sampling):
+            (said,) = output.outputs
+            scores = [at[token].logprob for at, token in zip(said.logprobs, said.token_ids, strict=True)]
+            found.append({"tokens": list(said.token_ids), "scores": scores, "cached": output.num_cached_tokens})
+        return found
+
+    cache = engine.llm_engine.vllm_config.cache_config
+    result: dict[str, Any] = {"capacity": cache.num_gpu_blocks * cache.block_size}
+    result |= {"first": answers(), "again": answers()}
+    for number, ids in enumerate(prompts):
+        engine.llm_engine.add_request(f"lost {number}", {"prompt_token_ids": ids[::-1]}, sampling)
+    for _ in range(5):
+        engine.llm_engine.step()
+    engine.llm_engine.abort_request([f"lost {number}" for number in range(len(prompts))])
+    print(json.dumps(result | {"after": answers()}))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    main(sys.argv[1], *json.loads(sys.argv[2]))
