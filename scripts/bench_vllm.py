@@ -9,6 +9,7 @@ first token. Ratios are to vLLM with the original. The output is a Markdown tabl
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -111,11 +112,12 @@ def run(job: Job, resident: str) -> dict[str, Any]:
     assert process.stdout is not None
     for line in process.stdout:
         lines.append(line)
-        below.update(process.children(recursive=True))
+        with contextlib.suppress(psutil.NoSuchProcess):
+            below.update(process.children(recursive=True))
         if line.startswith('{"start"'):
             break
     for each in [process, *below]:
-        if each.is_running():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may end by itself
             each.send_signal(signal.SIGKILL)
     process.wait(30)
     if not lines or not lines[-1].startswith('{"start"'):
