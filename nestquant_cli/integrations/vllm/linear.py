@@ -81,20 +81,30 @@ class CodedLinearMethod(LinearMethodBase):
             return  # done before
         pieces: list[Piece] = layer.coded_pieces
         take_reflectors(layer, pieces, self._state)
-        tensors = take_tensors(layer, pieces)
+        pieces, tensors = self.own_share(layer, pieces, take_tensors(layer, pieces))
         device = next(iter(tensors[0].values())).device
         sources: dict[str, LayerInput] = {}
 
         def source_of(name: str) -> LayerInput:
             if name not in sources:
-                layout, features = self._state.layout, pieces[0].linear.in_features
-                learned = self._state.reflections(name)
-                sources[name] = LayerInput(features, layout.rotation_seed, layout.inputs[name], learned)
+                sources[name] = self.input_of(layer, name)
             return sources[name]
 
         layer.coded = coded_layer(pieces, tensors, source_of, layer.coded_dtype, self._state.int8(device))
         layer.register_buffer("coded_number", operators.number_of(layer.coded), persistent=False)
         del layer.coded_pieces
+
+    def own_share(
+        self, layer: Any, pieces: list[Piece], tensors: list[dict[str, Tensor]]
+    ) -> tuple[list[Piece], list[dict[str, Tensor]]]:
+        """What this process multiplies, of what was loaded: all of it."""
+        return pieces, tensors
+
+    def input_of(self, layer: Any, name: str) -> LayerInput:
+        """The quantizer of an input of the layer, by its name in the layout."""
+        layout, features = self._state.layout, self._state.layout.linears[self._names[0]].in_features
+        rotation = self._state.reflections(name), layout.parts.get(name, 1)
+        return LayerInput(features, layout.rotation_seed, layout.inputs[name], *rotation)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (..., features) to (..., rows) in its dtype."""

@@ -1,8 +1,25 @@
-"""Layers whose input is split among the processes of a tensor-parallel model: o_proj, down_proj."""
+"""Layers whose input is split among the processes of a tensor-parallel model: o_proj, down_proj.
 
+Where the checkpoint has the input in N parts and the number of processes divides N, each process rotates and rounds its
+own parts and multiplies its columns. Otherwise the processes exchange their slices of the input, so that each has the
+whole, and multiply some rows each. vLLM adds up what they give; rows of other processes are zeros then.
+"""
+
+import logging
 from typing import Any
 
-from ...base.errors import NestQuantError
+import torch.nn.functional as F
+from torch import Tensor
+from vllm.distributed import tensor_model_parallel_all_gather
+from vllm.model_executor.layers.linear import register_weight_loader_v2_supported_method
+
+from .columns import columns_of
+from .layer import LayerInput
+from .linear import CodedLinearMethod
+from .names import Rows
+from .pieces import Piece
+
+logger = logging.getLogger("nestquant")
 
 
 def row_parallel_method(config: Any, layer: Any, prefix: str, names: list[str]) -> Any:
@@ -13,12 +30,84 @@ def row_parallel_method(config: Any, layer: Any, prefix: str, names: list[str]) 
         layer: the layer; `input_size_per_partition`, `tp_rank` and `tp_size` are set already.
         prefix: its name.
         names: names of its matrices in the layout.
-
-    Raises:
-        NestQuantError: the rotation of the input mixes what the processes hold.
     """
-    raise NestQuantError(
-        f"the input of {prefix} is split among {layer.tp_size} processes, and its rotation mixes the whole of it",
-        "the checkpoint was not loaded",
-        "use --tensor-parallel-size 1",
-    )
+    state = config.state
+    matrices = [state.layout.linears[name] for name in names]
+    if all(columns_of(each, state.layout.parts.get(each.input, 1), layer.tp_size) for each in matrices):
+        return PartsMethod(state, names)
+    if not state.gathers:
+        state.gathers = True
+        logger.info(
+            "%s gets its whole input from all %d processes: its rotation mixes what they hold. A checkpoint made by "
+            "nestquant quantize --tensor-parallel %d saves that",
+            prefix,
+            layer.tp_size,
+            layer.tp_size,
+        )
+    return GatheringMethod(state, names)
+
+
+class _RowParallelMethod(CodedLinearMethod):
+    """Loads the stored tensors whole; each process then keeps its share."""
+
+    def create_weights(
+        self,
+        layer: Any,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        *sizes: Any,
+        **arguments: Any,
+    ) -> None:
+        """Gives the layer parameters for the checkpoint's tensors, with all columns."""
+        super().create_weights(layer, input_size, output_partition_sizes, input_size, *sizes, **arguments)
+
+
+@register_weight_loader_v2_supported_method
+class PartsMethod(_RowParallelMethod):
+    """Rotates and rounds the parts of the input that this process has, and multiplies its columns."""
+
+    def own_share(
+        self, layer: Any, pieces: list[Piece], tensors: list[dict[str, Tensor]]
+    ) -> tuple[list[Piece], list[dict[str, Tensor]]]:
+        """The columns of this process."""
+        own_pieces, own_tensors = [], []
+        for piece, loaded in zip(pieces, tensors, strict=True):
+            columns = columns_of(piece.linear, self._state.layout.parts[piece.linear.input], layer.tp_size)
+            assert columns is not None
+            own_pieces.append(Piece(piece.place, columns.linear))
+            own_tensors.append(columns.of(loaded, layer.tp_rank))
+        return own_pieces, own_tensors
+
+    def input_of(self, layer: Any, name: str) -> LayerInput:
+        """The quantizer of the process's parts of the input."""
+        layout, code = self._state.layout, self._state.layout.inputs[name]
+        parts = layout.parts[name] // layer.tp_size
+        own = None if code is None else code.part(layer.tp_rank * parts, parts)
+        return LayerInput(layer.input_size_per_partition, layout.rotation_seed, own, None, parts)
+
+
+@register_weight_loader_v2_supported_method
+class GatheringMethod(_RowParallelMethod):
+    """Takes the whole input from all processes, and computes the rows of this one."""
+
+    def own_share(
+        self, layer: Any, pieces: list[Piece], tensors: list[dict[str, Tensor]]
+    ) -> tuple[list[Piece], list[dict[str, Tensor]]]:
+        """The rows of this process."""
+        (piece,), (loaded,) = pieces, tensors
+        rows, rank, size = piece.place.rows, layer.tp_rank, layer.tp_size
+        start, stop = rank * rows // size, (rank + 1) * rows // size
+        layer.coded_rows = start, stop
+        own = {name: tensor if piece.whole(name) else tensor[start:stop].clone() for name, tensor in loaded.items()}
+        return [Piece(Rows(piece.place.name, piece.place.outputs, stop - start), piece.linear)], [own]
+
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """This process's slice x (..., features / processes) to (..., rows), zeros but for its own rows.
+
+        Each process adds the layer's bias to its rows, whether vLLM hands it over or not: it does so to the first one.
+        """
+        start, stop = layer.coded_rows
+        own = None if layer.bias is None or layer.skip_bias_add else layer.bias[start:stop]
+        y = super().apply(layer, tensor_model_parallel_all_gather(x.contiguous(), dim=-1), own)
+        return F.pad(y, (start, layer.output_size - stop))

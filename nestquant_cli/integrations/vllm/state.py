@@ -29,6 +29,7 @@ class ModelState:
         names: its matrices, by the names that vLLM has for them.
         hub: from those names to the ones on the Hub, where they differ and the model has experts.
         experts: vLLM's name for each matrix of an expert, by that of its parameter.
+        gathers: whether it was said that processes exchange the inputs of row-parallel layers.
 
     Raises:
         NestQuantError: the layout is damaged or of a later version; NESTQUANT_RESIDENT is no form.
@@ -40,6 +41,7 @@ class ModelState:
         self.hub = HubNames(model_types, self.layout.linears)
         self.names.rename(self.hub)
         self.experts: dict[str, str] = {}
+        self.gathers = False
         self._form = os.environ.get(RESIDENT) or "auto"
         self._reflections: dict[str, Reflections] = {}
         check_form(self._form)
