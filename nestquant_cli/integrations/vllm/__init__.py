@@ -8,8 +8,8 @@ Importing nestquant never imports vllm, and this file imports nothing. In readin
 `state` is what the layers of one model share while it is built.
 `weights` has a layer's parameters while vLLM loads them, and what is made of them.
 `linear` multiplies; `operators` is what torch.compile sees of it.
-`row_parallel` has layers whose input is split among the processes of a tensor-parallel model; `columns` cuts their
-stored matrices.
+`row_parallel` has layers whose input is split among the processes of a tensor-parallel model: `shares` says what each
+process has, `columns` cuts stored matrices.
 `experts` has mixtures of experts: `expert_names` finds their matrices, `hub_names` renames the tensors of some models,
 `expert_weights` loads them, `coded_experts` multiplies.
 `cache` has packed keys and values in vLLM's pages.

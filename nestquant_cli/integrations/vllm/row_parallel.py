@@ -13,11 +13,10 @@ from torch import Tensor
 from vllm.distributed import tensor_model_parallel_all_gather
 from vllm.model_executor.layers.linear import register_weight_loader_v2_supported_method
 
-from .columns import columns_of
 from .layer import LayerInput
 from .linear import CodedLinearMethod
-from .names import Rows
 from .pieces import Piece
+from .shares import Share, has_parts, input_of_parts, some_columns, some_rows
 
 logger = logging.getLogger("nestquant")
 
@@ -32,8 +31,7 @@ def row_parallel_method(config: Any, layer: Any, prefix: str, names: list[str]) 
         names: names of its matrices in the layout.
     """
     state = config.state
-    matrices = [state.layout.linears[name] for name in names]
-    if all(columns_of(each, state.layout.parts.get(each.input, 1), layer.tp_size) for each in matrices):
+    if all(has_parts(state.layout, name, layer.tp_size) for name in names):
         return PartsMethod(state, names)
     if not state.gathers:
         state.gathers = True
@@ -71,20 +69,13 @@ class PartsMethod(_RowParallelMethod):
         self, layer: Any, pieces: list[Piece], tensors: list[dict[str, Tensor]]
     ) -> tuple[list[Piece], list[dict[str, Tensor]]]:
         """The columns of this process."""
-        own_pieces, own_tensors = [], []
-        for piece, loaded in zip(pieces, tensors, strict=True):
-            columns = columns_of(piece.linear, self._state.layout.parts[piece.linear.input], layer.tp_size)
-            assert columns is not None
-            own_pieces.append(Piece(piece.place, columns.linear))
-            own_tensors.append(columns.of(loaded, layer.tp_rank))
-        return own_pieces, own_tensors
+        share, layout = Share(layer.tp_rank, layer.tp_size), self._state.layout
+        own = [some_columns(layout, piece, loaded, share) for piece, loaded in zip(pieces, tensors, strict=True)]
+        return [piece for piece, _ in own], [loaded for _, loaded in own]
 
     def input_of(self, layer: Any, name: str) -> LayerInput:
         """The quantizer of the process's parts of the input."""
-        layout, code = self._state.layout, self._state.layout.inputs[name]
-        parts = layout.parts[name] // layer.tp_size
-        own = None if code is None else code.part(layer.tp_rank * parts, parts)
-        return LayerInput(layer.input_size_per_partition, layout.rotation_seed, own, None, parts)
+        return input_of_parts(self._state.layout, name, Share(layer.tp_rank, layer.tp_size))
 
 
 @register_weight_loader_v2_supported_method
@@ -95,17 +86,16 @@ class GatheringMethod(_RowParallelMethod):
         self, layer: Any, pieces: list[Piece], tensors: list[dict[str, Tensor]]
     ) -> tuple[list[Piece], list[dict[str, Tensor]]]:
         """The rows of this process."""
-        (piece,), (loaded,) = pieces, tensors
-        rows, rank, size = piece.place.rows, layer.tp_rank, layer.tp_size
-        start, stop = rank * rows // size, (rank + 1) * rows // size
-        layer.coded_rows = start, stop
-        own = {name: tensor if piece.whole(name) else tensor[start:stop].clone() for name, tensor in loaded.items()}
-        return [Piece(Rows(piece.place.name, piece.place.outputs, stop - start), piece.linear)], [own]
+        ((piece, loaded),) = zip(pieces, tensors, strict=True)  # no layer of this kind is fused
+        share = Share(layer.tp_rank, layer.tp_size)
+        layer.coded_rows = share.rows(piece.place.rows)
+        own, rows = some_rows(piece, loaded, share)
+        return [own], [rows]
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """This process's slice x (..., features / processes) to (..., rows), zeros but for its own rows.
 
-        Each process adds the layer's bias to its rows, whether vLLM hands it over or not: it does so to the first one.
+        Each process adds the layer's bias to its own rows. vLLM hands the whole of it to the first one.
         """
         start, stop = layer.coded_rows
         own = None if layer.bias is None or layer.skip_bias_add else layer.bias[start:stop]
