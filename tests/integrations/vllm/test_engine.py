@@ -86,6 +86,15 @@ def test_activations(settings: dict[str, Any], checkpoint: Callable[..., Path]) 
     assert compared.differences.mean() < 0.1
 
 
+@pytest.mark.parametrize(
+    "settings", [W4 | {"tensor_parallel": 2}, W4, LATTICE], ids=["parts", "exchanged", "exchanged-lattice"]
+)
+def test_two_processes(settings: dict[str, Any], checkpoint: Callable[..., Path]) -> None:
+    compared = compare(checkpoint("llama", **settings), tensor_parallel_size=2)
+    assert compared.differences.max() < 1e-3
+    assert compared.same == 1
+
+
 @pytest.mark.parametrize("settings", [W4, W4 | {"act_bits": 8}], ids=["w4", "w4a8"])
 def test_bfloat16(settings: dict[str, Any], checkpoint: Callable[..., Path]) -> None:
     compared = compare(checkpoint("llama", **settings), dtype="bfloat16")
