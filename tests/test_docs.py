@@ -18,7 +18,7 @@ from tests.doc_commands import PAGES, ROOT, commands, smaller
 from tests.families import in_process
 
 API = ROOT / "docs" / "api.md"
-OF_OTHERS = {"--no-deps", "--nproc-per-node"}  # options of other programs
+OF_OTHERS = {"--no-deps", "--nproc-per-node", "--tensor-parallel-size", "--enable-expert-parallel"}  # of other programs
 
 
 @pytest.fixture(scope="module")
