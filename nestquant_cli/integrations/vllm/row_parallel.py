@@ -5,12 +5,12 @@ own parts and multiplies its columns. Otherwise the processes exchange their sli
 whole, and multiply some rows each. vLLM adds up what they give; rows of other processes are zeros then.
 """
 
-import logging
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 from vllm.distributed import tensor_model_parallel_all_gather
+from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import register_weight_loader_v2_supported_method
 
 from .layer import LayerInput
@@ -18,7 +18,7 @@ from .linear import CodedLinearMethod
 from .pieces import Piece
 from .shares import Share, has_parts, input_of_parts, some_columns, some_rows
 
-logger = logging.getLogger("nestquant")
+logger = init_logger("vllm.nestquant")
 
 
 def row_parallel_method(config: Any, layer: Any, prefix: str, names: list[str]) -> Any:
