@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from vllm.config import CUDAGraphMode, get_current_vllm_config
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+from vllm.platforms import current_platform
 
 from ...base.errors import NestQuantError
 from . import operators
@@ -133,7 +134,7 @@ def _refuse_other_kinds(layer: Any, prefix: str) -> None:
             "add --enable-expert-parallel, which gives each process whole experts",
         )
     graphs = get_current_vllm_config().compilation_config.cudagraph_mode
-    if torch.device(moe.device).type == "cuda" and graphs is not None and graphs != CUDAGraphMode.NONE:
+    if current_platform.is_cuda_alike() and graphs is not None and graphs != CUDAGraphMode.NONE:
         raise NestQuantError(
             f"which experts of {prefix} have tokens is known when they run, and CUDA graphs hold one case",
             "the checkpoint was not loaded",
