@@ -17,7 +17,7 @@ from .state import ModelState
 METHOD = "nestquant"
 
 
-class VllmConfig(QuantizationConfig):
+class CheckpointConfig(QuantizationConfig):
     """The configuration of one packed checkpoint.
 
     Args:
@@ -55,7 +55,7 @@ class VllmConfig(QuantizationConfig):
         return []
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "VllmConfig":
+    def from_config(cls, config: dict[str, Any]) -> "CheckpointConfig":
         return cls(config)
 
     def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:

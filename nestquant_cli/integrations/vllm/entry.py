@@ -10,6 +10,6 @@ def register() -> None:
     """
     from vllm.model_executor.layers.quantization import register_quantization_config
 
-    from .config import METHOD, VllmConfig
+    from .config import METHOD, CheckpointConfig
 
-    register_quantization_config(METHOD)(VllmConfig)
+    register_quantization_config(METHOD)(CheckpointConfig)

@@ -22,7 +22,7 @@ def expert_method(config: Any, layer: Any, prefix: str) -> Any:
     """The method of a layer of experts (RoutedExperts) of vLLM.
 
     Args:
-        config: the `VllmConfig` of the model.
+        config: the `CheckpointConfig` of the model.
         layer: the layer.
         prefix: its name.
 

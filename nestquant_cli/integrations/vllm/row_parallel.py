@@ -25,7 +25,7 @@ def row_parallel_method(config: Any, layer: Any, prefix: str, names: list[str]) 
     """The method of a RowParallelLinear of vLLM with more than one process.
 
     Args:
-        config: the `VllmConfig` of the model.
+        config: the `CheckpointConfig` of the model.
         layer: the layer; `input_size_per_partition`, `tp_rank` and `tp_size` are set already.
         prefix: its name.
         names: names of its matrices in the layout.

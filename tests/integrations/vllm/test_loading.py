@@ -71,11 +71,11 @@ Stored = dict[str, tuple[Piece, dict[str, Tensor]]]
 
 def config_of(stored: Stored) -> Any:
     """The configuration of a checkpoint with these matrices."""
-    from nestquant_cli.integrations.vllm.config import VllmConfig
+    from nestquant_cli.integrations.vllm.config import CheckpointConfig
 
     shape = shape_of("nestquant", 4, None, "weight")
     layout = Layout(shape, None, None, 1, {}, {"x": None})
-    config = pickle.loads(pickle.dumps(VllmConfig({"layout": layout.to_dict()})))
+    config = pickle.loads(pickle.dumps(CheckpointConfig({"layout": layout.to_dict()})))
     config.packed_modules_mapping = PACKED
     linears = {name: piece.linear for name, (piece, _) in stored.items()}
     config.state.layout = replace(layout, linears=linears)  # of several codecs, which no recipe gives

@@ -23,7 +23,7 @@ def attention_method(config: Any, layer: Any, prefix: str) -> Any:
     """What packs the cache of an attention layer, for `QuantizationConfig.get_quant_method`.
 
     Args:
-        config: the `VllmConfig` of the model.
+        config: the `CheckpointConfig` of the model.
         layer: an attention layer of vLLM.
         prefix: its name.
 
