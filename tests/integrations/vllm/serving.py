@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from tests.families import load, random_ids
+from tests.families import CONFIGS, load, pack, random_ids
 
 ENGINE = Path(__file__).with_name("engine.py")
 TOKENS = 24  # that are generated
@@ -38,8 +39,28 @@ def prompts() -> list[list[int]]:
     return [random_ids(1, tokens, seed=tokens)[0].tolist() for tokens in (50, 9, 2)]
 
 
-def run_engine(folder: Path, environment: dict[str, str], **settings: Any) -> subprocess.CompletedProcess[str]:
-    """A process with an engine; `settings` are of vllm.LLM."""
+def quantized(
+    place: Path, family: str, heads: tuple[int, int, int], tokenizer: Path, text: Path, **settings: Any
+) -> Path:
+    """A packed tiny random model of a family; `heads`: query heads, key heads and a size that vLLM's attention has."""
+    config = CONFIGS[family]()
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = heads
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.data.normal_(0, 0.1)
+        model.save_pretrained(place / "model")
+    for file in tokenizer.iterdir():
+        (place / "model" / file.name).write_bytes(file.read_bytes())
+    return pack(place / "model", text, place / "packed", **settings)
+
+
+def run_program(
+    program: Path, folder: Path, arguments: list[Any], environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A process of a program that makes an engine of a checkpoint, on one thread."""
     variables = {
         "OMP_NUM_THREADS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -48,15 +69,19 @@ def run_engine(folder: Path, environment: dict[str, str], **settings: Any) -> su
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(Path(__file__).resolve().parents[3]),
     }
-    arguments = json.dumps([{"enforce_eager": True} | settings, prompts(), TOKENS])
     return subprocess.run(
-        [sys.executable, str(ENGINE), str(folder), arguments],
-        env=os.environ | variables | environment,
+        [sys.executable, str(program), str(folder), json.dumps(arguments)],
+        env=os.environ | variables | (environment or {}),
         capture_output=True,
         text=True,
         timeout=900,
         check=False,
     )
+
+
+def run_engine(folder: Path, environment: dict[str, str], **settings: Any) -> subprocess.CompletedProcess[str]:
+    """A process with an engine; `settings` are of vllm.LLM."""
+    return run_program(ENGINE, folder, [{"enforce_eager": True} | settings, prompts(), TOKENS], environment)
 
 
 def compare(folder: Path, environment: dict[str, str] | None = None, **settings: Any) -> Compared:

@@ -5,12 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from nestquant_cli.integrations.vllm.state import RESIDENT
-from tests.families import CONFIGS, pack
-from tests.integrations.vllm.serving import compare, needs_vllm, run_engine
+from tests.integrations.vllm.serving import compare, needs_vllm, quantized, run_engine
 
 pytestmark = needs_vllm
 
@@ -32,20 +29,8 @@ def checkpoint(
     """Quantizes a tiny random model of a family."""
 
     def make(family: str, **settings: Any) -> Path:
-        folder = tmp_path_factory.mktemp(family)
-        config = CONFIGS[family]()
-        # Heads of a size that vLLM's attention on CPUs has.
-        config.num_attention_heads, config.num_key_value_heads, config.head_dim = 2, 1, 32
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(config)
-            for name, parameter in model.named_parameters():
-                if name.endswith("bias"):
-                    parameter.data.normal_(0, 0.1)
-            model.save_pretrained(folder / "model")
-        for file in tiny_tokenizer_folder.iterdir():
-            (folder / "model" / file.name).write_bytes(file.read_bytes())
-        return pack(folder / "model", tiny_text_file, folder / "packed", **settings)
+        place = tmp_path_factory.mktemp(family)
+        return quantized(place, family, (2, 1, 32), tiny_tokenizer_folder, tiny_text_file, **settings)
 
     return make
 

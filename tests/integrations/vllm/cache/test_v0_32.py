@@ -1,19 +1,15 @@
 """vLLM with a packed cache says what transformers says: in batches, in chunks, with shared prefixes, after aborts."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from tests.families import CONFIGS, load, pack, random_ids
-from tests.integrations.vllm.serving import needs_vllm
+from tests.families import CONFIGS, load, random_ids
+from tests.integrations.vllm.serving import needs_vllm, quantized, run_program
 
 pytestmark = needs_vllm
 
@@ -29,28 +25,15 @@ def checkpoint(
     """Quantizes a tiny random model of a family."""
 
     def make(family: str, **settings: Any) -> Path:
-        folder = tmp_path_factory.mktemp(family)
-        config = CONFIGS[family]()
-        config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, 2, HEAD_SIZE
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
-        for file in tiny_tokenizer_folder.iterdir():
-            (folder / "model" / file.name).write_bytes(file.read_bytes())
-        return pack(folder / "model", tiny_text_file, folder / "packed", **settings)
+        place = tmp_path_factory.mktemp(family)
+        return quantized(place, family, (4, 2, HEAD_SIZE), tiny_tokenizer_folder, tiny_text_file, **settings)
 
     return make
 
 
 def run(folder: Path) -> tuple[dict[str, Any], str]:
     """What the engine says, and its log."""
-    variables = {
-        "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[4]),
-    }  # fmt: skip
-    arguments = json.dumps([prompts(), TOKENS])
-    command = [sys.executable, str(ENGINE), str(folder), arguments]
-    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=900, check=False)
+    done = run_program(ENGINE, folder, [prompts(), TOKENS])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result, done.stdout + done.stderr
