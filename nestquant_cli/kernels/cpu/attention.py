@@ -25,12 +25,14 @@ _HALF = np.float32(0.5)
 
 
 @team_loop
-def attend(queries, shift, place, keys, values, mask, masked, scale, key_code, value_code, key_turn, out, start, stop):
+def attend(
+    queries, centers, place, keys, values, mask, masked, scale, key_code, value_code, key_turn, out, start, stop
+):
     """Attention of all queries of a head to one chunk of its past, for the parts start … stop.
 
     Args:
         queries: (heads, G, n) float32 of batch · key heads; part i is chunk i mod chunks of head i div chunks.
-        shift: (heads, G) float32, the products of queries with the center of their keys; or nothing.
+        centers: (key heads, n) float32, the centers subtracted from some keys; or nothing.
         place: key heads in a sequence, tokens.
         keys, values: bytes (flat uint8) and where they are: offset and strides of batch, head and token.
         mask: (batch, key heads, G, tokens) float32, added to the scores if `masked`.
@@ -55,7 +57,7 @@ def attend(queries, shift, place, keys, values, mask, masked, scale, key_code, v
         batch, head = which // heads, which % heads
         rotate_queries(queries[which], scale, key_turn, rotated)
         begin = keys[1] + batch * keys[2] + head * keys[3] + first * keys[4]
-        shifts = shift[which] * scale if shift.shape[0] else np.zeros(group, np.float32)
+        shifts = center_products(queries[which], centers, head, scale)
         score_keys(rotated, shifts, keys[0], begin, keys[4], count, key_code, words, work, scales, weights)
         for g in range(group):
             if masked:
@@ -80,6 +82,23 @@ def rotate_queries(queries, scale, key_turn, rotated):
 
 
 @njit(**OPTIONS)
+def center_products(queries, centers, head, scale):
+    """Scores (G,) of queries (G, n) with the center of a head's keys; zeros where there are no centers.
+
+    The sum has one order on every machine. A library's product has not: it goes by where its operands lie in memory.
+    """
+    group, n = queries.shape
+    shifts = np.zeros(group, np.float32)
+    if centers.shape[0]:
+        for g in range(group):
+            total = ZERO
+            for j in range(n):
+                total += queries[g, j] * centers[head, j]
+            shifts[g] = total * scale
+    return shifts
+
+
+@njit(**OPTIONS)
 def score_keys(queries, shifts, stream, begin, stride, count, code, words, work, scales, scores):
     """Products of queries (G, n) with `count` packed keys: fills scores (G, CHUNK) up to there.
 
@@ -97,9 +116,13 @@ def score_keys(queries, shifts, stream, begin, stride, count, code, words, work,
                 _add_products(queries[g, 8 * column : 8 * column + 8], work, sums[g])
         read_scales(stream, at, stride, size, scales[0])
         for g in range(group):
+            row = scores[g, first : first + size]
             for lane in range(size):
-                own = scales[0, lane]
-                scores[g, first + lane] = sums[g, lane] * abs(own) + (shifts[g] if own < ZERO else ZERO)
+                row[lane] = sums[g, lane] * abs(scales[0, lane])
+            # In one loop with the product, a compiler may or may not round the product before it adds this, by where
+            # the arrays lie in memory: it has one loop for arrays that may overlap and another for those that do not.
+            for lane in range(size):
+                row[lane] += shifts[g] if scales[0, lane] < ZERO else ZERO
 
 
 @njit(**OPTIONS)

@@ -101,7 +101,7 @@ def attend(
     partial = _partial(firsts[-1], group, size)
     fixed: tuple[Any, ...] = (
         _rows(query),
-        _shift(query, centers),
+        _centers(centers, n),
         (heads, tokens),
         _where(keys[0]),
         _where(values[0]),
@@ -138,7 +138,7 @@ def attend_pages(
     forward, partial = head_rotation(n, seed), _partial(firsts[-1], group, values[2])
     fixed: tuple[Any, ...] = (
         _rows(query),
-        _shift(query, centers),
+        _centers(centers, n),
         (heads, begins, past, firsts),
         _pages(keys[0]),
         _pages(values[0]),
@@ -175,13 +175,6 @@ def _rows(query: Tensor) -> np.ndarray:
 
 def _centers(centers: Tensor | None, size: int) -> np.ndarray:
     return np.empty((0, size), np.float32) if centers is None else centers.numpy()
-
-
-def _shift(query: Tensor, centers: Tensor | None) -> np.ndarray:
-    """Products of queries (batch, key heads, G, n) with the center of their keys, (batch · key heads, G)."""
-    if centers is None:
-        return np.empty((0, query.shape[2]), np.float32)
-    return (query.float() @ centers[:, :, None]).reshape(-1, query.shape[2]).numpy()
 
 
 def _where(packed: Tensor) -> tuple[Any, ...]:

@@ -3,8 +3,12 @@
 Numba looks for a place in NUMBA_CACHE_DIR, next to the package and in the user's cache folder, and ends the program
 where it finds none. Here a folder of the user under the temporary directory is the next choice, and no cache at all the
 last. Likewise, a kept file that cannot be read or written costs the time to compile and not the program.
+
+Numba compiles a function again when its own file has changed. What it calls is compiled into it, so here it is compiled
+again when any file of this folder has changed.
 """
 
+import hashlib
 import logging
 import os
 import stat
@@ -15,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 _HINT = "set NUMBA_CACHE_DIR to a folder of yours to keep it"
 
@@ -37,6 +41,11 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 class _Cache(FunctionCache):  # type: ignore[misc, unused-ignore]
     """Numba's own, where an unusable file is passed over: that of another user, a full disk, half a file."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        stamp = self._impl.locator.get_source_stamp(), _fingerprint(Path(function.__code__.co_filename).parent)
+        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
@@ -68,6 +77,15 @@ def _cache_of(function: Callable[..., Any]) -> _Cache | None:
         return None
     finally:
         numba.config.CACHE_DIR = before  # functions of others keep their places
+
+
+@lru_cache
+def _fingerprint(folder: Path) -> str:
+    """Of the text of all modules in a folder."""
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ same chunks, so the result is the same to the bit as for keys and values that we
 
 import numpy as np
 
-from .attention import CHUNK, rotate_queries, score_keys, softmax, sum_values
+from .attention import CHUNK, center_products, rotate_queries, score_keys, softmax, sum_values
 from .e8 import LANES, OPTIONS
 from .jit import njit
 from .threads import team_loop
@@ -14,12 +14,12 @@ from .words import WORK
 
 
 @team_loop
-def attend(queries, shift, past, keys, values, table, scale, key_code, value_code, key_turn, out, start, stop):
+def attend(queries, centers, past, keys, values, table, scale, key_code, value_code, key_turn, out, start, stop):
     """Attention of all queries of a head to one chunk of its past, for the parts start … stop.
 
     Args:
         queries: (heads, G, n) float32 of requests · key heads.
-        shift: (heads, G) float32, the products of queries with the center of their keys; or nothing.
+        centers: (key heads, n) float32, the centers subtracted from some keys; or nothing.
         past: key heads of a request; the first token it sees and the number of its tokens, (requests,) int64 each;
             where the parts of each head begin, (heads + 1,) int64. They are the chunks of its past in order.
         keys, values: pages as bytes (flat uint8), where they are: offset and strides of page and head, and their size:
@@ -45,7 +45,7 @@ def attend(queries, shift, past, keys, values, table, scale, key_code, value_cod
         first = begins[request] + (part - firsts[which]) * CHUNK
         count = min(CHUNK, lengths[request] - first)
         rotate_queries(queries[which], scale, key_turn, rotated)
-        shifts = shift[which] * scale if shift.shape[0] else np.zeros(group, np.float32)
+        shifts = center_products(queries[which], centers, head, scale)
         _gather(keys, table[request], head, first, count, vectors)
         score_keys(rotated, shifts, vectors, 0, keys[5], count, key_code, words, work, scales, weights)
         for g in range(group):

@@ -78,6 +78,18 @@ def test_beside_the_source_where_that_can_be_written(kernel: Callable[[], Any], 
     assert again(1) == 2 and sum(again.stats.cache_hits.values()) == 1
 
 
+def test_a_changed_module_beside_compiles_all_again(kernel: Callable[[], Any], tmp_path: Path) -> None:
+    """What a function calls may be in any of them, and is compiled into it."""
+    beside = tmp_path / "package" / "other.py"
+    assert kernel()(1) == 2
+    beside.write_text("ONE = 1")
+    jit._fingerprint.cache_clear()
+    again = kernel()
+    assert again(1) == 2 and not again.stats.cache_hits
+    unchanged = kernel()
+    assert unchanged(1) == 2 and sum(unchanged.stats.cache_hits.values()) == 1
+
+
 def test_in_the_users_cache_next(
     kernel: Callable[[], Any], nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
