@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from nestquant_cli.e8.code import NestedCode
-from nestquant_cli.kernels.cpu import inputs
 from nestquant_cli.kernels.device_kernels import of_family
 from tests.families import gaussian
 
@@ -38,10 +37,9 @@ def attended() -> Tensor:
 
 
 def attended_in_pages() -> Tensor:
-    (keys, _), (values, *of) = keys_and_values()
+    keys, values = keys_and_values()
     lengths, table = torch.tensor([TOKENS]), torch.zeros(1, 1, dtype=torch.int32)
-    states = (keys, CODE), (values, *of)
-    return CPU.attend_pages(gaussian(1, HEADS, 8, SIZE), *states, table, lengths, SEED, SCALE, CENTERS)
+    return CPU.attend_pages(gaussian(1, HEADS, 8, SIZE), keys, values, table, lengths, SEED, SCALE, CENTERS)
 
 
 def decoded() -> Tensor:
@@ -58,11 +56,11 @@ def product() -> Tensor:
     sums = torch.randint(-30000, 30000, (5, 117), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
     token, row, bias, shift = (gaussian(size, seed=size + i) for i, size in enumerate((5, 117, 117, 117)))
     marks = torch.tensor([True, False, True, True, False])
-    return inputs.scaled(sums, token, row, bias, torch.float32, marks, shift)
+    return CPU.scale_sums(sums, token, row, bias, torch.float32, marks, shift)
 
 
 KERNELS = [lambda: encoded(SIZE, CENTERS), decoded, attended, attended_in_pages, rounded, product]
-NAMES = ["encode_heads", "decode_heads", "attend", "attend_pages", "quantize", "scaled"]
+NAMES = ["encode_heads", "decode_heads", "attend", "attend_pages", "quantize", "scale_sums"]
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=NAMES)
