@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,26 +37,34 @@ def reads_images(name: str) -> bool:
     return known and (kind in FORMS or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def configuration(name: str) -> PretrainedConfig:
-    """The small configuration of a case, with those of its parts."""
-    return _small(CONFIG_MAPPING[name.partition(":")[0]], FORMS.get(name, {}))
+def configuration(
+    name: str, sizes: Mapping[str, int] = SIZES, settings: Mapping[str, Any] | None = None
+) -> PretrainedConfig:
+    """The small configuration of a case, with those of its parts.
+
+    Args:
+        name: of the case.
+        sizes: by the name of the setting, for all parts.
+        settings: over those of the table of forms, for this case.
+    """
+    return _small(CONFIG_MAPPING[name.partition(":")[0]], FORMS.get(name, {}) | dict(settings or {}), sizes)
 
 
-def _small(kind: Any, settings: dict[str, Any]) -> PretrainedConfig:
+def _small(kind: Any, settings: dict[str, Any], sizes: Mapping[str, int]) -> PretrainedConfig:
     aliases: dict[str, str] = getattr(kind, "attribute_map", None) or {}
     if dataclasses.is_dataclass(kind):
         known = {field.name for field in dataclasses.fields(kind)}
     else:
         known = set(inspect.signature(kind.__init__).parameters)
-    chosen: dict[str, Any] = {name: size for name, size in SIZES.items() if name in known | set(aliases)}
+    chosen: dict[str, Any] = {name: size for name, size in sizes.items() if name in known | set(aliases)}
     for alias, name in aliases.items():
         if alias in chosen and name in chosen:
             del chosen[alias]
-    found: PretrainedConfig = kind(**chosen | _parts(kind, settings) | settings)
+    found: PretrainedConfig = kind(**chosen | _parts(kind, settings, sizes) | settings)
     return found
 
 
-def _parts(kind: Any, settings: dict[str, Any]) -> dict[str, PretrainedConfig]:
+def _parts(kind: Any, settings: dict[str, Any], sizes: Mapping[str, int]) -> dict[str, PretrainedConfig]:
     """Small configurations of the parts of a configuration: its text, its towers."""
     parts = getattr(kind, "sub_configs", None) or {}
     default = _default(kind) if parts else None
@@ -64,7 +73,7 @@ def _parts(kind: Any, settings: dict[str, Any]) -> dict[str, PretrainedConfig]:
         inner = getattr(default, name, None)
         part = declared if inner is None else type(inner)
         if name not in settings and part.__name__ != "AutoConfig":
-            found[name] = _small(part, FORMS.get(getattr(part, "model_type", ""), {}))
+            found[name] = _small(part, FORMS.get(getattr(part, "model_type", ""), {}), sizes)
     return found
 
 

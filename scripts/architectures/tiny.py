@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .configurations import configuration, reads_images
@@ -18,9 +18,14 @@ def auto_class(images: bool) -> Any:
 
 
 def build(name: str) -> PreTrainedModel:
-    """A random model in evaluation mode."""
+    """The random model of a case."""
+    return random_model(configuration(name), reads_images(name))
+
+
+def random_model(config: PretrainedConfig, images: bool) -> PreTrainedModel:
+    """A random model in evaluation mode, for images with text or for text."""
     torch.manual_seed(0)
-    model: PreTrainedModel = auto_class(reads_images(name)).from_config(configuration(name))
+    model: PreTrainedModel = auto_class(images).from_config(config)
     randomize(model)
     return model.eval()
 

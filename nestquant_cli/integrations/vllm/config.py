@@ -12,6 +12,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from ...checkpoint.manifest import MANIFEST
 from ...checkpoint.read import check_checkpoint
 from .expert_names import patterns
+from .rearranged import refuse_rearranged_rows
 from .state import ModelState
 
 METHOD = "nestquant"
@@ -107,6 +108,7 @@ class CheckpointConfig(QuantizationConfig):
         return None
 
     def _of_linear(self, layer: Any, prefix: str) -> QuantizeMethodBase:
+        from vllm.config import get_current_vllm_config_or_none
         from vllm.model_executor.layers.linear import RowParallelLinear
 
         from .linear import CodedLinearMethod, PlainLinearMethod
@@ -114,6 +116,7 @@ class CheckpointConfig(QuantizationConfig):
         names = self.state.names.of(prefix, self.packed_modules_mapping)
         if not names:
             return PlainLinearMethod(self.state)
+        refuse_rearranged_rows(get_current_vllm_config_or_none())
         self.state.names.take(names, layer)
         if isinstance(layer, RowParallelLinear) and layer.tp_size > 1:
             from .row_parallel import row_parallel_method

@@ -122,7 +122,8 @@ def _refuse_other_kinds(layer: Any, prefix: str) -> None:
     moe = layer.moe_config
     if moe.has_bias:
         raise not_served(f"the experts of {prefix} have biases")
-    if layer.activation.value not in ACTIVATIONS or layer.swiglu_limit is not None:
+    settings = (getattr(layer, f"swiglu_{name}", None) for name in ("limit", "alpha", "beta"))
+    if layer.activation.value not in ACTIVATIONS or any(value is not None for value in settings):
         raise not_served(f"the experts of {prefix} have the activation {layer.activation.value}")
     if layer.apply_router_weight_on_input:
         raise not_served(f"the inputs of the experts of {prefix} are weighted, and not their outputs")

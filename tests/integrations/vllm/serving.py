@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.families import CONFIGS, load, pack, random_ids
 
-ENGINE = Path(__file__).with_name("engine.py")
+ROOT = Path(__file__).resolve().parents[3]
+ENGINE = ROOT / "scripts" / "serving" / "engine.py"
 TOKENS = 24  # that are generated
 needs_vllm = [
     pytest.mark.vllm,
@@ -67,7 +68,7 @@ def run_program(
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(Path(__file__).resolve().parents[3]),
+        "PYTHONPATH": str(ROOT),
     }
     return subprocess.run(
         [sys.executable, str(program), str(folder), json.dumps(arguments)],

@@ -67,6 +67,25 @@ def test_coded_activations(kind: str, tiny_text_file: Path, tiny_tokenizer_folde
     assert compared.differences.mean() < 0.1
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "glm4_moe"])
+def test_two_processes_with_some_experts_each(
+    kind: str, tiny_text_file: Path, tiny_tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    folder = checkpoint(kind, 16, tiny_text_file, tiny_tokenizer_folder, tmp_path)
+    compared = compare(folder, tensor_parallel_size=2, enable_expert_parallel=True)
+    assert compared.differences.max() < 1e-3
+    assert compared.same == 1
+
+
+def test_experts_split_among_processes_are_refused(
+    tiny_text_file: Path, tiny_tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    folder = checkpoint("mixtral", 16, tiny_text_file, tiny_tokenizer_folder, tmp_path)
+    done = run_engine(folder, {}, tensor_parallel_size=2)
+    assert done.returncode != 0
+    assert "add --enable-expert-parallel" in done.stdout + done.stderr
+
+
 def test_experts_of_another_kind_are_refused(tiny_text_file: Path, tiny_tokenizer_folder: Path, tmp_path: Path) -> None:
     done = run_engine(checkpoint("gpt_oss", 16, tiny_text_file, tiny_tokenizer_folder, tmp_path), {})
     assert done.returncode != 0
