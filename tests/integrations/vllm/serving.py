@@ -29,10 +29,12 @@ class Compared(NamedTuple):
     Attributes:
         differences: of the prompts' log-probabilities.
         same: share of the greedy tokens that are equal.
+        log: what the engine printed.
     """
 
     differences: torch.Tensor
     same: float
+    log: str
 
 
 def prompts() -> list[list[int]]:
@@ -80,15 +82,17 @@ def run_program(
     )
 
 
-def run_engine(folder: Path, environment: dict[str, str], **settings: Any) -> subprocess.CompletedProcess[str]:
-    """A process with an engine; `settings` are of vllm.LLM."""
-    return run_program(ENGINE, folder, [{"enforce_eager": True} | settings, prompts(), TOKENS], environment)
+def run_engine(
+    folder: Path, environment: dict[str, str], numbers: int = 0, **settings: Any
+) -> subprocess.CompletedProcess[str]:
+    """A process with an engine; `settings` are of vllm.LLM, `numbers` as in engine.py."""
+    return run_program(ENGINE, folder, [{"enforce_eager": True} | settings, prompts(), TOKENS, numbers], environment)
 
 
-def compare(folder: Path, environment: dict[str, str] | None = None, **settings: Any) -> Compared:
+def compare(folder: Path, environment: dict[str, str] | None = None, numbers: int = 0, **settings: Any) -> Compared:
     """An engine against transformers, in float32 unless `dtype` says otherwise."""
     settings = {"dtype": "float32"} | settings
-    done = run_engine(folder, environment or {}, **settings)
+    done = run_engine(folder, environment or {}, numbers, **settings)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     answers = json.loads(done.stdout.splitlines()[-1])
     model = load(folder, dtype=getattr(torch, settings["dtype"])).eval()
@@ -102,4 +106,4 @@ def compare(folder: Path, environment: dict[str, str] | None = None, **settings:
             )
         differences.append((scores - torch.tensor(answer["prompt"])).abs())
         same += [a == b for a, b in zip(generated[0, len(ids) :].tolist(), answer["tokens"], strict=True)]
-    return Compared(torch.cat(differences), sum(same) / len(same))
+    return Compared(torch.cat(differences), sum(same) / len(same), done.stdout + done.stderr)

@@ -9,23 +9,24 @@ import sys
 from typing import Any
 
 
-def main(folder: str, prompts: list[list[int]], tokens: int) -> None:
+def main(folder: str, settings: dict[str, Any], prompts: list[list[int]], tokens: int) -> None:
     """Prints JSON: "capacity" in tokens; answers to all prompts at once, in chunks, as "first", the same "again" with
-    the prefixes there are, and "after" requests that were aborted. An answer is its tokens and their log-probabilities.
+    the prefixes there are, and "after" requests that were aborted; how often a request was "preempted" in all of it.
+    An answer is its tokens and their log-probabilities. `settings` are of vllm.LLM.
     """
     from vllm import LLM, SamplingParams
 
-    engine = LLM(
-        folder,
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=256,
-        max_num_seqs=4,
-        max_num_batched_tokens=16,
-        block_size=32,
-        enable_prefix_caching=True,
-        disable_log_stats=True,
-    )
+    chosen: dict[str, Any] = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 256,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 16,
+        "block_size": 32,
+        "enable_prefix_caching": True,
+        "disable_log_stats": False,
+    }
+    engine = LLM(folder, **chosen | settings)
     sampling = SamplingParams(temperature=0, max_tokens=tokens, logprobs=0, ignore_eos=True)
 
     def answers() -> list[dict[str, Any]]:
@@ -44,7 +45,9 @@ def main(folder: str, prompts: list[list[int]], tokens: int) -> None:
     for _ in range(5):
         engine.llm_engine.step()
     engine.llm_engine.abort_request([f"lost {number}" for number in range(len(prompts))])
-    print(json.dumps(result | {"after": answers()}))
+    result["after"] = answers()
+    counts = {metric.name: metric for metric in engine.get_metrics()}
+    print(json.dumps(result | {"preempted": counts["vllm:num_preemptions"].value}))
 
 
 if __name__ == "__main__":

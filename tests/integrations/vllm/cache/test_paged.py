@@ -12,6 +12,7 @@ from torch import Tensor
 from nestquant_cli.codecs.nested.centered import CenteredCode
 from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.codecs.nested.fit import fit_scales
+from nestquant_cli.codecs.registry import fit_vectors, shape_of
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.integrations.vllm.cache.batch import batch_of
 from nestquant_cli.integrations.vllm.cache.paged import PagedLayer
@@ -23,10 +24,11 @@ HEADS, GROUP, SEED, SCALE = 2, 3, 1, 0.2
 SIZES = 32, 32
 
 
-def codes(centered: bool) -> CacheCodes:
-    scaled = fit_scales(gaussian(2048, 8), shape_for_bits(4))
-    centers = tuple(bytes(row) for row in scaled.pack(2 * gaussian(HEADS, SIZES[0], seed=7)).tolist())
-    return CacheCodes(CenteredCode(scaled, centers) if centered else scaled, scaled)
+def codes(centered: bool, bits: tuple[float, float] = (4, 4)) -> CacheCodes:
+    """Codes of keys and values of so many bits each."""
+    keys, values = (fit_scales(gaussian(2048, 8), shape_for_bits(each)) for each in bits)
+    centers = tuple(bytes(row) for row in keys.pack(2 * gaussian(HEADS, SIZES[0], seed=7)).tolist())
+    return CacheCodes(CenteredCode(keys, centers) if centered else keys, values)
 
 
 @dataclass
@@ -103,16 +105,33 @@ class Engine:
     window=st.sampled_from([None, 4, 30]),
     seed=st.sampled_from([SEED, None]),
     centered=st.booleans(),
+    bits=st.sampled_from([(4, 4), (4.5, 3.5), (2, 8), (6.125, 4)]),
 )
 def test_every_step_is_as_in_transformers(
-    steps: list[list[int]], page_tokens: int, window: int | None, seed: int | None, centered: bool
+    steps: list[list[int]],
+    page_tokens: int,
+    window: int | None,
+    seed: int | None,
+    centered: bool,
+    bits: tuple[float, float],
 ) -> None:
     """Prompts, chunks of them and single tokens, of several requests at once."""
-    engine = Engine(PagedLayer(codes(centered), seed, SIZES, SCALE, window, GROUP), page_tokens, 3, 4, torch.float32)
+    packed = PagedLayer(codes(centered, bits), seed, SIZES, SCALE, window, GROUP)
+    engine = Engine(packed, page_tokens, 3, 4, torch.float32)
     for counts in steps:
         if any(counts):
             found, expected = engine.step(counts)
             assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_integers(bits: int) -> None:
+    """A code that no kernel attends to is decoded for every token."""
+    code = fit_vectors(gaussian(256, SIZES[0]), shape_of("integer", bits, None, "kv"), 0)
+    engine = Engine(PagedLayer(CacheCodes(code, code), SEED, SIZES, SCALE, 30, GROUP), 16, 2, 0, torch.float32)
+    for counts in ([50, 3], [1, 1], [1, 40], [1, 1]):
+        found, expected = engine.step(counts)
+        assert relative_error(found, expected) < 1e-5
 
 
 def test_in_bfloat16() -> None:

@@ -8,32 +8,33 @@ from typing import Any
 import pytest
 import torch
 
-from tests.families import CONFIGS, load, random_ids
+from tests.families import load, random_ids
 from tests.integrations.vllm.serving import needs_vllm, quantized, run_program
 
 pytestmark = needs_vllm
 
 ENGINE = Path(__file__).with_name("steps.py")
-LENGTHS, TOKENS, HEAD_SIZE = (70, 9, 40, 1), 10, 32
+LENGTHS, HEAD_SIZE = (70, 9, 40, 1), 32
 KV4: dict[str, Any] = {"weight_bits": 16, "act_bits": 16, "kv_bits": 4}
+W4A4KV4: dict[str, Any] = {"weight_bits": 4, "act_bits": 4, "kv_bits": 4}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(
     tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path, tiny_text_file: Path
 ) -> Callable[..., Path]:
-    """Quantizes a tiny random model of a family."""
+    """Quantizes a tiny random model of a family with four query heads."""
 
-    def make(family: str, **settings: Any) -> Path:
-        place = tmp_path_factory.mktemp(family)
-        return quantized(place, family, (4, 2, HEAD_SIZE), tiny_tokenizer_folder, tiny_text_file, **settings)
+    def make(family: str, key_heads: int, **settings: Any) -> Path:
+        place, heads = tmp_path_factory.mktemp(family), (4, key_heads, HEAD_SIZE)
+        return quantized(place, family, heads, tiny_tokenizer_folder, tiny_text_file, **settings)
 
     return make
 
 
-def run(folder: Path) -> tuple[dict[str, Any], str]:
+def run(folder: Path, tokens: int = 10, **settings: Any) -> tuple[dict[str, Any], str]:
     """What the engine says, and its log."""
-    done = run_program(ENGINE, folder, [prompts(), TOKENS])
+    done = run_program(ENGINE, folder, [settings, prompts(), tokens])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result, done.stdout + done.stderr
@@ -55,27 +56,57 @@ def differences(folder: Path, answers: list[dict[str, Any]]) -> torch.Tensor:
     return torch.cat(found)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [KV4, KV4 | {"kv_bits": 3.5}, {"weight_bits": 4, "act_bits": 4, "kv_bits": 4}],
-    ids=["kv4", "kv3.5", "w4a4kv4"],
-)
-def test_answers_and_capacity(settings: dict[str, Any], checkpoint: Callable[..., Path]) -> None:
+def check(folder: Path, result: dict[str, Any], log: str) -> None:
     """A key that is rounded the other way, where its last bits differ, moves what follows; most move by nothing."""
-    folder = checkpoint("llama", **settings)
-    result, log = run(folder)
     assert "keys and values take" in log and "stay in 16 bits" not in log
-    layers = CONFIGS["llama"]().num_hidden_layers
-    vector = HEAD_SIZE // 8 * (4 * 8 if settings["kv_bits"] == 4 else 28) // 8 + 2
-    assert result["capacity"] == pytest.approx(2**30 / (layers * 2 * 2 * vector), rel=1e-3)
     for way in ("first", "again", "after"):
         found = differences(folder, result[way])
+        print(folder, way, float(found.median()), float(found.mean()), float(found.max()))
         assert found.median() < 1e-4 and found.mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", KV4),
+        ("llama", W4A4KV4),
+        ("mistral", KV4 | {"kv_bits": 3.5}),  # each layer sees the last 12 tokens
+        ("gemma3", KV4 | {"kv_bits": 4.5}),  # every other layer does
+    ],
+    ids=["kv4", "w4a4kv4", "window-kv3.5", "alternating-kv4.5"],
+)
+def test_answers_and_capacity(family: str, settings: dict[str, Any], checkpoint: Callable[..., Path]) -> None:
+    folder = checkpoint(family, 2, **settings)
+    result, log = run(folder)
+    check(folder, result, log)
+    vector = HEAD_SIZE // 8 * int(settings["kv_bits"] * 8) // 8 + 2
+    layers = 2  # that have the same window, and so are one group of pages
+    assert result["capacity"] == pytest.approx(2**30 / (layers * 2 * 2 * vector), rel=1e-3)
     assert any(answer["cached"] >= 64 for answer in result["again"])
+
+
+def test_preempted_requests(checkpoint: Callable[..., Path]) -> None:
+    """Five pages of 32 tokens for requests that need eleven in the end: some start again."""
+    folder = checkpoint("llama", 2, **KV4)
+    result, log = run(folder, 40, max_model_len=128, num_gpu_blocks_override=6)
+    check(folder, result, log)
+    assert result["preempted"] > 0
+
+
+@pytest.mark.parametrize(
+    ("key_heads", "settings"),
+    [(2, W4A4KV4 | {"tensor_parallel": 2}), (1, W4A4KV4)],
+    ids=["one-head-each-in-parts", "the-same-head-exchanged"],
+)
+def test_two_processes(key_heads: int, settings: dict[str, Any], checkpoint: Callable[..., Path]) -> None:
+    """Each has the centers of its own key heads."""
+    folder = checkpoint("llama", key_heads, **settings)
+    result, log = run(folder, tensor_parallel_size=2)
+    check(folder, result, log)
 
 
 def test_what_cannot_be_packed_stays_in_16_bits(checkpoint: Callable[..., Path]) -> None:
     """Gemma 2 caps its scores."""
-    result, log = run(checkpoint("gemma2", **KV4))
+    result, log = run(checkpoint("gemma2", 2, **KV4))
     assert log.count("stay in 16 bits") == 1 and "soft-capped" in log
     assert result["first"][0]["tokens"] == result["after"][0]["tokens"]
