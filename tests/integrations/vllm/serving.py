@@ -82,6 +82,13 @@ def run_program(
     )
 
 
+def answer(done: subprocess.CompletedProcess[str]) -> Any:
+    """The JSON that a program printed; processes that it ends may log something behind it."""
+    lines = [line for line in done.stdout.splitlines() if line.startswith(('{"', "[{"))]
+    assert done.returncode == 0 and lines, done.stdout[-2000:] + done.stderr[-6000:]
+    return json.loads(lines[-1])
+
+
 def run_engine(
     folder: Path, environment: dict[str, str], numbers: int = 0, **settings: Any
 ) -> subprocess.CompletedProcess[str]:
@@ -93,17 +100,16 @@ def compare(folder: Path, environment: dict[str, str] | None = None, numbers: in
     """An engine against transformers, in float32 unless `dtype` says otherwise."""
     settings = {"dtype": "float32"} | settings
     done = run_engine(folder, environment or {}, numbers, **settings)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    answers = json.loads(done.stdout.splitlines()[-1])
+    answers = answer(done)
     model = load(folder, dtype=getattr(torch, settings["dtype"])).eval()
     differences, same = [], []
-    for ids, answer in zip(prompts(), answers, strict=True):
+    for ids, found in zip(prompts(), answers, strict=True):
         tensor = torch.tensor([ids])
         with torch.inference_mode():
             scores = model(tensor).logits[0].float().log_softmax(-1)[:-1].gather(1, tensor[0, 1:, None])[:, 0]
             generated = model.generate(
                 tensor, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
             )
-        differences.append((scores - torch.tensor(answer["prompt"])).abs())
-        same += [a == b for a, b in zip(generated[0, len(ids) :].tolist(), answer["tokens"], strict=True)]
+        differences.append((scores - torch.tensor(found["prompt"])).abs())
+        same += [a == b for a, b in zip(generated[0, len(ids) :].tolist(), found["tokens"], strict=True)]
     return Compared(torch.cat(differences), sum(same) / len(same), done.stdout + done.stderr)

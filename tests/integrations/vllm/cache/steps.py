@@ -1,4 +1,4 @@
-"""Runs a vLLM engine with a packed cache in several ways and prints, as the last line, what it says of some token ids.
+"""Runs a vLLM engine with a packed cache in several ways and prints a line of what it says of some token ids.
 
 It is a process of its own, as vLLM's CPU worker starts once in a process.
 """

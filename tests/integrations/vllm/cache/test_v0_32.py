@@ -1,6 +1,5 @@
 """vLLM with a packed cache says what transformers says: in batches, in chunks, with shared prefixes, after aborts."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 from tests.families import load, random_ids
-from tests.integrations.vllm.serving import needs_vllm, quantized, run_program
+from tests.integrations.vllm.serving import answer, needs_vllm, quantized, run_program
 
 pytestmark = needs_vllm
 
@@ -35,9 +34,7 @@ def checkpoint(
 def run(folder: Path, tokens: int = 10, **settings: Any) -> tuple[dict[str, Any], str]:
     """What the engine says, and its log."""
     done = run_program(ENGINE, folder, [settings, prompts(), tokens])
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result, done.stdout + done.stderr
+    return answer(done), done.stdout + done.stderr
 
 
 def prompts() -> list[list[int]]:
@@ -47,22 +44,24 @@ def prompts() -> list[list[int]]:
 def differences(folder: Path, answers: list[dict[str, Any]]) -> torch.Tensor:
     """Of the log-probabilities of an engine's tokens, to those of a forward of transformers."""
     model, found = load(folder, dtype=torch.float32).eval(), []
-    for ids, answer in zip(prompts(), answers, strict=True):
-        tokens = torch.tensor([ids + answer["tokens"]])
+    for ids, said in zip(prompts(), answers, strict=True):
+        tokens = torch.tensor([ids + said["tokens"]])
         with torch.inference_mode():
             scores = model(tokens).logits[0].float().log_softmax(-1)
         own = scores[len(ids) - 1 : -1].gather(1, tokens[0, len(ids) :, None])[:, 0]
-        found.append((own - torch.tensor(answer["scores"])).abs())
+        found.append((own - torch.tensor(said["scores"])).abs())
     return torch.cat(found)
 
 
 def check(folder: Path, result: dict[str, Any], log: str) -> None:
-    """A key that is rounded the other way, where its last bits differ, moves what follows; most move by nothing."""
+    """A key that is rounded the other way, where its last bits differ, moves what follows; most move by nothing.
+
+    Packing moves a log-probability of these models by 0.07 or more on average.
+    """
     assert "keys and values take" in log and "stay in 16 bits" not in log
     for way in ("first", "again", "after"):
         found = differences(folder, result[way])
-        print(folder, way, float(found.median()), float(found.mean()), float(found.max()))
-        assert found.median() < 1e-4 and found.mean() < 0.05
+        assert found.median() < 1e-4 and found.mean() < 0.01
 
 
 @pytest.mark.parametrize(
@@ -82,7 +81,7 @@ def test_answers_and_capacity(family: str, settings: dict[str, Any], checkpoint:
     vector = HEAD_SIZE // 8 * int(settings["kv_bits"] * 8) // 8 + 2
     layers = 2  # that have the same window, and so are one group of pages
     assert result["capacity"] == pytest.approx(2**30 / (layers * 2 * 2 * vector), rel=1e-3)
-    assert any(answer["cached"] >= 64 for answer in result["again"])
+    assert any(said["cached"] >= 64 for said in result["again"])
 
 
 def test_preempted_requests(checkpoint: Callable[..., Path]) -> None:
