@@ -90,16 +90,18 @@ def answer(done: subprocess.CompletedProcess[str]) -> Any:
 
 
 def run_engine(
-    folder: Path, environment: dict[str, str], numbers: int = 0, **settings: Any
+    folder: Path, environment: dict[str, str], program: Path = ENGINE, **settings: Any
 ) -> subprocess.CompletedProcess[str]:
-    """A process with an engine; `settings` are of vllm.LLM, `numbers` as in engine.py."""
-    return run_program(ENGINE, folder, [{"enforce_eager": True} | settings, prompts(), TOKENS, numbers], environment)
+    """A process with an engine; `settings` are of vllm.LLM."""
+    return run_program(program, folder, [{"enforce_eager": True} | settings, prompts(), TOKENS], environment)
 
 
-def compare(folder: Path, environment: dict[str, str] | None = None, numbers: int = 0, **settings: Any) -> Compared:
+def compare(
+    folder: Path, environment: dict[str, str] | None = None, program: Path = ENGINE, **settings: Any
+) -> Compared:
     """An engine against transformers, in float32 unless `dtype` says otherwise."""
     settings = {"dtype": "float32"} | settings
-    done = run_engine(folder, environment or {}, numbers, **settings)
+    done = run_engine(folder, environment or {}, program, **settings)
     answers = answer(done)
     model = load(folder, dtype=getattr(torch, settings["dtype"])).eval()
     differences, same = [], []

@@ -13,6 +13,7 @@ from tests.integrations.vllm.serving import Compared, compare, needs_vllm, quant
 
 pytestmark = needs_vllm
 
+NUMBERED = Path(__file__).with_name("numbered.py")
 W4: dict[str, Any] = {"weight_bits": 4, "act_bits": 16, "kv_bits": 16}
 MIXED = W4 | {"weight_bits": 3.5, "allocation": "mixed"}
 LATTICE = W4 | {"method": "glvq", "weight_bits": 2, "paths": 2}
@@ -75,7 +76,7 @@ def test_a_compiled_graph_is_used_again(checkpoint: Callable[..., Path], tmp_pat
     folder, place = checkpoint("qwen2", **W4), {"VLLM_CACHE_ROOT": str(tmp_path)}  # the head is the embeddings
     first = compare(folder, place | {RESIDENT: "packed"}, enforce_eager=False)
     other_weights(folder)
-    second = compare(folder, place | {RESIDENT: "int8"}, numbers=5, enforce_eager=False)
+    second = compare(folder, place | {RESIDENT: "int8"}, NUMBERED, enforce_eager=False)
     for compared, loaded in ((first, False), (second, True)):
         same(compared)
         assert ("Directly load AOT compilation" in compared.log) is loaded
