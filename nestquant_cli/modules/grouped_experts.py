@@ -209,5 +209,6 @@ def _finished(self: Any, down: Tensor, experts: Tensor | int | None) -> Tensor:
     """What an experts module makes of its last products."""
     if self.has_bias:
         down = down + self.down_proj_bias[experts]
-    out: Tensor = self.post_expert_norm(down) if self.has_post_expert_norm else down
+    normed = getattr(self, "has_post_expert_norm", False)  # older versions of transformers have no experts with a norm
+    out: Tensor = self.post_expert_norm(down) if normed else down
     return out

@@ -147,6 +147,16 @@ def test_experts_on_other_devices_give_nothing(packed: Any) -> None:
         torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_experts_of_transformers_that_have_no_norm() -> None:
+    """Older versions do not even say so."""
+    model = packed_model("gated")
+    ids = random_ids(1, 5) % 64
+    expected = logits(model, ids)
+    for module in experts_in(model):
+        vars(module).pop("has_post_expert_norm", None)
+    assert torch.equal(logits(model, ids), expected)
+
+
 @pytest.mark.parametrize("name", ["grouped_mm", "batched_mm"])
 def test_implementations_that_take_whole_parameters_are_refused(packed: Any, name: str) -> None:
     with implementation(packed, name), pytest.raises(NestQuantError, match="set_experts_implementation"):
