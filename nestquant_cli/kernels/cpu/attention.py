@@ -11,6 +11,7 @@ from .heads import decode_column, load_lanes, read_scales, store_lanes
 from .jit import njit
 from .rotate_heads import rotate_tile
 from .threads import team_loop
+from .tile_products import BLOCK_SUMS, add_products, add_weighted, folded
 from .words import WORK
 
 CHUNK = 8 * LANES  # tokens of a part of the past
@@ -106,14 +107,14 @@ def score_keys(queries, shifts, stream, begin, stride, count, code, words, work,
     """
     group, n = queries.shape
     sums = np.empty((group, LANES), np.float32)
+    at_queries, at_work, at_sums = queries.ctypes.data, work.ctypes.data, sums.ctypes.data
     for first in range(0, count, LANES):
         size = min(LANES, count - first)
         sums[:] = ZERO
         at = begin + first * stride
         for column in range(n // 8):
             decode_column(stream, at, stride, size, column, code, words, work)
-            for g in range(group):
-                _add_products(queries[g, 8 * column : 8 * column + 8], work, sums[g])
+            add_products(at_queries + 32 * column, 4 * n, group, at_work, at_sums)
         read_scales(stream, at, stride, size, scales[0])
         for g in range(group):
             row = scores[g, first : first + size]
@@ -126,32 +127,25 @@ def score_keys(queries, shifts, stream, begin, stride, count, code, words, work,
 
 
 @njit(**OPTIONS)
-def _add_products(query, work, sums):
-    """Adds the products of eight entries of a query with the blocks in `work`, lane by lane."""
-    q0, q1, q2, q3, q4, q5, q6, q7 = query[0], query[1], query[2], query[3], query[4], query[5], query[6], query[7]
-    for lane in range(LANES):
-        low = q0 * work[lane] + q1 * work[LANES + lane] + q2 * work[2 * LANES + lane] + q3 * work[3 * LANES + lane]
-        high = q4 * work[4 * LANES + lane] + q5 * work[5 * LANES + lane]
-        sums[lane] += low + (high + q6 * work[6 * LANES + lane] + q7 * work[7 * LANES + lane])
-
-
-@njit(**OPTIONS)
 def softmax(row_of_scores, count):
     """Replaces `count` scores, and the rest of their last tile, by exp(score − peak), zero from `count` on.
 
     Returns the peak and their sum.
     """
     scores = row_of_scores[: (count + LANES - 1) // LANES * LANES]
-    peak = -INFINITY
-    for t in range(count):
-        peak = max(peak, scores[t])
     scores[count:] = -INFINITY
+    partial = np.full(LANES, -INFINITY, np.float32)
+    for first in range(0, scores.shape[0], LANES):
+        row = scores[first : first + LANES]
+        for lane in range(LANES):
+            partial[lane] = row[lane] if row[lane] > partial[lane] else partial[lane]
+    peak = np.max(partial)
     if peak == -INFINITY:
         scores[:] = ZERO
         return peak, ZERO
     bits = np.empty(LANES, np.int32)
     powers = bits.view(np.float32)
-    partial = np.zeros(LANES, np.float32)
+    partial[:] = ZERO
     for first in range(0, scores.shape[0], LANES):
         row = scores[first : first + LANES]
         for lane in range(LANES):
@@ -177,35 +171,15 @@ def sum_values(weights, stream, begin, stride, count, code, words, work, scales,
         for g in range(group):
             for lane in range(LANES):
                 weights[g, first + lane] *= abs(tile[lane])
-    partial = np.empty((group, 8 * LANES), np.float32)
+    partial = np.empty((group, BLOCK_SUMS), np.float32)
+    at_weights, at_work, at_partial = weights.ctypes.data, work.ctypes.data, partial.ctypes.data
     for column in range(n // 8):
         partial[:] = ZERO
         for first in range(0, count, LANES):
             at = begin + first * stride
             decode_column(stream, at, stride, min(LANES, count - first), column, code, words, work)
-            for g in range(group):
-                _add_weighted(weights[g, first : first + LANES], work, partial[g])
-        for g in range(group):
-            for half in (LANES // 2, LANES // 4, LANES // 8, LANES // 16, LANES // 32, LANES // 64):
-                for i in range(8):
-                    _fold(partial[g, i * LANES : i * LANES + 2 * half], half)
-            for i in range(8):
-                sums[g, 8 * column + i] = partial[g, i * LANES]
-
-
-@njit(**OPTIONS)
-def _add_weighted(weights, work, sums):
-    """Adds the blocks in `work` under the weights of their lanes."""
-    for i in range(8):
-        for lane in range(LANES):
-            sums[i * LANES + lane] += weights[lane] * work[i * LANES + lane]
-
-
-@njit(**OPTIONS)
-def _fold(row, half):
-    """Adds the second half of a row to the first."""
-    for lane in range(half):
-        row[lane] += row[half + lane]
+            add_weighted(at_weights + 4 * first, 4 * CHUNK, group, at_work, at_partial)
+        folded(at_partial, group, sums.ctypes.data + 32 * column, 4 * n)
 
 
 @njit(**OPTIONS)

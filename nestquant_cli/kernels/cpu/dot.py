@@ -10,7 +10,7 @@ from .e8 import LANES, OPTIONS, ZERO
 from .jit import njit
 from .threads import spread, team_loop
 from .tokens import rotate
-from .words import FACTOR, WORK, decode_pairs, read_word, split_words
+from .words import WORK, decode_words, read_column
 
 _TOKEN = WORK  # after the rows of the decoder: the eight coordinates that meet the block, then the sums
 _SUMS = WORK + LANES
@@ -22,19 +22,13 @@ def dot_rows(packed, word_bits, q, multipliers, x, y, start, stop):
     work = np.zeros(_SUMS + LANES, np.float32)
     words = np.zeros(LANES, np.uint64)
     stream = packed.reshape(packed.size)
-    side = np.float32(q)
-    last = multipliers.shape[0] - 1
     for first in range(start, stop, LANES):
         count = min(LANES, stop - first)
         for lane in range(LANES):
             work[_SUMS + lane] = ZERO
         for column in range(x.shape[0] // 8):
-            for lane in range(count):
-                words[lane] = read_word(stream, (first + lane) * packed.shape[1], column * word_bits, word_bits)
-            split_words(words, q, work)
-            for lane in range(LANES):
-                work[FACTOR + lane] = multipliers[min(np.int64(work[FACTOR + lane]), last)]
-            decode_pairs(work, side)
+            read_column(stream, first * packed.shape[1], packed.shape[1], count, column, word_bits, words)
+            decode_words(words, word_bits, q, multipliers, work)
             for i in range(8):
                 work[_TOKEN + i] = x[8 * column + i]
             _add(work)

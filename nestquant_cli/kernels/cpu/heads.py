@@ -6,9 +6,10 @@ from .center import add_own, subtract_own
 from .e8 import LANES, ONE, OPTIONS, ZERO
 from .encode import quantize
 from .jit import njit
+from .pack import pack
 from .rotate_heads import rotate_tile
 from .threads import team_loop
-from .words import FACTOR, WORK, decode_pairs, pack, read_word, split_words
+from .words import WORK, decode_words, read_column
 
 _SIGN = 128  # of a scale, in its upper byte: says that a center was subtracted
 
@@ -161,25 +162,6 @@ def read_scales(stream, begin, stride, count, scales):
 @njit(**OPTIONS)
 def decode_column(stream, begin, stride, count, column, fixed, words, work):
     """Decodes block `column` of `count` vectors of `stride` bytes from `begin` on into the first rows of `work`."""
-    multipliers, side, _, q, word_bits = fixed
-    if word_bits == 32:
-        _read_four_bytes(stream, begin + 4 * column, stride, count, words)
-    else:
-        for lane in range(count):
-            words[lane] = read_word(stream, begin + lane * stride, column * word_bits, word_bits)
-    split_words(words, q, work)
-    last = multipliers.shape[0] - 1
-    for lane in range(LANES):
-        work[FACTOR + lane] = multipliers[min(np.int64(work[FACTOR + lane]), last)]
-    decode_pairs(work, side)
-
-
-@njit(**OPTIONS)
-def _read_four_bytes(stream, begin, stride, count, words):
-    """Words of four bytes, `stride` bytes apart. Unsigned places need no look at their sign."""
-    place = np.uint64(begin)
-    for lane in range(count):
-        low = np.uint64(stream[place]) | (np.uint64(stream[place + np.uint64(1)]) << np.uint64(8))
-        high = np.uint64(stream[place + np.uint64(2)]) | (np.uint64(stream[place + np.uint64(3)]) << np.uint64(8))
-        words[lane] = low | (high << np.uint64(16))
-        place += np.uint64(stride)
+    multipliers, _, _, q, word_bits = fixed
+    read_column(stream, begin, stride, count, column, word_bits, words)
+    decode_words(words, word_bits, q, multipliers, work)

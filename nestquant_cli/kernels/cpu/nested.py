@@ -13,6 +13,7 @@ from ...e8.code import BLOCK, NestedCode, row_bytes
 from ..contract.constants import OVERLOADED
 from ..reference import nested as reference
 from . import encode as cpu_encode
+from . import pack as cpu_pack
 from . import words as cpu_words
 from .threads import share
 
@@ -39,7 +40,7 @@ def pack(v: Tensor, index: Tensor, code: NestedCode) -> Tensor:
     packed = torch.empty(v.shape[0], row_bytes(v.shape[1], code.word_bits), dtype=torch.uint8)
     values, choices = v.contiguous().view(-1).numpy(), index.contiguous().view(-1).numpy()
     fixed = values, choices, index.shape[1], multipliers_of(code), code.q, code.word_bits, packed.numpy()
-    share(cpu_words.pack.on_team, fixed, v.shape[0], index.shape[1])
+    share(cpu_pack.pack.on_team, fixed, v.shape[0], index.shape[1])
     return packed
 
 

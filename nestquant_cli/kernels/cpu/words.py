@@ -1,16 +1,19 @@
-"""Packing and unpacking words: loops over tiles of blocks, lanes of a tile in vector units. Compiled by Numba."""
+"""Reading words: loops over tiles of blocks, lanes of a tile in vector units. Compiled by Numba."""
 
 import numpy as np
 
+from . import digits
+from .digits import MOST_BITS, decode_in_bytes, decode_to_int8
 from .e8 import HALF, LANE, LANES, ONE, OPTIONS, TWO, representative
 from .encode import store
 from .jit import njit
+from .points import MOST_SIDE
 from .threads import team_loop
 
-_QUARTER = np.float32(0.25)
 FACTOR = 8 * LANES  # rows of a tile after the eight entries: the multiplier
 _PAIRS = 9 * LANES  # four rows: digits taken two at a time, in base q²
 WORK = 13 * LANES
+_INVERSE, _UPPER, _SHIFT = digits.INVERSE, digits.FACTOR, digits.SHIFT
 
 
 @team_loop
@@ -27,25 +30,37 @@ def unpack(packed, width, word_bits, q, multipliers, v, wide, start, stop):
     work = np.zeros(WORK, np.float32)
     words = np.zeros(LANES, np.uint64)
     out = np.empty(4 * LANES, np.int32)
-    row_bytes = packed.shape[1]
     stream = packed.reshape(packed.size)
-    row = start // width
-    column = start - row * width
-    side = np.float32(q)
+    narrow = q <= MOST_SIDE and word_bits <= MOST_BITS and not wide
+    at, table, k = words.ctypes.data, multipliers.ctypes.data, multipliers.shape[0]
     for first in range(start, stop, LANES):
         count = min(LANES, stop - first)
-        for lane in range(count):
-            words[lane] = read_word(stream, row * row_bytes, column * word_bits, word_bits)
-            column += 1
-            if column == width:
-                row += 1
-                column = 0
-        split_words(words, q, work)
-        last = multipliers.shape[0] - 1
-        for lane in range(LANES):
-            work[FACTOR + lane] = multipliers[min(np.int64(work[FACTOR + lane]), last)]
-        decode_pairs(work, side)
-        store(work, 0, first, count, out, v, wide)
+        _read_words(packed, stream, width, word_bits, first, count, words)
+        if narrow:
+            whole = count == LANES
+            target = v.ctypes.data + 8 * first if whole else out.ctypes.data
+            decode_to_int8(at, q, _INVERSE[q], _UPPER[q], _SHIFT[q], table, k, target)
+            for i in range(0 if whole else 2 * count):
+                v[2 * first + i] = out[i]
+        else:
+            decode_words(words, word_bits, q, multipliers, work)
+            store(work, 0, first, count, out, v, wide)
+
+
+@njit(**OPTIONS)
+def _read_words(packed, stream, width, word_bits, first, count, words):
+    """The words of `count` blocks from `first` on, of rows of `width` blocks."""
+    if word_bits == 32:
+        _read_four_bytes(stream, 4 * first, 4, count, words)
+        return
+    row = first // width
+    column = first - row * width
+    for lane in range(count):
+        words[lane] = read_word(stream, row * packed.shape[1], column * word_bits, word_bits)
+        column += 1
+        if column == width:
+            row += 1
+            column = 0
 
 
 @team_loop
@@ -61,23 +76,59 @@ def indices(packed, word_bits, size, k, index, start, stop):
 @njit(**LANE)
 def read_word(packed, begin, position, word_bits):
     """The word_bits bits at bit `position` of the row that begins at byte `begin`, as uint64."""
-    place = begin + (position >> 3)
+    # Unsigned places need no look at their sign, so that eight bytes become one load.
+    place = np.uint64(begin + (position >> 3))
     shift = position & 7
     word = np.uint64(0)
-    if place + 8 <= packed.shape[0]:
-        for i in range(8):  # compiles to one load
-            word |= np.uint64(packed[place + i]) << np.uint64(8 * i)
+    if place + np.uint64(8) <= np.uint64(packed.shape[0]):
+        for i in range(8):
+            word |= np.uint64(packed[place + np.uint64(i)]) << np.uint64(8 * i)
     else:
-        for i in range(packed.shape[0] - place):
-            word |= np.uint64(packed[place + i]) << np.uint64(8 * i)
+        for i in range(packed.shape[0] - np.int64(place)):
+            word |= np.uint64(packed[place + np.uint64(i)]) << np.uint64(8 * i)
     word >>= np.uint64(shift)
     if shift + word_bits > 64:
-        word |= np.uint64(packed[place + 8]) << np.uint64(64 - shift)
+        word |= np.uint64(packed[place + np.uint64(8)]) << np.uint64(64 - shift)
     return word & (~np.uint64(0) >> np.uint64(64 - word_bits))
 
 
 @njit(**OPTIONS)
-def split_words(words, q, work):
+def read_column(stream, begin, stride, count, column, word_bits, words):
+    """Word `column` of `count` rows, which are `stride` bytes apart from byte `begin` on."""
+    if word_bits == 32:
+        _read_four_bytes(stream, begin + 4 * column, stride, count, words)
+    else:
+        for lane in range(count):
+            words[lane] = read_word(stream, begin + lane * stride, column * word_bits, word_bits)
+
+
+@njit(**OPTIONS)
+def _read_four_bytes(stream, begin, stride, count, words):
+    """Words of four bytes, `stride` bytes apart."""
+    place = np.uint64(begin)
+    for lane in range(count):
+        low = np.uint64(stream[place]) | (np.uint64(stream[place + np.uint64(1)]) << np.uint64(8))
+        high = np.uint64(stream[place + np.uint64(2)]) | (np.uint64(stream[place + np.uint64(3)]) << np.uint64(8))
+        words[lane] = low | (high << np.uint64(16))
+        place += np.uint64(stride)
+
+
+@njit(**OPTIONS)
+def decode_words(words, word_bits, q, multipliers, work):
+    """Decodes LANES words (uint64) into the first eight rows of `work`."""
+    if q <= MOST_SIDE and word_bits <= MOST_BITS:
+        at, table, k = words.ctypes.data, multipliers.ctypes.data, multipliers.shape[0]
+        decode_in_bytes(at, q, _INVERSE[q], _UPPER[q], _SHIFT[q], table, k, work.ctypes.data)
+        return
+    _split_words(words, q, work)
+    last = multipliers.shape[0] - 1
+    for lane in range(LANES):
+        work[FACTOR + lane] = multipliers[min(np.int64(work[FACTOR + lane]), last)]
+    _decode_pairs(work, np.float32(q))
+
+
+@njit(**OPTIONS)
+def _split_words(words, q, work):
     """Words to multiplier index (in the row of the factors) and four pairs of digits."""
     square = np.int64(q) * np.int64(q)
     four = square * square
@@ -105,7 +156,7 @@ def _divide(word, divisor):
 
 
 @njit(**OPTIONS)
-def decode_pairs(work, q):
+def _decode_pairs(work, q):
     """Pairs of digits to decoded entries: the generator of e8.voronoi, the representative, the multiplier."""
     inverse = ONE / q
     for lane in range(LANES):
@@ -122,82 +173,3 @@ def decode_pairs(work, q):
         representative(work, lane, q)
         for i in range(8):
             work[i * LANES + lane] *= work[FACTOR + lane]
-
-
-@team_loop
-def pack(v, index, width, multipliers, q, word_bits, packed, start, stop):
-    """Writes the words of rows start … stop.
-
-    Args:
-        v: (8·blocks,) int8 or int16, rows one after another.
-        index: (blocks,) uint8.
-        width: blocks of a row.
-        multipliers: (k,) float32.
-        q, word_bits: integers.
-        packed: (rows, row_bytes) uint8.
-    """
-    work = np.zeros(WORK, np.float32)
-    words = np.zeros(LANES, np.uint64)
-    four = np.uint64(q) * np.uint64(q) * np.uint64(q) * np.uint64(q)
-    last = multipliers.shape[0] - 1
-    row = start
-    column = 0
-    pending = np.uint64(0)  # bits of the row that do not fill a byte yet
-    for first in range(start * width, stop * width, LANES):
-        count = min(LANES, stop * width - first)
-        for lane in range(count):
-            work[FACTOR + lane] = ONE / multipliers[min(np.int64(index[first + lane]), last)]
-            for i in range(8):
-                work[i * LANES + lane] = np.float32(v[8 * (first + lane) + i])
-        _join(work, np.float32(q), words)
-        for lane in range(count):
-            word = words[lane] + four * four * np.uint64(index[first + lane])
-            pending = _write(packed, row, column * word_bits, word_bits, word, pending)
-            column += 1
-            if column == width:
-                row += 1
-                column = 0
-                pending = np.uint64(0)
-
-
-@njit(**OPTIONS)
-def _join(work, q, words):
-    """The inverse of `decode_pairs` and `split_words` on v and 1/multiplier, for multiplier index 0."""
-    square = np.int64(q * q)
-    inverse = ONE / q
-    for lane in range(LANES):
-        for i in range(8):
-            work[i * LANES + lane] = np.floor(work[i * LANES + lane] * work[FACTOR + lane] + HALF)
-        last = work[7 * LANES + lane]
-        work[6 * LANES + lane] = HALF * (work[6 * LANES + lane] - last)
-        for i in range(5, 0, -1):
-            work[i * LANES + lane] = HALF * (work[i * LANES + lane] - last) + work[(i + 1) * LANES + lane]
-        work[lane] = _QUARTER * (work[lane] - last) + HALF * work[LANES + lane]
-        for i in range(8):
-            digit = work[i * LANES + lane]
-            work[i * LANES + lane] = digit - q * np.floor((digit + HALF) * inverse)
-        word = np.int64(0)
-        for i in range(6, -1, -2):
-            word = word * square + np.int64(work[i * LANES + lane] + q * work[(i + 1) * LANES + lane])
-        words[lane] = np.uint64(word)
-
-
-@njit(**LANE)
-def _write(packed, row, position, word_bits, word, pending):
-    """Writes the bytes that `word` completes and the one it begins; returns the bits of the latter."""
-    place = position >> 3
-    shift = position & 7
-    bits = shift + word_bits
-    low = pending | (word << np.uint64(shift))
-    if place + 8 <= packed.shape[1]:
-        for i in range(8):  # compiles to one store; what it writes too much, the next words overwrite
-            packed[row, place + i] = np.uint8((low >> np.uint64(8 * i)) & 255)
-    else:
-        for i in range(packed.shape[1] - place):
-            packed[row, place + i] = np.uint8((low >> np.uint64(8 * i)) & 255)
-    if bits < 64:
-        return low >> np.uint64(bits & ~7)
-    high = (word >> np.uint64(1)) >> np.uint64(63 - shift)
-    if bits > 64:
-        packed[row, place + 8] = np.uint8(high & 255)
-    return high
