@@ -4,6 +4,7 @@ A packed vector is its words followed by the two bytes of its bfloat16 scale, wh
 the vector's head was subtracted.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from ...e8.code import BLOCK, NestedCode, row_bytes
 from ..reference import heads as reference
-from ..reference.nested import entry_type
 from . import attention as cpu_attention
 from . import heads as cpu_heads
 from . import nested as cpu
@@ -40,20 +40,21 @@ def encode(
     rows, n = x.shape
     rotation = head_rotation(n, seed)
     y, factors = np.empty((rows, n), np.float32), np.empty(rows, np.float32)
-    v = torch.empty(rows, n, dtype=entry_type(code))
+    v = np.empty((rows, n), np.int8 if code.int8 else np.int16)
     choices = np.empty(rows * (n // BLOCK), np.uint8)
     width = row_bytes(n, code.word_bits)
     packed = torch.empty(rows, width + 2, dtype=torch.uint8)
-    filled = y, factors, (cpu.bytes_of(v), v.view(-1).numpy()), choices, packed.numpy()
+    flat = v.reshape(-1)
+    filled = y, factors, (flat.view(np.int32), flat), choices, packed.numpy()
     heads = _centers(centers, n), run
     fixed = x.numpy(), *heads, rotation.diagonal, rotation.steps, rotation.forward, np.float32(unit), _fixed(code)
     share(cpu_heads.encode.on_team, (*fixed, *filled), rows, n // BLOCK)
     return packed, _restore(v, packed, rotation, heads) if restore else None
 
 
-def _restore(v: Tensor, packed: Tensor, rotation: Turn, heads: tuple[np.ndarray, int]) -> Tensor:
-    out = torch.empty(v.shape, dtype=torch.float32)
-    fixed = v.numpy(), packed.numpy(), *heads, rotation.diagonal, rotation.steps, rotation.backward, out.numpy()
+def _restore(v: np.ndarray, packed: Tensor, rotation: Turn, heads: tuple[np.ndarray, int]) -> Tensor:
+    out = torch.empty(*v.shape, dtype=torch.float32)
+    fixed = v, packed.numpy(), *heads, rotation.diagonal, rotation.steps, rotation.backward, out.numpy()
     share(cpu_heads.restore.on_team, fixed, v.shape[0], v.shape[1] // BLOCK)
     return out
 
@@ -189,6 +190,7 @@ def _pages(packed: Tensor) -> tuple[Any, ...]:
     return (stream, offset, *strides, *packed.shape[2:])
 
 
+@lru_cache(maxsize=256)
 def _fixed(code: NestedCode) -> tuple[Any, ...]:
     side, limit = np.float32(code.q), np.float32(code.limit)
     return cpu.multipliers_of(code), side, limit, code.q, code.word_bits

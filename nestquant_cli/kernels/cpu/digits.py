@@ -16,7 +16,7 @@ from .e8 import LANES
 from .instructions import has
 from .lanes import byte_rows, joined, neighbours, part_of, splat, upper_product
 from .points import MOST_SIDE, points
-from .square import constant, put, vector
+from .square import constant, put
 
 MOST_BITS = 32  # of a word
 _WORD, _INT, _SHORT, _BYTE = (ir.IntType(bits) for bits in (64, 32, 16, 8))
@@ -37,11 +37,12 @@ INVERSE, FACTOR, SHIFT = _tables()
 
 
 @intrinsic
-def decode_in_bytes(typingctx, words, q, inverse, factor, shift, multipliers, k, work):  # type: ignore[no-untyped-def]
+def decode_in_bytes(typingctx, words, stride, q, inverse, factor, shift, multipliers, k, work):  # type: ignore[no-untyped-def]
     """Words to entries.
 
     Args:
-        words: address of LANES words, uint64.
+        words: address of the first of LANES words, whose upper bytes need not be there.
+        stride: bytes from a word to the next.
         q: nesting ratio, at most MOST_SIDE.
         inverse, factor, shift: of q, from the tables.
         multipliers: address of k float32.
@@ -62,11 +63,11 @@ def decode_in_bytes(typingctx, words, q, inverse, factor, shift, multipliers, k,
                     put(builder, value, builder.add(target, _WORD(4 * side * j)))
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 8), codegen
+    return types.void(*[types.int64] * 9), codegen
 
 
 @intrinsic
-def decode_to_int8(typingctx, words, q, inverse, factor, shift, multipliers, k, out):  # type: ignore[no-untyped-def]
+def decode_to_int8(typingctx, words, stride, q, inverse, factor, shift, multipliers, k, out):  # type: ignore[no-untyped-def]
     """As `decode_in_bytes`, to (LANES, 8) int8 at the address `out`."""
 
     def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -80,28 +81,49 @@ def decode_to_int8(typingctx, words, q, inverse, factor, shift, multipliers, k, 
                 put(builder, piece, builder.add(out, _WORD(8 * first + 16 * i)))
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 8), codegen
+    return types.void(*[types.int64] * 9), codegen
 
 
-def _tiles(context: Any, builder: Any, words: Any, q: Any, inverse: Any, factor: Any, shift: Any) -> Iterator[Any]:
+def _tiles(
+    context: Any, builder: Any, words: Any, stride: Any, q: Any, inverse: Any, factor: Any, shift: Any
+) -> Iterator[Any]:
     """The blocks of a tile that fit registers together: the first one, eight rows of u, and vectors of indices."""
-    side = 16 if has(context, ("avx512f", "avx512bw")) else 8
+    gathers = has(context, ("avx512f", "avx512bw"))
+    side = 16 if gathers else 8
     for first in range(0, LANES, 4 * side):
-        starts = [builder.add(words, _WORD(8 * (first + side * i))) for i in range(4)]
-        divided = [_divided(builder, start, q, inverse, side) for start in starts]
+        places = [builder.add(words, builder.mul(stride, _WORD(first + side * i))) for i in range(4)]
+        found = [(_gathered if gathers else _read)(builder, place, stride, side) for place in places]
+        divided = [_divided(builder, each, q, inverse) for each in found]
         digits = _digits(builder, [pair for pair, _ in divided], q, factor, shift)
         yield first, points(builder, digits, q), [index for _, index in divided]
 
 
-def _divided(builder: Any, words: Any, q: Any, inverse: Any, side: int) -> tuple[Any, Any]:
-    """Of the words at an address: the number of four digits, and of the next four in the upper half; the index."""
-    ints = ir.VectorType(_INT, side)
+def _gathered(builder: Any, place: Any, stride: Any, side: int) -> Any:
+    """Numbers of four bytes, `stride` bytes apart, by the instruction of AVX-512."""
+    ints, pointer = ir.VectorType(_INT, side), _BYTE.as_pointer()
+    bits = ir.VectorType(ir.IntType(1), side)
+    steps = builder.mul(splat(builder, stride, ints), ir.Constant(ints, list(range(side))))
+    of = ir.FunctionType(ints, [ints, pointer, ints, bits, _INT])
+    gather = builder.module.declare_intrinsic("llvm.x86.avx512.mask.gather.dpi.512", (), of)
+    all_of_them = ir.Constant(bits, [1] * side)
+    return builder.call(gather, [constant(ints, 0), builder.inttoptr(place, pointer), steps, all_of_them, _INT(1)])
+
+
+def _read(builder: Any, place: Any, stride: Any, side: int) -> Any:
+    found = ir.Constant(ir.VectorType(_INT, side), ir.Undefined)
+    for lane in range(side):
+        at = builder.inttoptr(builder.add(place, builder.mul(stride, _WORD(lane))), _INT.as_pointer())
+        found = builder.insert_element(found, builder.load(at, align=1), _INT(lane))
+    return found
+
+
+def _divided(builder: Any, words: Any, q: Any, inverse: Any) -> tuple[Any, Any]:
+    """The number of four digits, and of the next four in the upper half; the index."""
     square = builder.mul(q, q)
-    divisor, inverse = (splat(builder, value, ints) for value in (builder.mul(square, square), inverse))
-    found = builder.trunc(vector(builder, words, ir.VectorType(_WORD, side)), ints)
-    rest, low = _divide(builder, found, divisor, inverse)
+    divisor, inverse = (splat(builder, value, words.type) for value in (builder.mul(square, square), inverse))
+    rest, low = _divide(builder, words, divisor, inverse)
     index, high = _divide(builder, rest, divisor, inverse)
-    return builder.or_(low, builder.shl(high, constant(ints, 16))), index
+    return builder.or_(low, builder.shl(high, constant(words.type, 16))), index
 
 
 def _divide(builder: Any, number: Any, divisor: Any, inverse: Any) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from .e8 import LANES, OPTIONS, ZERO
 from .jit import njit
 from .threads import spread, team_loop
 from .tokens import rotate
-from .words import WORK, decode_words, read_column
+from .words import WORK, decode_lanes
 
 _TOKEN = WORK  # after the rows of the decoder: the eight coordinates that meet the block, then the sums
 _SUMS = WORK + LANES
@@ -27,8 +27,8 @@ def dot_rows(packed, word_bits, q, multipliers, x, y, start, stop):
         for lane in range(LANES):
             work[_SUMS + lane] = ZERO
         for column in range(x.shape[0] // 8):
-            read_column(stream, first * packed.shape[1], packed.shape[1], count, column, word_bits, words)
-            decode_words(words, word_bits, q, multipliers, work)
+            begin, stride = first * packed.shape[1], packed.shape[1]
+            decode_lanes(stream, begin, stride, count, column, word_bits, q, multipliers, words, work)
             for i in range(8):
                 work[_TOKEN + i] = x[8 * column + i]
             _add(work)

@@ -9,7 +9,7 @@ from .jit import njit
 from .pack import pack
 from .rotate_heads import rotate_tile
 from .threads import team_loop
-from .words import WORK, decode_words, read_column
+from .words import WORK, decode_lanes
 
 _SIGN = 128  # of a scale, in its upper byte: says that a center was subtracted
 
@@ -163,5 +163,4 @@ def read_scales(stream, begin, stride, count, scales):
 def decode_column(stream, begin, stride, count, column, fixed, words, work):
     """Decodes block `column` of `count` vectors of `stride` bytes from `begin` on into the first rows of `work`."""
     multipliers, _, _, q, word_bits = fixed
-    read_column(stream, begin, stride, count, column, word_bits, words)
-    decode_words(words, word_bits, q, multipliers, work)
+    decode_lanes(stream, begin, stride, count, column, word_bits, q, multipliers, words, work)

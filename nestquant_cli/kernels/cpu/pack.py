@@ -48,7 +48,7 @@ def pack(v, index, width, multipliers, q, word_bits, packed, start, stop):
 
 @njit(**OPTIONS)
 def _join(work, q, words):
-    """The inverse of `words.decode_words` on v and 1/multiplier, for multiplier index 0."""
+    """The inverse of `words.decode_lanes` on v and 1/multiplier, for multiplier index 0."""
     square = np.int64(q * q)
     inverse = ONE / q
     for lane in range(LANES):

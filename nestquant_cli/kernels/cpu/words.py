@@ -32,27 +32,29 @@ def unpack(packed, width, word_bits, q, multipliers, v, wide, start, stop):
     out = np.empty(4 * LANES, np.int32)
     stream = packed.reshape(packed.size)
     narrow = q <= MOST_SIDE and word_bits <= MOST_BITS and not wide
-    at, table, k = words.ctypes.data, multipliers.ctypes.data, multipliers.shape[0]
+    table, k = multipliers.ctypes.data, multipliers.shape[0]
     for first in range(start, stop, LANES):
         count = min(LANES, stop - first)
+        whole = narrow and count == LANES
+        target = v.ctypes.data + 8 * first if whole else out.ctypes.data
+        if whole and word_bits == MOST_BITS:  # as whole rows are whole words, all words lie one after another
+            at = stream.ctypes.data + 4 * first
+            decode_to_int8(at, 4, q, _INVERSE[q], _UPPER[q], _SHIFT[q], table, k, target)
+            continue
         _read_words(packed, stream, width, word_bits, first, count, words)
         if narrow:
-            whole = count == LANES
-            target = v.ctypes.data + 8 * first if whole else out.ctypes.data
-            decode_to_int8(at, q, _INVERSE[q], _UPPER[q], _SHIFT[q], table, k, target)
+            at = words.ctypes.data
+            decode_to_int8(at, 8, q, _INVERSE[q], _UPPER[q], _SHIFT[q], table, k, target)
             for i in range(0 if whole else 2 * count):
                 v[2 * first + i] = out[i]
         else:
-            decode_words(words, word_bits, q, multipliers, work)
+            _decode_words(words, word_bits, q, multipliers, work)
             store(work, 0, first, count, out, v, wide)
 
 
 @njit(**OPTIONS)
 def _read_words(packed, stream, width, word_bits, first, count, words):
     """The words of `count` blocks from `first` on, of rows of `width` blocks."""
-    if word_bits == 32:
-        _read_four_bytes(stream, 4 * first, 4, count, words)
-        return
     row = first // width
     column = first - row * width
     for lane in range(count):
@@ -93,32 +95,32 @@ def read_word(packed, begin, position, word_bits):
 
 
 @njit(**OPTIONS)
-def read_column(stream, begin, stride, count, column, word_bits, words):
-    """Word `column` of `count` rows, which are `stride` bytes apart from byte `begin` on."""
-    if word_bits == 32:
-        _read_four_bytes(stream, begin + 4 * column, stride, count, words)
-    else:
-        for lane in range(count):
-            words[lane] = read_word(stream, begin + lane * stride, column * word_bits, word_bits)
+def decode_lanes(stream, begin, stride, count, column, word_bits, q, multipliers, words, work):
+    """Decodes word `column` of `count` rows into the first eight rows of `work`.
 
-
-@njit(**OPTIONS)
-def _read_four_bytes(stream, begin, stride, count, words):
-    """Words of four bytes, `stride` bytes apart."""
-    place = np.uint64(begin)
+    Args:
+        stream: flat uint8.
+        begin: the first byte of the first row.
+        stride: bytes from a row to the next.
+        count, column, word_bits, q: integers, count at most LANES.
+        multipliers: (k,) float32.
+        words: (LANES,) uint64, scratch.
+        work: (WORK,) float32; lanes from `count` on are filled with something in range.
+    """
+    if word_bits == MOST_BITS and q <= MOST_SIDE and count == LANES:
+        at, table, k = stream.ctypes.data + begin + 4 * column, multipliers.ctypes.data, multipliers.shape[0]
+        decode_in_bytes(at, stride, q, _INVERSE[q], _UPPER[q], _SHIFT[q], table, k, work.ctypes.data)
+        return
     for lane in range(count):
-        low = np.uint64(stream[place]) | (np.uint64(stream[place + np.uint64(1)]) << np.uint64(8))
-        high = np.uint64(stream[place + np.uint64(2)]) | (np.uint64(stream[place + np.uint64(3)]) << np.uint64(8))
-        words[lane] = low | (high << np.uint64(16))
-        place += np.uint64(stride)
+        words[lane] = read_word(stream, begin + lane * stride, column * word_bits, word_bits)
+    _decode_words(words, word_bits, q, multipliers, work)
 
 
 @njit(**OPTIONS)
-def decode_words(words, word_bits, q, multipliers, work):
-    """Decodes LANES words (uint64) into the first eight rows of `work`."""
+def _decode_words(words, word_bits, q, multipliers, work):
     if q <= MOST_SIDE and word_bits <= MOST_BITS:
         at, table, k = words.ctypes.data, multipliers.ctypes.data, multipliers.shape[0]
-        decode_in_bytes(at, q, _INVERSE[q], _UPPER[q], _SHIFT[q], table, k, work.ctypes.data)
+        decode_in_bytes(at, 8, q, _INVERSE[q], _UPPER[q], _SHIFT[q], table, k, work.ctypes.data)
         return
     _split_words(words, q, work)
     last = multipliers.shape[0] - 1
