@@ -77,16 +77,14 @@ def byte_rows(builder: Any, vectors: list[Any]) -> list[Any]:
 
 def neighbours(builder: Any, rows: list[Any]) -> list[Any]:
     """Eight rows of bytes as vectors of 16: for each two neighbouring lanes the eight bytes of each, in order."""
-    left, right = (
-        [
-            _zipped(builder, *pair, 16, high)
-            for part in (False, True)
-            for pair in [[_zipped(builder, *rows[i : i + 2], 8, part) for i in (first, first + 2)]]
-            for high in (False, True)
-        ]
-        for first in (0, 4)
-    )
-    found = [_zipped(builder, *pair, 32, high) for pair in zip(left, right, strict=True) for high in (False, True)]
+    halves = []
+    for first in (0, 4):
+        found = []
+        for part in (False, True):
+            low, high = (_zipped(builder, rows[i], rows[i + 1], 8, part) for i in (first, first + 2))
+            found += [_zipped(builder, low, high, 16, upper) for upper in (False, True)]
+        halves.append(found)
+    found = [_zipped(builder, a, b, 32, upper) for a, b in zip(*halves, strict=True) for upper in (False, True)]
     starts = range(0, rows[0].type.count, _QUARTER)
     return [part_of(builder, vector, start, _QUARTER) for start in starts for vector in found]
 
@@ -109,7 +107,7 @@ def joined(builder: Any, parts: list[Any]) -> Any:
     """A power of two of vectors as one."""
     while len(parts) > 1:
         lanes = list(range(2 * parts[0].type.count))
-        parts = [_chosen(builder, *parts[i : i + 2], lanes) for i in range(0, len(parts), 2)]
+        parts = [_chosen(builder, parts[i], parts[i + 1], lanes) for i in range(0, len(parts), 2)]
     return parts[0]
 
 

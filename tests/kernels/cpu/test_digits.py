@@ -1,9 +1,13 @@
 """Words decoded in bytes: every code they take, every class of small ones, on every kind of processor."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import llvmlite.binding as llvm
+import numba
 import numpy as np
 import pytest
 import torch
@@ -13,7 +17,9 @@ from torch import Tensor
 
 from nestquant_cli.e8.code import MOST_MULTIPLIERS, NestedCode, row_bytes, smallest_word
 from nestquant_cli.kernels.cpu.digits import FACTOR, INVERSE, MOST_BITS, SHIFT
+from nestquant_cli.kernels.cpu.e8 import OPTIONS
 from nestquant_cli.kernels.cpu.points import MOST_SIDE
+from nestquant_cli.kernels.cpu.words import decode_lanes
 from nestquant_cli.kernels.device_kernels import of_family
 
 REFERENCE, CPU = of_family("reference"), of_family("cpu")
@@ -63,6 +69,17 @@ def test_any_code_and_any_bytes(of: tuple[int, int, int, bool], blocks: int, see
     assert same(packed, 8 * blocks, code)
 
 
+@pytest.mark.skipif(not llvm.get_host_cpu_features().get("avx2"), reason="instructions of AVX2 are looked for")
+def test_the_compiler_finds_the_instructions() -> None:
+    options = {name: value for name, value in OPTIONS.items() if name != "cache"}
+    compiled = numba.njit(**options)(decode_lanes.py_func)
+    integers = ", ".join(["int64"] * 6)
+    compiled.compile(f"void(uint8[::1], {integers}, float32[::1], uint64[::1], float32[::1])")
+    (assembly,) = compiled.inspect_asm().values()
+    for name, least in (("vpmulhuw", 12), ("vpmuludq", 16), ("vpminub", 20), ("vpmaxub", 7), ("vpabsb", 7)):
+        assert len(re.findall(rf"^\s+{name}\s", assembly, re.M)) >= least, name
+
+
 PROGRAM = """
 import hashlib, sys, torch
 from nestquant_cli.e8.code import NestedCode, row_bytes
@@ -78,9 +95,8 @@ print(hashlib.sha256(b"".join(found)).hexdigest())
 
 
 @pytest.mark.parametrize("processor", ["generic", "haswell"])
-def test_other_processors(processor: str, tmp_path: str) -> None:
+def test_other_processors(processor: str, tmp_path: Path) -> None:
     """The same program compiled for the least of x86-64, and for AVX2."""
-    llvm = pytest.importorskip("llvmlite.binding")
     if "x86_64" not in llvm.get_process_triple() or not llvm.get_host_cpu_features().get("avx2"):
         pytest.skip("compiled for x86-64 processors with AVX2")
     target = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
