@@ -1,5 +1,6 @@
 """Words decoded in bytes: every code they take, every class of small ones, on every kind of processor."""
 
+import hashlib
 import os
 import re
 import subprocess
@@ -22,6 +23,7 @@ from nestquant_cli.kernels.cpu.points import MOST_SIDE
 from nestquant_cli.kernels.cpu.words import decode_lanes
 from nestquant_cli.kernels.device_kernels import of_family
 
+ROOT = Path(__file__).resolve().parents[3]
 REFERENCE, CPU = of_family("reference"), of_family("cpu")
 CODES = st.integers(2, MOST_SIDE + 3).flatmap(
     lambda q: st.tuples(st.just(q), st.integers(1, 9) | st.just(MOST_MULTIPLIERS), st.integers(0, 40), st.booleans())
@@ -80,28 +82,23 @@ def test_the_compiler_finds_the_instructions() -> None:
         assert len(re.findall(rf"^\s+{name}\s", assembly, re.M)) >= least, name
 
 
-PROGRAM = """
-import hashlib, sys, torch
-from nestquant_cli.e8.code import NestedCode, row_bytes
-from nestquant_cli.kernels.device_kernels import of_family
-found = []
-for q, multipliers, bits in ((13, (3, 4, 5, 6, 9), 32), (15, (2,), 32), (8, (1, 2, 5), 26)):
-    code = NestedCode(q=q, multipliers=multipliers, word_bits=bits)
-    size = row_bytes(8 * 3000, bits)
-    packed = torch.randint(0, 256, (2, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(q))
-    found.append(of_family(sys.argv[1]).unpack(packed, 8 * 3000, code).numpy().tobytes())
-print(hashlib.sha256(b"".join(found)).hexdigest())
-"""
+def digest(family: str) -> str:
+    """Of the integers that a family of kernels decodes from random words."""
+    found = hashlib.sha256()
+    for q, multipliers, bits in ((13, (3, 4, 5, 6, 9), 32), (15, (2,), 32), (8, (1, 2, 5), 26)):
+        code = NestedCode(q=q, multipliers=multipliers, word_bits=bits)
+        shape = 2, row_bytes(8 * 3000, bits)
+        packed = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(q))
+        found.update(of_family(family).unpack(packed, 8 * 3000, code).numpy().tobytes())
+    return found.hexdigest()
 
 
+@pytest.mark.skipif(not llvm.get_host_cpu_features().get("avx2"), reason="compiled for processors with AVX2")
 @pytest.mark.parametrize("processor", ["generic", "haswell"])
 def test_other_processors(processor: str, tmp_path: Path) -> None:
     """The same program compiled for the least of x86-64, and for AVX2."""
-    if "x86_64" not in llvm.get_process_triple() or not llvm.get_host_cpu_features().get("avx2"):
-        pytest.skip("compiled for x86-64 processors with AVX2")
     target = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
-    found = []
-    for family, extra in (("cpu", target), ("reference", {})):
-        command = [sys.executable, "-c", PROGRAM, family]
-        found.append(subprocess.run(command, env=os.environ | extra, capture_output=True, text=True, check=True).stdout)
-    assert found[0] == found[1]
+    program = f"from {__name__} import digest; print(digest('cpu'))"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=os.environ | target, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [digest("reference")]
