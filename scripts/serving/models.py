@@ -101,6 +101,8 @@ def asked(folder: Path, images: bool) -> Row:
 
     registry._run_in_subprocess = lambda function: function()  # 20 s for each class, and this is a process of its own
     settings: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
+    if "kv_lora_rank" in (folder / "config.json").read_text(encoding="utf-8"):
+        settings["attention_backend"] = "CPU_MLA"  # that for AMX has no float32
     if images:
         settings["limit_mm_per_prompt"] = {"image": 0, "video": 0}
     return {"answers": answers(str(folder), settings, prompts(), TOKENS)}
@@ -154,4 +156,4 @@ def _caught(function: Callable[[], Row]) -> Row:
         if isinstance(first, NestQuantError):
             return {"error": str(first), "refused": True}
         lines = (str(error).strip() or "no message").splitlines()
-        return {"error": f"{type(error).__name__}: {lines[0][:300]}"}
+        return {"error": f"{type(error).__name__}: {' '.join(lines[:2])[:300]}"}

@@ -5,7 +5,7 @@ Importing nestquant never imports vllm, and this file imports nothing. In readin
 `entry` is the entry point of `vllm.general_plugins`, which vLLM calls in each of its processes.
 `config` has the entry `quantization_config` of config.json, and says which method each layer of a model gets.
 `names` finds the matrices of the layout in a layer of vLLM, which may fuse several.
-`rearranged` refuses models whose rows vLLM reorders while loading.
+`model_class` knows what vLLM's class of a model says of its layers, and refuses some classes.
 `state` is what the layers of one model share while it is built.
 `weights` has a layer's parameters while vLLM loads them, and what is made of them.
 `linear` multiplies; `operators` is what torch.compile sees of it.

@@ -12,7 +12,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from ...checkpoint.manifest import MANIFEST
 from ...checkpoint.read import check_checkpoint
 from .expert_names import patterns
-from .rearranged import refuse_rearranged_rows
+from .model_class import current_class, fused_layers, refuse_rearranged_rows
 from .state import ModelState
 
 METHOD = "nestquant"
@@ -81,9 +81,15 @@ class CheckpointConfig(QuantizationConfig):
         self.state.names.rename(hf_to_vllm_mapper)
 
     def get_checkpoint_weight_mapper(self) -> Any:
-        """Besides the model's own, how the tensors of the checkpoint come to layers that have others' names."""
+        """Besides the model's own, how the tensors of the checkpoint come to layers that have others' names.
+
+        vLLM asks when all layers are built and nothing is loaded yet.
+        """
         from vllm.model_executor.models.utils import WeightsMapper
 
+        from .linear import refuse_untaken
+
+        refuse_untaken(self.state)
         own = WeightsMapper(
             orig_to_new_renaming=self.state.hub.renamings, orig_to_new_regex=patterns(self.state.experts)
         )
@@ -103,20 +109,24 @@ class CheckpointConfig(QuantizationConfig):
             return expert_method(self, layer, prefix)
         if isinstance(layer, Attention | MLAAttention):
             from .cache import attention_method
+            from .linear import take_apart
 
+            if isinstance(layer, MLAAttention):
+                take_apart(layer.kv_b_proj)
             return attention_method(self, layer, prefix)
         return None
 
     def _of_linear(self, layer: Any, prefix: str) -> QuantizeMethodBase:
-        from vllm.config import get_current_vllm_config_or_none
         from vllm.model_executor.layers.linear import RowParallelLinear
 
         from .linear import CodedLinearMethod, PlainLinearMethod
 
-        names = self.state.names.of(prefix, self.packed_modules_mapping)
+        model_class = current_class()
+        fused = {} if model_class is None else fused_layers(model_class)
+        names = self.state.names.of(prefix, fused | self.packed_modules_mapping)
         if not names:
             return PlainLinearMethod(self.state)
-        refuse_rearranged_rows(get_current_vllm_config_or_none())
+        refuse_rearranged_rows(model_class)
         self.state.names.take(names, layer)
         if isinstance(layer, RowParallelLinear) and layer.tp_size > 1:
             from .row_parallel import row_parallel_method

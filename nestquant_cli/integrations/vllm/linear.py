@@ -93,12 +93,19 @@ class CodedLinearMethod(LinearMethodBase):
         layer.coded = coded_layer(pieces, tensors, source_of, layer.coded_dtype, self._state.int8(device))
         layer.register_buffer("coded_number", operators.number_of(layer.coded), persistent=False)
         del layer.coded_pieces
+        if getattr(layer, "coded_apart", False):  # vLLM looks for a weight, and then multiplies the identity
+            layer.weight = nn.Parameter(torch.empty(0, dtype=layer.coded_dtype), requires_grad=False)
 
     def own_share(
         self, layer: Any, pieces: list[Piece], tensors: list[dict[str, Tensor]]
     ) -> tuple[list[Piece], list[dict[str, Tensor]]]:
         """What this process multiplies, of what was loaded: all of it."""
         return pieces, tensors
+
+    def rounds_input(self) -> list[bool]:
+        """Of each matrix, whether its input is rounded."""
+        layout = self._state.layout
+        return [layout.inputs[layout.linears[name].input] is not None for name in self._names]
 
     def input_of(self, layer: Any, name: str) -> LayerInput:
         """The quantizer of an input of the layer, by its name in the layout."""
@@ -118,6 +125,24 @@ class CodedLinearMethod(LinearMethodBase):
         """The weight (rows, features) in the layer's dtype."""
         weight: Tensor = layer.coded.dequantized().to(layer.coded_dtype)
         return weight
+
+
+def take_apart(layer: Any) -> None:
+    """Prepares a layer whose matrix latent attention takes apart, to multiply queries and sums with the parts.
+
+    Raises:
+        NestQuantError: the layer's input is rounded, which it would not be then.
+    """
+    method = layer.quant_method
+    if not isinstance(method, CodedLinearMethod):
+        return
+    if any(method.rounds_input()):
+        raise NestQuantError(
+            "latent attention in vLLM takes the matrix kv_b_proj apart and multiplies states that are not rounded",
+            "answers would not be those of the checkpoint",
+            "quantize with --act-bits 16, or use the checkpoint in transformers",
+        )
+    layer.coded_apart = True
 
 
 def refuse_untaken(state: ModelState) -> None:

@@ -16,7 +16,7 @@ from nestquant_cli.integrations.vllm.names import Names
 from nestquant_cli.integrations.vllm.pieces import Piece
 from nestquant_cli.modules.layout import Layout
 from tests.families import gaussian
-from tests.integrations.vllm.matrices import IN, NESTED, Weight, matrix
+from tests.integrations.vllm.matrices import IN, NESTED, Weight, activations, matrix
 
 pytestmark = [
     pytest.mark.vllm,
@@ -210,6 +210,46 @@ def test_a_matrix_that_no_layer_has_is_named() -> None:
     plain = ReplicatedLinear(IN, 24, False, quant_config=config, prefix="three")
     with pytest.raises(NestQuantError, match=r"no layer for 2 coded matrices, such as one"):
         plain.quant_method.process_weights_after_loading(plain)
+
+
+def test_a_matrix_without_layer_is_named_before_anything_is_loaded() -> None:
+    from vllm.model_executor.layers.linear import ReplicatedLinear
+
+    stored = random(["one", "two"], [NESTED, NESTED], [24, 24])
+    config = config_of(stored)
+    layer = ReplicatedLinear(IN, 24, False, quant_config=config, prefix="one")
+    with pytest.raises(NestQuantError, match=r"no layer for 1 coded matrices, such as two"):
+        config.get_checkpoint_weight_mapper()
+    other = ReplicatedLinear(IN, 24, False, quant_config=config, prefix="two")
+    assert config.get_checkpoint_weight_mapper().map_name("one.words") == "one.words"
+    assert layer is not other  # both are held while the mapper is asked for
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_matrix_that_latent_attention_takes_apart(dtype: torch.dtype) -> None:
+    from vllm.model_executor.layers.linear import ColumnParallelLinear
+    from vllm.model_executor.layers.quantization.utils.quant_utils import get_and_maybe_dequant_weights
+
+    from nestquant_cli.integrations.vllm.linear import take_apart
+
+    stored = {"one": matrix(NESTED, 24, 1)}
+    layer = ColumnParallelLinear(IN, 24, False, quant_config=config_of(stored), prefix="one")
+    take_apart(layer)
+    weight = loaded(layer, stored, {"one": None}).coded.dequantized()
+    found = get_and_maybe_dequant_weights(layer, out_dtype=dtype)
+    torch.testing.assert_close(found.float(), weight, atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0)
+
+
+def test_one_with_a_rounded_input_is_refused() -> None:
+    from vllm.model_executor.layers.linear import ColumnParallelLinear
+
+    from nestquant_cli.integrations.vllm.linear import take_apart
+
+    config = config_of(random(["one"], [NESTED], [24]))
+    layer = ColumnParallelLinear(IN, 24, False, quant_config=config, prefix="one")
+    config.state.layout.inputs["x"] = activations(8)
+    with pytest.raises(NestQuantError, match="--act-bits 16"):
+        take_apart(layer)
 
 
 def test_a_layer_with_another_number_of_columns_is_refused() -> None:
