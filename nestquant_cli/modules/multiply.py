@@ -68,7 +68,7 @@ def choose(weight: WeightForm, tokens: TokenForm, limits: Limits) -> Steps:
 
     # Kernels for few tokens, where the weight's bytes are what a product waits for.
     if weight.resident == "int8" and tokens.fused:
-        steps.append((limits.joined_tokens, ways.joined_rows))
+        steps.append((max(limits.joined_tokens, limits.rounded_tokens if bfloat16 else 0), ways.joined_rows))
     if both_int8 and tokens.parted:
         return ((UNLIMITED, ways.integer_sums_of_parts),)
     if weight.resident == "packed" and weight.nested and both_int8:

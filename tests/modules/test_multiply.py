@@ -44,13 +44,13 @@ ROUNDED, ROUNDED_WIDE = (TokenForm(BFLOAT16, integers, fused=False) for integers
 PARTED = ROUNDED._replace(parted=True)
 
 # By family: the limits of devices that have all kernels, whichever machine runs the tests.
-CPU = replace(LIMITS["cpu"], int16_tokens=1024)
-FAMILIES = LIMITS | {"cpu": CPU, "cpu without VNNI": replace(CPU, int16_tokens=0)}
+CPU = replace(LIMITS["cpu"], rounded_tokens=64, int16_tokens=1024)
+FAMILIES = LIMITS | {"cpu": CPU, "cpu without VNNI": replace(CPU, rounded_tokens=0, int16_tokens=0)}
 
 ROWS = [
     ("cpu", KEPT, NARROW, {1: "kept_weight", 100: "kept_weight"}),
     ("cpu", GROUPS, SINGLE, {1: "float32_values", 100: "float32_values"}),
-    ("cpu", INT8, NARROW, {0: "joined_rows", 4: "joined_rows", 5: "int16_rows", 1025: "bfloat16_rows"}),
+    ("cpu", INT8, NARROW, {0: "joined_rows", 64: "joined_rows", 65: "int16_rows", 1025: "bfloat16_rows"}),
     ("cpu without VNNI", INT8, NARROW, {0: "joined_rows", 4: "joined_rows", 5: "bfloat16_rows"}),
     ("cpu", INT8, SINGLE, {4: "joined_rows", 5: "float_rows"}),
     ("cpu", INT8, HALF, {4: "joined_rows", 5: "float_rows"}),
@@ -141,7 +141,7 @@ CENTERED = CenteredCode(NESTED, (bytes(NESTED.pack(0.05 * gaussian(1, 192, seed=
     [
         ("nested", "packed", None, BFLOAT16, 1, 192, {1: "words_by_few", 3: "int16_rows"}),
         ("nested", "packed", None, FLOAT16, 1, 192, {1: "words_by_few", 3: "float_rows"}),
-        ("nested", "int8", None, BFLOAT16, 1, 192, {1: "joined_rows", 4: "joined_rows", 5: "int16_rows"}),
+        ("nested", "int8", None, BFLOAT16, 1, 192, {1: "joined_rows", 64: "joined_rows", 65: "int16_rows"}),
         ("nested", "int8", None, FLOAT32, 1, 192, {4: "joined_rows", 5: "float_rows"}),
         ("nested", "int8", None, BFLOAT16, 1, 200, {1: "int16_rows"}),  # 25 is a factor that no kernel rotates
         ("nested", "int8", None, BFLOAT16, None, 192, {1: "int16_rows"}),
@@ -153,7 +153,7 @@ CENTERED = CenteredCode(NESTED, (bytes(NESTED.pack(0.05 * gaussian(1, 192, seed=
         ("wide", "packed", NESTED, FLOAT32, 1, 192, {1: "float_rows"}),
         ("wide", "int8", None, FLOAT32, 1, 192, {1: "words_by_few", 5: "float_rows"}),
         ("integers", "packed", None, BFLOAT16, 1, 192, {1: "int16_rows", 5: "int16_rows"}),
-        ("integers", "int8", None, BFLOAT16, 1, 192, {1: "joined_rows", 5: "int16_rows"}),
+        ("integers", "int8", None, BFLOAT16, 1, 192, {1: "joined_rows", 65: "int16_rows"}),
         ("integers", "int8", CENTERED, FLOAT32, 1, 192, {1: "integer_sums"}),
         ("groups", "int8", NESTED, FLOAT32, 1, 192, {1: "float32_values"}),
         ("lattices", "packed", None, BFLOAT16, 1, 192, {1: "float32_values"}),
@@ -212,7 +212,7 @@ def test_the_choice_is_made_once_for_a_form_and_a_dtype(monkeypatch: pytest.Monk
     ("code", "form", "source", "ranges"),
     [
         (NESTED.code, "packed", None, ["1 token", "2 to 1024 tokens", "1025 tokens and more"]),
-        (NESTED.code, "int8", None, ["up to 4 tokens", "5 to 1024 tokens", "1025 tokens and more"]),
+        (NESTED.code, "int8", None, ["up to 64 tokens", "65 to 1024 tokens", "1025 tokens and more"]),
         (NESTED.code, "int8", InputQuantizer(192, 1, CENTERED), ["any number of tokens"]),
         (WIDE.code, "int8", None, ["1 token", "2 tokens and more"]),
         (IntegerCode(4, group=16), "int8", None, ["any number of tokens"]),

@@ -48,9 +48,10 @@ class ProductKernels(Protocol):
         ...
 
     def rotated_product(self, x: Tensor, seed: int, v: Tensor, row_scale: Tensor, parts: int = 1) -> Tensor:
-        """diag(row_scale)·V·R x of at most `limits.joined_tokens` tokens and int8 rows, rotation included.
+        """diag(row_scale)·V·R x of a few tokens and int8 rows, rotation included.
 
-        Only for orders of a part of which `rotates` says yes.
+        Made for at most `limits.joined_tokens` tokens, or `limits.rounded_tokens` of bfloat16. Only for orders of a
+        part of which `rotates` says yes.
 
         Args:
             x: (tokens, features) floating point.
@@ -60,7 +61,8 @@ class ProductKernels(Protocol):
             parts: number of equal parts of a token that are rotated each by itself.
 
         Returns:
-            (tokens, rows) in x's dtype, sums in float32.
+            (tokens, rows) in x's dtype, sums in float32; or, where `limits.rounded_tokens` is not 0, of bfloat16 what
+            `int16_product` gives, to the bit, for any number of tokens together.
         """
         ...
 

@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 from .e8 import OPTIONS
 from .instructions import AMX, offers
 from .jit import njit
+from .prefetch import prefetch
 
 ROWS, TOKENS, STEP = 32, 16, 64  # of a block; STEP entries of a row are multiplied at a time
 TILE = TOKENS * STEP  # bytes of a tile
@@ -108,6 +109,8 @@ def amx_sums(rows, stride, step, tokens, steps, sums):
     low = tokens + steps * TILE
     _zero(0), _zero(1), _zero(2), _zero(3)
     for i in range(steps):
+        for row in range(ROWS, 2 * ROWS):  # those that follow
+            prefetch(rows + row * stride + i * step)
         _load(4, rows + i * step, stride)
         _load(6, tokens + i * TILE, STEP)
         _load(7, low + i * TILE, STEP)

@@ -10,11 +10,13 @@ from torch import Tensor
 from ...e8.code import BLOCK, NestedCode
 from ..contract.constants import MOST_ENTRIES
 from ..reference import products as reference
+from .amx import ROWS
 from .dot import dot_rows, rotate_and_dot
 from .dot_experts import add_experts, dot_experts
 from .e8 import LANES
 from .inputs import plan_of, sides
 from .instructions import PLAIN, kind
+from .int16_once import rotate_and_multiply
 from .int16_tensors import experts_by_int16
 from .nested import multipliers_of
 from .threads import share
@@ -57,10 +59,25 @@ def rotated_product(x: Tensor, seed: int, v: Tensor, row_scale: Tensor, parts: i
     plan = plan_of(order, seed, parts)
     assert plan is not None, "no pass rotates this order"
     narrow = x.dtype == torch.bfloat16
+    if narrow and order <= MOST_ENTRIES and kind() != PLAIN:
+        return _by_int16(x, plan, v, row_scale)
     out = torch.empty(x.shape[0], rows, dtype=torch.bfloat16 if narrow else torch.float32)
     scales = row_scale.view(torch.uint16).numpy()
     share(rotate_and_dot, (*sides(x), plan, v.numpy(), scales, *sides(out)), rows, order // BLOCK)
     return out if narrow else out.to(x.dtype)
+
+
+def _by_int16(x: Tensor, plan: tuple[np.ndarray, ...], v: Tensor, row_scale: Tensor) -> Tensor:
+    """The product of bfloat16 tokens that are rounded to 16 bits. Addresses: each array takes time to hand over."""
+    (tokens, features), (rows, order) = x.shape, v.shape
+    x = x.contiguous()
+    y = torch.empty(tokens, rows, dtype=torch.bfloat16)
+    if not tokens:
+        return y
+    sizes, weight = (tokens, features, rows, order), (v.data_ptr(), row_scale.data_ptr())
+    fixed = x.data_ptr(), sizes, plan, weight, kind(), y.data_ptr()
+    share(rotate_and_multiply, fixed, -(-rows // ROWS), ROWS * order // BLOCK)
+    return y
 
 
 def experts_product(

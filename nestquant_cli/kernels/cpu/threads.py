@@ -121,7 +121,7 @@ def spread(typingctx, kernel, fixed, first, items, step, threads, team):  # type
 def _body(context, builder, job_type, compiled, fixed, wanted):  # type: ignore[no-untyped-def]
     """The function that every thread runs, void (void *job); a job is the next item, items, step, fixed arguments."""
     of = ir.FunctionType(ir.VoidType(), [_POINTER])
-    body = ir.Function(builder.module, of, f"{builder.function.name}.body")
+    body = ir.Function(builder.module, of, builder.module.get_unique_name(f"{builder.function.name}.body"))
     body.linkage = "internal"
     inner = ir.IRBuilder(body.append_basic_block("entry"))
     job = inner.bitcast(body.args[0], job_type)

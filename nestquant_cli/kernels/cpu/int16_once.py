@@ -1,0 +1,127 @@
+"""A few tokens of bfloat16 rotated, rounded to 16 bits and multiplied with int8 rows, in one call. Compiled by Numba.
+
+The sums are those of `int16_product`, to the bit, for any number of tokens together.
+"""
+
+import numpy as np
+from numba import carray
+
+from .after_product import rounded
+from .amx import ROWS, STEP, TOKENS
+from .dot_int16 import DIGITS, MOST, TOGETHER, dot_few
+from .e8 import OPTIONS
+from .int16 import round_rotated
+from .int16_product import multiply_blocks
+from .jit import njit
+from .pointers import int8_at, uint16_at
+from .threads import spread
+
+_BASE = np.float32(256)
+_WHOLE = STEP * TOKENS // 4  # words of a tile and digit: those of STEP coordinates
+
+
+@njit(**OPTIONS)
+def rotate_and_multiply(fixed, first, items, step, threads, team):
+    """Fills y (tokens, rows) bfloat16; takes what `on_team` of a loop takes, with blocks of 32 rows as items.
+
+    Args:
+        fixed: address of the tokens (tokens, features) bfloat16, one after another; tokens, features, rows and entries
+            of a row; plan as in `tokens.rotate`; addresses of the int8 rows and of their scales, the bits of bfloat16;
+            the instructions, of `instructions` and not the plain ones; address of y.
+        first, items, step, threads, team: of `threads.spread`.
+    """
+    x, sizes, plan, weight, kind, y = fixed
+    tokens, features, rows, order = sizes
+    narrow, out = carray(uint16_at(x), (tokens, features)), carray(uint16_at(y), (tokens, rows))
+    tiles = (tokens + TOKENS - 1) // TOKENS
+    digits = np.empty((tiles, DIGITS, (order + STEP - 1) // STEP * _WHOLE), np.int32)
+    scale = np.empty(tokens, np.float32)
+    round_rotated(np.empty((0, 0), np.float32), narrow, plan, digits, scale, 0, tokens)
+    if tokens <= MOST:
+        few = _in_rows(digits[0], tokens)
+        spread(_few, (few, scale, weight, rows, order, out), first, items, step, threads, team)
+    else:
+        first_of = np.empty(tiles + 1, np.int64)
+        for tile in range(tiles):
+            first_of[tile] = tile * TOKENS
+        first_of[tiles] = tokens
+        ends = np.array([0, tiles], np.int64)
+        addresses = np.array([[weight[0], weight[1]]], np.int64)
+        many = (digits, scale, first_of, ends, addresses, rows, order, kind, np.empty((0, 0), np.float32), out)
+        spread(multiply_blocks, many, first, items, step, threads, team)
+
+
+@njit(**OPTIONS)
+def _in_rows(lines, tokens):
+    """The digits of a tile token by token: (tokens, DIGITS, entries / 4) int32."""
+    groups = lines.shape[1] // TOKENS
+    found = np.empty((tokens, DIGITS, groups), np.int32)
+    for token in range(tokens):
+        for digit in range(DIGITS):
+            for group in range(groups):
+                found[token, digit, group] = lines[digit, group * TOKENS + token]
+    return found
+
+
+@njit(**OPTIONS)
+def _few(digits, scale, weight, rows, order, out, start, stop):
+    """The blocks of rows start … stop for at most MOST tokens."""
+    tokens = digits.shape[0]
+    length = 4 * digits.shape[2]
+    together = TOGETHER[tokens]
+    offsets = _offsets(digits)
+    scales = carray(uint16_at(weight[1]), (rows,))
+    sums = np.empty((ROWS, MOST, DIGITS), np.int32).reshape(-1)
+    bits = np.empty(2, np.int32)
+    numbers = bits.view(np.float32)
+    last = min(stop * ROWS, rows)
+    for first in range(start * ROWS, last, together):
+        place = min(first, max(rows - together, 0))  # the last rows are taken with some before them
+        count = min(together, rows)
+        address = weight[0] + place * order
+        if count < together:
+            _plain(address, order, count, digits, sums)
+        elif tokens == 1:
+            dot_few(address, order, order, digits.ctypes.data, length, sums.ctypes.data, 1)
+        elif tokens == 2:
+            dot_few(address, order, order, digits.ctypes.data, length, sums.ctypes.data, 2)
+        elif tokens == 3:
+            dot_few(address, order, order, digits.ctypes.data, length, sums.ctypes.data, 3)
+        else:
+            dot_few(address, order, order, digits.ctypes.data, length, sums.ctypes.data, 4)
+        for i in range(count):
+            bits[0] = np.int32(scales[place + i]) << 16
+            for token in range(tokens):
+                at = (i * tokens + token) * DIGITS
+                high = np.float32(sums[at] - offsets[token, 0])
+                low = np.float32(sums[at + 1] - offsets[token, 1])
+                numbers[1] = (high * _BASE + low) * scale[token] * numbers[0]
+                out[token, place + i] = rounded(bits[1])
+
+
+@njit(**OPTIONS)
+def _offsets(digits):
+    """128 · Σ of each token's digits, (tokens, DIGITS) int32."""
+    found = np.zeros((digits.shape[0], DIGITS), np.int32)
+    for token in range(digits.shape[0]):
+        for digit in range(DIGITS):
+            line = carray(int8_at(digits[token, digit].ctypes.data), (4 * digits.shape[2],))
+            total = np.int32(0)
+            for i in range(line.shape[0]):
+                total += np.int32(line[i])
+            found[token, digit] = total << 7
+    return found
+
+
+@njit(**OPTIONS)
+def _plain(address, order, count, digits, sums):
+    """As `dot_few`, of a matrix with fewer rows than that takes."""
+    for row in range(count):
+        weights = carray(int8_at(address + row * order), (order,))
+        for token in range(digits.shape[0]):
+            for digit in range(DIGITS):
+                line = carray(int8_at(digits[token, digit].ctypes.data), (4 * digits.shape[2],))
+                total = np.int32(0)
+                for i in range(order):
+                    total += (np.int32(weights[i]) + np.int32(128)) * np.int32(line[i])
+                sums[(row * digits.shape[0] + token) * DIGITS + digit] = total
