@@ -10,7 +10,7 @@ from .config import RecipeOption, options_from_file, print_recipe, recipe_settin
 from .experts import print_experts
 from .option_groups import CalibrationRun, CalibrationText, expand_groups
 from .options import FolderOption, ModelArgument
-from .recipe_options import ActBitsOption, AllExpertsOption, KvBitsOption, TensorParallelOption
+from .recipe_options import ActBitsOption, ActMethodOption, AllExpertsOption, KvBitsOption, TensorParallelOption
 
 
 @expand_groups
@@ -19,6 +19,7 @@ def calibrate(
     model: ModelArgument,
     output: FolderOption = None,
     act_bits: ActBitsOption = None,
+    act_method: ActMethodOption = None,
     kv_bits: KvBitsOption = None,
     all_experts: AllExpertsOption = False,
     tensor_parallel: TensorParallelOption = 1,

@@ -13,6 +13,7 @@ from .option_groups import CalibrationRun, CalibrationText, expand_groups
 from .options import FolderOption, ModelArgument
 from .recipe_options import (
     ActBitsOption,
+    ActMethodOption,
     AllExpertsOption,
     AllocationOption,
     BitsOption,
@@ -50,6 +51,7 @@ def quantize(
     act_bits: ActBitsOption = None,
     kv_bits: KvBitsOption = None,
     method: MethodOption = "nestquant",
+    act_method: ActMethodOption = None,
     rotation: RotationOption = "hadamard",
     feedback: FeedbackOption = "ldlq",
     paths: PathsOption = None,

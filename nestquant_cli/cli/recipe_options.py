@@ -51,6 +51,15 @@ MethodOption = Annotated[
         autocompletion=offer("nestquant", "integer", "glvq"),
     ),
 ]
+ActMethodOption = Annotated[
+    str | None,
+    typer.Option(
+        "--act-method",
+        help="Code of the activations: nestquant or integer. With integers of 8 bits Linears multiply int8 by int8.",
+        show_default="integer at 8 bits, else --method",
+        autocompletion=offer("nestquant", "integer"),
+    ),
+]
 RotationOption = Annotated[
     str,
     typer.Option(

@@ -22,6 +22,8 @@ CODECS: dict[str, Codec[Any, Any]] = {
     )
 }
 
+VECTOR_CODECS = tuple(name for name, codec in CODECS.items() if isinstance(codec, VectorCodec))
+
 
 def codec_of(coded: Shape | WeightCode) -> Codec[Any, Any]:
     """The codec of a shape or of a code of weights."""

@@ -77,5 +77,6 @@ def _joint(one: Recipe, other: Recipe) -> Recipe | None:
         if one.method != other.method or (None not in shapes and shapes[0] != shapes[1]):
             return None
         giver = one if shapes[0] is not None else other
-        taken |= {f"{part}_bits": getattr(giver, f"{part}_bits"), f"{part}_code": getattr(giver, f"{part}_code")}
+        names = [name for name in (f"{part}_bits", f"{part}_code", f"{part}_method") if hasattr(giver, name)]
+        taken |= {name: getattr(giver, name) for name in names}
     return dataclasses.replace(one, **taken)

@@ -68,6 +68,7 @@ TABLE = {
         "gpu.inputs:encode_tokens",
         "gpu: torch rotates, the kernel rounds",
     ),
+    "to_integers": Operation("reference.integers:to_integers", "cpu.inputs:to_integers"),
     "to_grid": Operation("reference.grid:to_grid", "cpu.inputs:to_grid"),
     "to_int16": Operation("reference.int16:to_int16", "cpu.int16_tensors:to_int16"),
     "fingerprint": Operation("reference.inputs:fingerprint", "cpu.inputs:fingerprint"),

@@ -8,13 +8,15 @@ from typing import Any
 from ..base.errors import NestQuantError
 from ..base.names import nearest, refuse_unknown
 from ..calibration.windows import BOS_MODES
-from ..codecs.registry import CODECS, shape_of
+from ..codecs.integer.codec import IntegerCodec
+from ..codecs.registry import CODECS, VECTOR_CODECS, shape_of
 from ..codecs.weights import Shape
 from ..kernels.contract.constants import MOST_PATHS
 from ..modules.layout import ROTATIONS
 from ..tuning.settings import TuneSettings
 
 SIXTEEN = 16.0  # bits that mean "leave alone"
+BYTE = 8.0  # bits of activations that processors multiply as they are
 FEEDBACKS = ("none", "ldlq")
 ALLOCATIONS = ("uniform", "mixed")
 _CHOICES = {
@@ -31,7 +33,7 @@ _RANGES = (
     ("reflections", 1, 4096),
     ("tensor_parallel", 1, 1024),
 )
-_RARE = {"all_experts": False, "tensor_parallel": 1}  # settings that are left out where they have these values
+_RARE = {"act_method": None, "all_experts": False, "tensor_parallel": 1}  # settings that are left out where they have these values
 _NOTHING = "nothing was quantized"
 
 
@@ -42,6 +44,9 @@ class Recipe:
     Attributes:
         method: the codec, "nestquant", "integer" or "glvq", which is for weights alone.
         weight_bits, act_bits, kv_bits: 2 to 8 in eighths, or 16 to leave that part alone.
+        act_method: the codec of activations, "nestquant" or "integer". None is `method`, and at 8 bits "integer"
+            unless `act_code` is another's: a nested code of 8 bits has values beyond int8, and rounding to it takes a
+            search, so its products are slow and no more accurate.
         weight_code, act_code, kv_code: the code by hand: {"q": …, "k": …} of nestquant; of integer any of "symmetric",
             "group" (entries that share a scale; null is the row, token or head) and "clip" ("mse", or a fraction of the
             largest entry); of glvq any of "dimension", "group", "shared" and "companding". None chooses nestquant's
@@ -85,6 +90,7 @@ class Recipe:
     weight_bits: float = 4.0
     act_bits: float = 4.0
     kv_bits: float = 4.0
+    act_method: str | None = None
     weight_code: dict[str, Any] | None = None
     act_code: dict[str, Any] | None = None
     kv_code: dict[str, Any] | None = None
@@ -112,6 +118,9 @@ class Recipe:
             if getattr(self, name) not in tuple(known):
                 cause = f"there is no {name} '{getattr(self, name)}'"
                 raise NestQuantError(cause, _NOTHING, nearest(getattr(self, name), known))
+        if self.act_method is not None and self.act_method not in VECTOR_CODECS:
+            cause = f"there is no act_method '{self.act_method}'"
+            raise NestQuantError(cause, _NOTHING, nearest(str(self.act_method), VECTOR_CODECS))
         for name in ("qa", "centering", "sequential", "all_experts"):
             if type(getattr(self, name)) is not bool:
                 raise NestQuantError(f"{name} {getattr(self, name)} is not true or false", _NOTHING, f"correct {name}")
@@ -181,6 +190,16 @@ class Recipe:
         plain = self.feedback == "none" or self.shape("act") is not None
         return CODECS[self.method].plain_paths if plain else CODECS[self.method].paths
 
+    def codec(self, part: str) -> str:
+        """Name of the codec of "weight", "act" or "kv"."""
+        if part != "act":
+            return self.method
+        if self.act_method is not None:
+            return self.act_method
+        settings = self.act_code if isinstance(self.act_code, dict) else ()
+        integers = self.act_bits == BYTE and set(settings) <= set(IntegerCodec.settings)
+        return IntegerCodec.name if integers else self.method
+
     def shape(self, part: str) -> Shape | None:
         """The code of "weight", "act" or "kv"; None for 16 bits."""
         bits, code = getattr(self, f"{part}_bits"), getattr(self, f"{part}_code")
@@ -188,13 +207,14 @@ class Recipe:
             raise NestQuantError(f"{part}_bits {bits!r} is not a number", _NOTHING, "use 2 to 8 in eighths, or 16")
         if bits == SIXTEEN:
             return None
+        name = self.codec(part)
         if isinstance(code, dict):
-            refuse_unknown(code, CODECS[self.method].settings, f"{part}_code", _NOTHING)
+            refuse_unknown(code, CODECS[name].settings, f"{part}_code", _NOTHING)
         try:
-            return shape_of(self.method, float(bits), code, part)
+            return shape_of(name, float(bits), code, part)
         except ValueError as error:
             raise NestQuantError(
-                str(error), _NOTHING, f"use {CODECS[self.method].remedy}, or 16 to leave a part alone"
+                str(error), _NOTHING, f"use {CODECS[name].remedy}, or 16 to leave a part alone"
             ) from error
 
     def tag(self) -> str:

@@ -31,7 +31,8 @@ def read_recipe(
         weight_bits: bits of weights where only other parts are named.
 
     Raises:
-        NestQuantError: the file is unreadable, has an unknown setting, or a setting is invalid.
+        NestQuantError: the file is unreadable, has an unknown setting, a setting is invalid, or there is an act_method
+            and nothing says how many bits activations have.
     """
     file = {} if path is None else {name: value for name, value in _read(path).items() if name not in others}
     refuse_unknown(file, SETTINGS, str(path), NOTHING)
@@ -40,6 +41,9 @@ def read_recipe(
     if isinstance(settings.get("tune"), bool):  # true and false, as --tune and --no-tune
         settings["tune"] = {} if settings["tune"] else None
     bits = _bits(file, given, _weights_only(settings.get("method")), weight_bits)
+    if settings.get("act_method") is not None and bits.get("act_bits") == SIXTEEN and "act_bits" not in file | given:
+        cause = f"act_method {settings['act_method']} codes nothing: activations stay in 16 bits"
+        raise NestQuantError(cause, NOTHING, "give act_bits, such as 8")
     for part in BITS:
         code = part.replace("_bits", "_code")
         value = settings.get(code)

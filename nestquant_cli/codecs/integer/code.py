@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...e8.code import BLOCK, row_bytes
 from ...e8.digits import pack_digits, pack_zeros, unpack_digits, unpack_zeros, zero_bytes
+from ...kernels import for_device
 from ..vectors import Rounded, VectorCode
 from ..weights import TensorForms
 
@@ -158,6 +159,12 @@ class IntegerCode(VectorCode):
             digits, scale, zero = next(self._coded(x))
             return Rounded((digits - zero).to(self.integer), scale[:, 0])
         return Rounded(torch.cat([scale * (digits - zero) for digits, scale, zero in self._coded(x)], dim=1), None)
+
+    def round_tokens(self, x: Tensor, order: int, seed: int | None) -> Rounded:
+        """Rotates tokens (tokens, features ≤ order) and rounds each, by a kernel where a row is one symmetric grid."""
+        if self.clip is None or self.group is not None or not self.symmetric:
+            return super().round_tokens(x, order, seed)
+        return Rounded(*for_device(x.device).to_integers(x, order, seed, self.bits, self.clip))
 
     @property
     def integer(self) -> torch.dtype:

@@ -52,6 +52,21 @@ class InputKernels(Protocol):
         """
         ...
 
+    def to_integers(self, x: Tensor, order: int, seed: int | None, bits: int, clip: float) -> tuple[Tensor, Tensor]:
+        """Rotates tokens as `rotate_tokens`, in float32, and rounds each to multiples of a scale of its own.
+
+        Args:
+            x, order, seed: as in `rotate_tokens`.
+            bits: bits of an integer, 2 to 8.
+            clip: reach of the grid as a fraction of the token's largest magnitude, in (0, 1].
+
+        Returns:
+            v (tokens, order) int8 from −2^(bits−1) to 2^(bits−1) − 1, and the scale (tokens,) float32: the largest
+            magnitude · clip / (2^(bits−1) − 1), rounded to bfloat16; 1 for a token of zeros, not a number for one that
+            is not finite.
+        """
+        ...
+
     def to_grid(self, x: Tensor, order: int, seed: int) -> tuple[Tensor, Tensor]:
         """Rotates tokens as `rotate_tokens` and rounds each to int8 multiples of 2^exponent, a step of its own.
 

@@ -15,9 +15,11 @@ from ...rotation.orders import atoms
 from ...rotation.transform import factor_matrix, rotation
 from ..reference import grid as reference_grid
 from ..reference import inputs as reference
+from ..reference import integers as reference_integers
 from ..reference.nested import entry_type
 from . import after_product as cpu_after
 from . import grid as cpu_grid
+from . import integers as cpu_integers
 from . import nested
 from . import tokens as cpu_tokens
 from .nested import multipliers_of
@@ -66,6 +68,19 @@ def encode(
         TOKENS,
     )
     return v, scale, centered
+
+
+def to_integers(x: Tensor, order: int, seed: int | None, bits: int, clip: float) -> tuple[Tensor, Tensor]:
+    """Rotates tokens and rounds each to symmetric integers in one pass: `contract.inputs.to_integers`."""
+    plan = None if seed is None else plan_of(order, seed)
+    if plan is None:
+        return reference_integers.to_integers(x, order, seed, bits, clip)
+    v = torch.empty(x.shape[0], order, dtype=torch.int8)
+    scale = torch.empty(x.shape[0])
+    sizes = np.float32(clip), np.float32((1 << (bits - 1)) - 1)
+    fixed = *sides(x), plan, *sizes, v.view(torch.int32).numpy(), scale.numpy()
+    share(cpu_integers.encode.on_team, fixed, x.shape[0], order // BLOCK, TOKENS)
+    return v, scale
 
 
 def to_grid(x: Tensor, order: int, seed: int) -> tuple[Tensor, Tensor]:

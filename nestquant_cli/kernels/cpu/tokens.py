@@ -35,7 +35,7 @@ def rotate(wide, narrow, plan, out, out_narrow, start, stop):
         other = np.empty(order, np.float32)
         for token in range(start, stop):
             row = out[token] if out.shape[0] else line
-            _rotated_one(wide, narrow, token, plan, row, work, other)
+            rotate_one(wide, narrow, token, plan, row, work, other)
             if out_narrow.shape[0]:
                 row16, row_bits = out_narrow[token], line.view(np.int32)
                 for i in range(order):
@@ -110,7 +110,7 @@ def _encode_few(wide, narrow, plan, center, unit, multipliers, q, limit, v, is_w
     factors = np.empty(tokens, np.float32)
     for i in range(tokens):
         row = rows[i]
-        _rotated_one(wide, narrow, start + i, plan, row, work, other)
+        rotate_one(wide, narrow, start + i, plan, row, work, other)
         if center.shape[0]:
             centered[start + i] = subtract_nearer(row, center)
         total = ZERO
@@ -126,7 +126,7 @@ def _encode_few(wide, narrow, plan, center, unit, multipliers, q, limit, v, is_w
 
 
 @njit(**OPTIONS)
-def _rotated_one(wide, narrow, token, plan, row, work, other):
+def rotate_one(wide, narrow, token, plan, row, work, other):
     """Loads a token into a row and rotates it."""
     scale, orders, numbers, factors, signs = plan
     row[:] = ZERO
