@@ -66,7 +66,8 @@ def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
     shape = recipe.shape("weight") or recipe.shape("act") or recipe.shape("kv")
     assert shape is not None
     rows = torch.randn(BLOCKS // 64, 512, device=where)
-    fit, one, weight = _coding_times(shape, rows, recipe.search_paths)
+    vectors = recipe.shape("act") or recipe.shape("kv") or shape
+    fit, one, weight = _coding_times(shape, vectors, rows, recipe.search_paths)
     fits = sum(count for _, count in widths) + 2 * plan.layers
     encode = weight * plan.weights
     noise = 0.0
@@ -79,13 +80,14 @@ def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
     return START + LAYER * plan.layers + OVERHEAD * (forward + gram + noise + coded + fit * fits) + tuning
 
 
-def _coding_times(shape: Shape, rows: torch.Tensor, paths: int) -> tuple[float, float, float]:
-    """Measured seconds: of fitting a code, of rounding one entry of a vector, and of rounding one entry of a weight."""
+def _coding_times(shape: Shape, vectors: Shape, rows: torch.Tensor, paths: int) -> tuple[float, float, float]:
+    """Measured seconds: of fitting a code of `vectors`, of rounding one entry of a vector to it, and of rounding one
+    entry of a weight to a code of `shape`."""
     weight = _time(codec_of(shape).trial(rows, shape, paths)) / rows.numel()
-    if weights_only(shape.codec):
+    if weights_only(vectors.codec):
         return 0.0, weight, weight
-    code = fit_vectors(rows[:64], shape, 0)
-    return _time(lambda: fit_vectors(rows[:64], shape, 0)), _time(lambda: code.round(rows)) / rows.numel(), weight
+    code = fit_vectors(rows[:64], vectors, 0)
+    return _time(lambda: fit_vectors(rows[:64], vectors, 0)), _time(lambda: code.round(rows)) / rows.numel(), weight
 
 
 def _tuning_passes(recipe: Recipe) -> float:

@@ -95,7 +95,9 @@ SAMPLING = {
     "device": DEVICE,
 }
 TEXT_OF_RECIPE = at("recipe", dataset=DATASET, text_field=FIELD, samples=SAMPLES, seqlen=SEQLEN, bos=BOS, seed=SEED)
-BITS_OF_INPUTS = at("recipe", act_bits=Case(3, "", 4.3), kv_bits=Case(5, "", "inf"))
+BITS_OF_INPUTS = at(
+    "recipe", act_bits=Case(3, "", 4.3), kv_bits=Case(5, "", "inf"), act_method=Case("integer", "", "magic")
+)
 MODEL = Case("{model}", "source.path", "no/such/model")
 REVISION = Case("v1", "revision", "v1", acts="models.source:resolve")  # a model that lies here has none
 CHECKPOINT = Case("{packed}", "folder", "{full}")

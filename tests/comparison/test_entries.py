@@ -44,6 +44,11 @@ def test_keys_and_activations_of_two_recipes_are_measured_together() -> None:
     assert groups(a=Recipe(kv_bits=16), b=Recipe(act_bits=16), c=Recipe()) == [{"a", "b", "c"}]
 
 
+def test_a_method_of_activations_goes_with_them() -> None:
+    assert groups(a=Recipe(act_bits=16), b=Recipe(kv_bits=16, act_method="integer")) == [{"a", "b"}]
+    assert groups(a=Recipe(), b=Recipe(act_method="integer")) == [{"a"}, {"b"}]
+
+
 def test_names_are_those_of_the_files(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

@@ -15,6 +15,7 @@ TAGS = {
     **dict.fromkeys(("w2", "gptq-w2-g64", "rtn-w2"), "w2"),
     "rtn-w3": "w3",
     "w4a4kv4": "w4a4kv4",
+    "w4a8kv4": "w4a8kv4",
     "w4": "w4",
     "w3": "w3",
     "rtn-w4": "w4",
@@ -83,6 +84,12 @@ def test_other_bits_are_refused(part: str, bits: Any) -> None:
         ({"weight_code": {"q": 14, "K": 4}}, "unknown setting 'K'.*did you mean 'k'"),
         ({"tune": {"step": 4}}, "did you mean 'steps'"),
         ({"method": "integers"}, "did you mean 'integer'"),
+        ({"act_method": "integers"}, "no act_method 'integers'.*did you mean 'integer'"),
+        ({"act_method": "glvq"}, "no act_method 'glvq'"),
+        ({"act_method": 8}, "no act_method '8'"),
+        ({"act_method": "integer", "act_bits": 3.5}, "3.5 of an integer code are not a whole number"),
+        ({"act_method": "integer", "act_code": {"q": 14, "k": 4}}, "act_code has an unknown setting 'q'"),
+        ({"act_method": "nestquant", "act_code": {"clip": 0.9}}, "act_code has an unknown setting 'clip'"),
         ({"method": "integer", "kv_code": {"group": 12}}, "group 12 is not a multiple of 8"),
         ({"method": "integer", "kv_code": {"clip": 1.5}}, "clip 1.5 is not in"),
         ({"method": "integer", "kv_code": {"symmetric": 1}}, "symmetric is 1, not true or false"),
@@ -128,3 +135,20 @@ def test_integers_by_name_and_bits() -> None:
     recipe = Recipe(method="integer", weight_code={"group": 64, "clip": "mse"}, act_bits=16, kv_bits=8)
     assert recipe.shape("weight") == IntegerCode(4, True, 64, None) and recipe.shape("kv") == IntegerCode(8)
     assert (recipe.tag(), recipe.bits("weight")) == ("w4kv8", 4)
+
+
+def test_activations_of_eight_bits_are_integers_unless_told_otherwise() -> None:
+    assert Recipe(act_bits=8).shape("act") == IntegerCode(8)
+    assert Recipe(act_bits=8).shape("weight") == Recipe(act_bits=8).shape("kv") == shape_for_bits(4)
+    assert Recipe(act_bits=8, act_code={"clip": 0.9}).shape("act") == IntegerCode(8, clip=0.9)
+    assert Recipe(act_bits=8, act_method="nestquant").shape("act") == shape_for_bits(8)
+    assert isinstance(Recipe(act_bits=8, act_code={"q": 14, "k": 4}).shape("act"), CodeShape)
+    assert Recipe(method="glvq", act_bits=8, kv_bits=16).shape("act") == IntegerCode(8)
+    assert Recipe(act_bits=7.875).shape("act") == shape_for_bits(7.875)
+    assert Recipe(act_method="integer").shape("act") == IntegerCode(4)
+    assert Recipe(method="integer", act_method="nestquant", act_bits=4.5).shape("act") == shape_for_bits(4.5)
+
+
+def test_a_method_of_activations_is_recorded_where_it_was_given() -> None:
+    assert "act_method" not in Recipe(act_bits=8).to_dict()
+    assert Recipe(act_method="integer").to_dict()["act_method"] == "integer"

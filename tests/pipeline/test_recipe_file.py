@@ -64,6 +64,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "weight_bits": draw(bits),
         "act_bits": draw(others),
         "kv_bits": draw(others),
+        "act_method": draw(st.sampled_from([None, "nestquant", "integer"])),
         "dataset": draw(st.sampled_from(["wikitext2", "c4", "demo", "on", "010", "1:30", "my text.txt", "ü.jsonl"])),
         "samples": draw(st.integers(1, 1 << 20)),
         "seqlen": draw(st.integers(2, 1 << 20)),
@@ -82,7 +83,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
     }
     for part in ("weight", "act", "kv"):
         if values[f"{part}_bits"] != 16:
-            values[f"{part}_code"] = draw(st.one_of(st.none(), code[method]))
+            own = values["act_method"] if part == "act" else None
+            values[f"{part}_code"] = draw(st.one_of(st.none(), code[own or method]))
     assert set(SETTINGS) - set(values) <= {"bits", "weight_code", "act_code", "kv_code"}, "a new setting is not drawn"
     try:
         return Recipe(**values)
@@ -162,6 +164,15 @@ def test_a_code_by_hand_names_its_part_and_bits_over_it_drop_nested_ones_alone()
 def test_calibrate_gives_weights_their_default_where_other_parts_alone_are_named() -> None:
     recipe = read_recipe(None, {"act_bits": 16, "kv_bits": 16}, weight_bits=Recipe.weight_bits)
     assert recipe.tag() == "w4"
+
+
+def test_a_method_of_activations_needs_their_bits() -> None:
+    with written("act_method: integer\nweight_bits: 4\n") as path:
+        with pytest.raises(NestQuantError, match=r"act_method integer codes nothing.*give act_bits"):
+            read_recipe(path, {})
+        assert read_recipe(path, {"act_bits": 8}).shape("act") == IntegerCode(8)
+        assert read_recipe(path, {"act_bits": 16}).tag() == "w4"
+    assert read_recipe(None, {"act_method": "integer"}).shape("act") == IntegerCode(4)
 
 
 def test_tune_is_yes_no_or_settings() -> None:

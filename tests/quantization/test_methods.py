@@ -17,7 +17,16 @@ from nestquant_cli.pipeline.recipe_file import read_recipe
 from tests.families import load, logits, make_model, pack, random_ids, relative_error, save_model
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-PRESETS = ["rtn-w4", "gptq-w4-g64", "gptq-w3-g64", "quarot-w4a4kv4", "spinquant-w4a4kv4", "glvq-d8-w2", "glvq-d32-w3"]
+PRESETS = [
+    "rtn-w4",
+    "gptq-w4-g64",
+    "gptq-w3-g64",
+    "quarot-w4a4kv4",
+    "spinquant-w4a4kv4",
+    "w4a8kv4",
+    "glvq-d8-w2",
+    "glvq-d32-w3",
+]
 EIGHT = {"weight_bits": 8, "act_bits": 8, "kv_bits": 8}
 COMBINATIONS: dict[str, dict[str, Any]] = {
     "plain nestquant": {"rotation": "none", "feedback": "none", "qa": False},
@@ -26,6 +35,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
         "method": "integer",
         **{f"{part}_code": {"group": 16, "symmetric": False} for part in ("weight", "act", "kv")},
     },
+    "lattices by integers": {"method": "glvq", "weight_bits": 2, "act_bits": 8, "kv_bits": 16},
     "plain integers": {"method": "integer", "rotation": "none", "feedback": "none"},
     "learned, inputs alone": {"method": "integer", "rotation": "learned", "reflections": 2, "weight_bits": 16},
     "cache alone": {"method": "integer", "weight_bits": 16, "act_bits": 16, "kv_code": {"symmetric": False}},
