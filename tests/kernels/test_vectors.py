@@ -10,6 +10,7 @@ from nestquant_cli.kernels.cpu import center as cpu_center
 from nestquant_cli.kernels.cpu import e8 as cpu_lattice
 from nestquant_cli.kernels.cpu import encode as cpu_encode
 from nestquant_cli.kernels.cpu import grid as cpu_grid
+from nestquant_cli.kernels.cpu import integers as cpu_integers
 from nestquant_cli.kernels.cpu import rotate as cpu_rotate
 
 ROWS = "float32[::1]"
@@ -21,6 +22,8 @@ LOOPS = {
     "another factor": (cpu_rotate._rows, f"void({ROWS}, {ROWS}, int64)"),
     "centers": (cpu_center.subtract_from_tile, f"void({ROWS}, {ROWS}, {ROWS})"),
     "largest entries": (cpu_grid._largest, f"void({ROWS}, {ROWS})"),
+    "integers of a tile": (cpu_integers._words, f"void({ROWS}, {ROWS}, float32, int32[::1])"),
+    "integers of a token": (cpu_integers._words_of_row, f"void({ROWS}, float32, float32, int32[::1])"),
 }
 
 
@@ -32,5 +35,5 @@ def test_lanes_are_computed_together(loop: str) -> None:
     compiled = njit(**options)(function.py_func)
     compiled.compile(signature)
     (assembly,) = compiled.inspect_asm().values()
-    packed = re.findall(r"^\s+v(?:add|sub|mul|fn?m(?:add|sub)\d+|max|min|cmp\w*)ps\s", assembly, re.M)
+    packed = re.findall(r"^\s+v(?:add|sub|mul|div|fn?m(?:add|sub)\d+|max|min|cmp\w*)ps\s", assembly, re.M)
     assert len(packed) >= 8, assembly

@@ -86,7 +86,9 @@ def test_a_compiled_graph_is_used_again(checkpoint: Callable[..., Path], tmp_pat
     assert [any(text in compared.log for text in found) for compared in (first, second)] == [False, True]
 
 
-@pytest.mark.parametrize("settings", [W4 | {"act_bits": 4}, LEARNED], ids=["w4a4", "w4a8-learned"])
+@pytest.mark.parametrize(
+    "settings", [W4 | {"act_bits": 4}, W4 | {"act_bits": 8}, LEARNED], ids=["w4a4", "w4a8", "w4a8-learned"]
+)
 def test_activations(settings: dict[str, Any], checkpoint: Callable[..., Path]) -> None:
     """Rounding goes the other way for few tokens, where the last bits of the input differ; most differ by nothing."""
     compared = compare(checkpoint("llama", **settings))
