@@ -48,9 +48,9 @@ class Recipe:
     Attributes:
         method: the codec, "nestquant", "integer" or "glvq", which is for weights alone.
         weight_bits, act_bits, kv_bits: 2 to 8 in eighths, or 16 to leave that part alone.
-        act_method: the codec of activations, "nestquant" or "integer". None is `method`, and at 8 bits "integer"
-            unless `act_code` is another's: a nested code of 8 bits has values beyond int8, and rounding to it takes a
-            search, so its products are slow and no more accurate.
+        act_method: the codec of activations, "nestquant" or "integer". None is `method`, and at 8 bits "integer" unless
+            `act_code` is another's. A nested code of 8 bits has values beyond int8, so its products are no int8 ones:
+            W4A8 took twice the time for each token, with KL 0.0858 instead of 0.0853.
         weight_code, act_code, kv_code: the code by hand: {"q": …, "k": …} of nestquant; of integer any of "symmetric",
             "group" (entries that share a scale; null is the row, token or head) and "clip" ("mse", or a fraction of the
             largest entry); of glvq any of "dimension", "group", "shared" and "companding". None chooses nestquant's
