@@ -90,6 +90,7 @@ TABLE = {
     # Products.
     "integer_product": Operation(*3 * ("int8:integer_product",), limits="torch's own"),
     "scale_sums": Operation("reference.products:scale_sums", "cpu.inputs:scaled"),
+    "integer_rows": Operation("reference.products:integer_rows", "cpu.product:integer_rows", unused=("gpu",)),
     "rotated_product": Operation("reference.products:rotated_product", "cpu.product:rotated_product", unused=("gpu",)),
     "int16_product": Operation("reference.int16:int16_product", "cpu.int16_tensors:int16_product"),
     "experts_product": Operation("reference.products:experts_product", "cpu.product:experts_product", unused=("gpu",)),

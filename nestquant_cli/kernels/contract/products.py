@@ -66,6 +66,25 @@ class ProductKernels(Protocol):
         """
         ...
 
+    def integer_rows(
+        self, tokens: Tensor, token_scale: Tensor, v: Tensor, row_scale: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """`scale_sums` of `integer_product`, (sums · token_scale) · row_scale, in one call; to the bit the same.
+
+        Made for at most `limits.integer_rows_tokens` tokens.
+
+        Args:
+            tokens: (tokens, entries) int8.
+            token_scale: (tokens,) float32.
+            v: (rows, entries) int8, contiguous.
+            row_scale: (rows,) int16, contiguous, the bits of a bfloat16.
+            dtype: dtype of the result.
+
+        Returns:
+            (tokens, rows) of dtype.
+        """
+        ...
+
     def int16_product(self, tokens: Tensor, scale: Tensor, v: Tensor, row_scale: Tensor, dtype: torch.dtype) -> Tensor:
         """diag(row_scale)·V X of int8 rows and tokens as integers of 16 bits, by exact sums.
 

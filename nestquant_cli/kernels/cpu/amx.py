@@ -123,3 +123,19 @@ def amx_sums(rows, stride, step, tokens, steps, sums):
     _store(2, sums + TILE, STEP)
     _store(1, sums + 2 * TILE, STEP)
     _store(3, sums + 3 * TILE, STEP)
+
+
+@njit(**OPTIONS)
+def amx_sums_of_one(rows, stride, step, tokens, steps, sums):
+    """As `amx_sums`, of tokens with one digit: fills (ROWS, TOKENS) int32."""
+    _zero(0), _zero(1)
+    for i in range(steps):
+        for row in range(ROWS, 2 * ROWS):
+            prefetch(rows + row * stride + i * step)
+        _load(4, rows + i * step, stride)
+        _load(6, tokens + i * TILE, STEP)
+        _load(5, rows + 16 * stride + i * step, stride)
+        _multiply(0, 4, 6)
+        _multiply(1, 5, 6)
+    _store(0, sums, STEP)
+    _store(1, sums + TILE, STEP)

@@ -1,6 +1,7 @@
-"""A few tokens of bfloat16 rotated, rounded to 16 bits and multiplied with int8 rows, in one call. Compiled by Numba.
+"""A few tokens multiplied with int8 rows in one call. Compiled by Numba.
 
-The sums are those of `int16_product`, to the bit, for any number of tokens together.
+Tokens of bfloat16 are rotated and rounded to 16 bits first; int8 ones are taken as they are. Sums are exact, so that
+products are those of the steps by themselves, to the bit, for any number of tokens together.
 """
 
 import numpy as np
@@ -10,10 +11,11 @@ from .after_product import rounded
 from .amx import ROWS, STEP, TOKENS
 from .dot_int16 import DIGITS, MOST, TOGETHER, dot_few
 from .e8 import OPTIONS
+from .instructions import AMX
 from .int16 import round_rotated
 from .int16_product import multiply_blocks
 from .jit import njit
-from .pointers import int8_at, uint16_at
+from .pointers import float32_at, int8_at, int32_at, uint16_at
 from .threads import spread
 
 _BASE = np.float32(256)
@@ -33,22 +35,64 @@ def rotate_and_multiply(fixed, first, items, step, threads, team):
     x, sizes, plan, weight, kind, y = fixed
     tokens, features, rows, order = sizes
     narrow, out = carray(uint16_at(x), (tokens, features)), carray(uint16_at(y), (tokens, rows))
-    tiles = (tokens + TOKENS - 1) // TOKENS
-    digits = np.empty((tiles, DIGITS, (order + STEP - 1) // STEP * _WHOLE), np.int32)
+    digits = np.empty(((tokens + TOKENS - 1) // TOKENS, DIGITS, (order + STEP - 1) // STEP * _WHOLE), np.int32)
     scale = np.empty(tokens, np.float32)
     round_rotated(np.empty((0, 0), np.float32), narrow, plan, digits, scale, 0, tokens)
+    share = (first, items, step, threads, team)
     if tokens <= MOST:
-        few = _in_rows(digits[0], tokens)
-        spread(_few, (few, scale, weight, rows, order, out), first, items, step, threads, team)
+        _share_few(_in_rows(digits[0], tokens), scale, weight, order, out, share)
     else:
-        first_of = np.empty(tiles + 1, np.int64)
-        for tile in range(tiles):
-            first_of[tile] = tile * TOKENS
-        first_of[tiles] = tokens
-        ends = np.array([0, tiles], np.int64)
-        addresses = np.array([[weight[0], weight[1]]], np.int64)
-        many = (digits, scale, first_of, ends, addresses, rows, order, kind, np.empty((0, 0), np.float32), out)
-        spread(multiply_blocks, many, first, items, step, threads, team)
+        _share_many(digits, scale, weight, order, kind, out, share)
+
+
+@njit(**OPTIONS)
+def multiply_integers(fixed, first, items, step, threads, team):
+    """Fills y (tokens, rows) bfloat16 with (Σ v·token)·scale of the token·scale of the row, as `rotate_and_multiply`.
+
+    Args:
+        fixed: addresses of int8 tokens (tokens, entries) and of their scales, float32; tokens, rows and entries; the
+            rest as there. Tokens are their own lower digit.
+        first, items, step, threads, team: as there.
+    """
+    v, scales, sizes, weight, kind, y = fixed
+    tokens, rows, order = sizes
+    out, scale = carray(uint16_at(y), (tokens, rows)), carray(float32_at(scales), (tokens,))
+    words = carray(int32_at(v), (tokens, order // 4))
+    groups = (order + STEP - 1) // STEP * (STEP // 4)
+    share = (first, items, step, threads, team)
+    if tokens <= MOST:
+        few = np.zeros((tokens, DIGITS, groups), np.int32)
+        few[:, 1, : order // 4] = words
+        _share_few(few, scale, weight, order, out, share)
+        return
+    count = 1 if kind == AMX else DIGITS
+    digits = np.zeros(((tokens + TOKENS - 1) // TOKENS, count, groups * TOKENS), np.int32)
+    for token in range(tokens):
+        line = digits[token // TOKENS, count - 1]
+        for group in range(order // 4):
+            line[group * TOKENS + token % TOKENS] = words[token, group]
+    _share_many(digits, scale, weight, order, kind, out, share)
+
+
+@njit(**OPTIONS)
+def _share_few(digits, scale, weight, order, out, share):
+    first, items, step, threads, team = share
+    spread(_few, (digits, scale, weight, out.shape[1], order, out), first, items, step, threads, team)
+
+
+@njit(**OPTIONS)
+def _share_many(digits, scale, weight, order, kind, out, share):
+    first, items, step, threads, team = share
+    tiles, tokens = digits.shape[0], scale.shape[0]
+    first_of = np.empty(tiles + 1, np.int64)
+    for tile in range(tiles):
+        first_of[tile] = tile * TOKENS
+    first_of[tiles] = tokens
+    ends = np.array([0, tiles], np.int64)
+    addresses = np.array([[weight[0], weight[1]]], np.int64)
+    wide = np.empty((0, 0), np.float32)
+    fixed = (digits, scale, first_of, ends, addresses, out.shape[1], order, kind, wide, out)
+    spread(multiply_blocks, fixed, first, items, step, threads, team)
 
 
 @njit(**OPTIONS)

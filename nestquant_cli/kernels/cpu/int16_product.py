@@ -8,7 +8,7 @@ converted. With VNNI it is 128.
 import numpy as np
 from numba import carray
 
-from .amx import CONFIG, ROWS, STEP, TOKENS, amx_sums, configure, configured, shapes
+from .amx import CONFIG, ROWS, STEP, TOKENS, amx_sums, amx_sums_of_one, configure, configured, shapes
 from .e8 import OPTIONS, ZERO
 from .instructions import AMX, VNNI
 from .jit import njit
@@ -26,7 +26,7 @@ def multiply_blocks(digits, scale, first_of, tiles, addresses, rows, order, kind
     """The items start … stop; item expert·blocks + block is a block of rows of an expert.
 
     Args:
-        digits: (tiles, 2, groups·16) int32, as `int16` writes them.
+        digits: (tiles, 2, groups·16) int32, as `int16` writes them; with AMX (tiles, 1, …) where the higher is zero.
         scale: (pairs,) float32, of the token of each pair.
         first_of: (tiles + 1,) int64, the first pair of each tile.
         tiles: (experts + 1,) int64, the first tile of each expert.
@@ -43,7 +43,7 @@ def multiply_blocks(digits, scale, first_of, tiles, addresses, rows, order, kind
         configure(_SHAPES.ctypes.data)
     places = np.empty((_TOGETHER, 3), np.int64)
     room = np.empty((_TOGETHER, digits.shape[2] // (TOKENS * TOKENS) * STEP * ROWS), np.int8)
-    sums = np.empty((2, ROWS, TOKENS), np.int32)
+    sums = np.zeros((2, ROWS, TOKENS), np.int32)
     work, work_narrow = np.empty((TOKENS, ROWS), np.float32), np.empty((TOKENS, ROWS), np.uint16)
     factors = np.empty(TOKENS, np.float32), np.empty(ROWS, np.float32)
     item = start
@@ -94,7 +94,9 @@ def _place(address, held, order, kind, room, place):
 @njit(**OPTIONS)
 def _sums(place, held, digits, order, kind, sums):
     tokens, steps, target = digits.ctypes.data, digits.shape[1] // (TOKENS * TOKENS), sums.ctypes.data
-    if kind == AMX:
+    if kind == AMX and digits.shape[0] == 1:
+        amx_sums_of_one(place[0], place[1], place[2], tokens, steps, sums[1].ctypes.data)
+    elif kind == AMX:
         amx_sums(place[0], place[1], place[2], tokens, steps, target)
     elif kind == VNNI:
         vnni_sums(place[0], place[1], held, tokens, steps, order, target)

@@ -16,7 +16,7 @@ from .dot_experts import add_experts, dot_experts
 from .e8 import LANES
 from .inputs import plan_of, sides
 from .instructions import PLAIN, kind
-from .int16_once import rotate_and_multiply
+from .int16_once import multiply_integers, rotate_and_multiply
 from .int16_tensors import experts_by_int16
 from .nested import multipliers_of
 from .threads import share
@@ -77,6 +77,19 @@ def _by_int16(x: Tensor, plan: tuple[np.ndarray, ...], v: Tensor, row_scale: Ten
     sizes, weight = (tokens, features, rows, order), (v.data_ptr(), row_scale.data_ptr())
     fixed = x.data_ptr(), sizes, plan, weight, kind(), y.data_ptr()
     share(rotate_and_multiply, fixed, -(-rows // ROWS), ROWS * order // BLOCK)
+    return y
+
+
+def integer_rows(tokens: Tensor, token_scale: Tensor, v: Tensor, row_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """diag(token_scale)·tokens·Vᵀ·diag(row_scale) for a few int8 tokens: `contract.products.integer_rows`."""
+    (count, order), rows = tokens.shape, len(v)
+    if dtype != torch.bfloat16 or kind() == PLAIN or order > MOST_ENTRIES or not count:
+        return reference.integer_rows(tokens, token_scale, v, row_scale, dtype)
+    tokens, token_scale = tokens.contiguous(), token_scale.contiguous()
+    y = torch.empty(count, rows, dtype=dtype)
+    addresses = tokens.data_ptr(), token_scale.data_ptr()
+    fixed = *addresses, (count, rows, order), (v.data_ptr(), row_scale.data_ptr()), kind(), y.data_ptr()
+    share(multiply_integers, fixed, -(-rows // ROWS), ROWS * order // BLOCK)
     return y
 
 

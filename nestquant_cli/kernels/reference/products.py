@@ -31,6 +31,11 @@ def scale_sums(
     return (y if bias is None else y + bias).to(dtype)
 
 
+def integer_rows(tokens: Tensor, token_scale: Tensor, v: Tensor, row_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """`scale_sums` of `integer_product`: `contract.products.integer_rows`."""
+    return scale_sums(integer_product(tokens, v), token_scale, row_scale.view(torch.bfloat16).float(), None, dtype)
+
+
 def rotated_product(x: Tensor, seed: int, v: Tensor, row_scale: Tensor, parts: int = 1) -> Tensor:
     """diag(row_scale)·V·R x: `contract.products.rotated_product`, for any number of tokens."""
     order = v.shape[1]

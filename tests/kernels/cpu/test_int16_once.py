@@ -41,6 +41,27 @@ def test_equal_to_the_steps_by_themselves(tokens: int, size: tuple[int, int], mi
         torch.set_num_threads(before)
 
 
+@given(tokens=st.integers(0, 40), size=MATRICES, narrow=st.booleans(), threads=st.sampled_from([1, 2]))
+@settings(max_examples=60, deadline=None)
+def test_integers_equal_to_the_steps_by_themselves(
+    tokens: int, size: tuple[int, int], narrow: bool, threads: int
+) -> None:
+    rows, order = size
+    v, bits = matrix(rows, order)
+    values = torch.randint(-128, 128, (tokens, order), dtype=torch.int8, generator=torch.Generator().manual_seed(1))
+    scale, dtype = gaussian(tokens, seed=tokens), torch.bfloat16 if narrow else torch.float32
+    expected = REFERENCE.integer_rows(values, scale, v, bits, dtype)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for kind in KINDS:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(product, "kind", lambda kind=kind: kind)
+                assert torch.equal(CPU.integer_rows(values, scale, v, bits, dtype), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_token_has_the_same_product_in_any_company() -> None:
     v, bits = matrix(37, 192)
     x = gaussian(40, 192).bfloat16()
