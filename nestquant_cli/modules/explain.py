@@ -34,7 +34,7 @@ def describe(
 
     Example:
         >>> describe(NestedCode(13, (3, 4, 5, 6, 9), 32), "int8", torch.device("cpu"), torch.bfloat16)
-        {'up to 4 tokens': 'the int8 rows of all Linears with this input …', '5 to 1024 tokens': 'int8 rows and …', …}
+        {'up to 64 tokens': 'the int8 rows of all Linears with this input …', '65 to 1024 tokens': 'int8 rows and …', …}
     """
     weight = WeightForm("16 bit") if code is None else codec_of(code).linear.form_of(code, resident)
     source = source or InputQuantizer(BLOCK, 0, None)

@@ -129,9 +129,9 @@ def words_by_integers(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Ke
 def integer_sums(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Kernels) -> Tensor:
     """Int8 rows and int8 tokens, sums exact in int32; packed words are decoded a panel at a time.
 
-    1 byte a weight in the int8 form. Taken where both sides are int8 with one scale a row: on a CPU with AVX-512 VNNI
-    twice as fast as bfloat16, and with packed words for every number of tokens, as no CPU kernel reads them here. Up to
-    `Limits.integer_rows_tokens` tokens of bfloat16 take one call, to the same bits.
+    1 byte a weight in the int8 form. Taken where both sides are int8 with one scale a row, and with packed words
+    for every number of tokens, as no CPU kernel reads them here. Up to `Limits.integer_rows_tokens` tokens of bfloat16
+    take one call, to the same bits: with AMX 0.3 of the time of bfloat16 for one token, 0.7 for 128, 1.1 for 512.
     """
     tokens = layer.source(x)
     token_scale = tokens.scale

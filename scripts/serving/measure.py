@@ -134,11 +134,14 @@ def transformers_engine(job: Job) -> Generate:
     import torch
     from transformers import AutoModelForCausalLM
 
-    import nestquant_cli  # noqa: F401  (registers the format with transformers)
+    import nestquant_cli  # registers the format with transformers
 
     torch.set_num_threads(job.threads)
     model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.bfloat16).eval()
     model.generation_config.eos_token_id = None
+    form = os.environ.get("NESTQUANT_RESIDENT", "auto")  # which vLLM's plugin alone reads by itself
+    if form != "auto":
+        nestquant_cli.set_resident(model, form)
 
     def generate(ids: list[list[int]], new: int) -> None:
         tokens = torch.tensor(ids)
