@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nestquant_cli.e8.code import NestedCode
-from nestquant_cli.kernels.cpu import encode, words
+from nestquant_cli.kernels.cpu import encode, pack, words
 from nestquant_cli.kernels.cpu import nested as cpu
 from nestquant_cli.kernels.cpu import threads as cpu_team
 
@@ -85,7 +85,7 @@ def _unpack_in_child(packed: Tensor, unpacked: Tensor) -> None:
 
 def test_compiled_code_of_every_shared_loop_is_kept_under_a_name_of_its_own() -> None:
     """A closure would have one name for all loops, and would be compiled again in every process."""
-    loops = [encode.quantize, encode.block_errors, words.pack, words.unpack, words.indices]
+    loops = [encode.quantize, encode.block_errors, pack.pack, words.unpack, words.indices]
     names = [loop.on_team._cache._impl.filename_base for loop in loops]
     assert len(set(names)) == len(loops) and all("_on_team-" in name for name in names)
     assert names[0].startswith("encode.quantize_on_team-")
