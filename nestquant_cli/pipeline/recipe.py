@@ -33,11 +33,8 @@ _RANGES = (
     ("reflections", 1, 4096),
     ("tensor_parallel", 1, 1024),
 )
-_RARE = {
-    "act_method": None,
-    "all_experts": False,
-    "tensor_parallel": 1,
-}  # settings that are left out where they have these values
+# Settings that are left out where they have these values.
+_RARE = {"act_method": None, "all_experts": False, "tensor_parallel": 1}
 _NOTHING = "nothing was quantized"
 
 

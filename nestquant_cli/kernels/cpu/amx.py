@@ -95,6 +95,13 @@ def _multiply(typingctx, sums, rows, tokens):
 
 
 @njit(**OPTIONS)
+def _ask_ahead(address, stride):
+    """Asks for the same bytes of the block of rows that follows."""
+    for row in range(ROWS, 2 * ROWS):
+        prefetch(address + row * stride)
+
+
+@njit(**OPTIONS)
 def amx_sums(rows, stride, step, tokens, steps, sums):
     """Sums over all entries, of each digit.
 
@@ -109,8 +116,7 @@ def amx_sums(rows, stride, step, tokens, steps, sums):
     low = tokens + steps * TILE
     _zero(0), _zero(1), _zero(2), _zero(3)
     for i in range(steps):
-        for row in range(ROWS, 2 * ROWS):  # those that follow
-            prefetch(rows + row * stride + i * step)
+        _ask_ahead(rows + i * step, stride)
         _load(4, rows + i * step, stride)
         _load(6, tokens + i * TILE, STEP)
         _load(7, low + i * TILE, STEP)
@@ -130,8 +136,7 @@ def amx_sums_of_one(rows, stride, step, tokens, steps, sums):
     """As `amx_sums`, of tokens with one digit: fills (ROWS, TOKENS) int32."""
     _zero(0), _zero(1)
     for i in range(steps):
-        for row in range(ROWS, 2 * ROWS):
-            prefetch(rows + row * stride + i * step)
+        _ask_ahead(rows + i * step, stride)
         _load(4, rows + i * step, stride)
         _load(6, tokens + i * TILE, STEP)
         _load(5, rows + 16 * stride + i * step, stride)

@@ -159,19 +159,12 @@ def _chosen(builder: Any, indices: list[Any], multipliers: Any, k: Any) -> list[
     """The multiplier of each index, the last one for an index that is too large."""
     floats, ints = ir.VectorType(_FLOAT, indices[0].type.count), indices[0].type
     table = builder.inttoptr(multipliers, _FLOAT.as_pointer())
-    held = [cgutils.alloca_once_value(builder, _wide(builder, builder.load(table), floats)) for _ in indices]
+    held = [cgutils.alloca_once_value(builder, splat(builder, builder.load(table), floats)) for _ in indices]
     with cgutils.for_range(builder, builder.sub(k, _WORD(1))) as loop:
         i = builder.add(loop.index, _WORD(1))
-        m = _wide(builder, builder.load(builder.gep(table, [i])), floats)
+        m = splat(builder, builder.load(builder.gep(table, [i])), floats)
         least = splat(builder, i, ints)
         for place, index in zip(held, indices, strict=True):
             reached = builder.icmp_unsigned(">=", index, least)
             builder.store(builder.select(reached, m, builder.load(place)), place)
     return [builder.load(place) for place in held]
-
-
-def _wide(builder: Any, number: Any, of: Any) -> Any:
-    """A vector with one float32 in all lanes."""
-    nothing = ir.Constant(of, ir.Undefined)
-    first = builder.insert_element(nothing, number, _INT(0))
-    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_INT, of.count), None))

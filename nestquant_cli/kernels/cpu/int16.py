@@ -78,7 +78,7 @@ def round_tile(tile, order, digits, scale):
         scale: (tokens,) float32, filled: not a number for a token that is not finite, whose digits are zeros.
     """
     largest = np.empty(TOKENS, np.int32)
-    _largest(tile.ctypes.data, order, largest.ctypes.data)
+    largest_of_tile(tile.ctypes.data, order, largest.ctypes.data)
     sizes = largest.view(np.float32)
     factor = np.empty(TOKENS, np.float32)
     for lane in range(TOKENS):
@@ -99,7 +99,7 @@ def round_tile(tile, order, digits, scale):
 
 
 @intrinsic
-def _largest(typingctx, tile, order, target):
+def largest_of_tile(typingctx, tile, order, target):
     """The bits of the largest magnitude of each token of a tile; infinity and what is no number are beyond all."""
 
     def codegen(context, builder, signature, arguments):

@@ -77,7 +77,8 @@ def multiply_integers(fixed, first, items, step, threads, team):
 @njit(**OPTIONS)
 def _share_few(digits, scale, weight, order, out, share):
     first, items, step, threads, team = share
-    spread(_few, (digits, scale, weight, out.shape[1], order, out), first, items, step, threads, team)
+    fixed = (digits, _offsets(digits), scale, weight, out.shape[1], order, out)
+    spread(_few, fixed, first, items, step, threads, team)
 
 
 @njit(**OPTIONS)
@@ -108,12 +109,11 @@ def _in_rows(lines, tokens):
 
 
 @njit(**OPTIONS)
-def _few(digits, scale, weight, rows, order, out, start, stop):
+def _few(digits, offsets, scale, weight, rows, order, out, start, stop):
     """The blocks of rows start … stop for at most MOST tokens."""
     tokens = digits.shape[0]
     length = 4 * digits.shape[2]
     together = TOGETHER[tokens]
-    offsets = _offsets(digits)
     scales = carray(uint16_at(weight[1]), (rows,))
     sums = np.empty((ROWS, MOST, DIGITS), np.int32).reshape(-1)
     bits = np.empty(2, np.int32)

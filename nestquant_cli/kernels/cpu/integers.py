@@ -4,6 +4,7 @@ import numpy as np
 
 from .after_product import rounded
 from .e8 import LANE, ONE, OPTIONS
+from .int16 import largest_of_tile
 from .jit import njit
 from .rotate import FEW, TOKENS, WORK
 from .threads import team_loop
@@ -44,7 +45,7 @@ def encode(wide, narrow, plan, clip, most, v, scale, start, stop):
     for first in range(start, stop, TOKENS):
         count = min(TOKENS, stop - first)
         load_rotated(wide, narrow, first, count, plan, tile, work)
-        _largest(tile.view(np.int32), largest)
+        largest_of_tile(tile.ctypes.data, order, largest.ctypes.data)
         for lane in range(TOKENS):
             step[lane] = _step(largest[lane], clip, most)
         for lane in range(count):
@@ -73,20 +74,6 @@ def _byte(value, scale, most):
     steps = value / scale
     steps = steps if steps < most else most
     return (steps if steps > -most - ONE else -most - ONE) + _MAGIC
-
-
-@njit(**OPTIONS)
-def _largest(bits, largest):
-    """Bits of the largest magnitude of each token of a tile, from the tile's bits."""
-    largest[:] = 0
-    for i in range(0, bits.shape[0], 8 * TOKENS):  # one row at a time the loop over lanes would not be vectorized
-        part = bits[i : i + 8 * TOKENS]
-        for lane in range(TOKENS):
-            found = largest[lane]
-            for j in range(8):
-                size = np.int32(part[j * TOKENS + lane] & _SIZE)
-                found = size if size > found else found
-            largest[lane] = found
 
 
 @njit(**OPTIONS)

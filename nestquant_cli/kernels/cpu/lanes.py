@@ -13,9 +13,8 @@ _FOUR = 4
 
 
 def splat(builder: Any, value: Any, of: Any) -> Any:
-    """A vector with one integer in all lanes, cut to their width."""
-    width = of.element.width
-    lane = value if value.type.width == width else builder.trunc(value, of.element)
+    """A vector with one number in all lanes; a wider integer is cut to their width."""
+    lane = value if value.type == of.element else builder.trunc(value, of.element)
     nothing = ir.Constant(of, ir.Undefined)
     first = builder.insert_element(nothing, lane, _INT(0))
     return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_INT, of.count), None))

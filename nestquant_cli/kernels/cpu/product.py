@@ -70,7 +70,7 @@ def rotated_product(x: Tensor, seed: int, v: Tensor, row_scale: Tensor, parts: i
 def _by_int16(x: Tensor, plan: tuple[np.ndarray, ...], v: Tensor, row_scale: Tensor) -> Tensor:
     """The product of bfloat16 tokens that are rounded to 16 bits. Addresses: each array takes time to hand over."""
     (tokens, features), (rows, order) = x.shape, v.shape
-    x = x.contiguous()
+    x, v, row_scale = x.contiguous(), v.contiguous(), row_scale.contiguous()
     y = torch.empty(tokens, rows, dtype=torch.bfloat16)
     if not tokens:
         return y
@@ -85,7 +85,7 @@ def integer_rows(tokens: Tensor, token_scale: Tensor, v: Tensor, row_scale: Tens
     (count, order), rows = tokens.shape, len(v)
     if dtype != torch.bfloat16 or kind() == PLAIN or order > MOST_ENTRIES or not count:
         return reference.integer_rows(tokens, token_scale, v, row_scale, dtype)
-    tokens, token_scale = tokens.contiguous(), token_scale.contiguous()
+    tokens, token_scale, v, row_scale = (each.contiguous() for each in (tokens, token_scale, v, row_scale))
     y = torch.empty(count, rows, dtype=dtype)
     addresses = tokens.data_ptr(), token_scale.data_ptr()
     fixed = *addresses, (count, rows, order), (v.data_ptr(), row_scale.data_ptr()), kind(), y.data_ptr()

@@ -12,6 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .e8 import LANES
+from .lanes import splat
 from .square import FLOATS, SIDE, put, vector
 
 BLOCK_SUMS = 8 * SIDE  # partial sums of a block
@@ -39,11 +40,8 @@ def add_products(typingctx, queries, stride, count, work, sums):  # type: ignore
             entries = [_spread(builder, builder.add(query, _WORD(4 * i))) for i in range(8)]
             total = builder.add(sums, builder.mul(loop.index, _WORD(4 * LANES)))
             for part in range(_PARTS):
-                place = builder.add(total, _WORD(4 * SIDE * part))
-                value = vector(builder, place, FLOATS)
-                for i, entry in enumerate(entries):
-                    value = _sum(builder, entry, _row(builder, work, i, part), value)
-                put(builder, value, place)
+                rows = [_row(builder, work, i, part) for i in range(8)]
+                _accumulate(builder, builder.add(total, _WORD(4 * SIDE * part)), entries, rows)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), codegen
@@ -68,11 +66,8 @@ def add_weighted(typingctx, weights, stride, count, work, sums):  # type: ignore
             factors = [vector(builder, builder.add(start, _WORD(4 * SIDE * part)), FLOATS) for part in range(_PARTS)]
             total = builder.add(sums, builder.mul(loop.index, _WORD(4 * BLOCK_SUMS)))
             for i in range(8):
-                place = builder.add(total, _WORD(4 * SIDE * i))
-                value = vector(builder, place, FLOATS)
-                for part, factor in enumerate(factors):
-                    value = _sum(builder, factor, _row(builder, work, i, part), value)
-                put(builder, value, place)
+                rows = [_row(builder, work, i, part) for part in range(_PARTS)]
+                _accumulate(builder, builder.add(total, _WORD(4 * SIDE * i)), factors, rows)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), codegen
@@ -114,15 +109,16 @@ def _row(builder: Any, work: Any, i: int, part: int) -> Any:
     return vector(builder, builder.add(work, _WORD(4 * (i * LANES + SIDE * part))), FLOATS)
 
 
-def _sum(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """a·b + c, in one instruction where there is one."""
+def _accumulate(builder: Any, place: Any, factors: list[Any], rows: list[Any]) -> None:
+    """Adds factor · row of each pair to the vector at an address, in this order."""
+    value = vector(builder, place, FLOATS)
     of = ir.FunctionType(FLOATS, [FLOATS] * 3)
-    return builder.call(builder.module.declare_intrinsic(f"llvm.fmuladd.v{SIDE}f32", (), of), [a, b, c])
+    in_one = builder.module.declare_intrinsic(f"llvm.fmuladd.v{SIDE}f32", (), of)  # where there is an instruction
+    for factor, row in zip(factors, rows, strict=True):
+        value = builder.call(in_one, [factor, row, value])
+    put(builder, value, place)
 
 
 def _spread(builder: Any, address: Any) -> Any:
     """The float32 at an address, in all lanes."""
-    number = builder.load(builder.inttoptr(address, _FLOAT.as_pointer()), align=4)
-    nothing = ir.Constant(FLOATS, ir.Undefined)
-    first = builder.insert_element(nothing, number, _INT(0))
-    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_INT, SIDE), None))
+    return splat(builder, builder.load(builder.inttoptr(address, _FLOAT.as_pointer()), align=4), FLOATS)

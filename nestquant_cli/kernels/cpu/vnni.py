@@ -9,13 +9,14 @@ from .amx import ROWS, STEP, TILE, TOKENS
 from .e8 import OPTIONS
 from .instructions import VNNI, offers
 from .jit import njit
+from .lanes import splat
 from .pointers import int8_at, int32_at
+from .square import INTS, constant, put, vector
 
 _FEW = 8  # rows whose sums, two vectors each, stay in registers
 _GROUP = 4  # entries that an instruction adds up
-_BYTE, _INT, _WORD = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-_LANES = ir.VectorType(_INT, TOKENS)
-_SIGNS = -0x7F7F7F80  # 0x80808080: turns four signed bytes into unsigned ones that are 128 larger
+_INT, _WORD = ir.IntType(32), ir.IntType(64)
+SIGNS = constant(INTS, -0x7F7F7F80)  # 0x80808080: turns four signed bytes into unsigned ones that are 128 larger
 _ONES = 0x01010101
 
 
@@ -54,58 +55,53 @@ def _eight(typingctx, rows, stride, high, low, entries, sums):
 
 
 def _emit_eight(builder, rows, stride, high, low, entries, sums):
-    zero, signs = ir.Constant(_LANES, None), _splat(builder, _INT(_SIGNS))
+    zero = constant(INTS, 0)
     starts = [builder.add(rows, builder.mul(stride, _WORD(row))) for row in range(_FEW)]
     held = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(_FEW)]
     with cgutils.for_range(builder, builder.udiv(entries, _WORD(_GROUP))) as loop:
         at = builder.mul(loop.index, _WORD(STEP))
-        digits = [builder.xor(_load(builder, builder.add(each, at)), signs) for each in (high, low)]
+        digits = [builder.xor(vector(builder, builder.add(each, at), INTS), SIGNS) for each in (high, low)]
         for row, start in enumerate(starts):
             four = _four(builder, builder.add(start, builder.mul(loop.index, _WORD(_GROUP))))
             for digit, place in zip(digits, held[row], strict=True):
-                builder.store(_dot4(builder, builder.load(place), digit, four), place)
+                builder.store(dot4(builder, builder.load(place), digit, four), place)
     for row, start in enumerate(starts):
-        over = _splat(builder, builder.shl(_row_sum(builder, start, entries), _INT(7)))
+        over = splat(builder, builder.shl(_row_sum(builder, start, entries), _INT(7)), INTS)
         for digit, place in enumerate(held[row]):
-            target = builder.inttoptr(builder.add(sums, _WORD((digit * ROWS + row) * STEP)), _LANES.as_pointer())
-            builder.store(builder.sub(builder.load(place), over), target, align=1)
+            put(builder, builder.sub(builder.load(place), over), builder.add(sums, _WORD((digit * ROWS + row) * STEP)))
 
 
 def _row_sum(builder, start, entries):
     """Σ of the entries of a row, from STEP at a time and then _GROUP at a time."""
-    held = cgutils.alloca_once_value(builder, ir.Constant(_LANES, None))
-    ones, first = ir.Constant(_LANES, [_ONES] * TOKENS), ir.Constant(_LANES, [_ONES] + [0] * (TOKENS - 1))
+    held = cgutils.alloca_once_value(builder, constant(INTS, 0))
+    ones, first = constant(INTS, _ONES), ir.Constant(INTS, [_ONES] + [0] * (TOKENS - 1))
     whole = builder.udiv(entries, _WORD(STEP))
     with cgutils.for_range(builder, whole) as loop:
-        part = _load(builder, builder.add(start, builder.mul(loop.index, _WORD(STEP))))
-        builder.store(_dot4(builder, builder.load(held), ones, part), held)
+        part = vector(builder, builder.add(start, builder.mul(loop.index, _WORD(STEP))), INTS)
+        builder.store(dot4(builder, builder.load(held), ones, part), held)
     done = builder.mul(whole, _WORD(STEP))
     with cgutils.for_range(builder, builder.udiv(builder.sub(entries, done), _WORD(_GROUP))) as loop:
         place = builder.add(builder.add(start, done), builder.mul(loop.index, _WORD(_GROUP)))
-        builder.store(_dot4(builder, builder.load(held), first, _four(builder, place)), held)
-    add = builder.module.declare_intrinsic("llvm.vector.reduce.add.v16i32", (), ir.FunctionType(_INT, [_LANES]))
-    return builder.call(add, [builder.load(held)])
+        builder.store(dot4(builder, builder.load(held), first, _four(builder, place)), held)
+    return lanes_sum(builder, builder.load(held))
 
 
 def _four(builder, address):
     """Four bytes of a row, in every lane."""
-    return _splat(builder, builder.load(builder.inttoptr(address, _INT.as_pointer()), align=1))
+    return splat(builder, builder.load(builder.inttoptr(address, _INT.as_pointer()), align=1), INTS)
 
 
-def _dot4(builder, sums, unsigned, signed):
+def dot4(builder, sums, unsigned, signed):
     """sums + Σ of four products of bytes in each lane."""
-    of = ir.FunctionType(_LANES, [_LANES] * 3)
+    of = ir.FunctionType(INTS, [INTS] * 3)
     dot = builder.module.declare_intrinsic("llvm.x86.avx512.vpdpbusd.512", (), of)
     return builder.call(dot, [sums, unsigned, signed])
 
 
-def _splat(builder, value):
-    first = builder.insert_element(ir.Constant(_LANES, ir.Undefined), value, _INT(0))
-    return builder.shuffle_vector(first, ir.Constant(_LANES, ir.Undefined), ir.Constant(_LANES, None))
-
-
-def _load(builder, address):
-    return builder.load(builder.inttoptr(address, _LANES.as_pointer()), align=1)
+def lanes_sum(builder, values):
+    """Σ of the lanes."""
+    add = builder.module.declare_intrinsic("llvm.vector.reduce.add.v16i32", (), ir.FunctionType(_INT, [INTS]))
+    return builder.call(add, [values])
 
 
 @njit(**OPTIONS)
