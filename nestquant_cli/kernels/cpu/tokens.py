@@ -113,16 +113,28 @@ def _encode_few(wide, narrow, plan, center, unit, multipliers, q, limit, v, is_w
         rotate_one(wide, narrow, start + i, plan, row, work, other)
         if center.shape[0]:
             centered[start + i] = subtract_nearer(row, center)
-        total = ZERO
-        for j in range(order):
-            total += row[j] * row[j]
-        size = np.sqrt(total / np.float32(order)) * unit
-        scale[start + i] = ONE if size == ZERO else size
+        scale[start + i] = _size(row, unit, work)
         factors[i] = ONE / scale[start + i]
     index = np.empty(tokens * width, np.uint8)
     flat = rows.reshape(tokens * order)
     part = v[start:stop].reshape(tokens * v.shape[1])
     quantize(flat, factors, width, multipliers, q, limit, part, is_wide, index, 0, tokens * width)
+
+
+@njit(**OPTIONS)
+def _size(row, unit, work):
+    """Size of v = 1 of a token, summed in the order of `_scales`: its code is the same alone and among others."""
+    for i in range(8):
+        work[i] = ZERO
+    for first in range(0, row.shape[0], 8):
+        part = row[first : first + 8]
+        for i in range(8):
+            work[i] += part[i] * part[i]
+    total = ZERO
+    for i in range(8):
+        total += work[i]
+    size = np.sqrt(total / np.float32(row.shape[0])) * unit
+    return ONE if size == ZERO else size
 
 
 @njit(**OPTIONS)
