@@ -61,7 +61,7 @@ def test_they_say_what_they_say_in_transformers(
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
 def test_coded_activations(kind: str, tiny_text_file: Path, tiny_tokenizer_folder: Path, tmp_path: Path) -> None:
-    """Rounding goes the other way for few tokens, where last bits of the input differ; what follows differs a little."""
+    """Rounding goes the other way for few tokens, where last bits of the input differ; the rest differs a little."""
     compared = compare(checkpoint(kind, 8, tiny_text_file, tiny_tokenizer_folder, tmp_path))
     assert compared.differences.quantile(0.2) < 1e-3
     assert compared.differences.mean() < 0.05
