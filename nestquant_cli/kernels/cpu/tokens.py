@@ -8,7 +8,7 @@ import numpy as np
 
 from .after_product import rounded
 from .center import subtract_from_tile, subtract_nearer
-from .e8 import LANES, ONE, OPTIONS, ZERO
+from .e8 import LANE, LANES, ONE, OPTIONS, ZERO
 from .encode import CHOSEN, choose, quantize, store
 from .encode import WORK as ENCODER_WORK
 from .jit import njit
@@ -133,7 +133,13 @@ def _size(row, unit, work):
     total = ZERO
     for i in range(8):
         total += work[i]
-    size = np.sqrt(total / np.float32(row.shape[0])) * unit
+    return _size_of(total, row.shape[0], unit)
+
+
+@njit(**LANE)
+def _size_of(total, order, unit):
+    """Size of v = 1 of a token, from the sum of its squares; 1 for a token of zeros."""
+    size = np.sqrt(total / np.float32(order)) * unit
     return ONE if size == ZERO else size
 
 
@@ -202,8 +208,7 @@ def _scales(tile, width, unit, scale, work):
         total = ZERO
         for i in range(8):
             total += work[i * TOKENS + lane]
-        size = np.sqrt(total / np.float32(8 * width)) * unit
-        scale[lane] = ONE if size == ZERO else size
+        scale[lane] = _size_of(total, 8 * width, unit)
 
 
 @njit(**OPTIONS)

@@ -90,22 +90,30 @@ def answer(done: subprocess.CompletedProcess[str]) -> Any:
 
 
 def run_engine(
-    folder: Path, environment: dict[str, str], program: Path = ENGINE, **settings: Any
+    folder: Path,
+    environment: dict[str, str],
+    program: Path = ENGINE,
+    asked: list[list[int]] | None = None,
+    **settings: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """A process with an engine; `settings` are of vllm.LLM."""
-    return run_program(program, folder, [{"enforce_eager": True} | settings, prompts(), TOKENS], environment)
+    """A process with an engine that is asked the prompts `asked`, or `prompts()`; `settings` are of vllm.LLM."""
+    return run_program(program, folder, [{"enforce_eager": True} | settings, asked or prompts(), TOKENS], environment)
 
 
 def compare(
-    folder: Path, environment: dict[str, str] | None = None, program: Path = ENGINE, **settings: Any
+    folder: Path,
+    environment: dict[str, str] | None = None,
+    program: Path = ENGINE,
+    asked: list[list[int]] | None = None,
+    **settings: Any,
 ) -> Compared:
     """An engine against transformers, in float32 unless `dtype` says otherwise."""
-    settings = {"dtype": "float32"} | settings
-    done = run_engine(folder, environment or {}, program, **settings)
+    settings, asked = {"dtype": "float32"} | settings, asked or prompts()
+    done = run_engine(folder, environment or {}, program, asked, **settings)
     answers = answer(done)
     model = load(folder, dtype=getattr(torch, settings["dtype"])).eval()
     differences, same = [], []
-    for ids, found in zip(prompts(), answers, strict=True):
+    for ids, found in zip(asked, answers, strict=True):
         tensor = torch.tensor([ids])
         with torch.inference_mode():
             scores = model(tensor).logits[0].float().log_softmax(-1)[:-1].gather(1, tensor[0, 1:, None])[:, 0]

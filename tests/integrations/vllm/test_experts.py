@@ -7,7 +7,7 @@ import pytest
 from transformers import Glm4MoeConfig, GptOssConfig, MixtralConfig, PretrainedConfig, Qwen3MoeConfig
 
 from nestquant_cli.integrations.vllm.state import RESIDENT
-from tests.families import CONTEXT, VOCABULARY, from_config, pack, save_model
+from tests.families import CONTEXT, VOCABULARY, from_config, pack, random_ids, save_model
 from tests.integrations.vllm.serving import compare, needs_vllm, run_engine
 
 pytestmark = needs_vllm
@@ -61,9 +61,14 @@ def test_they_say_what_they_say_in_transformers(
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
 def test_coded_activations(kind: str, tiny_text_file: Path, tiny_tokenizer_folder: Path, tmp_path: Path) -> None:
-    """Rounding goes the other way for few tokens, where last bits of the input differ; the rest differs a little."""
-    compared = compare(checkpoint(kind, 8, tiny_text_file, tiny_tokenizer_folder, tmp_path))
-    assert compared.differences.quantile(0.2) < 1e-3
+    """A last bit of the input turns a rounding now and then, and all later tokens of that prompt see it.
+
+    So there are many short prompts. Most places differ by nothing.
+    """
+    asked = [random_ids(1, 10, seed=seed)[0].tolist() for seed in range(16)]
+    folder = checkpoint(kind, 8, tiny_text_file, tiny_tokenizer_folder, tmp_path)
+    compared = compare(folder, asked=asked)
+    assert compared.differences.median() < 1e-3
     assert compared.differences.mean() < 0.05
 
 

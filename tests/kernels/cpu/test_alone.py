@@ -41,7 +41,11 @@ def on_a_grid(x: Tensor, order: int) -> Results:
     return CPU.to_grid(x, order, SEED)
 
 
-@pytest.mark.parametrize("kernel", [rotated, encoded, encoded_about_a_center, integers, on_a_grid])
+def heads(x: Tensor, order: int) -> Results:
+    return CPU.encode_heads(x.float(), CODE, UNIT, SEED, False, torch.ones(1, order), len(x))
+
+
+@pytest.mark.parametrize("kernel", [rotated, encoded, encoded_about_a_center, integers, on_a_grid, heads])
 @settings(deadline=None, max_examples=25)
 @given(
     tokens=st.integers(5, 21),
