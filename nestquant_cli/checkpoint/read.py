@@ -5,6 +5,7 @@ from typing import Any
 
 from ..base.errors import NestQuantError
 from ..modules.layout import QUANT_METHOD, Layout
+from ..modules.parse_layout import parse_layout
 from ..storage.files import read_json
 from ..storage.resume import WORK
 from .expected import expected_tensors
@@ -83,7 +84,7 @@ def read_layout(folder: Path) -> Layout:
     Raises:
         NestQuantError: not a packed checkpoint, or a field is not usable.
     """
-    return Layout.from_dict(read_quantization_config(folder).get("layout"))
+    return parse_layout(read_quantization_config(folder).get("layout"))
 
 
 def read_quantization_config(folder: Path) -> dict[str, Any]:

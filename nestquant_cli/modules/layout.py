@@ -1,15 +1,9 @@
-"""What a packed checkpoint says of itself: which matrices are coded how. Read from and written to config.json.
+"""What a packed checkpoint says of itself: which matrices are coded how. `modules.parse_layout` reads it."""
 
-The JSON is that of `docs/format.md`; `Layout.from_dict` checks every field, because a config.json may come from anyone.
-"""
-
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..base.errors import NestQuantError
-from ..base.fields import Fields
-from ..codecs.registry import CODECS, codec_of, shape_from, vector_from
+from ..codecs.registry import CODECS, codec_of
 from ..codecs.vectors import VectorCode
 from ..codecs.weights import Shape, TensorForms, WeightCode
 from .cache_codes import CacheCodes
@@ -22,7 +16,6 @@ REFLECTORS = "turn.reflectors"  # stored tensor of an input with a learned rotat
 # for it; codecs say which one has their codes.
 FORMAT_VERSION = 6
 ROTATIONS = ("none", "hadamard", "learned")
-_LARGEST = 1 << 24  # entries in one dimension of a matrix; beyond it a config is taken for damaged or hostile
 
 
 @dataclass(frozen=True)
@@ -101,7 +94,7 @@ class Layout:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; the inverse of `from_dict`."""
+        """JSON-ready, as in docs/format.md; `modules.parse_layout` is the inverse."""
         version = self.version
         rotation = {"rotation": self.rotation, "reflections": self.reflections} if version > 1 else {}
         return {
@@ -130,95 +123,6 @@ class Layout:
     def _code_to(self, code: WeightCode | None) -> dict[str, Any]:
         return {} if code is None else codec_of(code).code_to_dict(code, self.weight_shape)
 
-    @staticmethod
-    def from_dict(value: Any) -> "Layout":
-        """Reads and checks what `to_dict` wrote.
-
-        Raises:
-            NestQuantError: a field is missing, of the wrong type or out of range, or the version is unknown.
-        """
-        try:
-            return _layout_from(Fields(value, "quantization_config"))
-        except ValueError as error:
-            raise NestQuantError(
-                f"config.json is not usable: {error}",
-                "the checkpoint was not loaded",
-                "fetch or quantize the checkpoint again",
-            ) from error
-
 
 def _shape_to(shape: Shape | None) -> dict[str, Any] | None:
     return None if shape is None else shape.to_dict()
-
-
-def _layout_from(reader: Fields) -> Layout:
-    version = reader.integer("format_version", 0, 1 << 31)
-    if not 1 <= version <= FORMAT_VERSION:
-        raise NestQuantError(
-            f"the checkpoint has format version {version}, this nestquant reads 1 to {FORMAT_VERSION}",
-            "it was not loaded",
-            "install the nestquant that wrote it, or quantize again",
-        )
-    weight, act, kv = (reader.optional(key, shape_from) for key in ("weight_code", "act_code", "kv_code"))
-    linears = {name: _linear_from(item, weight) for name, item in reader.mapping("linears").items()}
-    inputs = {
-        name: None if act is None else vector_from(item, act, "inputs")
-        for name, item in reader.mapping("inputs").items()
-    }
-    parts = _parts_from(reader, inputs, linears) if version > 5 else {}
-    widths: dict[str, int] = {}
-    for name, linear in linears.items():
-        if linear.input not in inputs:
-            raise ValueError(f"linears.{name}.input names '{linear.input}', which inputs does not have")
-        if widths.setdefault(linear.input, linear.in_features) != linear.in_features:
-            raise ValueError(f"linears.{name} has another in_features than others with its input")
-        _refuse_other_center(inputs[linear.input], linear, parts.get(linear.input, 1))
-    cache = [] if kv is None else [_cache_from(item, kv) for item in reader.sequence("cache")]
-    rotation = _rotation_from(reader, inputs) if version > 1 else ("hadamard", {})
-    if set(parts) & set(rotation[1]):
-        raise ValueError("parts names an input with a learned rotation")
-    return Layout(weight, act, kv, reader.integer("seed", 0, (1 << 64) - 1), linears, inputs, cache, *rotation, parts)
-
-
-def _rotation_from(reader: Fields, inputs: dict[str, VectorCode | None]) -> tuple[str, dict[str, int]]:
-    rotation, reflections = reader.value.get("rotation"), reader.mapping("reflections")
-    if rotation not in ROTATIONS:
-        raise ValueError(f"rotation must be one of {', '.join(ROTATIONS)}")
-    counts = Fields(reflections, "reflections")
-    learned = {name: counts.integer(name, 1, _LARGEST) for name in reflections}
-    if set(learned) - set(inputs) or (learned and rotation != "learned"):
-        raise ValueError("reflections names what is no input with a learned rotation")
-    return rotation, learned
-
-
-def _parts_from(reader: Fields, inputs: Collection[str], linears: dict[str, LinearLayout]) -> dict[str, int]:
-    named = reader.mapping("parts") if "parts" in reader.value else {}
-    counts = Fields(named, "parts")
-    parts = {name: counts.integer(name, 2, _LARGEST) for name in named}
-    rests = [linear.in_features % (8 * parts[linear.input]) for linear in linears.values() if linear.input in parts]
-    if set(parts) - set(inputs) or any(rests):
-        raise ValueError("parts names what is no input, or one that cannot be divided so")
-    return parts
-
-
-def _linear_from(value: Any, shape: Shape | None) -> LinearLayout:
-    reader = Fields(value, "linears")
-    sizes = reader.integer("in_features", 1, _LARGEST), reader.integer("out_features", 1, _LARGEST)
-    code = None if shape is None else codec_of(shape).code_from(reader, shape, padded_size(sizes[0]))
-    bias, source = reader.value.get("bias"), reader.value.get("input")
-    if type(bias) is not bool or type(source) is not str:
-        raise ValueError("linears: bias must be true or false and input a name")
-    return LinearLayout(*sizes, bias, source, code)
-
-
-def _refuse_other_center(code: VectorCode | None, linear: LinearLayout, parts: int) -> None:
-    if code is not None and not code.fits(parts, padded_size(linear.in_features) // parts):
-        raise ValueError(f"inputs.{linear.input} has no center of its size")
-
-
-def _cache_from(value: Any, shape: Shape) -> CacheCodes | None:
-    if value is None:
-        return None
-    fields = Fields(value, "cache")
-    keys, values = (vector_from(fields.value.get(part), shape, f"cache.{part}") for part in ("keys", "values"))
-    return CacheCodes(keys, values)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..calibration.statistics import LayerStatistics
 from ..models.as_linears import own_tensors
 from ..modules.layout import REFLECTORS, Layout, LinearLayout
+from ..modules.parse_layout import parse_layout
 from ..quantization.layer import QuantizedMatrix
 from .recipe import Recipe
 
@@ -32,7 +33,7 @@ class LayerPart:
     @staticmethod
     def from_dict(value: dict[str, Any]) -> "LayerPart":
         """Reads what `to_dict` returned."""
-        return LayerPart(Layout.from_dict(value["layout"]), value["report"])
+        return LayerPart(parse_layout(value["layout"]), value["report"])
 
 
 def part_of(

@@ -1,41 +1,22 @@
 """Settings of one quantization, validated, from the command line, a YAML file or Python."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from ..base.errors import NestQuantError
-from ..base.names import nearest, refuse_unknown
-from ..calibration.windows import BOS_MODES
+from ..base.names import refuse_unknown
 from ..codecs.integer.codec import IntegerCodec
-from ..codecs.registry import CODECS, VECTOR_CODECS, shape_of
+from ..codecs.registry import CODECS, shape_of
 from ..codecs.weights import Shape
 from ..kernels.contract.constants import MOST_PATHS
-from ..modules.layout import ROTATIONS
 from ..tuning.settings import TuneSettings
+from .recipe_checks import NOTHING, check_settings, is_number
 
 SIXTEEN = 16.0  # bits that mean "leave alone"
 BYTE = 8.0  # bits of activations that processors multiply as they are
-FEEDBACKS = ("none", "ldlq")
-ALLOCATIONS = ("uniform", "mixed")
-_CHOICES = {
-    "method": CODECS,
-    "rotation": ROTATIONS,
-    "feedback": FEEDBACKS,
-    "allocation": ALLOCATIONS,
-    "bos": BOS_MODES,
-}
-_RANGES = (
-    ("samples", 1, 1 << 20),
-    ("seqlen", 2, 1 << 20),
-    ("seed", 0, (1 << 63) - 1),
-    ("reflections", 1, 4096),
-    ("tensor_parallel", 1, 1024),
-)
 # Settings that are left out where they have these values.
 _RARE = {"act_method": None, "all_experts": False, "tensor_parallel": 1}
-_NOTHING = "nothing was quantized"
 
 
 @dataclass(frozen=True)
@@ -115,40 +96,19 @@ class Recipe:
     tune: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in tuple(known):
-                cause = f"there is no {name} '{getattr(self, name)}'"
-                raise NestQuantError(cause, _NOTHING, nearest(getattr(self, name), known))
-        if self.act_method is not None and self.act_method not in VECTOR_CODECS:
-            cause = f"there is no act_method '{self.act_method}'"
-            raise NestQuantError(cause, _NOTHING, nearest(str(self.act_method), VECTOR_CODECS))
-        for name in ("qa", "centering", "sequential", "all_experts"):
-            if type(getattr(self, name)) is not bool:
-                raise NestQuantError(f"{name} {getattr(self, name)} is not true or false", _NOTHING, f"correct {name}")
+        check_settings(vars(self))
         for part in ("weight", "act", "kv"):
             self.shape(part)
         if all(self.shape(part) is None for part in ("weight", "act", "kv")):
-            raise NestQuantError("weights, activations and KV cache are all left at 16 bits", _NOTHING, "give --bits")
+            raise NestQuantError("weights, activations and KV cache are all left at 16 bits", NOTHING, "give --bits")
         if self.sequential and (self.shape("act") is not None or self.shape("kv") is not None):
             raise NestQuantError(
                 "sequential calibration is for weights alone: with rounded activations it makes a model worse",
-                _NOTHING,
+                NOTHING,
                 "leave sequential out, or leave activations, keys and values at 16 bits",
             )
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                raise NestQuantError(
-                    f"{name} {value} is not an integer from {low} to {high}", _NOTHING, f"correct {name}"
-                )
         self._check_paths()
-        if not _is_number(self.damping) or not 0 < self.damping <= 1:
-            raise NestQuantError(f"damping {self.damping} is not in (0, 1]", _NOTHING, "use 0.01 or so")
         self._check_combinations()
-        if not isinstance(self.dataset, str) or not self.dataset:
-            raise NestQuantError("dataset is not a name", _NOTHING, "use wikitext2, c4, demo or a .txt or .jsonl file")
-        if self.text_field is not None and (not isinstance(self.text_field, str) or not self.text_field):
-            raise NestQuantError("text_field is not a name", _NOTHING, "name a field of the data set, such as text")
 
     def _check_combinations(self) -> None:
         """Raises NestQuantError where mixed rates or tuning cannot work with the method or the rotation."""
@@ -156,18 +116,18 @@ class Recipe:
         if self.allocation == "mixed" and (self.weight_code is not None or not codec.mixed_rates):
             raise NestQuantError(
                 "mixed rates choose nested codes for the weights",
-                _NOTHING,
+                NOTHING,
                 "use method nestquant and give no weight_code",
             )
         if self.tensor_parallel > 1 and self.rotation == "learned":
             raise NestQuantError(
                 "a learned rotation mixes the parts of an input that tensor parallel keeps apart",
-                _NOTHING,
+                NOTHING,
                 "use rotation hadamard, or leave tensor_parallel out",
             )
         if self.tune is not None and (not codec.tunable or self.rotation == "learned"):
             raise NestQuantError(
-                "tuning knows nested codes and fixed rotations only", _NOTHING, "leave tune out, or method and rotation"
+                "tuning knows nested codes and fixed rotations only", NOTHING, "leave tune out, or method and rotation"
             )
         if self.tune is not None:
             TuneSettings.from_dict(self.tune)
@@ -177,11 +137,11 @@ class Recipe:
             return
         if type(self.paths) is not int or not 1 <= self.paths <= MOST_PATHS:
             cause = f"paths {self.paths!r} is not an integer from 1 to {MOST_PATHS}"
-            raise NestQuantError(cause, _NOTHING, "correct paths, or leave it out")
+            raise NestQuantError(cause, NOTHING, "correct paths, or leave it out")
         codec = CODECS[self.method]
         if self.paths > 1 and (codec.plain_paths if self.feedback == "none" else codec.paths) == 1:
             cause = f"a search over {self.paths} paths needs feedback, and nested codes or lattices"
-            raise NestQuantError(cause, _NOTHING, "leave paths out, or give 1")
+            raise NestQuantError(cause, NOTHING, "leave paths out, or give 1")
 
     @property
     def search_paths(self) -> int:
@@ -204,18 +164,18 @@ class Recipe:
     def shape(self, part: str) -> Shape | None:
         """The code of "weight", "act" or "kv"; None for 16 bits."""
         bits, code = getattr(self, f"{part}_bits"), getattr(self, f"{part}_code")
-        if not _is_number(bits):
-            raise NestQuantError(f"{part}_bits {bits!r} is not a number", _NOTHING, "use 2 to 8 in eighths, or 16")
+        if not is_number(bits):
+            raise NestQuantError(f"{part}_bits {bits!r} is not a number", NOTHING, "use 2 to 8 in eighths, or 16")
         if bits == SIXTEEN:
             return None
         name = self.codec(part)
         if isinstance(code, dict):
-            refuse_unknown(code, CODECS[name].settings, f"{part}_code", _NOTHING)
+            refuse_unknown(code, CODECS[name].settings, f"{part}_code", NOTHING)
         try:
             return shape_of(name, float(bits), code, part)
         except ValueError as error:
             raise NestQuantError(
-                str(error), _NOTHING, f"use {CODECS[name].remedy}, or 16 to leave a part alone"
+                str(error), NOTHING, f"use {CODECS[name].remedy}, or 16 to leave a part alone"
             ) from error
 
     def tag(self) -> str:
@@ -238,7 +198,3 @@ class Recipe:
 def names() -> tuple[str, ...]:
     """The settings of a recipe."""
     return tuple(field.name for field in dataclasses.fields(Recipe))
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

@@ -20,7 +20,7 @@ from nestquant_cli.checkpoint.read import check_checkpoint
 from nestquant_cli.checkpoint.verify import verify
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.models.shards import DTYPES, read_shard, read_tensor
-from nestquant_cli.modules.layout import Layout
+from nestquant_cli.modules.parse_layout import parse_layout
 
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FEW = settings(MANY, max_examples=40)
@@ -96,7 +96,7 @@ def test_shards_of_any_bytes(tmp_path: Path, content: bytes) -> None:
 @MANY
 @given(value=anything)
 def test_layouts_of_any_kind(value: Any) -> None:
-    clear(lambda: Layout.from_dict(value))
+    clear(lambda: parse_layout(value))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def victim(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @given(seed=st.integers(0, 1 << 32), new=anything)
 def test_layouts_with_one_place_changed(victim: Path, seed: int, new: Any) -> None:
     config = json.loads((victim / "config.json").read_text(encoding="utf-8"))
-    clear(lambda: Layout.from_dict(mutated(config["quantization_config"]["layout"], random.Random(seed), new)))
+    clear(lambda: parse_layout(mutated(config["quantization_config"]["layout"], random.Random(seed), new)))
 
 
 def look(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nestquant_cli.base.errors import NestQuantError
-from nestquant_cli.modules.layout import Layout
+from nestquant_cli.modules.parse_layout import parse_layout
 from nestquant_cli.storage.files import read_json
 from tests.families import Outcome, in_process
 
@@ -44,7 +44,7 @@ def test_from_one_command_to_text(
     for bits, curves in (("9", "0"), ("3" * 9, "0" * 9), ("4", "0"), ("2", "8"), (2, 0)):
         layout["linears"][name]["groups"] = {"bits": bits, "curves": curves}
         with pytest.raises(NestQuantError, match="a matrix"):
-            Layout.from_dict(layout)
+            parse_layout(layout)
 
 
 @pytest.mark.parametrize(

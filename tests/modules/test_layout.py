@@ -12,6 +12,7 @@ from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.e8.shape import CodeShape, shape_for_bits
 from nestquant_cli.modules.cache_codes import CacheCodes
 from nestquant_cli.modules.layout import Layout, LinearLayout
+from nestquant_cli.modules.parse_layout import parse_layout
 
 FOUR, THREE = shape_for_bits(4), shape_for_bits(3)
 CODE = ScaledCode(FOUR.with_multipliers((3, 4, 5, 6, 9)), 0.034)
@@ -42,10 +43,10 @@ def test_centers_are_of_version_three_and_of_the_size_of_their_input() -> None:
     assert example.version == 1
     example.inputs["l.0.q"] = centered(64)
     assert example.version == 3
-    assert Layout.from_dict(json.loads(json.dumps(example.to_dict()))) == example
+    assert parse_layout(json.loads(json.dumps(example.to_dict()))) == example
     example.inputs["l.0.q"] = centered(72)
     with pytest.raises(NestQuantError, match=r"inputs\.l\.0\.q has no center of its size"):
-        Layout.from_dict(example.to_dict())
+        parse_layout(example.to_dict())
 
 
 def parted(**parts: Any) -> dict[str, Any]:
@@ -57,10 +58,10 @@ def parted(**parts: Any) -> dict[str, Any]:
 
 
 def test_parts_are_of_version_six() -> None:
-    read = Layout.from_dict(json.loads(json.dumps(parted())))
+    read = parse_layout(json.loads(json.dumps(parted())))
     assert read.parts == {"l.0.q": 2} and read.to_dict() == parted()
     read.inputs["l.0.q"] = CenteredCode(CODE, centered(32).packed * 2)
-    assert Layout.from_dict(read.to_dict()) == read
+    assert parse_layout(read.to_dict()) == read
     assert "parts" not in layout().to_dict()
 
 
@@ -78,12 +79,12 @@ def test_parts_are_of_version_six() -> None:
 )
 def test_other_parts_are_refused(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(NestQuantError, match=told):
-        Layout.from_dict(parted(**changes))
+        parse_layout(parted(**changes))
 
 
 @pytest.mark.parametrize("example", [layout(), layout(THREE, None, None), layout(None, FOUR, None), layout(FOUR, None)])
 def test_round_trip_through_json(example: Layout) -> None:
-    assert Layout.from_dict(json.loads(json.dumps(example.to_dict()))) == example
+    assert parse_layout(json.loads(json.dumps(example.to_dict()))) == example
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
@@ -133,10 +134,10 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 )
 def test_damaged_fields_are_named(path: str, value: Any, told: str | None) -> None:
     if told is None:
-        assert Layout.from_dict(changed(path, value)).weight_shape is None
+        assert parse_layout(changed(path, value)).weight_shape is None
         return
     with pytest.raises(NestQuantError, match=told.replace(".", r"\.")):
-        Layout.from_dict(changed(path, value))
+        parse_layout(changed(path, value))
 
 
 JUNK = st.recursive(
@@ -164,7 +165,7 @@ def paths(value: Any, prefix: str = "") -> list[str]:
 @given(st.sampled_from(paths(layout().to_dict())), JUNK | st.just(...))
 def test_whatever_one_field_becomes_only_our_error_is_raised(path: str, value: Any) -> None:
     try:
-        Layout.from_dict(changed(path, value))
+        parse_layout(changed(path, value))
     except NestQuantError:
         return
 
@@ -173,4 +174,4 @@ def test_whatever_one_field_becomes_only_our_error_is_raised(path: str, value: A
 @given(JUNK)
 def test_whatever_the_whole_is_only_our_error_is_raised(value: Any) -> None:
     with pytest.raises(NestQuantError):
-        Layout.from_dict(value)
+        parse_layout(value)

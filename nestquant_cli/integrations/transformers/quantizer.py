@@ -12,7 +12,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ...base.errors import NestQuantError
 from ...base.names import refuse_unknown
-from ...modules.layout import QUANT_METHOD, Layout
+from ...modules.layout import QUANT_METHOD
+from ...modules.parse_layout import parse_layout
 from ...storage.files import read_json
 from .config_entries import quantization_config
 
@@ -101,7 +102,7 @@ class NestQuantHfQuantizer(HfQuantizer):
         folder = Path(config.name_or_path or "")
         if config.name_or_path and (folder / MANIFEST).is_file():
             check_files(folder, tensors=False)
-        packed_model(config, Layout.from_dict(self.quantization_config.layout))
+        packed_model(config, parse_layout(self.quantization_config.layout))
         return config
 
     update_tp_plan = update_attn_implementation  # what earlier versions of transformers 5 ask at this place
@@ -129,7 +130,7 @@ class NestQuantHfQuantizer(HfQuantizer):
                 check_checkpoint(folder)
             if (folder / REPORT).is_file():
                 self.report = read_json(folder / REPORT)
-        attach(model, Layout.from_dict(self.quantization_config.layout))
+        attach(model, parse_layout(self.quantization_config.layout))
         if files:
             entries = {name: entry.shape for file in files for name, entry in read_shard(file).entries.items()}
             refuse_size(model, entries)

@@ -8,7 +8,7 @@ import torch
 
 from ...base.errors import NestQuantError
 from ...modules.inputs import padded_size
-from ...modules.layout import Layout
+from ...modules.parse_layout import parse_layout
 from ...modules.resident import check_form, int8_fits
 from ...rotation.reflections import Reflections
 from .hub_names import HubNames
@@ -36,7 +36,7 @@ class ModelState:
     """
 
     def __init__(self, value: Any, model_types: Iterable[str] = ()) -> None:
-        self.layout = Layout.from_dict(value)
+        self.layout = parse_layout(value)
         self.names = Names(self.layout.linears)
         self.hub = HubNames(model_types, self.layout.linears)
         self.names.rename(self.hub)

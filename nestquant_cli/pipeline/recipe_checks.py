@@ -1,0 +1,71 @@
+"""Checks of single settings of a recipe: names, ranges and types. `Recipe` checks what they mean together."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ..base.errors import NestQuantError
+from ..base.names import nearest
+from ..calibration.windows import BOS_MODES
+from ..codecs.registry import CODECS, VECTOR_CODECS
+from ..modules.layout import ROTATIONS
+
+NOTHING = "nothing was quantized"
+FEEDBACKS = ("none", "ldlq")
+ALLOCATIONS = ("uniform", "mixed")
+_CHOICES = {
+    "method": CODECS,
+    "act_method": VECTOR_CODECS,
+    "rotation": ROTATIONS,
+    "feedback": FEEDBACKS,
+    "allocation": ALLOCATIONS,
+    "bos": BOS_MODES,
+}
+_FLAGS = ("qa", "centering", "sequential", "all_experts")
+_RANGES = (
+    ("samples", 1, 1 << 20),
+    ("seqlen", 2, 1 << 20),
+    ("seed", 0, (1 << 63) - 1),
+    ("reflections", 1, 4096),
+    ("tensor_parallel", 1, 1024),
+)
+# What a text must be, and whether it may be left out.
+_TEXTS = {
+    "dataset": (False, "use wikitext2, c4, demo or a .txt or .jsonl file"),
+    "text_field": (True, "name a field of the data set, such as text"),
+}
+_OPTIONAL_CHOICES = ("act_method",)
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Checks each setting by itself.
+
+    Args:
+        settings: values by name, of all settings of a recipe.
+
+    Raises:
+        NestQuantError: a setting is out of range, of the wrong type, or names what does not exist.
+    """
+    for name, known in _CHOICES.items():
+        value = settings[name]
+        if value not in tuple(known) and not (value is None and name in _OPTIONAL_CHOICES):
+            raise NestQuantError(f"there is no {name} '{value}'", NOTHING, nearest(str(value), known))
+    for name in _FLAGS:
+        if type(settings[name]) is not bool:
+            raise NestQuantError(f"{name} {settings[name]} is not true or false", NOTHING, f"correct {name}")
+    for name, low, high in _RANGES:
+        value = settings[name]
+        if type(value) is not int or not low <= value <= high:
+            raise NestQuantError(f"{name} {value} is not an integer from {low} to {high}", NOTHING, f"correct {name}")
+    damping = settings["damping"]
+    if not is_number(damping) or not 0 < damping <= 1:
+        raise NestQuantError(f"damping {damping} is not in (0, 1]", NOTHING, "use 0.01 or so")
+    for name, (optional, remedy) in _TEXTS.items():
+        value = settings[name]
+        if not (optional and value is None) and (not isinstance(value, str) or not value):
+            raise NestQuantError(f"{name} is not a name", NOTHING, remedy)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; true and false are none."""
+    return type(value) in (int, float) and math.isfinite(value)
