@@ -6,23 +6,27 @@ coordinates at a time, the bytes of one token after another.
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..contract.constants import LARGEST_INT16, LEAST_SIZE
 from .amx import TOKENS
-from .e8 import OPTIONS, ZERO
+from .e8 import EXACT, OPTIONS, ZERO
 from .jit import njit
+from .pointers import int8_at
 from .rotate import WORK
 from .square import FLOATS, INTS, LINE, constant, put, vector
 from .threads import team_loop
 from .tile_rows import load_rows
-from .tokens import load_rotated
+from .tokens import load_rotated, rotate_one
 
 _LEVELS, _LEAST = np.float32(LARGEST_INT16), np.float32(LEAST_SIZE)
 _NAN = np.float32(np.nan)
 _NOT_FINITE = 0x7F800000  # bits of a float32 from here on
+_MAGNITUDE = np.int32(0x7FFFFFFF)  # bits of a float32's magnitude, in the order of magnitudes
+_MAGIC = np.float32(1.5 * 2**23)  # what is added to it is rounded to an integer, its distance in the bits
+_MAGIC_BITS = np.int32(0x4B400000)
 _GROUP = 4  # coordinates whose bytes lie together
 _WORD = ir.IntType(64)
 
@@ -82,11 +86,9 @@ def round_tile(tile, order, digits, scale):
     sizes = largest.view(np.float32)
     factor = np.empty(TOKENS, np.float32)
     for lane in range(TOKENS):
-        size = sizes[lane]
-        finite = largest[lane] < _NOT_FINITE
-        factor[lane] = _LEVELS / size if finite and size >= _LEAST else ZERO
+        factor[lane], size = _factor_and_scale(largest[lane], sizes[lane])
         if lane < scale.shape[0]:
-            scale[lane] = (size / _LEVELS if size >= _LEAST else ZERO) if finite else _NAN
+            scale[lane] = size
     digits[:, order * TOKENS // _GROUP :] = 0
     for lane in range(TOKENS):
         if factor[lane] == ZERO:  # what is not finite must not be converted to an integer
@@ -96,6 +98,63 @@ def round_tile(tile, order, digits, scale):
         at = group * LINE
         high, low = digits[0].ctypes.data + at, digits[1].ctypes.data + at
         _split(tile.ctypes.data + _GROUP * at, factor.ctypes.data, high, low)
+
+
+@njit(**OPTIONS)
+def round_few(narrow, plan, digits, scale):
+    """Rotates and rounds a few tokens one by one, to what `round_rotated` makes of them among others, to the bit.
+
+    Args:
+        narrow, plan: as in `tokens.rotate`.
+        digits: (tokens, 2, groups) int32, filled, groups as in `round_rotated`.
+        scale: (tokens,) float32, filled.
+    """
+    order = plan[0].shape[0]
+    wide, work = np.empty((0, 0), np.float32), np.zeros(WORK, np.float32)
+    row, other = np.empty(order, np.float32), np.empty(order, np.float32)
+    one = np.empty(1, np.float32)
+    for token in range(narrow.shape[0]):
+        rotate_one(wide, narrow, token, plan, row, work, other)
+        largest = largest_of_row(row.view(np.int32))
+        one.view(np.int32)[0] = largest
+        factor, scale[token] = _factor_and_scale(largest, one[0])
+        lines = digits[token]
+        lines[:, order // _GROUP :] = 0
+        if factor == ZERO:
+            lines[:] = 0
+        else:
+            _split_row(row, factor, lines[0].ctypes.data, lines[1].ctypes.data)
+
+
+@njit(**OPTIONS)
+def _factor_and_scale(largest, size):
+    """What a token is multiplied with before it is rounded, 0 where it becomes zeros, and its scale."""
+    if largest >= _NOT_FINITE:
+        return ZERO, _NAN
+    return (_LEVELS / size, size / _LEVELS) if size >= _LEAST else (ZERO, ZERO)
+
+
+@njit(**EXACT)
+def _split_row(row, factor, high, low):
+    """A row times a factor to its digits, bytes at two addresses. A fused multiply-add would round a tie otherwise."""
+    upper, lower = carray(int8_at(high), (row.shape[0],)), carray(int8_at(low), (row.shape[0],))
+    for i in range(row.shape[0]):
+        row[i] = row[i] * factor + _MAGIC
+    bits = row.view(np.int32)
+    for i in range(row.shape[0]):
+        whole = np.int32(bits[i] - _MAGIC_BITS)
+        upper[i] = np.int8(np.int32(whole + np.int32(128)) >> 8)
+        lower[i] = np.int8(whole)
+
+
+@njit(**OPTIONS)
+def largest_of_row(bits):
+    """The largest magnitude's bits, of the bits of float32; infinity and what is no number are beyond all."""
+    found = np.int32(0)
+    for i in range(bits.shape[0]):
+        size = np.int32(bits[i] & _MAGNITUDE)
+        found = size if size > found else found
+    return found
 
 
 @intrinsic

@@ -12,7 +12,7 @@ from .amx import ROWS, STEP, TOKENS
 from .dot_int16 import DIGITS, MOST, TOGETHER, dot_few
 from .e8 import OPTIONS
 from .instructions import AMX
-from .int16 import round_rotated
+from .int16 import round_few, round_rotated
 from .int16_product import multiply_blocks
 from .jit import njit
 from .pointers import float32_at, int8_at, int32_at, uint16_at
@@ -35,14 +35,17 @@ def rotate_and_multiply(fixed, first, items, step, threads, team):
     x, sizes, plan, weight, kind, y = fixed
     tokens, features, rows, order = sizes
     narrow, out = carray(uint16_at(x), (tokens, features)), carray(uint16_at(y), (tokens, rows))
-    digits = np.empty(((tokens + TOKENS - 1) // TOKENS, DIGITS, (order + STEP - 1) // STEP * _WHOLE), np.int32)
+    steps = (order + STEP - 1) // STEP
     scale = np.empty(tokens, np.float32)
-    round_rotated(np.empty((0, 0), np.float32), narrow, plan, digits, scale, 0, tokens)
     share = (first, items, step, threads, team)
     if tokens <= MOST:
-        _share_few(_in_rows(digits[0], tokens), scale, weight, order, out, share)
-    else:
-        _share_many(digits, scale, weight, order, kind, out, share)
+        few = np.empty((tokens, DIGITS, steps * (STEP // 4)), np.int32)
+        round_few(narrow, plan, few, scale)
+        _share_few(few, scale, weight, order, out, share)
+        return
+    digits = np.empty(((tokens + TOKENS - 1) // TOKENS, DIGITS, steps * _WHOLE), np.int32)
+    round_rotated(np.empty((0, 0), np.float32), narrow, plan, digits, scale, 0, tokens)
+    _share_many(digits, scale, weight, order, kind, out, share)
 
 
 @njit(**OPTIONS)
@@ -94,18 +97,6 @@ def _share_many(digits, scale, weight, order, kind, out, share):
     wide = np.empty((0, 0), np.float32)
     fixed = (digits, scale, first_of, ends, addresses, out.shape[1], order, kind, wide, out)
     spread(multiply_blocks, fixed, first, items, step, threads, team)
-
-
-@njit(**OPTIONS)
-def _in_rows(lines, tokens):
-    """The digits of a tile token by token: (tokens, DIGITS, entries / 4) int32."""
-    groups = lines.shape[1] // TOKENS
-    found = np.empty((tokens, DIGITS, groups), np.int32)
-    for token in range(tokens):
-        for digit in range(DIGITS):
-            for group in range(groups):
-                found[token, digit, group] = lines[digit, group * TOKENS + token]
-    return found
 
 
 @njit(**OPTIONS)

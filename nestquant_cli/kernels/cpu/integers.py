@@ -4,7 +4,7 @@ import numpy as np
 
 from .after_product import rounded
 from .e8 import LANE, ONE, OPTIONS
-from .int16 import largest_of_tile
+from .int16 import largest_of_row, largest_of_tile
 from .jit import njit
 from .rotate import FEW, TOKENS, WORK
 from .threads import team_loop
@@ -12,7 +12,6 @@ from .tile_rows import store_rows
 from .tokens import load_rotated, rotate_one
 
 _MAGIC = np.float32(12582912.0)  # 1.5·2²³: what is added to it is rounded to an integer, found in the lowest bits
-_SIZE = np.int32(0x7FFFFFFF)  # bits of a float32's magnitude, in the order of magnitudes
 _INFINITE = np.int32(0x7F800000)  # those of infinity; what is no number has larger ones
 _NOT_A_NUMBER = np.float32(np.nan)
 
@@ -34,7 +33,7 @@ def encode(wide, narrow, plan, clip, most, v, scale, start, stop):
         row, other = np.empty(order, np.float32), np.empty(order, np.float32)
         for token in range(start, stop):
             rotate_one(wide, narrow, token, plan, row, work, other)
-            scale[token] = _step(_largest_of_row(row.view(np.int32)), clip, most)
+            scale[token] = _step(largest_of_row(row.view(np.int32)), clip, most)
             _words_of_row(row, scale[token], most, v[token])
         return
     tile = np.empty(order * TOKENS, np.float32)
@@ -92,15 +91,6 @@ def _words(tile, step, most, words):
                 low = (bits[at] & 255) | (bits[at + TOKENS] & 255) << 8
                 high = (bits[at + 2 * TOKENS] & 255) | (bits[at + 3 * TOKENS] & 255) << 8
                 target[j * TOKENS + lane] = np.int32(low | high << 16)
-
-
-@njit(**OPTIONS)
-def _largest_of_row(bits):
-    found = np.int32(0)
-    for i in range(bits.shape[0]):
-        size = np.int32(bits[i] & _SIZE)
-        found = size if size > found else found
-    return found
 
 
 @njit(**OPTIONS)
