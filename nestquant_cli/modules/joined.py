@@ -30,7 +30,7 @@ class Joined:
         if rows.start in taken:
             y = multiply(x.reshape(-1, source.features), seed, *weight, parts)
         taken.add(rows.start)
-        return y[:, rows]
+        return y if rows.stop - rows.start == y.shape[1] else y[:, rows]
 
 
 def join(v: list[Tensor], row_scale: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Joined]:

@@ -71,7 +71,8 @@ class QuantizedLinear(StoredWeight):
     def compute(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The product, as `forward` gives it, without a gradient."""
         y = multiply(self, x, bias)
-        return (y if y.dtype == x.dtype else y.to(x.dtype)).reshape(*x.shape[:-1], self.out_features)
+        y = y if y.dtype == x.dtype else y.to(x.dtype)
+        return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
 
     def input_gradient(self, gradient: Tensor) -> Tensor:
         """Wᵀ ∂y with the dequantized W: (tokens, out_features) to (tokens, in_features), in its dtype."""
