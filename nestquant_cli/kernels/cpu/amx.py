@@ -1,4 +1,4 @@
-"""Sums of int8 products in AMX tiles: 32 rows of a matrix times 16 tokens of two digits each. Compiled by Numba.
+"""Sums of int8 products in AMX tiles: 32 rows of a matrix times two tiles of tokens. Compiled by Numba.
 
 A tile of an operand is 16 rows of 64 bytes. The instruction adds up products of four neighbouring bytes, so that rows
 of the matrix are used as they lie in memory, and only tokens are laid out for it (`int16`).
@@ -102,24 +102,26 @@ def _ask_ahead(address, stride):
 
 
 @njit(**OPTIONS)
-def amx_sums(rows, stride, step, tokens, steps, sums):
-    """Sums over all entries, of each digit.
+def amx_sums(rows, stride, step, tokens, steps, ahead, sums):
+    """Sums over all entries of two tiles of tokens: both digits of 16 tokens, or one digit each of 32.
 
     Args:
         rows: address of the first of ROWS rows of int8.
         stride: bytes from a row to the next.
         step: bytes from STEP entries of a row to the next.
-        tokens: address of the tokens: for each digit `steps` tiles.
+        tokens: address of the tokens: for each of the two `steps` tiles.
         steps: how many tiles.
-        sums: address of (2 digits, ROWS, TOKENS) int32, filled.
+        ahead: whether to ask for the block of rows that follows.
+        sums: address of (2, ROWS, TOKENS) int32, filled.
     """
-    low = tokens + steps * TILE
+    other = tokens + steps * TILE
     _zero(0), _zero(1), _zero(2), _zero(3)
     for i in range(steps):
-        _ask_ahead(rows + i * step, stride)
+        if ahead:
+            _ask_ahead(rows + i * step, stride)
         _load(4, rows + i * step, stride)
         _load(6, tokens + i * TILE, STEP)
-        _load(7, low + i * TILE, STEP)
+        _load(7, other + i * TILE, STEP)
         _load(5, rows + 16 * stride + i * step, stride)
         _multiply(0, 4, 6)
         _multiply(1, 4, 7)
@@ -132,11 +134,12 @@ def amx_sums(rows, stride, step, tokens, steps, sums):
 
 
 @njit(**OPTIONS)
-def amx_sums_of_one(rows, stride, step, tokens, steps, sums):
-    """As `amx_sums`, of tokens with one digit: fills (ROWS, TOKENS) int32."""
+def amx_sums_of_one(rows, stride, step, tokens, steps, ahead, sums):
+    """As `amx_sums`, of one tile of tokens with one digit: fills (ROWS, TOKENS) int32."""
     _zero(0), _zero(1)
     for i in range(steps):
-        _ask_ahead(rows + i * step, stride)
+        if ahead:
+            _ask_ahead(rows + i * step, stride)
         _load(4, rows + i * step, stride)
         _load(6, tokens + i * TILE, STEP)
         _load(5, rows + 16 * stride + i * step, stride)

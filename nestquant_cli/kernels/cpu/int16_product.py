@@ -43,9 +43,15 @@ def multiply_blocks(digits, scale, first_of, tiles, addresses, rows, order, kind
         configure(_SHAPES.ctypes.data)
     places = np.empty((_TOGETHER, 3), np.int64)
     room = np.empty((_TOGETHER, digits.shape[2] // (TOKENS * TOKENS) * STEP * ROWS), np.int8)
-    sums = np.zeros((2, ROWS, TOKENS), np.int32)
-    work, work_narrow = np.empty((TOKENS, ROWS), np.float32), np.empty((TOKENS, ROWS), np.uint16)
-    factors = np.empty(TOKENS, np.float32), np.empty(ROWS, np.float32)
+    sums = np.zeros((3, ROWS, TOKENS), np.int32)  # the last stay zeros: the higher digit of tokens with one
+    of_rows, of_tokens = np.zeros((_TOGETHER, ROWS), np.float32), np.empty((2, TOKENS), np.float32)
+    work = np.empty((TOKENS, ROWS), np.float32)
+    narrow = out.shape[0] == 0
+    target, stride, size = out.ctypes.data, out.strides[0], 4
+    if narrow:
+        target, stride, size = out_narrow.ctypes.data, out_narrow.strides[0], 2
+    one = digits.shape[1] == 1
+    pair = 2 if one else 1  # tiles that meet a block together
     item = start
     while item < stop:
         expert = item // blocks
@@ -55,21 +61,28 @@ def multiply_blocks(digits, scale, first_of, tiles, addresses, rows, order, kind
             held = min(ROWS, rows - block * ROWS)
             at = addresses[expert, 0] + block * ROWS * order
             _place(at, held, order, kind, room[block - first], places[block - first])
-        scales = carray(uint16_at(addresses[expert, 1]), (rows,))
-        for tile in range(tiles[expert], tiles[expert + 1]):
-            sizes = scale[first_of[tile] : first_of[tile + 1]]
+            _widen(addresses[expert, 1] + 2 * block * ROWS, held, of_rows[block - first])
+        for tile in range(tiles[expert], tiles[expert + 1], pair):
+            here = min(pair, tiles[expert + 1] - tile)
+            for each in range(here):
+                _take(scale, first_of[tile + each], first_of[tile + each + 1], of_tokens[each])
+            of_digits = digits.ctypes.data + tile * digits.strides[0], digits.shape[2] // (TOKENS * TOKENS)
+            ahead = tile == tiles[expert]  # later the rows are in the cache
             for block in range(first, last):
-                place = places[block - first]
-                row = block * ROWS
-                held = min(ROWS, rows - row)
-                _sums(place, held, digits[tile], order, kind, sums)
-                _factors(sizes, scales[row : row + held], factors)
-                pair, end = first_of[tile], first_of[tile + 1]
-                if out.shape[0]:
-                    _write(sums, factors, end - pair, held, work, out[pair:end, row : row + held], False)
-                else:
-                    part = out_narrow[pair:end, row : row + held]
-                    _write(sums, factors, end - pair, held, work_narrow, part, True)
+                held = min(ROWS, rows - block * ROWS)
+                _sums(places[block - first], held, of_digits, one and here == 1, order, kind, ahead, sums)
+                for each in range(here):
+                    begin = first_of[tile + each]
+                    digit = (sums[2], sums[each]) if one else (sums[0], sums[1])
+                    factors = of_tokens[each].ctypes.data, of_rows[block - first].ctypes.data
+                    place = target + begin * stride + block * ROWS * size
+                    count = first_of[tile + each + 1] - begin
+                    if count == TOKENS and held == ROWS:
+                        _write(digit[0].ctypes.data, digit[1].ctypes.data, factors, ROWS, place, stride, narrow)
+                    else:
+                        lines = work.ctypes.data, ROWS * size
+                        _write(digit[0].ctypes.data, digit[1].ctypes.data, factors, held, lines[0], lines[1], narrow)
+                        _copy(lines, count, held * size, place, stride)
         item += last - first
     if kind == AMX:
         configure(before.ctypes.data)
@@ -92,12 +105,14 @@ def _place(address, held, order, kind, room, place):
 
 
 @njit(**OPTIONS)
-def _sums(place, held, digits, order, kind, sums):
-    tokens, steps, target = digits.ctypes.data, digits.shape[1] // (TOKENS * TOKENS), sums.ctypes.data
-    if kind == AMX and digits.shape[0] == 1:
-        amx_sums_of_one(place[0], place[1], place[2], tokens, steps, sums[1].ctypes.data)
+def _sums(place, held, digits, single, order, kind, ahead, sums):
+    """Sums of a block with a tile of two digits, or with one or two tiles of one digit: the first of `sums`."""
+    tokens, steps = digits
+    target = sums.ctypes.data
+    if kind == AMX and single:
+        amx_sums_of_one(place[0], place[1], place[2], tokens, steps, ahead, target)
     elif kind == AMX:
-        amx_sums(place[0], place[1], place[2], tokens, steps, target)
+        amx_sums(place[0], place[1], place[2], tokens, steps, ahead, target)
     elif kind == VNNI:
         vnni_sums(place[0], place[1], held, tokens, steps, order, target)
     else:
@@ -105,39 +120,45 @@ def _sums(place, held, digits, order, kind, sums):
 
 
 @njit(**OPTIONS)
-def _factors(sizes, scales, factors):
-    of_tokens, of_rows = factors
-    of_tokens[sizes.shape[0] :] = ZERO
-    of_tokens[: sizes.shape[0]] = sizes
-    bits = of_rows.view(np.int32)
-    for i in range(scales.shape[0]):
+def _widen(address, held, of_rows):
+    """Scales of rows, bits of bfloat16 at an address, as float32."""
+    scales, bits = carray(uint16_at(address), (held,)), of_rows.view(np.int32)
+    for i in range(held):
         bits[i] = np.int32(scales[i]) << 16
 
 
 @njit(**OPTIONS)
-def _write(sums, factors, tokens, held, work, out, narrow):
+def _take(scale, begin, end, of_tokens):
+    """The scales of a tile's tokens, and zeros for those that it lacks."""
+    for lane in range(TOKENS):
+        of_tokens[lane] = scale[begin + lane] if begin + lane < end else ZERO
+
+
+@njit(**OPTIONS)
+def _write(high, low, factors, held, place, stride, narrow):
     """Sums of a block times the scales of its tokens and rows.
 
     Args:
-        sums: (2, ROWS, TOKENS) int32.
-        factors: scales of tokens and of rows, float32.
-        tokens, held: how many of them and of the rows there are.
-        work: (TOKENS, ROWS) of the output's dtype.
-        out: the tokens' part of the output (tokens, held).
-        narrow: whether the output is bfloat16.
+        high, low: addresses of (ROWS, TOKENS) int32, the sums of each digit.
+        factors: addresses of the scales of tokens and of rows, float32.
+        held: how many rows there are, rounded up to SIDE.
+        place: address of what is filled: for each of TOKENS tokens the rows one after another.
+        stride: bytes from a token to the next.
+        narrow: whether it is bfloat16, else float32.
     """
-    of_tokens, of_rows = factors[0].ctypes.data, factors[1].ctypes.data
-    whole = tokens == TOKENS and held == ROWS
-    target, stride = (out.ctypes.data, out.strides[0]) if whole else (work.ctypes.data, work.strides[0])
     for first in range(0, held, SIDE):
-        high = sums.ctypes.data + first * LINE
-        low = high + ROWS * LINE
-        place = target + first * work.itemsize
+        at = first * LINE
         if narrow:
-            finish(high, low, of_tokens, of_rows + first * 4, place, stride, 1)
+            finish(high + at, low + at, factors[0], factors[1] + first * 4, place + first * 2, stride, 1)
         else:
-            finish(high, low, of_tokens, of_rows + first * 4, place, stride, 0)
-    if not whole:
-        for lane in range(tokens):
-            for i in range(held):
-                out[lane, i] = work[lane, i]
+            finish(high + at, low + at, factors[0], factors[1] + first * 4, place + first * 4, stride, 0)
+
+
+@njit(**OPTIONS)
+def _copy(lines, count, length, place, stride):
+    """`count` lines of `length` bytes from one address and stride to others."""
+    for line in range(count):
+        source, target = carray(int8_at(lines[0] + line * lines[1]), (length,)), carray(int8_at(place), (length,))
+        for i in range(length):
+            target[i] = source[i]
+        place += stride
