@@ -1,6 +1,6 @@
 """Times a whole model on this machine: the original in plain transformers against its packed checkpoints, in one run.
 
-    python scripts/bench_model.py demo --w4a4kv4 DIR --w4 DIR [--windows 3] [--repeats 3] [--context 4096] [--output F]
+    python scripts/bench_model.py demo --w4a4kv4 DIR --w4a8kv4 DIR --w4 DIR [--windows 3] [--repeats 3] [--context 4096]
 
 Scoring is what eval-ppl does with a window. Generation makes --new tokens after --prompt tokens. The models run in
 turns, so that other programs on the machine affect all of them, and each result is the median of its repeats. Ratios
@@ -68,6 +68,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", nargs="?", default="demo", help="the original")
     parser.add_argument("--w4a4kv4", type=Path, help="checkpoint with everything quantized, to score")
+    parser.add_argument("--w4a8kv4", type=Path, help="checkpoint with int8 activations, to score and to generate")
     parser.add_argument("--w4", type=Path, help="checkpoint with only weights quantized, to generate")
     parser.add_argument("--dataset", default="demo")
     parser.add_argument("--windows", type=int, default=1, help="windows of 2048 tokens per repeat; 0 for none")
@@ -85,7 +86,7 @@ def parse() -> argparse.Namespace:
 def load(options: argparse.Namespace) -> dict[str, Any]:
     """Every model in every form, by its name in the table."""
     models: dict[str, Any] = {ORIGINAL: load_model(resolve(options.model))}
-    for kind in ("w4a4kv4", "w4"):
+    for kind in ("w4a4kv4", "w4a8kv4", "w4"):
         folder = getattr(options, kind)
         for form in FORMS if folder else ():
             model = load_model(resolve(str(folder)))

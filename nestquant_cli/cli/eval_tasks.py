@@ -21,7 +21,8 @@ TasksOption = Annotated[
     typer.Option(
         "--tasks",
         metavar="A,B",
-        help="lm-eval tasks, groups or tags to run, separated by commas.",
+        help="lm-eval tasks, groups or tags to run, separated by commas. needle and arithmetic_steps are made here and "
+        "need no network.",
         show_default=False,
     ),
 ]
@@ -46,6 +47,26 @@ IncludeOption = Annotated[
         "--include-path",
         metavar="DIR",
         help="Folder with task YAML files of your own. They can run Python code (!function): use only files you trust.",
+    ),
+]
+NeedleTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--needle-tokens",
+        metavar="N",
+        min=1,
+        help="Length of the texts of the task needle, in tokens.",
+        show_default="4096",
+    ),
+]
+NeedleDepthOption = Annotated[
+    float | None,
+    typer.Option(
+        "--needle-depth",
+        metavar="X",
+        parser=finite,
+        help="Place of the fact in the texts of the task needle: 0 is the beginning, 1 the end.",
+        show_default="all over the text",
     ),
 ]
 
@@ -129,6 +150,8 @@ def eval_tasks(
     num_fewshot: FewshotOption = None,
     limit: LimitOption = None,
     include_path: IncludeOption = None,
+    needle_tokens: NeedleTokensOption = None,
+    needle_depth: NeedleDepthOption = None,
     batch_size: BatchOption = 1,
     apply_chat_template: TemplateOption = False,
     chat_template: NamedTemplateOption = None,
@@ -163,6 +186,8 @@ def eval_tasks(
         num_fewshot=num_fewshot,
         limit=limit,
         include_path=include_path,
+        needle_tokens=needle_tokens,
+        needle_depth=needle_depth,
         batch_size=batch_size,
         chat_template=chat_template or apply_chat_template,
         system_instruction=system_instruction,

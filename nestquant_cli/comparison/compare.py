@@ -12,6 +12,7 @@ from ..calibration.text import load_text
 from ..calibration.windows import cut_windows, hash_tokens, tokenize, tokens_of, window_stride
 from ..checkpoint.manifest import MANIFEST
 from ..evaluation.gates import main_metric
+from ..evaluation.generated.checks import checked_making
 from ..evaluation.measure_tasks import TaskOptions, measure_tasks
 from ..evaluation.provenance import versions
 from ..evaluation.task_definitions import load_tasks
@@ -83,7 +84,8 @@ def compare(options: CompareOptions) -> Comparison:
         raise NestQuantError(f"{source.name} is a packed checkpoint", NOT_COMPARED, "give the original model")
     windows, about = _windows(options, source)
     if options.tasks:
-        load_tasks(options.tasks, options.include_path)
+        making = checked_making(options.tasks, source, load_tokenizer(source), options.seed)
+        load_tasks(options.tasks, options.include_path, making)
     with ComparisonState(options.folder) as state:
         return _compare(options, source, device, windows, about, state)
 

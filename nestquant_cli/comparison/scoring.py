@@ -48,7 +48,7 @@ def score_models(
         models: packed checkpoints by name.
         keys: what the sums of each model depend on, JSON-ready, by name.
         scoring: windows, dtype, device and form of the weights.
-        state: run of the comparison, whose steps `scores/NAME` have the sums.
+        state: run of the comparison, whose steps have the sums (`scores_step`).
 
     Returns:
         the sums of each window in order, by name.
@@ -75,13 +75,25 @@ def score_models(
                     )
                 for name, totals in zip(todo, window_totals, strict=True):
                     known[name].append(totals)
-                    state.put(f"scores/{name}", keys[name], [dataclasses.asdict(sums) for sums in known[name]])
+                    state.put(
+                        scores_step(name, keys[name]), keys[name], [dataclasses.asdict(sums) for sums in known[name]]
+                    )
             del loaded
     return {name: totals[: len(scoring.windows)] for name, totals in known.items()}
 
 
 def _known(state: ComparisonState, name: str, key: Any) -> list[Totals]:
-    return [Totals(**window) for window in state.get(f"scores/{name}", key) or []]
+    return [Totals(**window) for window in state.get(scores_step(name, key), key) or []]
+
+
+def scores_step(name: str, key: Mapping[str, Any]) -> str:
+    """Name of the step of a comparison that has the sums of the windows of one text.
+
+    Args:
+        name: name of the recipe.
+        key: what the sums depend on, with the hash of the scored tokens as "tokens_sha256".
+    """
+    return f"scores/{name}@{key['tokens_sha256'][:12]}"
 
 
 def _passes(names: Sequence[str], models: Mapping[str, Source], device: str) -> list[list[str]]:

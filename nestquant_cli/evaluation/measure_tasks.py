@@ -17,6 +17,8 @@ from ..models.source import Source, load_tokenizer, resolve
 from ..modules.resident import set_resident_if_quantized
 from ..parallel.team import team
 from .gates import NOT_EVALUATED, Gate, Verdict, judge, parse_gate
+from .generated.checks import checked_making
+from .generated.definitions import NEEDLE
 from .prompts import Prompting, complete_special_tokens, prompting, read_gen_kwargs
 from .provenance import model_protocol, versions
 from .task_definitions import load_tasks
@@ -34,10 +36,13 @@ class TaskOptions:
 
     Attributes:
         model: a name that `models.resolve.resolve` accepts, or the source that it returns.
-        tasks: names of tasks, groups or tags of lm-eval, or of YAML files in `include_path`; patterns such as "mmlu_*".
+        tasks: names of tasks, groups or tags of lm-eval, of YAML files in `include_path`, or of
+            `generated.definitions.GENERATED`; patterns such as "mmlu_*".
         num_fewshot: number of examples in the prompt; None is each task's own number.
         limit: items per task; below 1 it is a fraction of them; None is all.
         include_path: folder with further task YAML files.
+        needle_tokens: tokens of a prompt of the task `needle`; None is its own number.
+        needle_depth: place of its fact in the text, from 0 to 1; None for places that cover the text evenly.
         batch_size: sequences in a batch, or "auto" or "auto:N" for the largest that fit, searched once or N times.
         chat_template: whether prompts go through the tokenizer's chat template, or the name of one of several.
         system_instruction: text before every prompt; the system message if there is a chat template.
@@ -57,6 +62,8 @@ class TaskOptions:
     num_fewshot: int | None = None
     limit: float | None = None
     include_path: "Path | None" = None
+    needle_tokens: int | None = None
+    needle_depth: float | None = None
     batch_size: int | str = 1
     chat_template: bool | str = False
     system_instruction: str | None = None
@@ -116,7 +123,8 @@ def measure_tasks(options: TaskOptions) -> TaskReport:
     tokenizer = load_tokenizer(source)
     how = prompting(tokenizer, options.chat_template, options.system_instruction, options.fewshot_as_multiturn)
     special_tokens = complete_special_tokens(tokenizer, source)
-    tasks = load_tasks(options.tasks, options.include_path)
+    making = checked_making(options.tasks, source, tokenizer, options.seed, options.needle_tokens, options.needle_depth)
+    tasks = load_tasks(options.tasks, options.include_path, making)
     if gen_kwargs and not any(kind == "generate_until" for task in tasks.values() for kind in output_types(task)):
         raise NestQuantError("--gen-kwargs is given, but no task generates text", NOT_EVALUATED, "leave it out")
     metrics = {name: list(task.aggregation()) if hasattr(task, "aggregation") else [] for name, task in tasks.items()}
@@ -131,6 +139,7 @@ def measure_tasks(options: TaskOptions) -> TaskReport:
     result = run_tasks(model, tokenizer, list(tasks.values()), settings)
     circumstances = {
         "gen_kwargs": gen_kwargs,
+        "needle": {"tokens": making.needle_tokens, "depth": making.needle_depth} if NEEDLE in options.tasks else None,
         "special_tokens": special_tokens,
         "seconds": time.monotonic() - start,
         "resident": resident,

@@ -1,4 +1,4 @@
-"""Loads lm-eval tasks by name or from local files, with their data."""
+"""Loads lm-eval tasks by name, from local files or generated, with their data."""
 
 import logging
 import re
@@ -9,6 +9,7 @@ from ..base.errors import NestQuantError
 from ..base.names import nearest
 from ..models.hub import cache_only_when_unreachable, reason_of
 from .gates import NOT_EVALUATED
+from .generated.definitions import GENERATED, Making, make_task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,12 +19,15 @@ logger = logging.getLogger("nestquant")
 _CALL = re.compile(r"^[^#\n]*!function\b", re.MULTILINE)
 
 
-def load_tasks(names: Sequence[str], include_path: "Path | None" = None) -> dict[str, Any]:
+def load_tasks(
+    names: Sequence[str], include_path: "Path | None" = None, making: Making | None = None
+) -> dict[str, Any]:
     """Loads tasks and groups with their data.
 
     Args:
         names: names of tasks, groups or tags, or patterns such as "mmlu_*".
-        include_path: folder with further task YAML files.
+        include_path: folder with further task YAML files. A task of its own wins over a generated one of its name.
+        making: what generated tasks are made from; None where none may be asked for.
 
     Returns:
         lm-eval's task and group objects by name.
@@ -34,7 +38,10 @@ def load_tasks(names: Sequence[str], include_path: "Path | None" = None) -> dict
     """
     if include_path is not None and not include_path.is_dir():
         raise NestQuantError(f"--include-path {include_path} is not a folder", NOT_EVALUATED, "check the path")
-    manager = _manager(names, include_path)
+    local = _local(include_path)
+    generated = [name for name in names if making is not None and name in GENERATED and name not in _names(local)]
+    others = [name for name in names if name not in generated]
+    manager = _manager(others, include_path, local) if others else None
     if include_path is not None and (files := files_with_code(include_path)):
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         logger.info(
@@ -42,6 +49,9 @@ def load_tasks(names: Sequence[str], include_path: "Path | None" = None) -> dict
         )
     loaded: dict[str, Any] = {}
     for name in names:
+        if making is not None and name in generated:
+            loaded[name] = make_task(name, making)
+            continue
         for match in _matches(manager, name):
             loaded |= _load(manager, match)
     return loaded
@@ -53,14 +63,24 @@ def files_with_code(folder: "Path") -> list[str]:
     return [path.name for path in paths if _CALL.search(path.read_text(encoding="utf-8", errors="replace"))]
 
 
-def _manager(names: Sequence[str], include_path: "Path | None") -> Any:
+def _local(include_path: "Path | None") -> Any:
+    """lm-eval's list of the tasks of a folder alone; None without a folder."""
     from lm_eval.tasks import TaskManager
 
-    if include_path is not None:
-        # reading the definitions of lm-eval's 14,000 tasks takes 5 to 15 s, which is saved where all tasks are local
-        local = TaskManager(include_path=str(include_path), include_defaults=False)
-        if set(names) <= set(local.all_subtasks):
-            return local
+    return TaskManager(include_path=str(include_path), include_defaults=False) if include_path is not None else None
+
+
+def _names(manager: Any) -> set[str]:
+    return set(manager.all_subtasks) if manager is not None else set()
+
+
+def _manager(names: Sequence[str], include_path: "Path | None", local: Any) -> Any:
+    """lm-eval's list of tasks. Reading the definitions of its 14,000 takes 5 to 15 s, which is saved where all names
+    are in `local`."""
+    from lm_eval.tasks import TaskManager
+
+    if local is not None and set(names) <= _names(local):
+        return local
     logger.info("reading lm-eval's list of tasks")
     return TaskManager(include_path=str(include_path) if include_path else None)
 
@@ -68,7 +88,9 @@ def _manager(names: Sequence[str], include_path: "Path | None") -> Any:
 def _matches(manager: Any, name: str) -> list[str]:
     matches = sorted(manager.match_tasks([name]))
     if not matches:
-        remedy = nearest(name, manager.all_tasks, otherwise="see 'lm_eval ls tasks', or give --include-path")
+        remedy = nearest(
+            name, [*GENERATED, *manager.all_tasks], otherwise="see 'lm_eval ls tasks', or give --include-path"
+        )
         raise NestQuantError(f"there is no task '{name}'", NOT_EVALUATED, remedy)
     return matches
 

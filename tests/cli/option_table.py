@@ -147,6 +147,8 @@ COMMANDS: dict[str, Command] = {
             num_fewshot=Case(1, "", -1),
             limit=Case(0.5, "", "nan"),
             include_path=Case(str(TASKS), "", "{new}"),
+            needle_tokens=Case(512, "", 0, together=(("tasks", "needle"),)),
+            needle_depth=Case(0.25, "", "nan", together=(("tasks", "needle"),)),
             batch_size=Case("auto:3", "", "auto:0"),
             apply_chat_template=Case(True, "options.chat_template"),
             chat_template=Case("tool", "", "magic"),

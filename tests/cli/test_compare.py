@@ -76,6 +76,23 @@ def test_a_second_run_does_only_what_is_new(
     assert read_json(tmp_path / "out" / "comparison.json") == one and len(calls) == 7
 
 
+def test_another_text_takes_no_scores_away(
+    nestquant: Callable[..., Outcome], words: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = scoring.score_window, list[int]()
+
+    def counted(models: Any, *rest: Any) -> Any:
+        calls.append(len(models))
+        return real(models, *rest)
+
+    monkeypatch.setattr(scoring, "score_window", counted)
+    other = tmp_path / "other.txt"
+    other.write_text("another text, " * 400)
+    for text in ("", str(other), "", str(other)):
+        assert nestquant(*words, recipes("rtn-w4"), *(["--eval-dataset", text] if text else []))[0] == 0
+    assert len(calls) == 6
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
