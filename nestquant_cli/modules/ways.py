@@ -131,22 +131,22 @@ def integer_sums(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Kernels
 
     1 byte a weight in the int8 form. Taken where both sides are int8 with one scale a row, and with packed words
     for every number of tokens, as no CPU kernel reads them here. Up to `Limits.integer_rows_tokens` tokens of bfloat16
-    take one call, to the same bits: with AMX 0.3 of the time of bfloat16 for one token, 0.7 for 128, 1.1 for 512.
+    take one call, to the same bits: with AMX FIGURES.
     """
     tokens = layer.source(x)
     token_scale = tokens.scale
     assert token_scale is not None
-    plain = bias is None and tokens.centered is None and layer.resident == "int8"
-    if plain and len(tokens.values) <= kernels.limits.integer_rows_tokens and x.dtype == torch.bfloat16:
-        rows = layer.stored("v"), layer.stored("row_scale")
-        return kernels.integer_rows(tokens.values, token_scale, *rows, x.dtype)
-    scale = layer.scale().float()
     bias = None if bias is None else bias.detach().float()
     shift = None if tokens.centered is None else layer.shift()
+    at_once = len(tokens.values) <= kernels.limits.integer_rows_tokens and x.dtype == torch.bfloat16
+    scale = layer.stored("row_scale") if at_once else layer.scale().float()
 
     def multiply(V: Tensor, part: slice) -> Tensor:
-        sums = kernels.integer_product(tokens.values, V)
         b, t = bias if bias is None else bias[part], shift if shift is None else shift[part]
+        if at_once:
+            further = b, tokens.centered, t
+            return kernels.integer_rows(tokens.values, token_scale, V, scale[part], x.dtype, *further)
+        sums = kernels.integer_product(tokens.values, V)
         return kernels.scale_sums(sums, token_scale, scale[part], b, x.dtype, tokens.centered, t)
 
     return _by_panels(layer, multiply)

@@ -67,9 +67,17 @@ class ProductKernels(Protocol):
         ...
 
     def integer_rows(
-        self, tokens: Tensor, token_scale: Tensor, v: Tensor, row_scale: Tensor, dtype: torch.dtype
+        self,
+        tokens: Tensor,
+        token_scale: Tensor,
+        v: Tensor,
+        row_scale: Tensor,
+        dtype: torch.dtype,
+        bias: Tensor | None = None,
+        centered: Tensor | None = None,
+        shift: Tensor | None = None,
     ) -> Tensor:
-        """`scale_sums` of `integer_product`, (sums · token_scale) · row_scale, in one call; to the bit the same.
+        """`scale_sums` of `integer_product` in one call; to the bit the same.
 
         Made for at most `limits.integer_rows_tokens` tokens.
 
@@ -79,6 +87,7 @@ class ProductKernels(Protocol):
             v: (rows, entries) int8, contiguous.
             row_scale: (rows,) int16, contiguous, the bits of a bfloat16.
             dtype: dtype of the result.
+            bias, centered, shift: as in `scale_sums`.
 
         Returns:
             (tokens, rows) of dtype.

@@ -4,6 +4,7 @@ import numpy as np
 
 from .e8 import LANE, OPTIONS
 from .jit import njit
+from .single import separate
 from .threads import team_loop
 
 
@@ -12,6 +13,12 @@ def rounded(bits):
     """The bits of the bfloat16 nearest to a float32 (ties to even), from the float32's bits."""
     value = np.int64(bits) & 0xFFFFFFFF
     return np.uint16((value + 0x7FFF + ((value >> 16) & 1)) >> 16)
+
+
+@njit(**OPTIONS)
+def finished(total, token, shift, row, bias):
+    """(total · token + shift) · row + bias, each step rounded, as `square.finish` and `epilogue` compute it."""
+    return separate((separate(total * token) + shift) * row) + bias
 
 
 @team_loop
@@ -35,8 +42,10 @@ def epilogue(sums, token_scale, centered, shift, row_scale, bias, out, out_narro
         part = sums[token]
         target = out[token] if out.shape[0] else line
         if shift.shape[0] and centered[token]:
+            for i in range(rows):  # loops of their own: nothing is fused
+                target[i] = np.float32(part[i]) * factor
             for i in range(rows):
-                target[i] = (np.float32(part[i]) * factor + shift[i]) * row_scale[i]
+                target[i] = (target[i] + shift[i]) * row_scale[i]
         else:
             for i in range(rows):
                 target[i] = np.float32(part[i]) * factor * row_scale[i]

@@ -20,7 +20,6 @@ INFINITY = np.float32(np.inf)
 # The fused multiply-adds of "contract" change no result that must be exact.
 OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 LANE = {**OPTIONS, "forceinline": True}
-EXACT = {"nogil": True, "error_model": "numpy"}  # where a fused multiply-add would change a result that must be exact
 
 
 @njit(**LANE)

@@ -12,10 +12,11 @@ from numba.extending import intrinsic
 
 from ..contract.constants import LARGEST_INT16, LEAST_SIZE
 from .amx import TOKENS
-from .e8 import EXACT, OPTIONS, ZERO
+from .e8 import OPTIONS, ZERO
 from .jit import njit
 from .pointers import int8_at
 from .rotate import WORK
+from .single import nearest_product
 from .square import FLOATS, INTS, LINE, constant, put, vector
 from .threads import team_loop
 from .tile_rows import load_rows
@@ -25,8 +26,6 @@ _LEVELS, _LEAST = np.float32(LARGEST_INT16), np.float32(LEAST_SIZE)
 _NAN = np.float32(np.nan)
 _NOT_FINITE = 0x7F800000  # bits of a float32 from here on
 _MAGNITUDE = np.int32(0x7FFFFFFF)  # bits of a float32's magnitude, in the order of magnitudes
-_MAGIC = np.float32(1.5 * 2**23)  # what is added to it is rounded to an integer, its distance in the bits
-_MAGIC_BITS = np.int32(0x4B400000)
 _GROUP = 4  # coordinates whose bytes lie together
 _WORD = ir.IntType(64)
 
@@ -134,15 +133,12 @@ def _factor_and_scale(largest, size):
     return (_LEVELS / size, size / _LEVELS) if size >= _LEAST else (ZERO, ZERO)
 
 
-@njit(**EXACT)
+@njit(**OPTIONS)
 def _split_row(row, factor, high, low):
-    """A row times a factor to its digits, bytes at two addresses. A fused multiply-add would round a tie otherwise."""
+    """A row times a factor to its digits, bytes at two addresses."""
     upper, lower = carray(int8_at(high), (row.shape[0],)), carray(int8_at(low), (row.shape[0],))
     for i in range(row.shape[0]):
-        row[i] = row[i] * factor + _MAGIC
-    bits = row.view(np.int32)
-    for i in range(row.shape[0]):
-        whole = np.int32(bits[i] - _MAGIC_BITS)
+        whole = np.int32(nearest_product(row[i], factor))
         upper[i] = np.int8(np.int32(whole + np.int32(128)) >> 8)
         lower[i] = np.int8(whole)
 

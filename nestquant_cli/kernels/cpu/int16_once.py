@@ -7,7 +7,7 @@ products are those of the steps by themselves, to the bit, for any number of tok
 import numpy as np
 from numba import carray
 
-from .after_product import rounded
+from .after_product import finished, rounded
 from .amx import ROWS, STEP, TOKENS
 from .dot_int16 import DIGITS, MOST, TOGETHER, dot_few
 from .e8 import OPTIONS
@@ -41,32 +41,34 @@ def rotate_and_multiply(fixed, first, items, step, threads, team):
     if tokens <= MOST:
         few = np.empty((tokens, DIGITS, steps * (STEP // 4)), np.int32)
         round_few(narrow, plan, few, scale)
-        _share_few(few, scale, weight, order, out, share)
+        _share_few(few, scale, _more((0, 0, 0), tokens, rows), weight, order, out, share)
         return
     digits = np.empty(((tokens + TOKENS - 1) // TOKENS, DIGITS, steps * _WHOLE), np.int32)
     round_rotated(np.empty((0, 0), np.float32), narrow, plan, digits, scale, 0, tokens)
-    _share_many(digits, scale, weight, order, kind, out, share)
+    _share_many(digits, scale, _more((0, 0, 0), tokens, rows), weight, order, kind, out, share)
 
 
 @njit(**OPTIONS)
 def multiply_integers(fixed, first, items, step, threads, team):
-    """Fills y (tokens, rows) bfloat16 with (Σ v·token)·scale of the token·scale of the row, as `rotate_and_multiply`.
+    """Fills y (tokens, rows) bfloat16 with ((Σ v·token)·scale of the token + centered·shift)·scale of the row + bias.
 
     Args:
-        fixed: addresses of int8 tokens (tokens, entries) and of their scales, float32; tokens, rows and entries; the
-            rest as there. Tokens are their own lower digit.
+        fixed: addresses of int8 tokens (tokens, entries) and of their scales, float32; addresses of centered (tokens,)
+            bool, shift and bias (rows,) float32, or zeros; tokens, rows and entries; the rest as in
+            `rotate_and_multiply`. Tokens are their own lower digit.
         first, items, step, threads, team: as there.
     """
-    v, scales, sizes, weight, kind, y = fixed
+    v, scales, further, sizes, weight, kind, y = fixed
     tokens, rows, order = sizes
     out, scale = carray(uint16_at(y), (tokens, rows)), carray(float32_at(scales), (tokens,))
     words = carray(int32_at(v), (tokens, order // 4))
     groups = (order + STEP - 1) // STEP * (STEP // 4)
+    more = _more(further, tokens, rows)
     share = (first, items, step, threads, team)
     if tokens <= MOST:
         few = np.zeros((tokens, DIGITS, groups), np.int32)
         few[:, 1, : order // 4] = words
-        _share_few(few, scale, weight, order, out, share)
+        _share_few(few, scale, more, weight, order, out, share)
         return
     count = 1 if kind == AMX else DIGITS
     digits = np.zeros(((tokens + TOKENS - 1) // TOKENS, count, groups * TOKENS), np.int32)
@@ -74,18 +76,37 @@ def multiply_integers(fixed, first, items, step, threads, team):
         line = digits[token // TOKENS, count - 1]
         for group in range(order // 4):
             line[group * TOKENS + token % TOKENS] = words[token, group]
-    _share_many(digits, scale, weight, order, kind, out, share)
+    _share_many(digits, scale, more, weight, order, kind, out, share)
 
 
 @njit(**OPTIONS)
-def _share_few(digits, scale, weight, order, out, share):
+def _more(further, tokens, rows):
+    """What `multiply_blocks` takes of centers and biases, from addresses or zeros."""
+    if further[0] == 0 and further[1] == 0 and further[2] == 0:
+        return _none(0), _none(0), _none(0)
+    centered, shift, bias = _none(tokens), _none(rows), _none(rows)
+    if further[0] != 0:
+        centered[:] = carray(int8_at(further[0]), (tokens,))
+        shift[:] = carray(float32_at(further[1]), (rows,))
+    if further[2] != 0:
+        bias[:] = carray(float32_at(further[2]), (rows,))
+    return centered, shift, bias
+
+
+@njit(**OPTIONS)
+def _none(count):
+    return np.zeros(count, np.float32)
+
+
+@njit(**OPTIONS)
+def _share_few(digits, scale, more, weight, order, out, share):
     first, items, step, threads, team = share
-    fixed = (digits, _offsets(digits), scale, weight, out.shape[1], order, out)
+    fixed = (digits, _offsets(digits), scale, more, weight, out.shape[1], order, out)
     spread(_few, fixed, first, items, step, threads, team)
 
 
 @njit(**OPTIONS)
-def _share_many(digits, scale, weight, order, kind, out, share):
+def _share_many(digits, scale, more, weight, order, kind, out, share):
     first, items, step, threads, team = share
     tiles, tokens = digits.shape[0], scale.shape[0]
     first_of = np.empty(tiles + 1, np.int64)
@@ -95,12 +116,12 @@ def _share_many(digits, scale, weight, order, kind, out, share):
     ends = np.array([0, tiles], np.int64)
     addresses = np.array([[weight[0], weight[1]]], np.int64)
     wide = np.empty((0, 0), np.float32)
-    fixed = (digits, scale, first_of, ends, addresses, out.shape[1], order, kind, wide, out)
+    fixed = (digits, scale, more, first_of, ends, addresses, out.shape[1], order, kind, wide, out)
     spread(multiply_blocks, fixed, first, items, step, threads, team)
 
 
 @njit(**OPTIONS)
-def _few(digits, offsets, scale, weight, rows, order, out, start, stop):
+def _few(digits, offsets, scale, more, weight, rows, order, out, start, stop):
     """The blocks of rows start … stop for at most MOST tokens."""
     tokens = digits.shape[0]
     length = 4 * digits.shape[2]
@@ -130,7 +151,11 @@ def _few(digits, offsets, scale, weight, rows, order, out, start, stop):
                 at = (i * tokens + token) * DIGITS
                 high = np.float32(sums[at] - offsets[token, 0])
                 low = np.float32(sums[at + 1] - offsets[token, 1])
-                numbers[1] = (high * _BASE + low) * scale[token] * numbers[0]
+                if more[1].shape[0]:
+                    shift = more[0][token] * more[1][place + i]
+                    numbers[1] = finished(high * _BASE + low, scale[token], shift, numbers[0], more[2][place + i])
+                else:
+                    numbers[1] = (high * _BASE + low) * scale[token] * numbers[0]
                 out[token, place + i] = rounded(bits[1])
 
 

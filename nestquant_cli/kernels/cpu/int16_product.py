@@ -22,12 +22,13 @@ _SHAPES = shapes()
 
 
 @team_loop
-def multiply_blocks(digits, scale, first_of, tiles, addresses, rows, order, kind, out, out_narrow, start, stop):
+def multiply_blocks(digits, scale, more, first_of, tiles, addresses, rows, order, kind, out, out_narrow, start, stop):
     """The items start … stop; item expert·blocks + block is a block of rows of an expert.
 
     Args:
         digits: (tiles, 2, groups·16) int32, as `int16` writes them; with AMX (tiles, 1, …) where the higher is zero.
         scale: (pairs,) float32, of the token of each pair.
+        more: float32 of one matrix as in `finish`: centered (pairs,), 0 or 1, shift and bias (rows,). Or all are empty.
         first_of: (tiles + 1,) int64, the first pair of each tile.
         tiles: (experts + 1,) int64, the first tile of each expert.
         addresses: (experts, 2) int64, of the int8 rows and of their scales, the bits of bfloat16.
@@ -44,7 +45,8 @@ def multiply_blocks(digits, scale, first_of, tiles, addresses, rows, order, kind
     places = np.empty((_TOGETHER, 3), np.int64)
     room = np.empty((_TOGETHER, digits.shape[2] // (TOKENS * TOKENS) * STEP * ROWS), np.int8)
     sums = np.zeros((3, ROWS, TOKENS), np.int32)  # the last stay zeros: the higher digit of tokens with one
-    of_rows, of_tokens = np.zeros((_TOGETHER, ROWS), np.float32), np.empty((2, TOKENS), np.float32)
+    of_rows, of_tokens = np.zeros((3, _TOGETHER, ROWS), np.float32), np.empty((2, 2, TOKENS), np.float32)
+    further = more[1].shape[0] > 0
     work = np.empty((TOKENS, ROWS), np.float32)
     narrow = out.shape[0] == 0
     target, stride, size = out.ctypes.data, out.strides[0], 4
@@ -61,11 +63,17 @@ def multiply_blocks(digits, scale, first_of, tiles, addresses, rows, order, kind
             held = min(ROWS, rows - block * ROWS)
             at = addresses[expert, 0] + block * ROWS * order
             _place(at, held, order, kind, room[block - first], places[block - first])
-            _widen(addresses[expert, 1] + 2 * block * ROWS, held, of_rows[block - first])
+            _widen(addresses[expert, 1] + 2 * block * ROWS, held, of_rows[0, block - first])
+            if further:
+                for i in range(held):
+                    of_rows[1, block - first, i] = more[1][block * ROWS + i]
+                    of_rows[2, block - first, i] = more[2][block * ROWS + i]
         for tile in range(tiles[expert], tiles[expert + 1], pair):
             here = min(pair, tiles[expert + 1] - tile)
             for each in range(here):
-                _take(scale, first_of[tile + each], first_of[tile + each + 1], of_tokens[each])
+                _take(scale, first_of[tile + each], first_of[tile + each + 1], of_tokens[0, each])
+                if further:
+                    _take(more[0], first_of[tile + each], first_of[tile + each + 1], of_tokens[1, each])
             of_digits = digits.ctypes.data + tile * digits.strides[0], digits.shape[2] // (TOKENS * TOKENS)
             ahead = tile == tiles[expert]  # later the rows are in the cache
             for block in range(first, last):
@@ -73,15 +81,17 @@ def multiply_blocks(digits, scale, first_of, tiles, addresses, rows, order, kind
                 _sums(places[block - first], held, of_digits, one and here == 1, order, kind, ahead, sums)
                 for each in range(here):
                     begin = first_of[tile + each]
-                    digit = (sums[2], sums[each]) if one else (sums[0], sums[1])
-                    factors = of_tokens[each].ctypes.data, of_rows[block - first].ctypes.data
+                    digit = sums.ctypes.data, sums.ctypes.data + ROWS * LINE
+                    if one:
+                        digit = sums.ctypes.data + 2 * ROWS * LINE, sums.ctypes.data + each * ROWS * LINE
+                    factors = of_tokens.ctypes.data + each * LINE, of_rows.ctypes.data + (block - first) * ROWS * 4
                     place = target + begin * stride + block * ROWS * size
                     count = first_of[tile + each + 1] - begin
                     if count == TOKENS and held == ROWS:
-                        _write(digit[0].ctypes.data, digit[1].ctypes.data, factors, ROWS, place, stride, narrow)
+                        _write(digit, factors, further, ROWS, place, stride, narrow)
                     else:
                         lines = work.ctypes.data, ROWS * size
-                        _write(digit[0].ctypes.data, digit[1].ctypes.data, factors, held, lines[0], lines[1], narrow)
+                        _write(digit, factors, further, held, lines[0], lines[1], narrow)
                         _copy(lines, count, held * size, place, stride)
         item += last - first
     if kind == AMX:
@@ -135,23 +145,30 @@ def _take(scale, begin, end, of_tokens):
 
 
 @njit(**OPTIONS)
-def _write(high, low, factors, held, place, stride, narrow):
+def _write(digit, factors, further, held, place, stride, narrow):
     """Sums of a block times the scales of its tokens and rows.
 
     Args:
-        high, low: addresses of (ROWS, TOKENS) int32, the sums of each digit.
-        factors: addresses of the scales of tokens and of rows, float32.
+        digit: addresses of (ROWS, TOKENS) int32, the sums of each digit.
+        factors: addresses of the scales of tokens and of rows, float32; those of centered, shift and bias follow.
+        further: whether there are these.
         held: how many rows there are, rounded up to SIDE.
         place: address of what is filled: for each of TOKENS tokens the rows one after another.
         stride: bytes from a token to the next.
         narrow: whether it is bfloat16, else float32.
     """
     for first in range(0, held, SIDE):
-        at = first * LINE
-        if narrow:
-            finish(high + at, low + at, factors[0], factors[1] + first * 4, place + first * 2, stride, 1)
+        high, low = digit[0] + first * LINE, digit[1] + first * LINE
+        token, row = factors[0], factors[1] + first * 4
+        more = token + 2 * LINE, row + _TOGETHER * ROWS * 4, row + 2 * _TOGETHER * ROWS * 4
+        if narrow and further:
+            finish(high, low, token, row, more, place + first * 2, stride, 1)
+        elif narrow:
+            finish(high, low, token, row, (), place + first * 2, stride, 1)
+        elif further:
+            finish(high, low, token, row, more, place + first * 4, stride, 0)
         else:
-            finish(high + at, low + at, factors[0], factors[1] + first * 4, place + first * 4, stride, 0)
+            finish(high, low, token, row, (), place + first * 4, stride, 0)
 
 
 @njit(**OPTIONS)

@@ -14,6 +14,7 @@ from .int16 import round_rotated, round_rows
 from .int16_product import multiply_blocks
 from .threads import share
 
+NOTHING_MORE = (np.empty(0, np.float32),) * 3
 _WHOLE = STEP * TOKENS // 4  # words of a tile and digit: those of STEP coordinates
 
 
@@ -82,6 +83,6 @@ def _product(
     narrow = dtype == torch.bfloat16
     out = torch.empty(len(scale), rows, dtype=torch.bfloat16 if narrow else torch.float32)
     addresses = np.array([(a.data_ptr(), b.data_ptr()) for a, b in zip(v, row_scale, strict=True)], np.int64)
-    fixed = digits.numpy(), scale.numpy(), first_of, tiles, addresses, rows, order, kind(), *sides(out)
+    fixed = digits.numpy(), scale.numpy(), NOTHING_MORE, first_of, tiles, addresses, rows, order, kind(), *sides(out)
     share(multiply_blocks.on_team, fixed, len(v) * -(-rows // ROWS), ROWS * order // BLOCK)
     return out if narrow else out.to(dtype)

@@ -80,15 +80,26 @@ def _by_int16(x: Tensor, plan: tuple[np.ndarray, ...], v: Tensor, row_scale: Ten
     return y
 
 
-def integer_rows(tokens: Tensor, token_scale: Tensor, v: Tensor, row_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """diag(token_scale)·tokens·Vᵀ·diag(row_scale) for a few int8 tokens: `contract.products.integer_rows`."""
+def integer_rows(
+    tokens: Tensor,
+    token_scale: Tensor,
+    v: Tensor,
+    row_scale: Tensor,
+    dtype: torch.dtype,
+    bias: Tensor | None = None,
+    centered: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """`scaled` of int8 tokens times int8 rows in one call: `contract.products.integer_rows`."""
     (count, order), rows = tokens.shape, len(v)
     if dtype != torch.bfloat16 or kind() == PLAIN or order > MOST_ENTRIES or not count:
-        return reference.integer_rows(tokens, token_scale, v, row_scale, dtype)
+        return reference.integer_rows(tokens, token_scale, v, row_scale, dtype, bias, centered, shift)
     tokens, token_scale, v, row_scale = (each.contiguous() for each in (tokens, token_scale, v, row_scale))
     y = torch.empty(count, rows, dtype=dtype)
     addresses = tokens.data_ptr(), token_scale.data_ptr()
-    fixed = *addresses, (count, rows, order), (v.data_ptr(), row_scale.data_ptr()), kind(), y.data_ptr()
+    held = [each if each is None else each.contiguous() for each in (centered, shift, bias)]
+    further = tuple(0 if each is None else each.data_ptr() for each in held)
+    fixed = *addresses, further, (count, rows, order), (v.data_ptr(), row_scale.data_ptr()), kind(), y.data_ptr()
     share(multiply_integers, fixed, -(-rows // ROWS), ROWS * order // BLOCK)
     return y
 

@@ -5,9 +5,11 @@ They are written as vectors. In loops LLVM finds too few of them: what `finish` 
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .instructions import has
+from .single import emit_separate
 
 SIDE = 16
 LINE = 4 * SIDE  # bytes of a row
@@ -74,32 +76,40 @@ def rows(typingctx, lines, targets, offset, narrow):
 
 
 @intrinsic(prefer_literal=True)
-def finish(typingctx, high, low, of_tokens, of_rows, target, stride, narrow):
-    """(256·high + low)·(scale of the token)·(scale of the row) of sums of SIDE rows and SIDE tokens.
+def finish(typingctx, high, low, of_tokens, of_rows, more, target, stride, narrow):
+    """((256·high + low)·(scale of the token) + centered·shift)·(scale of the row) + bias of SIDE rows and SIDE tokens.
 
     Args:
         high, low: addresses of (rows, tokens) int32.
         of_tokens, of_rows: addresses of SIDE float32.
+        more: addresses of SIDE float32 each: centered, 0 or 1 for a token, shift and bias of the rows; or nothing.
         target: address of what is filled, for each token the rows one after another.
         stride: bytes from a token to the next.
         narrow: 1 for bfloat16, 0 for float32; known when it is compiled.
     """
 
     def codegen(context, builder, signature, arguments):
-        high, low, of_tokens, of_rows, target, stride, _ = arguments
+        high, low, of_tokens, of_rows, more, target, stride, _ = arguments
         base, token, row = constant(FLOATS, 256.0), vector(builder, of_tokens, FLOATS), vector(builder, of_rows, FLOATS)
+        further = cgutils.unpack_tuple(builder, more)
+        if further:
+            centered, shift, bias = (vector(builder, place, FLOATS) for place in further)
         values = []
         for i in range(SIDE):
             places = [builder.add(each, _WORD(i * LINE)) for each in (high, low)]
             upper, lower = (builder.sitofp(vector(builder, place, INTS), FLOATS) for place in places)
-            values.append(builder.fmul(builder.fadd(builder.fmul(upper, base), lower), token))
+            values.append(emit_separate(builder, builder.fmul(builder.fadd(builder.fmul(upper, base), lower), token)))
         for i, value in enumerate(transposed(builder, values)):
+            if further:
+                mark = builder.shuffle_vector(centered, centered, constant(INTS, i))
+                value = builder.fadd(value, builder.fmul(mark, shift))
             scaled = builder.fmul(value, row)
+            scaled = builder.fadd(emit_separate(builder, scaled), bias) if further else scaled
             place = builder.add(target, builder.mul(stride, _WORD(i)))
-            put(builder, _bfloat16(builder, scaled) if signature.args[6].literal_value else scaled, place)
+            put(builder, _bfloat16(builder, scaled) if signature.args[7].literal_value else scaled, place)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 6, narrow), codegen
+    return types.void(*[types.int64] * 4, more, *[types.int64] * 2, narrow), codegen
 
 
 def _places(builder, table, offset):

@@ -31,9 +31,19 @@ def scale_sums(
     return (y if bias is None else y + bias).to(dtype)
 
 
-def integer_rows(tokens: Tensor, token_scale: Tensor, v: Tensor, row_scale: Tensor, dtype: torch.dtype) -> Tensor:
+def integer_rows(
+    tokens: Tensor,
+    token_scale: Tensor,
+    v: Tensor,
+    row_scale: Tensor,
+    dtype: torch.dtype,
+    bias: Tensor | None = None,
+    centered: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
     """`scale_sums` of `integer_product`: `contract.products.integer_rows`."""
-    return scale_sums(integer_product(tokens, v), token_scale, row_scale.view(torch.bfloat16).float(), None, dtype)
+    sums, scale = integer_product(tokens, v), row_scale.view(torch.bfloat16).float()
+    return scale_sums(sums, token_scale, scale, bias, dtype, centered, shift)
 
 
 def rotated_product(x: Tensor, seed: int, v: Tensor, row_scale: Tensor, parts: int = 1) -> Tensor:

@@ -3,6 +3,7 @@
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from nestquant_cli.kernels.contract.constants import LARGEST_INT16, LEAST_SIZE
 from nestquant_cli.kernels.cpu import instructions, int16_tensors
+from nestquant_cli.kernels.cpu.inputs import plan_of
+from nestquant_cli.kernels.cpu.int16 import round_few
 from nestquant_cli.kernels.device_kernels import of_family
 from nestquant_cli.kernels.reference import int16 as reference
 from tests.families import gaussian, relative_error
@@ -125,3 +128,17 @@ def test_torchs_own_products_are_not_disturbed() -> None:
     for _ in range(3):
         product(x, v, bits, torch.bfloat16)
         assert torch.equal(torch.nn.functional.linear(x, weight), expected)
+
+
+@pytest.mark.parametrize("order", [8, 72, 192, 576, 1536])
+def test_a_few_tokens_have_the_digits_that_a_tile_gives_them(order: int) -> None:
+    """To the bit: a product that is fused with a sum differs in one entry of some thousand, so there are many."""
+    plan = plan_of(order, SEED)
+    assert plan is not None
+    x = gaussian(160, order).bfloat16()
+    x[3], x[5, 1], x[6, 2] = 0, float("inf"), float("nan")
+    digits, scale = CPU.to_int16(x, order, SEED)
+    of_token = digits.view(10, 2, -1, 16).permute(0, 3, 1, 2).reshape(160, 2, -1).numpy()
+    few, few_scale = np.empty_like(of_token), np.empty(160, np.float32)
+    round_few(x.view(torch.uint16).numpy(), plan, few, few_scale)
+    assert np.array_equal(few, of_token) and np.array_equal(few_scale, scale.numpy(), equal_nan=True)

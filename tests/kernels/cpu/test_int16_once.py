@@ -41,23 +41,35 @@ def test_equal_to_the_steps_by_themselves(tokens: int, size: tuple[int, int], mi
         torch.set_num_threads(before)
 
 
-@given(tokens=st.integers(0, 40), size=MATRICES, narrow=st.booleans(), threads=st.sampled_from([1, 2]))
-@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(0, 70),
+    size=MATRICES,
+    narrow=st.booleans(),
+    with_bias=st.booleans(),
+    with_center=st.booleans(),
+    threads=st.sampled_from([1, 2]),
+)
+@settings(max_examples=80, deadline=None)
 def test_integers_equal_to_the_steps_by_themselves(
-    tokens: int, size: tuple[int, int], narrow: bool, threads: int
+    tokens: int, size: tuple[int, int], narrow: bool, with_bias: bool, with_center: bool, threads: int
 ) -> None:
     rows, order = size
     v, bits = matrix(rows, order)
     values = torch.randint(-128, 128, (tokens, order), dtype=torch.int8, generator=torch.Generator().manual_seed(1))
     scale, dtype = gaussian(tokens, seed=tokens), torch.bfloat16 if narrow else torch.float32
-    expected = REFERENCE.integer_rows(values, scale, v, bits, dtype)
+    centered, shift = (gaussian(tokens, seed=2) > 0, 99 * gaussian(rows, seed=3)) if with_center else (None, None)
+    further = gaussian(rows, seed=4) if with_bias else None, centered, shift
+    expected = REFERENCE.integer_rows(values, scale, v, bits, dtype, *further)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
         for kind in KINDS:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(product, "kind", lambda kind=kind: kind)
-                assert torch.equal(CPU.integer_rows(values, scale, v, bits, dtype), expected)
+                assert torch.equal(CPU.integer_rows(values, scale, v, bits, dtype, *further), expected)
+        sums = CPU.integer_product(values, v)
+        steps = CPU.scale_sums(sums, scale, bits.view(torch.bfloat16).float(), further[0], dtype, *further[1:])
+        assert torch.equal(steps, expected)
     finally:
         torch.set_num_threads(before)
 
