@@ -3,8 +3,9 @@
     python scripts/bench_products.py [--tokens 1,8,64,2048] [--seconds 0.4] [--threads N]
 
 int8: exact sums through float32 against torch._int_mm. bfloat16: through float32 against torch's linear. On a CPU with
-instructions for them the package uses torch's products; a star marks its choice on this machine. The calls run in
-turns, and each result is that of the fastest.
+instructions for them the package uses torch's products; a star marks its choice on this machine. "rows at once" is the
+kernel that multiplies int8 tokens with int8 rows and scales the sums, against torch._int_mm with the same scales and
+against torch's bfloat16 linear. The calls run in turns, and each result is that of the fastest.
 """
 
 import argparse
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
-from nestquant_cli.kernels import dense, int8
+from nestquant_cli.kernels import dense, for_device, int8
+from nestquant_cli.kernels.reference import products as reference
 
 SIZES = [
     (1536, 576),
@@ -34,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     title = f"billion operations/s, {options.threads} threads, {torch.backends.cpu.get_cpu_capability()}"
-    table = Table("matrix", "tokens", "dtype", "through float32", "torch", "ratio of times", title=title)
+    table = Table("matrix", "tokens", "product", "ours", "torch", "ratio of times", title=title)
     for rows, entries in SIZES:
         for tokens in map(int, options.tokens.split(",")):
             work = 2e-9 * tokens * rows * entries
@@ -54,14 +56,22 @@ def products(
     a = torch.randint(-34, 35, (tokens, entries), generator=generator, dtype=torch.int8)
     v = torch.randint(-34, 35, (rows, entries), generator=generator, dtype=torch.int8)
     x, weight = a.bfloat16(), v.bfloat16()
+    kernels, few = for_device(a.device), tokens <= for_device(a.device).limits.integer_rows_tokens
+    scaled = a, torch.ones(tokens), v, torch.ones(rows, dtype=torch.bfloat16).view(torch.int16), torch.bfloat16
+
+    def at_once() -> object:
+        return kernels.integer_rows(*scaled)
+
     return [
-        ("int8", lambda: int8.float_sums(a, v), lambda: torch._int_mm(a, v.t()), not int8.INSTRUCTIONS),
+        ("int8 through float32", lambda: int8.float_sums(a, v), lambda: torch._int_mm(a, v.t()), not int8.INSTRUCTIONS),
         (
-            "bfloat16",
+            "bfloat16 through float32",
             lambda: dense.in_float32(x, weight),
             lambda: F.linear(x, weight),
             dense.EMULATED and tokens >= dense.FEWEST_TOKENS,
         ),
+        ("int8 rows at once, and scaled", at_once, lambda: reference.integer_rows(*scaled), few),
+        ("int8 rows at once, bfloat16", at_once, lambda: F.linear(x, weight), few),
     ]
 
 

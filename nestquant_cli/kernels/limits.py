@@ -42,10 +42,10 @@ LIMITS = {
     "reference": Limits(),
     # One token reads every word once; for two, decoding to int8 first is already faster. Int8 rows are multiplied
     # without converting the matrix up to four tokens, and with VNNI instructions bfloat16 ones by exact sums: up to 64
-    # in one call with the rotation, beyond in two, so that all threads rotate. Int8 tokens take 0.4 of the time of
-    # torch's own product for one, 0.75 for 512 with AMX. With AMX, a product of 512 tokens of 16 bits takes
-    # half to nine tenths of the time of converting the matrix first, with 2,048 tokens as long; experts with 64 tokens
-    # each two thirds, with 256 tokens more. Tiles of the search and of `attend` have 64 lanes.
+    # in one call with the rotation, beyond in two, so that all threads rotate. Int8 tokens take 0.4 to 0.6 of the time
+    # of torch's own product for one, and with AMX at most 0.8 of it for any number. With AMX, a product of 512 tokens
+    # of 16 bits takes half to nine tenths of the time of converting the matrix first, with 2,048 tokens as long;
+    # experts with 64 tokens each two thirds, with 256 tokens more. Tiles of the search and of `attend` have 64 lanes.
     "cpu": Limits(
         dot_tokens=1,
         joined_tokens=4,

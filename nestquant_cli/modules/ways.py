@@ -131,7 +131,8 @@ def integer_sums(layer: Weight, x: Tensor, bias: Tensor | None, kernels: Kernels
 
     1 byte a weight in the int8 form. Taken where both sides are int8 with one scale a row, and with packed words
     for every number of tokens, as no CPU kernel reads them here. Up to `Limits.integer_rows_tokens` tokens of bfloat16
-    take one call, to the same bits: with AMX FIGURES.
+    take one call, to the same bits. With AMX on one core 4,096 × 4,096 takes 0.3 of the time of bfloat16 for one token,
+    0.5 for 128 and 512, 0.7 for 2,048; 1,536 × 576 takes 0.3, 0.6, 0.8 and 1.1 (`scripts/bench_products.py`).
     """
     tokens = layer.source(x)
     token_scale = tokens.scale
