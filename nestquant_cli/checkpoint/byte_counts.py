@@ -7,13 +7,14 @@ from typing import Any
 from ..models.small_matrices import Staying
 
 QUANTIZED = "quantized layers"
+TABLES = "quantized embedding and head"
 KEPT = "16 bits"
 OTHER = "other files"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One kind of content: its group (QUANTIZED, KEPT or OTHER), its name and its bytes on disk."""
+    """One kind of content: its group (QUANTIZED, TABLES, KEPT or OTHER), its name and its bytes on disk."""
 
     group: str
     name: str
@@ -64,6 +65,7 @@ class Inspection:
         entropy_bits: bits per weight if the β indices were entropy-coded, from the report's histograms; without row
             scales and parameters. None where there is no report of them.
         staying: matrices of the decoder layers that stay in 16 bits.
+        parameters: entries of all tensors of the original model.
     """
 
     folder: Path
@@ -73,6 +75,7 @@ class Inspection:
     bits: dict[str, Any]
     entropy_bits: float | None
     staying: Staying
+    parameters: int
 
     @property
     def quantized_weights(self) -> int:
@@ -90,6 +93,11 @@ class Inspection:
         spent = 8 * sum(part.bytes for part in self.parts if part.group == QUANTIZED)
         return spent / self.quantized_weights if self.matrices else None
 
+    @property
+    def bits_per_parameter(self) -> float:
+        """All bits of the model's tensors and their codes for each parameter; tokenizer and records are left out."""
+        return 8 * sum(part.bytes for part in self.parts if part.group != OTHER) / max(1, self.parameters)
+
     def layers(self) -> dict[str, list[Matrix]]:
         """The matrices by the decoder layer that they belong to, in order."""
         layers: dict[str, list[Matrix]] = {}
@@ -102,6 +110,8 @@ class Inspection:
         return {
             "bits_per_weight": self.bits_per_weight,
             "quantized_weights": self.quantized_weights,
+            "bits_per_parameter": self.bits_per_parameter,
+            "parameters": self.parameters,
             "file_bytes": self.file_bytes,
             "parts": [{"group": part.group, "name": part.name, "bytes": part.bytes} for part in self.parts],
             "layers": [_layer_json(name, matrices) for name, matrices in self.layers().items()],

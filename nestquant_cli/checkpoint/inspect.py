@@ -1,6 +1,7 @@
 """What a packed checkpoint spends its bytes on, from its headers, config.json and file sizes; no tensor is read."""
 
 import json
+import math
 from collections.abc import Collection
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from ..models.shards import Entry, Shard, read_shard
 from ..modules.inputs import padded_size
 from ..modules.layout import REFLECTORS, Layout
 from ..storage.files import read_json
-from .byte_counts import KEPT, OTHER, QUANTIZED, Inspection, Matrix, Part
+from .byte_counts import KEPT, OTHER, QUANTIZED, TABLES, Inspection, Matrix, Part
 from .manifest import CONFIG, INDEX, MANIFEST, REPORT
 from .read import open_checkpoint, read_layout, read_quantization_config
 from .staying import stacks_of, stored_staying
@@ -48,7 +49,16 @@ def inspect(folder: Path | str) -> Inspection:
         bits if isinstance(bits, dict) else {},
         _entropy_bits(folder, layout),
         stays,
+        _parameters(layout, matrices, shards),
     )
+
+
+def _parameters(layout: Layout, matrices: list[Matrix], shards: list[Shard]) -> int:
+    """Entries of the original's tensors: of the coded matrices and tables, and of what is stored as it was."""
+    packed = _packed_kinds(layout).keys() | _table_kinds(layout).keys()
+    kept = [entry for shard in shards for name, entry in shard.entries.items() if name not in packed]
+    coded = [matrix.weights for matrix in matrices] + [table.rows * table.columns for table in layout.tables.values()]
+    return sum(coded) + sum(math.prod(entry.shape) for entry in kept)
 
 
 def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[Matrix]:
@@ -84,7 +94,7 @@ def _matrices(folder: Path, layout: Layout, entries: dict[str, Entry]) -> list[M
 
 def _tensor_parts(layout: Layout, shards: list[Shard], towers: Collection[str]) -> list[Part]:
     """Parts of the shards. The frame of a header belongs to the quantized layers when any of their tensors is in it."""
-    parts, packed = [], _packed_kinds(layout)
+    parts, packed, tables = [], _packed_kinds(layout), _table_kinds(layout)
     stacks = stacks_of(layout)
     for shard in shards:
         frame = KEPT
@@ -92,6 +102,8 @@ def _tensor_parts(layout: Layout, shards: list[Shard], towers: Collection[str]) 
             if name in packed:
                 group, kind = QUANTIZED, packed[name]
                 frame = QUANTIZED
+            elif name in tables:
+                group, kind = TABLES, tables[name]
             else:
                 group, kind = KEPT, TOWERS if name in towers else _kind(name, entry, layout, stacks)
             parts += [Part(group, kind, entry.bytes), Part(group, "safetensors headers", entry.header_bytes)]
@@ -106,6 +118,12 @@ def _packed_kinds(layout: Layout) -> dict[str, str]:
         if linear.code is not None:
             kinds |= {f"{name}.{leaf}": kind for leaf, kind in codec_of(linear.code).tensor_kinds.items()}
     return kinds
+
+
+def _table_kinds(layout: Layout) -> dict[str, str]:
+    """What people call each tensor of the quantized embedding and head, by its full name."""
+    kinds = {name: codec_of(table.code).tensor_kinds for name, table in layout.tables.items()}
+    return {f"{name}.{leaf}": kind for name in kinds for leaf, kind in kinds[name].items()}
 
 
 def _kind(name: str, entry: Entry, layout: Layout, stacks: tuple[str, ...]) -> str:
@@ -157,7 +175,7 @@ def _layout_bytes(folder: Path) -> int:
 def _merged(parts: list[Part]) -> list[Part]:
     """One part for each group and name, groups together, empty ones left out."""
     total: dict[tuple[str, str], int] = {}
-    for part in sorted(parts, key=lambda part: (QUANTIZED, KEPT, OTHER).index(part.group)):
+    for part in sorted(parts, key=lambda part: (QUANTIZED, TABLES, KEPT, OTHER).index(part.group)):
         total[part.group, part.name] = total.get((part.group, part.name), 0) + part.bytes
     return [Part(group, name, count) for (group, name), count in total.items() if count]
 

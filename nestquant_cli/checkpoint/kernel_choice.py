@@ -79,6 +79,9 @@ def kernel_choice(folder: Path | str, device: str = "auto") -> KernelChoice:
     for resident in ("packed", "int8"):
         for name in layout.linears:
             counts.update((resident, *item) for item in _ways(layout, name, resident, where, dtype).items())
+        for table in (table for table in layout.tables.values() if table.head is not None or not table.embedding):
+            source = InputQuantizer(padded_size(table.columns), layout.rotation_seed, None)
+            counts.update((resident, *item) for item in describe(table.code, resident, where, dtype, source).items())
     products = [Product(resident, tokens, count, way) for (resident, tokens, way), count in counts.items()]
     return KernelChoice(where.type, kernels.family, operations, products)
 

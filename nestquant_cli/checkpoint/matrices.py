@@ -41,7 +41,7 @@ class MatrixChecks:
 
     def run(self, original: PreTrainedModel | None) -> None:
         """Checks every matrix, with an original also against its weights."""
-        coded = {name: (linear, linear.code) for name, linear in self.layout.linears.items()}
+        coded = {name: (linear, linear.code) for name, linear in self.layout.matrices.items()}
         packed = {name: (linear, code) for name, (linear, code) in coded.items() if code is not None}
         for name, (linear, code) in track(packed.items(), "checking matrices", total=len(packed)):
             forms = linear.tensors()
@@ -110,8 +110,9 @@ class MatrixChecks:
 
         Those that the original has of its own, and the checkpoint not at all, are problems, too.
         """
-        originals = original.state_dict()
-        coded = {f"{name}.weight" for name, linear in self.layout.linears.items() if linear.code}
+        originals, matrices = original.state_dict(), self.layout.matrices
+        coded = {f"{name}.weight" for name, linear in matrices.items() if linear.code}
+        coded |= {f"{table.head}.weight" for table in self.layout.tables.values()}
         for name in sorted(
             originals.keys() - original.all_tied_weights_keys.keys() - coded - self.tensors.described.keys()
         ):
@@ -119,7 +120,7 @@ class MatrixChecks:
         for name in sorted(self.tensors.sound):
             if name.endswith(f".{REFLECTORS}"):
                 continue
-            linear = self.layout.linears.get(name.rpartition(".")[0])
+            linear = matrices.get(name.rpartition(".")[0])
             if linear is None or name.endswith((".weight", ".bias")):
                 problem = kept_problem(originals, name, self.tensors.data(name).tobytes(), tuned.get(name))
                 self.report.add(self.tensors.found[name][0], name, problem)

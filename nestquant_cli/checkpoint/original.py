@@ -92,7 +92,7 @@ def matrix_problem(
     except AttributeError:
         module = None
     shape = (linear.out_features, linear.in_features)
-    if not isinstance(module, nn.Linear) or tuple(module.weight.shape) != shape:
+    if not isinstance(module, nn.Linear | nn.Embedding) or tuple(module.weight.shape) != shape:
         return None, f"the original model has no matrix {name} of shape {shape}"
     found = measure(module.weight)
     if abs(found - recorded) > TOLERANCE * max(found, recorded):

@@ -135,6 +135,10 @@ def _print_summary(inspection: "Inspection") -> None:
         console.line(f"recipe: {settings}")
     if inspection.entropy_bits is not None:
         console.line(f"words with entropy-coded β would take {inspection.entropy_bits:.4f} bits per weight (not done)")
+    console.line(
+        f"{inspection.bits_per_parameter:.4f} bits per parameter of the whole model, without tokenizer and records "
+        f"({inspection.parameters:,} parameters)"
+    )
     if inspection.bits_per_weight is None:
         console.line("no weight is quantized: all of them are kept in 16 bits")
     else:

@@ -20,7 +20,9 @@ from .recipe_options import (
     CalibrationOption,
     CenteringOption,
     DampingOption,
+    EmbeddingBitsOption,
     FeedbackOption,
+    HeadBitsOption,
     KvBitsOption,
     MethodOption,
     PathsOption,
@@ -60,6 +62,8 @@ def quantize(
     sequential: SequentialOption = False,
     all_experts: AllExpertsOption = False,
     tensor_parallel: TensorParallelOption = 1,
+    embedding_bits: EmbeddingBitsOption = 16,
+    head_bits: HeadBitsOption = 16,
     config: RecipeOption = None,
     calibration: CalibrationOption = None,
     *,
@@ -117,7 +121,7 @@ def _print_plan(plan: "Plan", seconds: float, folder: Path, tuned: bool) -> None
 
     rows = [
         (row.name, f"{row.matrices}×", f"{row.out_features}×{row.in_features}", f"{row.bits:.4f}", f"{row.bytes:,}")
-        for row in plan.rows
+        for row in (*plan.rows, *plan.tables)
     ]
     console.table(["matrices", "count", "shape", "bits per weight", "bytes"], rows)
     how = "read one by one" if plan.streamed else "the model is loaded whole"

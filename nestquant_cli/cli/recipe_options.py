@@ -42,6 +42,20 @@ KvBitsOption = Annotated[
         show_default=PART_DEFAULT,
     ),
 ]
+TABLE_BITS_HELP = "4 to 8 in steps of 1/8, or 16 for no quantization"
+EmbeddingBitsOption = Annotated[
+    float,
+    typer.Option(
+        "--embedding-bits",
+        parser=finite,
+        help=f"Bits of the input embedding: {TABLE_BITS_HELP}. At 8 its rows are integers with a scale each. Where it "
+        "is the output head, too, both have the same.",
+    ),
+]
+HeadBitsOption = Annotated[
+    float,
+    typer.Option("--head-bits", parser=finite, help=f"Bits of the output head: {TABLE_BITS_HELP}."),
+]
 MethodOption = Annotated[
     str,
     typer.Option(

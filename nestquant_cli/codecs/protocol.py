@@ -137,6 +137,14 @@ class Codec(ABC, Generic[S, C]):
             paths: number of paths of the search, 1 or more; a codec without search ignores it.
         """
 
+    def fit_plain(self, rows: Tensor, shape: S, seed: int) -> Any:
+        """What `round_plain` rounds to, fitted to rows (n, entries) float32 that stand for all of a matrix."""
+        raise NotImplementedError(f"{self.name} has no rows that are rounded by themselves")
+
+    def round_plain(self, rows: Tensor, fitted: Any) -> RoundedRows:
+        """Rounds rows (n, entries) float32 of a matrix, each by itself, so that it may come in pieces."""
+        raise NotImplementedError(f"{self.name} has no rows that are rounded by themselves")
+
     def trial(self, rows: Tensor, shape: S, paths: int) -> Callable[[], object]:
         """Work that takes as long as rounding rows (m, entries) float32, without what is done once for a matrix."""
         step = Feedback(rows, None, None, 0.0)

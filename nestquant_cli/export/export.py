@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
@@ -27,6 +28,7 @@ from ..storage.output_checks import refuse_full_disk
 from ..storage.resume import refuse_foreign
 from .loading import CLASS, MODULE, NOTE, code, note
 from .scheme import cannot, grid_of, matrix_tensors, transform_name, transform_weight, transforms, weight_arguments
+from .tables import table_bytes, table_weight
 
 FORMAT = "compressed-tensors"
 _OURS = {CONFIG, INDEX, MANIFEST, REPORT, NOTE}  # files that the export has of its own
@@ -68,7 +70,7 @@ def export(folder: Path, output: Path) -> Exported:
     linears, autos = _linears(model, layout), auto_names(model.config)
     others = [name for name in linears if name not in layout.linears]
     groups = transforms(layout, others)
-    places = _places(folder)
+    places, dtype = _places(folder), model.dtype
     _refuse_full_disk(output, layout, grid, places)
     parts = list(_parts(layout, places))
     key = {"format": FORMAT, "model_sha256": fingerprint(resolve(str(folder)))}
@@ -76,7 +78,7 @@ def export(folder: Path, output: Path) -> Exported:
         if target.finished() is None:
             for number in track(range(len(parts)), "writing shards"):
                 if target.done(number) is None:
-                    target.write(number, _tensors(parts[number], layout, grid, places), {})
+                    target.write(number, _tensors(parts[number], layout, grid, places, dtype), {})
             about = note(grid.bits, groups, autos[0])
             target.add_files(lambda place: _add_files(place, folder, type(model).__name__, about, groups))
             exported = _config(config, grid, groups, others, autos)
@@ -108,7 +110,7 @@ def _places(folder: Path) -> _Places:
 
 def _parts(layout: Layout, places: _Places) -> Iterator[list[str]]:
     """Names of matrices, of other tensors and, last, of transforms: a list for each shard."""
-    owners = {f"{name}.{leaf}": name for name, linear in layout.linears.items() for leaf in linear.tensors()}
+    owners = {f"{name}.{leaf}": name for name, linear in layout.matrices.items() for leaf in linear.tensors()}
     shards: dict[Path, dict[str, None]] = {}
     for name, (path, _) in places.items():
         shards.setdefault(path, {})[owners.get(name, name)] = None
@@ -124,13 +126,16 @@ def _parts(layout: Layout, places: _Places) -> Iterator[list[str]]:
         yield [f"{name}.{transform_name(width)}_input.weight" for width, name in first.items()]
 
 
-def _tensors(names: list[str], layout: Layout, grid: Grid, places: _Places) -> dict[str, Tensor]:
+def _tensors(names: list[str], layout: Layout, grid: Grid, places: _Places, dtype: torch.dtype) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in names:
-        if name in layout.linears:
-            linear = layout.linears[name]
+        if name in layout.matrices:
+            linear = layout.matrices[name]
             stored = {leaf: read_tensor(*places[f"{name}.{leaf}"]) for leaf in linear.tensors()}
-            tensors |= matrix_tensors(name, linear, grid, stored)
+            if name in layout.tables:
+                tensors[f"{name}.weight"] = table_weight(name, layout, stored, dtype)
+            else:
+                tensors |= matrix_tensors(name, linear, grid, stored)
         elif name in places:
             tensors[name] = read_tensor(*places[name])
         else:
@@ -142,7 +147,12 @@ def _tensors(names: list[str], layout: Layout, grid: Grid, places: _Places) -> d
 def _refuse_full_disk(output: Path, layout: Layout, grid: Grid, places: _Places) -> None:
     packed = sum(linear.in_features * linear.out_features for linear in layout.linears.values()) * grid.bits // 8
     widths = {linear.in_features for linear in layout.linears.values()} if layout.rotation != "none" else set()
-    needed = packed + sum(entry.bytes for _, entry in places.values()) + sum(4 * width**2 for width in widths)
+    needed = (
+        packed
+        + table_bytes(layout, torch.float32)
+        + sum(entry.bytes for _, entry in places.values())
+        + sum(4 * width**2 for width in widths)
+    )
     refuse_full_disk(output, needed, "the export")
 
 
@@ -182,4 +192,5 @@ def _left_out(layout: Layout) -> tuple[str, ...]:
         left.append("activations")
     if layout.cache:
         left.append("keys and values")
+    left += layout.tables
     return tuple(left)

@@ -12,6 +12,7 @@ from ..base.errors import NestQuantError
 from ..codecs.registry import codec_of
 from ..models.structure import Decoder, find_decoder, open_decoder
 from ..rotation.reflections import Reflections
+from .attach_tables import attach_tables
 from .cache import PackedCache, RoundingCache, is_packed, pack_layers
 from .cache_hooks import give_cache
 from .grouped_experts import use_grouped_experts
@@ -51,6 +52,7 @@ def attach(model: PreTrainedModel, layout: Layout) -> None:
             module.bias = nn.Parameter(original.bias.detach(), requires_grad=False)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, module)
+    attach_tables(model, layout)
     if layout.linears:
         use_grouped_experts(model)
     if layout.cache:
@@ -154,5 +156,5 @@ def _linear_at(model: nn.Module, name: str, shape: tuple[int, int], bias: bool) 
 
 
 def quantized_linears(model: nn.Module) -> dict[str, QuantizedLinear]:
-    """The quantized Linears of a model by name."""
+    """The quantized Linears of a model by name, a quantized head among them."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}

@@ -8,13 +8,14 @@ from ..codecs.vectors import VectorCode
 from ..codecs.weights import Shape, TensorForms, WeightCode
 from .cache_codes import CacheCodes
 from .inputs import padded_size
+from .table_layout import TableLayout
 
 QUANT_METHOD = "nestquant"
 REFLECTORS = "turn.reflectors"  # stored tensor of an input with a learned rotation, after the name of the input
 # 1: nested codes of one shape, the Hadamard rotation. 2: other codecs, rotations, a shape for a matrix. 3: centers.
-# 4: lattices. 5: layers without codes in `cache`. 6: inputs in parts. A checkpoint has the first version that suffices
-# for it; codecs say which one has their codes.
-FORMAT_VERSION = 6
+# 4: lattices. 5: layers without codes in `cache`. 6: inputs in parts. 7: tables. A checkpoint has the first version
+# that suffices for it; codecs say which one has their codes.
+FORMAT_VERSION = 7
 ROTATIONS = ("none", "hadamard", "learned")
 
 
@@ -55,6 +56,7 @@ class Layout:
         reflections: number of reflections of a learned rotation, by the name of its input.
         parts: number of equal parts that an input is rotated and coded in, each by itself, by its name; without an
             input that is whole.
+        tables: the embedding and the head where they are quantized, by their full module names.
     """
 
     weight_shape: Shape | None
@@ -67,11 +69,18 @@ class Layout:
     rotation: str = "hadamard"
     reflections: dict[str, int] = field(default_factory=dict)
     parts: dict[str, int] = field(default_factory=dict)
+    tables: dict[str, TableLayout] = field(default_factory=dict)
 
     @property
     def rotation_seed(self) -> int | None:
         """Seed of the Hadamard rotation; None where nothing is rotated."""
         return None if self.rotation == "none" else self.seed
+
+    @property
+    def matrices(self) -> dict[str, LinearLayout]:
+        """All that is coded as a matrix is, by name: the Linears, and tables as Linears with an input of their own."""
+        tables = self.tables.items()
+        return self.linears | {name: LinearLayout(of.columns, of.rows, False, name, of.code) for name, of in tables}
 
     @property
     def codecs(self) -> set[str]:
@@ -90,6 +99,7 @@ class Layout:
             3 if any(code is not None and code.centered for code in vectors) else 1,
             5 if len(coded) < len(self.cache) else 1,
             6 if self.parts else 1,
+            7 if self.tables else 1,
             *(CODECS[name].format_version for name in self.codecs),
         )
 
@@ -118,6 +128,7 @@ class Layout:
             },
             "inputs": {name: None if code is None else code.fitted() for name, code in self.inputs.items()},
             "cache": [None if layer is None else layer.to_dict() for layer in self.cache],
+            **({"tables": {name: table.to_dict() for name, table in self.tables.items()}} if self.tables else {}),
         }
 
     def _code_to(self, code: WeightCode | None) -> dict[str, Any]:

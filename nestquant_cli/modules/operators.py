@@ -1,4 +1,4 @@
-"""What torch.compile puts into its graph whole: a product with a quantized weight, and the coding of head vectors.
+"""What torch.compile puts into its graph whole: products with quantized weights, lookups, codes of head vectors.
 
 Dynamo cannot look into compiled kernels, nor into Python that remembers inputs. So while it traces, these are calls of
 operators, which know the layer or the codes by a number and do what is done without a compiler. A number is one of its
@@ -23,7 +23,7 @@ _codes: dict[int, CacheCodes] = {}
 
 
 def register_layer(layer: Any) -> int:
-    """A number for a QuantizedLinear, for as long as it lives."""
+    """A number for a QuantizedLinear or a QuantizedEmbedding, for as long as it lives."""
     number = next(_numbers)
     _layers[number] = layer
     return number
@@ -76,6 +76,19 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None
 
 
 linear.register_autograd(_gradients, setup_context=_remember)
+
+
+@torch.library.custom_op("nestquant::lookup", mutates_args=())
+def lookup(ids: Tensor, embedding: int) -> Tensor:
+    """The rows of token ids (...), (..., embedding_dim); they are constants, so there is no gradient."""
+    rows: Tensor = _layers[embedding].look_up(ids)
+    return rows
+
+
+@lookup.register_fake
+def _(ids: Tensor, embedding: int) -> Tensor:
+    of = _layers[embedding]
+    return ids.new_empty(*ids.shape, of.embedding_dim, dtype=of.dtype)
 
 
 @torch.library.custom_op("nestquant::round_heads", mutates_args=())

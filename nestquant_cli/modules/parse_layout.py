@@ -11,6 +11,7 @@ from ..codecs.weights import Shape
 from .cache_codes import CacheCodes
 from .inputs import padded_size
 from .layout import FORMAT_VERSION, ROTATIONS, Layout, LinearLayout
+from .table_layout import TableLayout, table_from
 
 _LARGEST = 1 << 24  # entries in one dimension of a matrix; beyond it a config is taken for damaged or hostile
 
@@ -57,7 +58,18 @@ def _layout_from(reader: Fields) -> Layout:
     rotation = _rotation_from(reader, inputs) if version > 1 else ("hadamard", {})
     if set(parts) & set(rotation[1]):
         raise ValueError("parts names an input with a learned rotation")
-    return Layout(weight, act, kv, reader.integer("seed", 0, (1 << 64) - 1), linears, inputs, cache, *rotation, parts)
+    tables = _tables_from(reader, linears) if version > 6 else {}
+    seed = reader.integer("seed", 0, (1 << 64) - 1)
+    return Layout(weight, act, kv, seed, linears, inputs, cache, *rotation, parts, tables)
+
+
+def _tables_from(reader: Fields, linears: Collection[str]) -> dict[str, TableLayout]:
+    named = reader.mapping("tables") if "tables" in reader.value else {}
+    tables = {name: table_from(item) for name, item in named.items()}
+    names = [*tables, *(table.head for table in tables.values() if table.head is not None)]
+    if len(set(names)) < len(names) or set(names) & set(linears):
+        raise ValueError("tables names a module twice, or one of linears")
+    return tables
 
 
 def _rotation_from(reader: Fields, inputs: dict[str, VectorCode | None]) -> tuple[str, dict[str, int]]:

@@ -11,6 +11,7 @@ from ..base.names import nearest
 from ..e8.code import BLOCK
 from ..kernels import for_device
 from ..models.experts import ExpertMatrices
+from .embedding import QuantizedEmbedding
 from .joined import join
 from .linear import QuantizedLinear
 
@@ -82,8 +83,10 @@ def set_resident_if_quantized(model: nn.Module, form: str) -> str | None:
 
 
 def resident_bytes(model: nn.Module) -> int:
-    """Bytes of the weights of all quantized Linears in memory, with scales and tables, without biases."""
-    return sum(module.resident_bytes() for module in model.modules() if isinstance(module, QuantizedLinear))
+    """Bytes of all quantized weights and embeddings in memory, with scales and tables, without biases."""
+    whole = sum(module.resident_bytes() for module in model.modules() if isinstance(module, QuantizedLinear))
+    alone = [module for module in model.modules() if isinstance(module, QuantizedEmbedding) and not module.head]
+    return whole + sum(buffer.nbytes for module in alone for buffer in module.buffers(recurse=False))
 
 
 def _join(model: nn.Module, layers: dict[str, QuantizedLinear]) -> None:

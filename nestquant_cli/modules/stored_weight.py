@@ -31,6 +31,7 @@ class StoredWeight(nn.Linear):
     # Some families initialize every nn.Linear by the shape of its weight, which is empty here, when they are loaded.
     _is_hf_initialized = True
     int8_buffers: ClassVar[tuple[str, ...]] = ("v",)  # what stands in place of `words` in the int8 form
+    tied = False  # whether the tensors are those of an embedding, which saves and loads them (`embedding.tie`)
 
     bias: nn.Parameter | None  # type: ignore[assignment]
     words: Tensor  # (out_features, bytes) uint8, the stored entries; in the int8 form made on demand
@@ -152,11 +153,20 @@ class StoredWeight(nn.Linear):
         return super().__getattr__(name)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if self.tied:
+            if self.bias is not None:
+                destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+            return
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.resident == "int8":
             destination[prefix + "words"] = self.to_words()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        if self.tied:
+            buffers, self._buffers = self._buffers, {}
+            super()._load_from_state_dict(state_dict, prefix, *arguments)
+            self._buffers = buffers
+            return
         unpacked = self.resident == "int8"
         self.hold_packed()
         self.forget()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..codecs.row_scale import row_scale_bits, row_scale_of
+from ..models.structure import find_decoder
 from .attach import quantized_linears
 from .linear import QuantizedLinear
 
@@ -80,13 +81,17 @@ class _Product(torch.autograd.Function):
 
 
 def make_differentiable(model: PreTrainedModel) -> dict[str, DifferentiableLinear]:
-    """Replaces the quantized Linears of a packed model, whose forward stays the same to the bit.
+    """Replaces the quantized Linears of a packed model's layers, whose forward stays the same to the bit.
+
+    A quantized head stays: its rows may be those of the embedding, which have no gradient.
 
     Returns:
         the new modules by the names of the Linears that they replace.
     """
-    modules = {}
+    modules, inside = {}, find_decoder(model).prefix + "."
     for name, linear in quantized_linears(model).items():
+        if not name.startswith(inside):
+            continue
         parent, _, child = name.rpartition(".")
         modules[name] = DifferentiableLinear(linear)
         setattr(model.get_submodule(parent), child, modules[name])

@@ -25,3 +25,16 @@ def untie_layers(model: PreTrainedModel, decoder: Decoder) -> None:
             kept = {name: source for name, source in ties.items() if not f"{prefix}{name}".startswith(inside)}
             if len(kept) < len(ties):
                 module._tied_weights_keys = kept
+
+
+def untie(model: PreTrainedModel, *names: str) -> None:
+    """Makes transformers forget ties of some tensors, by full names; another way to share them takes their place."""
+    for name in names:
+        model.all_tied_weights_keys.pop(name, None)
+    for path, module in model.named_modules():
+        ties = getattr(module, "_tied_weights_keys", None)
+        if isinstance(module, PreTrainedModel) and isinstance(ties, dict):
+            prefix = f"{path}." if path else ""
+            kept = {name: source for name, source in ties.items() if f"{prefix}{name}" not in names}
+            if len(kept) < len(ties):
+                module._tied_weights_keys = kept

@@ -24,7 +24,8 @@ from ..codecs.vectors import VectorCode
 from ..models.expert_families import expert_families
 from ..models.small_matrices import refuse_stray_matrices, staying
 from ..models.structure import Decoder, linears, open_decoder
-from ..modules.attach import attach, quantized_linears
+from ..models.tables import find_tables
+from ..modules.attach import attach
 from ..modules.cache_codes import CacheCodes, check_head_size
 from ..modules.cache_hooks import give_cache
 from ..modules.inputs import padded_size
@@ -33,14 +34,21 @@ from ..parallel.team import Team
 from .finish import quantization_report, uncalled_linears
 from .layer_matrices import quantize_matrices
 from .layer_part import LayerPart, join_layouts, part_of
-from .recipe import Recipe
+from .recipe import SIXTEEN, Recipe
+from .tables import quantize_tables
 
 _SAMPLE = 1 << 16  # entries of the Gaussian vectors that a code is fitted to
 _PROBE = 8  # tokens of the forward that shows which Linears share an input; any number serves
 
 
 def data_free_recipe(
-    weight_bits: float, act_bits: float, kv_bits: float, seed: int, tensor_parallel: int = 1
+    weight_bits: float,
+    act_bits: float,
+    kv_bits: float,
+    seed: int,
+    tensor_parallel: int = 1,
+    embedding_bits: float = SIXTEEN,
+    head_bits: float = SIXTEEN,
 ) -> Recipe:
     """A recipe that needs no text: no feedback, no noise of inputs, no centers.
 
@@ -48,9 +56,11 @@ def data_free_recipe(
         weight_bits, act_bits, kv_bits: 2 to 8 in eighths, or 16 to leave that part alone.
         seed: seed of rotation signs and fits.
         tensor_parallel: number of parts of the inputs of row-parallel matrices.
+        embedding_bits, head_bits: 4 to 8 in eighths, or 16 to leave that table alone.
     """
     without: dict[str, Any] = {"feedback": "none", "qa": False, "centering": False, "dataset": "none"}
     settings: dict[str, Any] = {"weight_bits": weight_bits, "act_bits": act_bits, "kv_bits": kv_bits, "seed": seed}
+    settings |= {"embedding_bits": embedding_bits, "head_bits": head_bits}
     return Recipe(**settings, **without, tensor_parallel=tensor_parallel)
 
 
@@ -84,12 +94,16 @@ def quantize_loaded(model: PreTrainedModel, recipe: Recipe) -> tuple[Layout, dic
         of_layer, part = _quantize_layer(decoder.layer_name(index), layer, *found, cache, recipe)
         tensors |= of_layer
         parts.append(part)
-    layout, stays = join_layouts(recipe, parts), staying(decoder, uncalled_linears(decoder, parts))
+    found = find_tables(model, *recipe.wants_tables)
+    of_tables, tables = quantize_tables(found, model.get_parameter, recipe)
+    tensors |= of_tables
+    layout, stays = join_layouts(recipe, parts, tables), staying(decoder, uncalled_linears(decoder, parts))
     attach(model, layout)
-    for name, module in quantized_linears(model).items():
-        for leaf, buffer in module.named_buffers(recurse=False):
-            buffer.copy_(tensors[f"{name}.{leaf}"])
-    return layout, quantization_report(recipe.to_dict() | {"samples": 0, "seqlen": 0}, recipe, parts, stays)
+    for name in (*layout.linears, *layout.tables):
+        for leaf, buffer in model.get_submodule(name).named_buffers(recurse=False):
+            if f"{name}.{leaf}" in tensors:  # others are no part of the code
+                buffer.copy_(tensors[f"{name}.{leaf}"])
+    return layout, quantization_report(recipe.to_dict() | {"samples": 0, "seqlen": 0}, recipe, parts, stays, tables)
 
 
 def _quantize_layer(

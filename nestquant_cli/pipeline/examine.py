@@ -28,6 +28,7 @@ from ..models.structure import Decoder, open_decoder
 from ..modules.cache_codes import check_head_size
 from ..modules.packed_layers import can_pack
 from .recipe import Recipe
+from .tables import refuse_tables
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def examine_model(model: PreTrainedModel, recipe: Recipe) -> Examined:
         )
     if recipe.all_experts:
         refuse_undriven(decoder.layers, decoder.prefix)
+    refuse_tables(model, recipe)
     seen = probe(model, decoder)
     _refuse_order(model, decoder)
     if recipe.shape("kv") is not None:

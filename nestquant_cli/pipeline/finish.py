@@ -21,10 +21,12 @@ from ..models.config_file import generation_settings, model_config
 from ..models.processor_files import has_processor, processor_files
 from ..models.small_matrices import Staying, staying
 from ..models.structure import Decoder, find_decoder, linears
+from ..models.tables import find_tables, without_tables
 from ..storage.files import write_json
 from .layer_part import LayerPart, join_layouts
 from .original_model import OriginalModel
 from .recipe import SIXTEEN, Recipe
+from .tables import TablesPart, quantize_tables
 
 logger = logging.getLogger("nestquant")
 
@@ -46,16 +48,29 @@ def write_rest(
         origin: what the checkpoint was made from: hashes of model and calibration text, and the model's Hub id.
     """
     weights, model = original.weights, original.weights.model
-    config, tensors = model_config(model), other_tensors(model)
+    config, last = model_config(model), output.parts - 1
+    done = output.done(last)
+    if done is None:
+        done = _write_last(output, original, recipe)
+    tables = TablesPart.from_dict(done)
     stays = staying(weights.decoder, uncalled_linears(weights.decoder, parts))
-    report = quantization_report(recipe.to_dict() | origin, recipe, parts, stays)
-    section = quantization_config(join_layouts(recipe, parts).to_dict(), report["recipe"], report["bits"])
+    report = quantization_report(recipe.to_dict() | origin, recipe, parts, stays, tables)
+    layout = join_layouts(recipe, parts, tables)
+    section = quantization_config(layout.to_dict(), report["recipe"], report["bits"])
     config |= {"auto_map": auto_map(auto_names(model.config)), "quantization_config": section}
-    if output.done(output.parts - 1) is None:
-        output.write(output.parts - 1, tensors, {}, weights.pieces)
     output.add_files(lambda folder: _add_files(folder, original))
     output.finish(config, report)
     return report
+
+
+def _write_last(output: Output, original: OriginalModel, recipe: Recipe) -> dict[str, Any]:
+    """Writes the last shard, what lies outside the decoder layers, and returns what it records of its tables."""
+    weights = original.weights
+    found = find_tables(weights.model, *recipe.wants_tables)
+    tensors, part = quantize_tables(found, weights.fetch, recipe)
+    info = part.to_dict()
+    output.write(output.parts - 1, without_tables(other_tensors(weights.model), found) | tensors, info, weights.pieces)
+    return info
 
 
 def _add_files(folder: Path, original: OriginalModel) -> None:
@@ -72,7 +87,7 @@ def _add_files(folder: Path, original: OriginalModel) -> None:
 
 
 def quantization_report(
-    settings: dict[str, Any], recipe: Recipe, parts: list[LayerPart], stays: Staying
+    settings: dict[str, Any], recipe: Recipe, parts: list[LayerPart], stays: Staying, tables: TablesPart
 ) -> dict[str, Any]:
     """The contents of quantization_report.json.
 
@@ -81,13 +96,16 @@ def quantization_report(
         recipe: settings of this quantization.
         parts: share of each layer, in order.
         stays: matrices of the decoder layers that stay in 16 bits; left out where there are none.
+        tables: share of the embedding and the head.
     """
     kept = {"staying": stays.to_dict()} if stays.matrices else {}
     return {
         "recipe": settings,
-        "bits": {part: recipe.bits(part) for part in ("weight", "act", "kv")} | _without_cache(recipe, parts),
+        "bits": {part: recipe.bits(part) for part in ("weight", "act", "kv")}
+        | _without_cache(recipe, parts)
+        | recipe.table_bits(),
         "versions": versions(),
-        "matrices": {name: record for part in parts for name, record in part.report.items()},
+        "matrices": {name: record for part in parts for name, record in part.report.items()} | tables.report,
     } | kept
 
 

@@ -12,6 +12,7 @@ from ..modules.layout import REFLECTORS, Layout, LinearLayout
 from ..modules.parse_layout import parse_layout
 from ..quantization.layer import QuantizedMatrix
 from .recipe import Recipe
+from .tables import TablesPart
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ def empty_layout(recipe: Recipe) -> Layout:
     return Layout(weight, act, kv, recipe.seed, rotation=recipe.rotation)
 
 
-def join_layouts(recipe: Recipe, parts: list[LayerPart]) -> Layout:
-    """One layout of all layers, from the layouts of each in order.
+def join_layouts(recipe: Recipe, parts: list[LayerPart], tables: TablesPart) -> Layout:
+    """One layout of all layers, from the layouts of each in order, and of the embedding and the head.
 
     Without a layer that keeps keys and values in a cache, they are said to stay in 16 bits.
     """
@@ -97,6 +98,7 @@ def join_layouts(recipe: Recipe, parts: list[LayerPart]) -> Layout:
         layout.reflections.update(part.layout.reflections)
         layout.parts.update(part.layout.parts)
         layout.cache.extend(part.layout.cache)
+    layout.tables.update(tables.layout)
     if not any(layout.cache):
         layout = replace(layout, kv_shape=None, cache=[])
     return layout

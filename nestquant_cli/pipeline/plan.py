@@ -6,15 +6,17 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel
 
 from ..calibration.hidden_states import DEFAULT_BUDGET
+from ..codecs.weights import Shape
 from ..models.expert_families import expert_families
 from ..models.probe import Probe
 from ..models.small_matrices import Staying, refuse_stray_matrices, staying
 from ..models.source import Source
 from ..models.structure import Decoder, linears, open_decoder
+from ..models.tables import find_tables
 from ..modules.inputs import padded_size
 from ..tuning.settings import TuneSettings
 from .examine import examine
-from .plan_memory import LIBRARIES, expert_passes, parameters_of, run_memory, text_memory, tuning_memory
+from .plan_memory import LIBRARIES, expert_passes, parameters_of, run_memory, table_memory, text_memory, tuning_memory
 from .plan_row import PlanRow
 from .recipe import Recipe
 from .statistics_source import sums_budget
@@ -33,6 +35,7 @@ class Sizes:
         hidden_bytes: bytes of the hidden states of all calibration windows.
         staying: matrices of the decoder layers that stay in 16 bits.
         exact: whether it is known which Linears are called; else all of them are counted.
+        tables: the quantized embedding and head.
     """
 
     rows: list[PlanRow]
@@ -43,6 +46,7 @@ class Sizes:
     hidden_bytes: int
     staying: Staying
     exact: bool
+    tables: list[PlanRow]
 
     @property
     def bits_per_weight(self) -> float:
@@ -94,6 +98,7 @@ def make_plan(
     memory = run_memory(model, decoder, streamed, recipe, sums_budget(budget), seen)
     memory += min(sizes.hidden_bytes, budget)
     memory = max(memory, LIBRARIES + text_memory(source, recipe.dataset))
+    memory = max(memory, table_memory(model, streamed, sizes.tables))
     if recipe.tune is not None:
         settings = TuneSettings.from_dict(recipe.tune)
         memory = max(memory, tuning_memory(model, sizes.rows, sizes.file_bytes, settings))
@@ -126,20 +131,30 @@ def count_sizes(model: PreTrainedModel, recipe: Recipe, seen: Probe | None = Non
                 shapes[key] = shapes.get(key, 0) + 1
     item = model.dtype.itemsize
     rows = [
-        replace(_row(name, count, out, features, recipe, item), reached=reached)
+        replace(_row(name, count, out, features, recipe.shape("weight"), item), reached=reached)
         for (name, out, features, reached), count in shapes.items()
     ]
     weights = sum(row.matrices * row.out_features * row.in_features for row in rows)
     parameters = parameters_of(model)
-    total = sum(row.bytes for row in rows) + item * (parameters - weights)
+    tables = [
+        _row(
+            table.name,
+            1,
+            table.rows,
+            table.columns,
+            recipe.table_shape(table.part),
+            item,
+        )
+        for table in find_tables(model, *recipe.wants_tables)
+    ]
+    coded = weights + sum(table.out_features * table.in_features for table in tables)
+    total = sum(row.bytes for row in (*rows, *tables)) + item * (parameters - coded)
     hidden = recipe.samples * recipe.seqlen * _kept_width(model, decoder, recipe.sequential) * item
-    return Sizes(
-        rows, len(decoder.layers), weights, parameters, total, hidden, staying(decoder, uncalled), seen is not None
-    )
+    stays = staying(decoder, uncalled)
+    return Sizes(rows, len(decoder.layers), weights, parameters, total, hidden, stays, seen is not None, tables)
 
 
-def _row(name: str, count: int, out_features: int, in_features: int, recipe: Recipe, item: int) -> PlanRow:
-    shape = recipe.shape("weight")
+def _row(name: str, count: int, out_features: int, in_features: int, shape: Shape | None, item: int) -> PlanRow:
     if shape is None:
         one = item * out_features * in_features
     else:

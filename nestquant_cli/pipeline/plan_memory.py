@@ -22,6 +22,7 @@ from ..modules.inputs import padded_size
 from ..tuning.settings import TuneSettings
 from .plan_row import PlanRow
 from .recipe import Recipe
+from .tables import TABLE_PIECE
 
 # Bytes resident once torch, transformers and Numba are loaded (600 MiB measured) and have run a layer (850 MiB).
 LIBRARIES = 850 << 20
@@ -127,6 +128,14 @@ def expert_passes(layer: nn.Module, budget: int) -> list[list[list[int]]]:
     """Blocks in which a layer's experts are measured, with an input of its own for each matrix of an expert."""
     modules, families = linears(layer), expert_families(layer)
     return blocks_of([(modules[family[0]].in_features, len(family)) for family in families], budget)
+
+
+def table_memory(model: PreTrainedModel, streamed: bool, tables: list[PlanRow]) -> int:
+    """Bytes that rounding the embedding and the head takes, one after the other: a table as it was, or the whole model
+    where it is not streamed, what is stored of both, and ROW_COPIES float32 matrices of TABLE_PIECE entries."""
+    item, sizes = model.dtype.itemsize, [table.out_features * table.in_features for table in tables]
+    held = item * (max(sizes, default=0) if streamed else parameters_of(model))
+    return LIBRARIES + held + 2 * sum(table.bytes for table in tables) + 4 * ROW_COPIES * TABLE_PIECE if tables else 0
 
 
 def text_memory(source: Source, dataset: str) -> int:

@@ -6,7 +6,9 @@ from typing import Any
 
 from ..base.errors import NestQuantError
 from ..base.names import refuse_unknown
+from ..codecs.integer.code import IntegerCode
 from ..codecs.integer.codec import IntegerCodec
+from ..codecs.nested.codec import NestedCodec
 from ..codecs.registry import CODECS, shape_of
 from ..codecs.weights import Shape
 from ..kernels.contract.constants import MOST_PATHS
@@ -14,9 +16,11 @@ from ..tuning.settings import TuneSettings
 from .recipe_checks import NOTHING, check_settings, is_number
 
 SIXTEEN = 16.0  # bits that mean "leave alone"
+TABLES = ("embedding", "head")
+FEWEST_TABLE_BITS = 4.0
 BYTE = 8.0  # bits of activations that processors multiply as they are
 # Settings that are left out where they have these values.
-_RARE = {"act_method": None, "all_experts": False, "tensor_parallel": 1}
+_RARE = {"act_method": None, "all_experts": False, "tensor_parallel": 1, "embedding_bits": 16.0, "head_bits": 16.0}
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,9 @@ class Recipe:
         seed: seed of rotation signs, window sampling and fits.
         damping: what is added to the diagonal of the Hessian, as a fraction of its mean. 1e-3 instead of 1e-2 gave
             perplexity 25.35 and 24.98 at W4A4KV4, within the noise, so 1e-2 stays.
+        embedding_bits, head_bits: bits of the embedding and of the output head, whose rows are rounded each by itself:
+            8 for integers with a scale a row, 4 to less than 8 in eighths for nested codes, 16 to leave it alone. One
+            matrix that is both has one code.
         allocation: "uniform" gives all matrices the same bits; "mixed" takes `weight_bits` for an average.
         tune: settings of `tuning.settings.TuneSettings` by name, {} for its defaults; None leaves the result untuned.
 
@@ -92,6 +99,8 @@ class Recipe:
     sequential: bool = False
     all_experts: bool = False
     tensor_parallel: int = 1
+    embedding_bits: float = SIXTEEN
+    head_bits: float = SIXTEEN
     allocation: str = "uniform"
     tune: dict[str, Any] | None = None
 
@@ -99,6 +108,8 @@ class Recipe:
         check_settings(vars(self))
         for part in ("weight", "act", "kv"):
             self.shape(part)
+        for part in TABLES:
+            self.table_shape(part)
         if all(self.shape(part) is None for part in ("weight", "act", "kv")):
             raise NestQuantError("weights, activations and KV cache are all left at 16 bits", NOTHING, "give --bits")
         if self.sequential and (self.shape("act") is not None or self.shape("kv") is not None):
@@ -178,11 +189,30 @@ class Recipe:
                 str(error), NOTHING, f"use {CODECS[name].remedy}, or 16 to leave a part alone"
             ) from error
 
+    def table_shape(self, part: str) -> Shape | None:
+        """The code of "embedding" or "head"; None for 16 bits."""
+        bits = getattr(self, f"{part}_bits")
+        if is_number(bits) and bits == SIXTEEN:
+            return None
+        if not is_number(bits) or not FEWEST_TABLE_BITS <= bits <= BYTE or bits * 8 != int(bits * 8):
+            raise NestQuantError(f"{part}_bits {bits!r} are not there", NOTHING, "use 4 to 8 in eighths, or 16")
+        return IntegerCode(8, clip=1.0) if bits == BYTE else shape_of(NestedCodec.name, float(bits), None, "weight")
+
     def tag(self) -> str:
-        """Short name of the bits, as in `w4a4kv4`."""
+        """Short name of the bits, as in `w4a4kv4`, or `w4e8h8` with an embedding and a head of 8 bits."""
         names = {"weight": "w", "act": "a", "kv": "kv"}
         parts = [name + f"{self.bits(part):g}" for part, name in names.items() if self.shape(part) is not None]
-        return "".join(parts)
+        return "".join(parts) + "".join(f"{part[0]}{bits:g}" for part, bits in self.table_bits().items())
+
+    @property
+    def wants_tables(self) -> tuple[bool, bool]:
+        """Whether the embedding is to be quantized, and whether the head is."""
+        return self.embedding_bits != SIXTEEN, self.head_bits != SIXTEEN
+
+    def table_bits(self) -> dict[str, float]:
+        """Bits of the embedding and the head, by "embedding" and "head"; without those that stay in 16 bits."""
+        bits = {part: float(getattr(self, f"{part}_bits")) for part in TABLES}
+        return {part: each for part, each in bits.items() if each != SIXTEEN}
 
     def bits(self, part: str) -> float:
         """Bits per entry of a part's words, 16 where it is left alone."""

@@ -75,6 +75,8 @@ COMMANDS: dict[str, Command] = {
                 centering=Case(False, ""),
                 all_experts=Case(True, ""),
                 tensor_parallel=Case(2, "", 0, together=(("rotation", "hadamard"),)),
+                embedding_bits=Case(8, "", 9),
+                head_bits=Case(6.5, "", 3),
                 sequential=Case(True, "", together=(("weight_bits", 4), ("act_bits", 16), ("kv_bits", 16))),
                 damping=Case(0.5, "", "nan"),
                 allocation=Case("mixed", "", "magic"),

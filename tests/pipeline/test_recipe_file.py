@@ -78,6 +78,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "paths": draw(st.one_of(st.none(), st.integers(1, 64))),
         "allocation": draw(st.sampled_from(["uniform", "mixed"])),
         "tensor_parallel": draw(st.integers(1, 8)),
+        **{name: draw(st.sampled_from([4, 5.125, 8, 16])) for name in ("embedding_bits", "head_bits")},
         **{name: draw(st.booleans()) for name in ("qa", "centering", "sequential", "all_experts")},
         "tune": draw(st.one_of(st.none(), tuned)),
     }

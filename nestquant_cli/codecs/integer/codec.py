@@ -49,6 +49,12 @@ class IntegerCodec(VectorCodec[IntegerCode, IntegerCode]):
     def quantize(self, step: Feedback, rows: list[int], shape: IntegerCode, seed: int, paths: int) -> RoundedRows:
         return quantize_rows(step, rows, shape)
 
+    def fit_plain(self, rows: Tensor, shape: IntegerCode, seed: int) -> IntegerCode:
+        return shape
+
+    def round_plain(self, rows: Tensor, fitted: IntegerCode) -> RoundedRows:
+        return quantize_rows(Feedback(rows, None, None, 0.0), [len(rows)], fitted)
+
     def trial(self, rows: Tensor, shape: IntegerCode, paths: int) -> Callable[[], object]:
         code = shape.fit(rows[:64])
         return lambda: code.round(rows)

@@ -23,7 +23,7 @@ from .check import check, check_record
 from .code import ScaledCode
 from .fit import fit_rows
 from .linear import NestedLinear
-from .rounding import quantize_rows
+from .rounding import quantize_rows, round_rows, rounded_rows
 from .row_search import search_rows
 
 _LARGEST_UNIT = 1 << 16  # of an entry in units of its row's root mean square; real ones are below 1
@@ -74,6 +74,12 @@ class NestedCodec(VectorCodec[CodeShape, NestedCode]):
 
     def quantize(self, step: Feedback, rows: list[int], shape: CodeShape, seed: int, paths: int) -> RoundedRows:
         return quantize_rows(step, rows, shape, seed, paths)
+
+    def fit_plain(self, rows: Tensor, shape: CodeShape, seed: int) -> ScaledCode:
+        return fit_rows(rows, shape, seed)
+
+    def round_plain(self, rows: Tensor, fitted: ScaledCode) -> RoundedRows:
+        return rounded_rows(fitted, [len(rows)], *round_rows(rows, [len(rows)], None, fitted))
 
     def trial(self, rows: Tensor, shape: CodeShape, paths: int) -> Callable[[], object]:
         scaled, n = fit_rows(rows[:64], shape, 0), rows.shape[1]

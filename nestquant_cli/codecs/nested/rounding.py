@@ -20,10 +20,15 @@ def quantize_rows(step: Feedback, rows: list[int], shape: CodeShape, seed: int, 
     target = step.target
     scaled = fit_rows(target, shape, seed)
     if paths > 1 and step.lower is not None:
-        v, index, scale, clipped = search_rows(target, rows, step, scaled, paths)
-    else:
-        v, index, scale, clipped = round_rows(target, rows, step.lower, scaled)
-    words = for_device(target.device).pack(v, index, scaled.code)
+        return rounded_rows(scaled, rows, *search_rows(target, rows, step, scaled, paths))
+    return rounded_rows(scaled, rows, *round_rows(target, rows, step.lower, scaled))
+
+
+def rounded_rows(
+    scaled: ScaledCode, rows: list[int], v: Tensor, index: Tensor, scale: Tensor, clipped: list[int]
+) -> RoundedRows:
+    """Packs stacked matrices with rows[i] rows each; the other arguments are what `round_rows` returns."""
+    words = for_device(v.device).pack(v, index, scaled.code)
     records = [
         {
             "multipliers": list(scaled.code.multipliers),

@@ -23,7 +23,17 @@ if TYPE_CHECKING:
     from ...pipeline.recipe import Recipe
 
 
-_SETTINGS = ("bits", "act_bits", "kv_bits", "seed", "tensor_parallel", "layout", "recipe")
+_SETTINGS = (
+    "bits",
+    "act_bits",
+    "kv_bits",
+    "seed",
+    "tensor_parallel",
+    "embedding_bits",
+    "head_bits",
+    "layout",
+    "recipe",
+)
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -41,6 +51,7 @@ class NestQuantConfig(QuantizationConfigMixin):
         act_bits, kv_bits: bits of activations, and of keys and values; 16 leaves them alone.
         seed: seed of rotation signs and fits.
         tensor_parallel: number of processes that are to share the matrices, as `pipeline.recipe.Recipe` has it.
+        embedding_bits, head_bits: bits of the embedding and of the output head, 4 to 8; 16 leaves them alone.
         unknown: what transformers adds, `quant_method`; any other name is refused.
 
     Raises:
@@ -59,6 +70,8 @@ class NestQuantConfig(QuantizationConfigMixin):
         kv_bits: float = 16,
         seed: int = 0,
         tensor_parallel: int = 1,
+        embedding_bits: float = 16,
+        head_bits: float = 16,
         **unknown: Any,
     ) -> None:
         refuse_unknown(set(unknown) - {"quant_method"}, _SETTINGS, "NestQuantConfig", "nothing was loaded")
@@ -72,7 +85,8 @@ class NestQuantConfig(QuantizationConfigMixin):
         elif bits is not None:
             from ...pipeline.data_free import data_free_recipe
 
-            self.wanted = data_free_recipe(bits, act_bits, kv_bits, seed, tensor_parallel)
+            tables = {"embedding_bits": embedding_bits, "head_bits": head_bits}
+            self.wanted = data_free_recipe(bits, act_bits, kv_bits, seed, tensor_parallel, **tables)
 
     def to_dict(self) -> dict[str, Any]:
         return quantization_config(self.layout, self.recipe, self.bits)

@@ -10,8 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ...base.errors import NestQuantError
 from ...checkpoint.manifest import CONFIG, INDEX, MANIFEST, REPORT, describe_tensors, write_index, write_manifest
 from ...models.auto_class import auto_names
+from ...modules.embedding import QuantizedEmbedding
 from ...storage.files import read_json, write_json
 from .config_entries import LOADER, auto_map, write_loader
 
@@ -47,6 +49,22 @@ class SavesWhole:
         quantizer = model.get("hf_quantizer")
         if is_main_process and not adapters and quantizer is not None and quantizer.report is not None:
             complete(folder, quantizer.report)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *arguments: Any, **settings: Any) -> Any:
+        """Resizes the embedding as transformers does; one with coded rows is refused.
+
+        Args:
+            new_num_tokens: number of rows.
+            arguments, settings: further arguments of `PreTrainedModel.resize_token_embeddings`.
+        """
+        embedding: Any = super().get_input_embeddings()  # type: ignore[misc]
+        if isinstance(embedding, QuantizedEmbedding) and (new_num_tokens, arguments, settings) != (None, (), {}):
+            raise NestQuantError(
+                f"the embedding has {embedding.num_embeddings} coded rows, and new ones would be in 16 bits",
+                "it keeps its rows",
+                "resize the original model and quantize it again, or quantize with --embedding-bits 16",
+            )
+        return super().resize_token_embeddings(new_num_tokens, *arguments, **settings)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickles the model by the class of its architecture: this one has no name in a module to be found by."""
