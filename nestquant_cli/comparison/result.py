@@ -118,6 +118,8 @@ def layer_errors(records: dict[str, Any]) -> list[float]:
     layers: dict[str, list[float]] = {}
     for name, record in records.items():
         words = name.split(".")
-        number = next((index for index, word in enumerate(words) if word.isdigit()), len(words) - 1)
+        number = next((index for index, word in enumerate(words) if word.isdigit()), None)
+        if number is None:  # the embedding or the head
+            continue
         layers.setdefault(".".join(words[: number + 1]), []).append(record["hessian_error"])
     return [math.fsum(errors) / len(errors) for errors in layers.values()]

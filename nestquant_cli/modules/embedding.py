@@ -36,7 +36,8 @@ class QuantizedEmbedding(nn.Embedding):
         head: (head,) if one is tied, as a tuple, so that it is no submodule; else ().
     """
 
-    # Families initialize embeddings by the shape of their weight, which is empty here.
+    # Families initialize embeddings by the shape of their weight, which is empty here. One with buffers of its own, such
+    # as a scale, is not flagged: transformers computes those when it loads a model.
     _is_hf_initialized = True
 
     source: InputQuantizer
@@ -169,6 +170,8 @@ def _without_weight(original: nn.Embedding) -> Any:
     made.__dict__ |= {"_parameters": parameters, "_buffers": dict(original._buffers)}
     made._non_persistent_buffers_set = set(original._non_persistent_buffers_set)
     made.dtype = original.weight.dtype
+    if original._buffers:
+        made._is_hf_initialized = False
     return made
 
 

@@ -104,7 +104,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "told"),
     [
-        ("format_version", 7, "format version 7, this nestquant reads 1 to 6"),
+        ("format_version", 8, "format version 8, this nestquant reads 1 to 7"),
         ("format_version", ..., "format_version must be an integer"),
         ("cache/0/keys/centers", ["AAAA"], "a center has a scale that is none"),
         ("inputs/l.0.q/centers", 7, "centers must be a list"),
