@@ -36,8 +36,8 @@ class QuantizedEmbedding(nn.Embedding):
         head: (head,) if one is tied, as a tuple, so that it is no submodule; else ().
     """
 
-    # Families initialize embeddings by the shape of their weight, which is empty here. One with buffers of its own, such
-    # as a scale, is not flagged: transformers computes those when it loads a model.
+    # Families initialize embeddings by the shape of their weight, which is empty here. One with buffers of its own, as
+    # a scale is, has no flag: transformers computes those when it loads a model.
     _is_hf_initialized = True
 
     source: InputQuantizer
