@@ -59,7 +59,7 @@ class QuantizedEmbedding(nn.Embedding):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """A cast of the module is one of what it looks up: `fn` shows to which dtype."""
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self._buffers["row_scale"].device)).dtype
+        self.dtype = fn(torch.empty_like(self.weight)).dtype
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
@@ -101,7 +101,8 @@ class QuantizedEmbedding(nn.Embedding):
     @property
     def replaced(self) -> type[nn.Embedding]:
         """The class of the embedding that it stands for."""
-        return next(kind for kind in type(self).__mro__ if not issubclass(kind, QuantizedEmbedding))
+        kinds: Any = type(self).__mro__
+        return next(kind for kind in kinds if not issubclass(kind, QuantizedEmbedding))
 
 
 def coded_rows(stored: Mapping[str, Any], code: WeightCode, source: InputQuantizer, ids: Tensor) -> Tensor:
@@ -175,13 +176,13 @@ def _without_weight(original: nn.Embedding) -> Any:
     return made
 
 
-def _blank(kind: type[nn.Embedding]) -> Any:
+def _blank(kind: Any) -> Any:
     made = _subclass(kind)
     return made.__new__(made)
 
 
 @cache
-def _subclass(kind: type[nn.Embedding]) -> Any:
+def _subclass(kind: Any) -> Any:
     """The class of embeddings that looks rows up as QuantizedEmbedding does, and all else as `kind`."""
     if kind is nn.Embedding:
         return QuantizedEmbedding

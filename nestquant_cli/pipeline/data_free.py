@@ -94,8 +94,8 @@ def quantize_loaded(model: PreTrainedModel, recipe: Recipe) -> tuple[Layout, dic
         of_layer, part = _quantize_layer(decoder.layer_name(index), layer, *found, cache, recipe)
         tensors |= of_layer
         parts.append(part)
-    found = find_tables(model, *recipe.wants_tables)
-    of_tables, tables = quantize_tables(found, model.get_parameter, recipe)
+    wanted = find_tables(model, *recipe.wants_tables)
+    of_tables, tables = quantize_tables(wanted, model.get_parameter, recipe)
     tensors |= of_tables
     layout, stays = join_layouts(recipe, parts, tables), staying(decoder, uncalled_linears(decoder, parts))
     attach(model, layout)
