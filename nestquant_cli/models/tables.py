@@ -50,7 +50,10 @@ def find_tables(model: PreTrainedModel, embedding: bool, head: bool) -> list[Tab
     """
     if not embedding and not head:
         return []
-    looked_up, multiplied = model.get_input_embeddings(), model.get_output_embeddings()
+    try:
+        looked_up, multiplied = model.get_input_embeddings(), model.get_output_embeddings()
+    except NotImplementedError:  # transformers does not know where a class has them
+        looked_up = multiplied = None
     names = {id(module): name for name, module in model.named_modules()}
     if embedding and (not isinstance(looked_up, nn.Embedding) or looked_up.max_norm is not None):
         raise _unknown("embedding", looked_up, "nn.Embedding", "--embedding-bits")

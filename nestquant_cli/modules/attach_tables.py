@@ -23,8 +23,11 @@ def attach_tables(model: PreTrainedModel, layout: Layout) -> None:
     Raises:
         NestQuantError: the layout and the model do not fit each other.
     """
+    if not layout.tables:
+        return
     head = model.get_output_embeddings()
     for name, table in layout.tables.items():
+        untie(model, f"{name}.weight", f"{table.head}.weight")
         source = InputQuantizer(table.columns, layout.rotation_seed, None)
         if not table.embedding:
             if head is not None:
@@ -36,7 +39,6 @@ def attach_tables(model: PreTrainedModel, layout: Layout) -> None:
         embedding = quantized_embedding(original, table.code, source)
         _replace(model, name, embedding)
         if table.head is not None and head is not None:
-            untie(model, f"{table.head}.weight", f"{name}.weight")
             tie(embedding, _put_head(model, table.head, table, source))
 
 

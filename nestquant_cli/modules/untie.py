@@ -28,13 +28,17 @@ def untie_layers(model: PreTrainedModel, decoder: Decoder) -> None:
 
 
 def untie(model: PreTrainedModel, *names: str) -> None:
-    """Makes transformers forget ties of some tensors, by full names; another way to share them takes their place."""
-    for name in names:
-        model.all_tied_weights_keys.pop(name, None)
+    """Makes transformers forget the ties from and to some tensors, by full names, which the model no longer has."""
+    for name in [name for name, source in model.all_tied_weights_keys.items() if {name, source} & set(names)]:
+        del model.all_tied_weights_keys[name]
     for path, module in model.named_modules():
         ties = getattr(module, "_tied_weights_keys", None)
         if isinstance(module, PreTrainedModel) and isinstance(ties, dict):
             prefix = f"{path}." if path else ""
-            kept = {name: source for name, source in ties.items() if f"{prefix}{name}" not in names}
+            kept = {
+                name: source
+                for name, source in ties.items()
+                if not {f"{prefix}{name}", f"{prefix}{source}"} & set(names)
+            }
             if len(kept) < len(ties):
                 module._tied_weights_keys = kept
