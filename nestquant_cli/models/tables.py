@@ -1,6 +1,7 @@
 """Finds the tables of a model that have a row for each token: its embedding and its output head, tied or not."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -50,10 +51,10 @@ def find_tables(model: PreTrainedModel, embedding: bool, head: bool) -> list[Tab
     """
     if not embedding and not head:
         return []
-    try:
+    looked_up: nn.Module | None = None
+    multiplied: nn.Module | None = None
+    with suppress(NotImplementedError):  # transformers does not know where a class has them
         looked_up, multiplied = model.get_input_embeddings(), model.get_output_embeddings()
-    except NotImplementedError:  # transformers does not know where a class has them
-        looked_up = multiplied = None
     names = {id(module): name for name, module in model.named_modules()}
     if embedding and (not isinstance(looked_up, nn.Embedding) or looked_up.max_norm is not None):
         raise _unknown("embedding", looked_up, "nn.Embedding", "--embedding-bits")
