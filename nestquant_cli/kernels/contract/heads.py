@@ -77,7 +77,7 @@ class HeadKernels(Protocol):
             centers: centers of the keys, (key heads, n) float32.
 
         Returns:
-            (batch, key heads, queries, m) float32; zeros where the mask leaves nothing.
+            (batch, key heads, queries, m) float32; zeros where the mask leaves nothing, and NaN where a score is NaN.
         """
         ...
 

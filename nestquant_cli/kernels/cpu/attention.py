@@ -130,7 +130,8 @@ def score_keys(queries, shifts, stream, begin, stride, count, code, words, work,
 def softmax(row_of_scores, count):
     """Replaces `count` scores, and the rest of their last tile, by exp(score − peak), zero from `count` on.
 
-    Returns the peak and their sum.
+    Returns the peak and their sum. Where all scores are −∞, they become zeros and the sum is zero. A score that is no
+    number makes the sum one that is none, whatever the others are.
     """
     scores = row_of_scores[: (count + LANES - 1) // LANES * LANES]
     scores[count:] = -INFINITY
@@ -140,9 +141,12 @@ def softmax(row_of_scores, count):
         for lane in range(LANES):
             partial[lane] = row[lane] if row[lane] > partial[lane] else partial[lane]
     peak = np.max(partial)
-    if peak == -INFINITY:
+    if peak == -INFINITY:  # comparisons pass over what is no number, a sum of −∞ does not
+        total = ZERO
+        for t in range(count):
+            total += scores[t]
         scores[:] = ZERO
-        return peak, ZERO
+        return peak, total if np.isnan(total) else ZERO
     bits = np.empty(LANES, np.int32)
     powers = bits.view(np.float32)
     partial[:] = ZERO

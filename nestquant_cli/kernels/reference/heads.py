@@ -73,7 +73,8 @@ def attend(
     v = _decoded_states(values[0], values[2], values[1], seed, None)
     scores = scale * (query.float() @ k.mT)  # (batch, key heads, queries, tokens)
     scores = scores if mask is None else scores + mask
-    return torch.softmax(scores, dim=-1).nan_to_num() @ v
+    nowhere = (scores == -torch.inf).all(dim=-1, keepdim=True)
+    return torch.softmax(scores, dim=-1).masked_fill(nowhere, 0) @ v
 
 
 def attend_pages(

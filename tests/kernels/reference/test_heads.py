@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from nestquant_cli.e8.code import NestedCode
+from nestquant_cli.kernels.contract import Kernels
 from nestquant_cli.kernels.device_kernels import of_family
 from tests.families import gaussian, relative_error
 
@@ -47,3 +48,23 @@ def test_attention_is_that_to_decoded_states() -> None:
     found, other = REFERENCE.attend(*arguments), CPU.attend(*arguments)
     assert found.shape == (2, 2, 3, 64) and relative_error(other, found) < 1e-5
     assert not found[0, 0, 0].any()
+
+
+@pytest.mark.parametrize("kernels", [REFERENCE, CPU], ids=["reference", "cpu"])
+@pytest.mark.parametrize("tokens", [5, 700])
+def test_what_is_no_number_gives_none(kernels: Kernels, tokens: int) -> None:
+    packed = kernels.encode_heads(gaussian(2 * tokens, 64), CODE, UNIT, SEED, False)[0].view(1, 2, tokens, -1)
+    query, mask = gaussian(1, 2, 4, 64, seed=3), torch.zeros(1, 2, 4, tokens)
+    query[0, 1, 2, 7] = torch.nan
+    states = (packed, CODE), (packed, CODE, 64)
+    in_pages = kernels.attend_pages(query, *states, torch.zeros(1, 1), torch.tensor([tokens]), SEED, 0.3)
+    broken = torch.zeros(2, 4, dtype=torch.bool)
+    broken[1, 2] = True
+    for found in (in_pages, kernels.attend(query, *states, SEED, None, 0.3)):
+        assert torch.equal(found[0].isnan(), broken[..., None].expand(-1, -1, 64))
+    mask[0, 0, 0] = -torch.inf
+    mask[0, 0, 1, tokens // 2] = torch.nan
+    mask[0, 0, 2] = torch.where(torch.arange(tokens) == 1, torch.nan, -torch.inf)
+    broken[0, 1:3] = True
+    found = kernels.attend(query, *states, SEED, mask, 0.3)
+    assert torch.equal(found[0].isnan(), broken[..., None].expand(-1, -1, 64)) and not found[0, 0, 0].any()
