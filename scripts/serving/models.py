@@ -143,8 +143,9 @@ def _step(place: Path, timeout: float, function: Callable[[], Row]) -> Row:
 
 
 def _caught(function: Callable[[], Row]) -> Row:
-    """What `function` returns; its error as a line, with "refused" where it is one of nestquant's own."""
+    """What `function` returns; its error as a line, with "refused" where nestquant said why before vLLM failed."""
     from nestquant_cli.base.errors import NestQuantError
+    from nestquant_cli.integrations.vllm.refusals import NotFollowedError
 
     try:
         return function()
@@ -154,6 +155,6 @@ def _caught(function: Callable[[], Row]) -> Row:
         while not isinstance(first, NestQuantError) and (first.__cause__ or first.__context__):
             first = first.__cause__ or first.__context__ or first
         if isinstance(first, NestQuantError):
-            return {"error": str(first), "refused": True}
+            return {"error": str(first)} | ({} if isinstance(first, NotFollowedError) else {"refused": True})
         lines = (str(error).strip() or "no message").splitlines()
         return {"error": f"{type(error).__name__}: {' '.join(lines[:2])[:300]}"}

@@ -8,6 +8,7 @@ Importing nestquant never imports vllm, and this file imports nothing. In readin
 `model_class` knows what vLLM's class of a model says of its layers, and refuses some classes.
 `state` is what the layers of one model share while it is built.
 `weights` has a layer's parameters while vLLM loads them, and what is made of them.
+`loader` is vLLM's loader of models, which says in one line where vLLM stopped.
 `linear` multiplies; `operators` is what torch.compile sees of it.
 `row_parallel` has layers whose input is split among the processes of a tensor-parallel model: `shares` says what each
 process has, `columns` cuts stored matrices.

@@ -35,6 +35,7 @@ class CheckpointConfig(QuantizationConfig):
         self.value = value
         self._state: ModelState | None = None
         self._model_types: list[str] = []
+        _watch_loading()
 
     @property
     def state(self) -> ModelState:
@@ -109,6 +110,7 @@ class CheckpointConfig(QuantizationConfig):
         from vllm.model_executor.layers.linear import LinearBase
         from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
+        self.state.place = prefix
         if isinstance(layer, LinearBase):
             return self._of_linear(layer, prefix)
         if isinstance(layer, RoutedExperts):
@@ -148,3 +150,14 @@ class CheckpointConfig(QuantizationConfig):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_state": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _watch_loading()
+
+
+def _watch_loading() -> None:
+    """Where a configuration is, its model may be loaded."""
+    from .loader import register
+
+    register()

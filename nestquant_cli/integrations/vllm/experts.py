@@ -38,6 +38,8 @@ def expert_method(config: Any, layer: Any, prefix: str) -> Any:
         return None
     _refuse_other_kinds(layer, prefix)
     first, last = expert_matrices(names, layer.global_num_experts)
+    if any(name.startswith(f"{prefix}.") for name in state.layout.linears):
+        state.hub.renamings = []  # vLLM runs the class of transformers, with its names
     state.names.take(names, layer)
     state.experts |= {first.parameter: layer.ckpt_gate_proj_name, last.parameter: layer.ckpt_down_proj_name}
     return ExpertMethod(layer.moe_config, state, (first, last))
@@ -85,6 +87,7 @@ class ExpertMethod(FusedMoEMethodBase):
         """Makes of what was loaded what is multiplied."""
         if not hasattr(layer, "coded_loaders"):
             return  # done before
+        self._state.place = self._matrices[0].names[0]
         for loader in layer.coded_loaders:
             loader.finish()
         up, down = (loader.matrices for loader in layer.coded_loaders)

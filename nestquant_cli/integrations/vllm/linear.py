@@ -79,6 +79,7 @@ class CodedLinearMethod(LinearMethodBase):
         refuse_untaken(self._state)
         if not hasattr(layer, "coded_pieces"):
             return  # done before
+        self._state.place = self._names[0]
         pieces: list[Piece] = layer.coded_pieces
         take_reflectors(layer, pieces, self._state)
         pieces, tensors = self.own_share(layer, pieces, take_tensors(layer, pieces))

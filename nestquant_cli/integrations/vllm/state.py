@@ -31,6 +31,7 @@ class ModelState:
         hub: from those names to the ones on the Hub, where they differ and the model has experts.
         experts: vLLM's name for each matrix of an expert, by that of its parameter.
         gathers: whether it was said that processes exchange the inputs of row-parallel layers.
+        place: the layer that vLLM built last, or the tensor or matrix that it loaded last.
 
     Raises:
         NestQuantError: the layout is damaged or of a later version; NESTQUANT_RESIDENT is no form.
@@ -46,6 +47,7 @@ class ModelState:
         self.tables.rename(self.hub)
         self.experts: dict[str, str] = {}
         self.gathers = False
+        self.place = ""
         self._form = os.environ.get(RESIDENT) or "auto"
         self._reflections: dict[str, Reflections] = {}
         check_form(self._form)

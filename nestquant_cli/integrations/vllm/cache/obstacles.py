@@ -5,7 +5,6 @@ Layers are judged by what they are, not by the name of their model. Whatever thi
 
 from typing import Any
 
-from ....base.errors import NestQuantError
 from ....e8.code import BLOCK
 from ....modules.cache_codes import CacheCodes
 
@@ -32,7 +31,7 @@ def obstacle(layer: Any, codes: CacheCodes | None) -> str | None:
     return next((text for text, there in known.items() if there), None)
 
 
-def codes_of_rank(codes: CacheCodes, heads: int, rank: int, ranks: int, sizes: tuple[int, int]) -> CacheCodes:
+def codes_of_rank(codes: CacheCodes, heads: int, rank: int, ranks: int, sizes: tuple[int, int]) -> CacheCodes | None:
     """The codes of the key heads that one rank of tensor parallelism has.
 
     Heads are split evenly; where there are more ranks than heads, several ranks have the same one.
@@ -43,15 +42,12 @@ def codes_of_rank(codes: CacheCodes, heads: int, rank: int, ranks: int, sizes: t
         rank, ranks: which rank it is, of how many.
         sizes: entries of a key and of a value.
 
-    Raises:
-        NestQuantError: the centers are of another number of heads or of another size.
+    Returns:
+        the codes; None where the centers are of another number of heads or of another size: some classes of
+        transformers, such as that of Falcon, keep a key once for each of its queries.
     """
     for total in (heads * ranks, *(n for n in range(1, ranks) if heads == 1 and ranks % n == 0)):
         if codes.keys.fits(total, sizes[0]) and codes.values.fits(total, sizes[1]):
             first = rank * heads if total == heads * ranks else rank // (ranks // total)
             return CacheCodes(*(code.of_heads(first, first + heads) for code in (codes.keys, codes.values)))
-    raise NestQuantError(
-        f"config.json has no centers of keys for {heads * ranks} heads of size {sizes[0]}",
-        "the model cannot be served",
-        "fetch or quantize the checkpoint again",
-    )
+    return None

@@ -14,7 +14,7 @@ from torch import Tensor
 from ....codecs.vectors import AttentionForm
 from ....kernels import for_device, has
 from ....modules.cache_codes import CacheCodes, unpack_heads
-from .batch import Batch, Run, batch_of
+from .batch import Batch, Run, Slots, batch_of
 
 
 class PagedLayer:
@@ -49,20 +49,18 @@ class PagedLayer:
         self._pages: Tensor | None = None  # the tensor that `_views` are of
         self._views: tuple[Tensor, Tensor]
 
-    def store(self, key: Tensor, value: Tensor, pages: Tensor, slots: Tensor) -> None:
+    def store(self, key: Tensor, value: Tensor, pages: Tensor, slots: Slots) -> None:
         """Packs new tokens and puts them where they belong.
 
         Args:
             key, value: (tokens, key heads, entries) floating point.
             pages: (pages, key heads, tokens of a page, bytes) uint8, at least `cell` bytes; those of a page and head
                 back to back.
-            slots: (tokens,) integers, page · tokens of a page + token in the page; negative for a token to skip.
+            slots: where each token goes.
         """
-        if bool((slots < 0).any()):
-            kept = slots >= 0
-            key, value, slots = key[kept], value[kept], slots[kept]
-        size = pages.shape[2]
-        page, place = slots // size, slots % size
+        kept, page, place = slots.places(pages.shape[2])
+        if kept is not None:
+            key, value = key[kept], value[kept]
         views = self._split(pages)
         for states, code, view in zip((key, value), (self.codes.keys, self.codes.values), views, strict=True):
             rows = states.reshape(-1, states.shape[2])
@@ -93,7 +91,7 @@ class PagedLayer:
         """
         pages = torch.zeros(1, heads, 1, self.cell, dtype=torch.uint8)
         key, value = (torch.zeros(1, heads, size, dtype=dtype) for size in self.sizes)
-        self.store(key, value, pages, torch.zeros(1, dtype=torch.int64))
+        self.store(key, value, pages, Slots(torch.zeros(1, dtype=torch.int64)))
         query = torch.zeros(1, heads * self.queries, self.sizes[0], dtype=dtype)
         batch = batch_of(torch.tensor([0, 1]), torch.tensor([1]), torch.zeros(1, 1, dtype=torch.int32))
         out = torch.empty(1, heads * self.queries, self.sizes[1], dtype=dtype)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
@@ -26,7 +27,7 @@ from vllm.v1.kv_cache_interface import AttentionSpec
 
 from ....modules.cache_codes import CacheCodes
 from . import UNPACKED
-from .batch import Batch, batch_of
+from .batch import Batch, Slots, batch_of
 from .obstacles import codes_of_rank, obstacle
 from .paged import PagedLayer
 
@@ -81,10 +82,8 @@ class PackedCacheMethod(BaseKVCacheMethod):
         return self.per_layer[index] if index < len(self.per_layer) else None
 
     def _packed(self, name: str, layer: Any) -> PagedLayer:
-        codes, sizes = self._codes(name), (layer.head_size, layer.head_size_v)
-        assert codes is not None
-        rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
-        own = codes_of_rank(codes, layer.num_kv_heads, rank, ranks, sizes)
+        own, sizes = _own_codes(layer, self._codes(name)), (layer.head_size, layer.head_size_v)
+        assert own is not None
         window = layer.impl.sliding_window
         queries = layer.num_heads // layer.num_kv_heads
         return PagedLayer(own, self.seed, sizes, layer.impl.scale, None if window < 0 else window, queries)
@@ -107,7 +106,17 @@ def _obstacle_of_layer(layer: Any, codes: CacheCodes | None) -> str | None:
         return f"a {type(layer).__name__} keeps something else than keys and values of all tokens"
     if layer.attn_backend is not CPUAttentionBackend or type(layer.impl) is not CPUAttentionBackendImpl:
         return f"its attention is computed by {type(layer.impl).__name__}"
+    if codes is not None and _own_codes(layer, codes) is None:
+        return "the checkpoint has centers of keys for other heads"
     return obstacle(layer, codes)
+
+
+def _own_codes(layer: Any, codes: CacheCodes | None) -> CacheCodes | None:
+    """The codes of the heads that this process has."""
+    if codes is None:
+        return None
+    rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
+    return codes_of_rank(codes, layer.num_kv_heads, rank, ranks, (layer.head_size, layer.head_size_v))
 
 
 class PackedBackend(CPUAttentionBackend):
@@ -160,7 +169,8 @@ class BatchBuilder(AttentionMetadataBuilder[Batch]):
         if common.causal is not True:
             raise NotImplementedError("a packed cache is for tokens that see what came before them, and no others")
         starts = common.query_start_loc_cpu[: common.num_reqs + 1]
-        return batch_of(starts, common.seq_lens[: common.num_reqs], common.block_table_tensor[: common.num_reqs])
+        lengths, table = common.seq_lens[: common.num_reqs], common.block_table_tensor[: common.num_reqs]
+        return batch_of(starts, lengths, table, Slots(common.slot_mapping))
 
 
 class PackedAttention(AttentionImpl[Batch]):
@@ -181,7 +191,10 @@ class PackedAttention(AttentionImpl[Batch]):
     ) -> None:
         """Packs new keys and values (tokens, key heads, head size) into their pages."""
         tokens = min(len(key), len(slot_mapping))  # either may be padded
-        self.packed.store(key[:tokens], value[:tokens], kv_cache, slot_mapping[:tokens])
+        slots = _slots_of_step(layer.layer_name, slot_mapping)
+        if tokens < len(slot_mapping):
+            slots = Slots(slot_mapping[:tokens])
+        self.packed.store(key[:tokens], value[:tokens], kv_cache, slots)
 
     def forward(
         self,
@@ -202,3 +215,13 @@ class PackedAttention(AttentionImpl[Batch]):
             tokens = attn_metadata.tokens
             self.packed.attend(query[:tokens], kv_cache, attn_metadata, output[:tokens])
         return output
+
+
+def _slots_of_step(name: str, numbers: Tensor) -> Slots:
+    """Where the tokens of a step go, from the batch that all layers share if the engine made it of the same tensor."""
+    every = get_forward_context().attn_metadata
+    batch = every.get(name) if isinstance(every, dict) else None
+    if batch is not None and batch.slots is not None and batch.slots.numbers is numbers:
+        shared: Slots = batch.slots
+        return shared
+    return Slots(numbers)

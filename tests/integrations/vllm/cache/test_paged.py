@@ -14,7 +14,7 @@ from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.codecs.nested.fit import fit_scales
 from nestquant_cli.codecs.registry import fit_vectors, shape_of
 from nestquant_cli.e8.shape import shape_for_bits
-from nestquant_cli.integrations.vllm.cache.batch import batch_of
+from nestquant_cli.integrations.vllm.cache.batch import Slots, batch_of
 from nestquant_cli.integrations.vllm.cache.paged import PagedLayer
 from nestquant_cli.modules.cache_codes import CacheCodes
 from nestquant_cli.modules.packed_layers import PackedLayer, PackedSlidingLayer
@@ -79,7 +79,7 @@ class Engine:
         starts = torch.tensor([0] + [counts[i] for i in active]).cumsum(0)
         batch = batch_of(starts, torch.tensor([self.requests[i].length for i in active]), table)
         out = torch.full_like(query, torch.nan)
-        self.layer.store(key, value, self.pages, torch.tensor(slots))
+        self.layer.store(key, value, self.pages, Slots(torch.tensor(slots)))
         self.layer.attend(query, self.pages, batch, out)
         parts = zip(active, *(x.split([counts[i] for i in active]) for x in (query, key, value)), strict=True)
         return out, torch.cat([self._expected(self.requests[i], *x) for i, *x in parts])
@@ -161,7 +161,7 @@ def test_a_shared_prefix_is_the_same_for_all() -> None:
     outs = []
     for own in (7, 9):  # a page of its own behind two that are shared
         table = torch.tensor([[*request.pages, own]])
-        layer.store(key, value, engine.pages, own * 16 + torch.arange(5))
+        layer.store(key, value, engine.pages, Slots(own * 16 + torch.arange(5)))
         outs.append(torch.empty_like(query))
         layer.attend(query, engine.pages, batch_of(torch.tensor([0, 5]), torch.tensor([37]), table), outs[-1])
     assert torch.equal(*outs)
@@ -171,7 +171,7 @@ def test_tokens_without_a_slot_are_not_stored() -> None:
     layer = PagedLayer(codes(False), SEED, SIZES, SCALE, None, GROUP)
     pages = torch.zeros(2, HEADS, 16, layer.cell, dtype=torch.uint8)
     states = gaussian(3, HEADS, SIZES[0])
-    layer.store(states, states, pages, torch.tensor([-1, 17, -1]))
+    layer.store(states, states, pages, Slots(torch.tensor([-1, 17, -1])))
     assert not pages[0].any() and int((pages[1] != 0).any(-1).sum()) >= HEADS
 
 

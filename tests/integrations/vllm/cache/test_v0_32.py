@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from nestquant_cli.integrations.vllm.cache.batch import Slots, batch_of
 from tests.families import load, random_ids
 from tests.integrations.vllm.serving import answer, needs_vllm, quantized, run_program
 
@@ -109,3 +111,20 @@ def test_what_cannot_be_packed_stays_in_16_bits(checkpoint: Callable[..., Path])
     result, log = run(checkpoint("gemma2", 2, **KV4))
     assert log.count("stay in 16 bits") == 1 and "soft-capped" in log
     assert result["first"][0]["tokens"] == result["after"][0]["tokens"]
+
+
+def test_all_layers_of_a_step_work_out_once_where_tokens_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the engine says something else to a layer than to the batch that it belongs to."""
+    from nestquant_cli.integrations.vllm.cache import v0_32
+
+    numbers = torch.tensor([3, 4])
+    slots = Slots(numbers)
+    batch = batch_of(torch.tensor([0, 1, 2]), torch.tensor([1, 1]), torch.zeros(2, 1, dtype=torch.int32), slots)
+    context = SimpleNamespace(attn_metadata={"one": batch, "two": batch, "bare": None})
+    monkeypatch.setattr(v0_32, "get_forward_context", lambda: context)
+    assert all(v0_32._slots_of_step(name, numbers) is slots for name in ("one", "two"))
+    assert all(v0_32._slots_of_step(name, numbers) is not slots for name in ("bare", "three"))
+    other = v0_32._slots_of_step("one", numbers.clone())
+    assert other is not slots and torch.equal(other.numbers, numbers)
+    context.attn_metadata = None  # while the engine warms up
+    assert v0_32._slots_of_step("one", numbers).numbers is numbers
