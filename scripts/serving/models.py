@@ -145,11 +145,12 @@ def _step(place: Path, timeout: float, function: Callable[[], Row]) -> Row:
 def _caught(function: Callable[[], Row]) -> Row:
     """What `function` returns; its error as a line, with "refused" where nestquant said why before vLLM failed."""
     from nestquant_cli.base.errors import NestQuantError
-    from nestquant_cli.integrations.vllm.refusals import NotFollowedError
 
     try:
         return function()
     except Exception as error:
+        from nestquant_cli.integrations.vllm.refusals import NotFollowedError
+
         traceback.print_exc()
         first: BaseException = error
         while not isinstance(first, NestQuantError) and (first.__cause__ or first.__context__):

@@ -18,6 +18,7 @@ from .layer import LayerInput, coded_layer
 from .names import split
 from .pieces import Piece
 from .reflectors import add_reflectors, take_reflectors
+from .refusals import refuse_lost_biases
 from .state import ModelState, number_in
 from .weights import add_parameters, take_tensors
 
@@ -81,6 +82,7 @@ class CodedLinearMethod(LinearMethodBase):
             return  # done before
         self._state.place = self._names[0]
         pieces: list[Piece] = layer.coded_pieces
+        refuse_lost_biases(pieces, layer.bias)
         take_reflectors(layer, pieces, self._state)
         pieces, tensors = self.own_share(layer, pieces, take_tensors(layer, pieces))
         device = next(iter(tensors[0].values())).device

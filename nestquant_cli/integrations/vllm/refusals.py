@@ -1,6 +1,9 @@
 """Errors that several files of the plugin raise."""
 
+from collections.abc import Iterable
+
 from ...base.errors import NestQuantError, first_line
+from .pieces import Piece
 
 
 def not_loaded(what: str) -> NestQuantError:
@@ -15,6 +18,24 @@ def not_loaded(what: str) -> NestQuantError:
 def not_served(cause: str) -> NestQuantError:
     """The error for experts that are not computed in vLLM."""
     return NestQuantError(cause, "experts of this kind are not served in vLLM", "use the checkpoint in transformers")
+
+
+def refuse_lost_biases(pieces: Iterable[Piece], bias: object) -> None:
+    """Raises NestQuantError for a layer without bias whose matrices have one in the checkpoint.
+
+    vLLM passes over the tensor of a bias that a layer has no place for, and its answers are then wrong.
+
+    Args:
+        pieces: the matrices of the layer.
+        bias: that of the layer; None where it has none.
+    """
+    lost = [piece.place.name for piece in pieces if piece.linear.bias and bias is None]
+    if lost:
+        raise NestQuantError(
+            f"{lost[0]} has a bias, and its layer in vLLM has none",
+            "answers would not be those of the checkpoint",
+            "use it in transformers",
+        )
 
 
 class NotFollowedError(NestQuantError):

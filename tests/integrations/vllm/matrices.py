@@ -38,7 +38,7 @@ def matrix(weight: Weight, rows: int, seed: int) -> tuple[Piece, dict[str, Tenso
     values = gaussian(rows, IN, seed=seed) * torch.linspace(0.5, 2, rows)[:, None]
     place = Rows(f"m{seed}", (seed,), rows)
     if weight is None:
-        return Piece(place, LinearLayout(IN, rows, True, "x", None)), {"weight": values}
+        return Piece(place, LinearLayout(IN, rows, False, "x", None)), {"weight": values}
     shape = shape_of(weight[0], weight[1], weight[2], "weight")
     rounded = codec_of(shape).quantize(Feedback(values, None, None, 0.0), [rows], shape, 0, 1)
-    return Piece(place, LinearLayout(IN, rows, True, "x", rounded.codes[0])), rounded.tensors[0]
+    return Piece(place, LinearLayout(IN, rows, False, "x", rounded.codes[0])), rounded.tensors[0]

@@ -2,7 +2,11 @@
 
 import pytest
 
-from nestquant_cli.integrations.vllm.refusals import NotFollowedError, not_followed
+from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.integrations.vllm.names import Rows
+from nestquant_cli.integrations.vllm.pieces import Piece
+from nestquant_cli.integrations.vllm.refusals import NotFollowedError, not_followed, refuse_lost_biases
+from nestquant_cli.modules.layout import LinearLayout
 
 
 @pytest.mark.parametrize(
@@ -22,3 +26,13 @@ def test_where_vllm_stopped(error: Exception, said: str) -> None:
 
 def test_before_any_layer() -> None:
     assert "stopped at the start: KeyError" in str(not_followed("", KeyError("factor")))
+
+
+def test_a_bias_that_vllm_has_no_place_for() -> None:
+    plain, biased = (
+        Piece(Rows(name, (0,), 8), LinearLayout(8, 8, bias, "x", None)) for name, bias in (("q", False), ("k", True))
+    )
+    refuse_lost_biases([plain, biased], object())
+    refuse_lost_biases([plain], None)
+    with pytest.raises(NestQuantError, match="k has a bias, and its layer in vLLM has none"):
+        refuse_lost_biases([plain, biased], None)
