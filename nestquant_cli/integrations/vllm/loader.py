@@ -24,6 +24,8 @@ _OTHERS = NestQuantError, OSError, MemoryError, torch.OutOfMemoryError  # these 
 class FollowingLoader(DefaultModelLoader):
     """Loads packed checkpoints as vLLM loads any other, and says where that ended. Other models are vLLM's alone."""
 
+    enable_weights_track: bool | None
+
     def __init__(self, load_config: Any) -> None:
         super().__init__(load_config)
         self._state: ModelState | None = None
