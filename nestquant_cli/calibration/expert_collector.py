@@ -30,6 +30,7 @@ from ..codecs.weights import Shape
 from ..parallel.team import Team
 from ..parallel.tiles import run_pieces
 from .all_experts import is_routed_call
+from .channel_scales import Behind
 from .current_window import current_window, in_window, window_generator
 from .expert_blocks import tokens_together
 from .gram import GramSum
@@ -151,9 +152,10 @@ class ExpertCollector:
         shape: Shape | None,
         place: str,
         rotated: bool = True,
-        learned: Callable[[Tensor], Tensor] | None = None,
+        learned: Callable[[Tensor, bytes | None], Tensor] | None = None,
         centering: bool = False,
         parts: int = 1,
+        behind: Behind | None = None,
     ) -> None:
         """Fits what all experts share, to the sample: see `input_fit.fit_input`.
 
@@ -169,7 +171,7 @@ class ExpertCollector:
             )
         sample = [tokens for _, tokens in self._kept.values()]
         order = self.pool.order
-        self.fit = fit_input(sample, order, self._device, shape, self._seed, rotated, learned, centering, parts)
+        self.fit = fit_input(sample, order, self._device, shape, self._seed, rotated, learned, centering, parts, behind)
         self._kept, self._rotated, self._parts = {}, rotated, parts
         self._power = math.fsum(self.pool.upper.diagonal().tolist()) / self.pool.tokens
 
@@ -179,17 +181,22 @@ class ExpertCollector:
         gram, weight = self.grams.pop(expert), POOL_WIDTHS * self.pool.order
         pooled = weight / (gram.tokens + weight)
         mean = gram.mean(self.pool, weight)
-        noise = self.fit.noise * (math.fsum(mean.diagonal().tolist()) / self._power)
-        hessian, _ = in_basis(mean, None, self._seed, self._rotated, self.fit.reflectors, self._parts)
+        power, fit = math.fsum(mean.diagonal().tolist()), self.fit
+        hessian, _ = in_basis(mean, None, self._seed, self._rotated, fit.reflectors, self._parts, fit.factors)
+        if fit.factors is None:
+            noise = fit.noise * (power / self._power)
+        else:
+            noise = fit.noise * (math.fsum(hessian.diagonal().tolist()) / fit.energy if fit.energy > 0 else 1.0)
         return InputStatistics(
             self.shared.members(expert),
             hessian,
             noise,
-            self.fit.code,
+            fit.code,
             len(self.dead),
-            self.fit.reflectors,
+            fit.reflectors,
             source=self.shared.source,
             tokens=self.tokens[expert],
             pooled=pooled,
             parts=self._parts,
+            factors=fit.factors,
         )

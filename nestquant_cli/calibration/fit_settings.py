@@ -19,6 +19,7 @@ class FitSettings:
         centering: whether nested codes of inputs and keys may have centers.
         all_experts: whether every token is measured at every expert, instead of those that the router chose.
         parts: number of parts that the inputs of row-parallel Linears are rotated and rounded in, each by itself.
+        channel_scales: whether inputs that are rounded may have factors of their channels in front of the rotation.
     """
 
     act_shape: Shape | None
@@ -30,6 +31,7 @@ class FitSettings:
     centering: bool = True
     all_experts: bool = False
     parts: int = 1
+    channel_scales: bool = False
 
     def divided(self) -> "Divided":
         """How the inputs of row-parallel Linears are divided."""

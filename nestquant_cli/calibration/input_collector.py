@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..codecs.weights import Shape
 from ..parallel.team import Team
 from ..parallel.tiles import run_pieces
+from .channel_scales import Behind
 from .current_window import choose, current_window, window_generator
 from .gram import CrossSum, GramSum, Grid
 from .input_fit import fit_input, in_basis, not_finite, report_dead, still_dead
@@ -141,9 +142,10 @@ class InputCollector:
         shape: Shape | None,
         place: str,
         rotated: bool = True,
-        learned: Callable[[Tensor], Tensor] | None = None,
+        learned: Callable[[Tensor, bytes | None], Tensor] | None = None,
         centering: bool = False,
         parts: int = 1,
+        behind: Behind | None = None,
     ) -> InputStatistics:
         """Averages the sums, which are freed, and fits the activation code to the sample.
 
@@ -152,7 +154,7 @@ class InputCollector:
             shape: shape of the activation code.
             place: name of the input.
             rotated: whether the statistics are wanted in the rotated basis.
-            learned: function from rotated tokens (tokens, n) to the reflectors of a learned rotation; None without one.
+            learned, behind: as `input_fit.fit_input` takes them.
             centering: whether the code may have a center.
             parts: number of parts that are rotated and rounded each by itself.
 
@@ -164,10 +166,10 @@ class InputCollector:
         if not self.gram.finite or (self.cross is not None and not self.cross.finite):
             raise not_finite(place)
         hessian, cross = self.gram.mean(), None if self.cross is None else self.cross.mean()
-        fit = fit_input(self.kept, order, device, shape, seed, rotated, learned, centering, parts)
-        hessian, cross = in_basis(hessian, cross, seed, rotated, fit.reflectors, parts)
+        fit = fit_input(self.kept, order, device, shape, seed, rotated, learned, centering, parts, behind)
+        hessian, cross = in_basis(hessian, cross, seed, rotated, fit.reflectors, parts, fit.factors)
         fitted = fit.noise, fit.code, len(self.dead), fit.reflectors
-        return InputStatistics(tuple(members), hessian, *fitted, cross, parts=parts)
+        return InputStatistics(tuple(members), hessian, *fitted, cross, parts=parts, factors=fit.factors)
 
 
 @contextmanager

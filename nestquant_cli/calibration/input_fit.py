@@ -1,6 +1,7 @@
 """What calibration makes of the sampled tokens of one input: its code, its noise and a learned rotation."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,12 +11,14 @@ from torch import Tensor
 
 from ..base.errors import NestQuantError
 from ..codecs.registry import fit_heads
-from ..codecs.vectors import VectorCode
+from ..codecs.vectors import Rounded, VectorCode
 from ..codecs.weights import Shape
 from ..parallel.tiles import over_rows
 from ..rotation.parted import parted_rotation
 from ..rotation.reflections import Reflections
+from ..rotation.seeds import scaled
 from ..rotation.transform import rotation
+from .channel_scales import Behind, energy_about_center
 
 logger = logging.getLogger("nestquant")
 
@@ -30,11 +33,15 @@ class InputFit:
         code: code of the activations, or None.
         noise: (n,) float32, E[z²] per token; zero without a code.
         reflectors: (r, n) float32, reflectors of a learned rotation; None without one.
+        factors: factors of the channels beside the signs of the rotation; None without.
+        energy: mean energy of the sampled tokens in the basis of the statistics; 0 without factors.
     """
 
     code: VectorCode | None
     noise: Tensor
     reflectors: Tensor | None
+    factors: bytes | None = None
+    energy: float = 0.0
 
 
 def fit_input(
@@ -44,11 +51,12 @@ def fit_input(
     shape: Shape | None,
     seed: int,
     rotated: bool,
-    learned: Callable[[Tensor], Tensor] | None,
+    learned: Callable[[Tensor, bytes | None], Tensor] | None,
     centering: bool,
     parts: int = 1,
+    behind: Behind | None = None,
 ) -> InputFit:
-    """Learns the rotation of an input, where it has one, and fits its code.
+    """Chooses the factors of an input's channels and learns its rotation, where it has them, and fits its code.
 
     Args:
         tokens: the sample, in parts (tokens, features).
@@ -57,28 +65,46 @@ def fit_input(
         shape: shape of the activation code; None for 16 bits.
         seed: seed of the rotation signs and of the fit.
         rotated: whether the basis is a rotated one.
-        learned: function from rotated tokens (tokens, n) to the reflectors of a learned rotation; None without one.
+        learned: function from rotated tokens (tokens, n) and the channels' factors to the reflectors of a learned
+            rotation; None without one.
         centering: whether the code may have a center.
         parts: number of parts that are rotated and rounded each by itself; each may have a center.
+        behind: the matrices behind the input, for factors of its channels; None for none.
     """
-    noise = torch.zeros(order, device=device)
-    code = reflectors = None
+    noise, energy = torch.zeros(order, device=device), 0.0
+    code = reflectors = factors = None
     if shape is not None or learned is not None:
         whole = torch.cat(list(tokens))
-        sample = F.pad(whole.to(device).float(), (0, order - whole.shape[1]))
-        sample = over_rows(parted_rotation(order, seed, parts).apply, sample) if rotated else sample
+        original = F.pad(whole.to(device).float(), (0, order - whole.shape[1]))
+        sample = over_rows(parted_rotation(order, seed, parts).apply, original) if rotated else original
+    if shape is not None and rotated and behind is not None:
+        _, rounded = _rounded(sample, shape, seed, centering, parts)
+        factors = behind.factors(original, energy_about_center(sample, rounded, seed, parts))
+        sample = over_rows(parted_rotation(order, scaled(seed, factors), parts).apply, original)
+        energy = math.fsum(sample.square().sum(1).tolist()) / len(sample)
     if learned is not None:
-        reflectors = learned(sample)
+        reflectors = learned(sample, factors)
         sample = over_rows(Reflections.of(reflectors).reflect, sample)
     if shape is not None:
-        code = fit_heads(sample.unflatten(1, (parts, -1)).transpose(0, 1), shape, seed, centering)
-        rounded = code.round(sample) if parts == 1 else code.round_parts(sample, None, parts)
+        code, rounded = _rounded(sample, shape, seed, centering, parts)
         noise = (sample - rounded.dequantized()).square().mean(0)
-    return InputFit(code, noise, reflectors)
+    return InputFit(code, noise, reflectors, factors, energy)
+
+
+def _rounded(sample: Tensor, shape: Shape, seed: int, centering: bool, parts: int) -> tuple[VectorCode, Rounded]:
+    """The code fitted to rotated tokens, and what it makes of them."""
+    code = fit_heads(sample.unflatten(1, (parts, -1)).transpose(0, 1), shape, seed, centering)
+    return code, code.round(sample) if parts == 1 else code.round_parts(sample, None, parts)
 
 
 def in_basis(
-    hessian: Tensor, cross: Tensor | None, seed: int, rotated: bool, reflectors: Tensor | None, parts: int = 1
+    hessian: Tensor,
+    cross: Tensor | None,
+    seed: int,
+    rotated: bool,
+    reflectors: Tensor | None,
+    parts: int = 1,
+    factors: bytes | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Moments (n, n) of tokens behind the Hadamard rotation, in the basis in which the statistics are wanted.
 
@@ -89,11 +115,13 @@ def in_basis(
         rotated: whether the basis is a rotated one.
         reflectors: (r, n) reflectors of a learned rotation; None without one.
         parts: number of parts that are rotated each by itself.
+        factors: factors of the channels beside the signs of the rotation; None without.
     """
-    if not rotated or parts > 1:
+    other = rotated and (parts > 1 or factors is not None)
+    if not rotated or other:
         hessian, cross = _rotated(rotation(len(hessian), seed).inverse, hessian, cross)
-    if rotated and parts > 1:
-        hessian, cross = _rotated(parted_rotation(len(hessian), seed, parts).apply, hessian, cross)
+    if other:
+        hessian, cross = _rotated(parted_rotation(len(hessian), scaled(seed, factors), parts).apply, hessian, cross)
     if reflectors is not None:
         hessian, cross = _rotated(Reflections.of(reflectors).reflect, hessian, cross)
     return hessian, cross

@@ -1,13 +1,12 @@
 """Measures one decoder layer: runs all windows through it, and makes statistics of its inputs and its cache."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 
 from ..base.errors import NestQuantError
 from ..base.finite import all_finite
@@ -17,8 +16,7 @@ from ..models.expert_families import expert_families
 from ..models.structure import linears
 from ..modules.cache_codes import CacheCodes, check_head_size
 from ..parallel.team import team
-from ..parallel.tiles import over_rows, run_tasks
-from ..rotation.transform import rotation
+from ..parallel.tiles import run_tasks
 from .all_experts import every_token
 from .expert_blocks import blocks_of
 from .expert_collector import ExpertCollector
@@ -26,7 +24,7 @@ from .fit_settings import FitSettings
 from .input_collector import InputCollector, watch_all
 from .input_groups import InputGroups
 from .layer_stack import LayerStack
-from .learned_rotation import learn_reflectors
+from .matrices_behind import behind, learning
 from .row_parallel import row_parallel
 from .statistics import InputStatistics, LayerStatistics, fit_cache
 
@@ -103,9 +101,12 @@ class LayerMeasurement:
     def finish(self, leader: str, members: list[str], collector: InputCollector) -> InputStatistics:
         """Statistics of one input from its collector, whose sums are freed."""
         settings, place = self.settings, f"{self.name}.{leader}"
-        rotated, learned = settings.rotation_seed is not None, self._learning(members)
+        rotated, learned = settings.rotation_seed is not None, learning(settings, self._linears(members))
         parts = self._parts(members)
-        return collector.finish(members, settings.act_shape, place, rotated, learned, settings.centering, parts)
+        matrices = behind(settings, self._linears(members))
+        return collector.finish(
+            members, settings.act_shape, place, rotated, learned, settings.centering, parts, matrices
+        )
 
     def _finish_experts(self, collectors: list[ExpertCollector]) -> dict[str, InputStatistics]:
         """Statistics of the experts that the last pass was for, by the first Linear of each."""
@@ -117,8 +118,9 @@ class LayerMeasurement:
         if collector.fit is None:
             place, rotated = f"{self.name}.{shared.source}", settings.rotation_seed is not None
             members = [name for family in shared.families for name in family]
-            learned, parts = self._learning(members, _EXPERT_ROWS), self._parts(members)
-            collector.fit_shared(settings.act_shape, place, rotated, learned, settings.centering, parts)
+            learned, parts = learning(settings, self._linears(members), _EXPERT_ROWS), self._parts(members)
+            matrices = behind(settings, self._linears(members))
+            collector.fit_shared(settings.act_shape, place, rotated, learned, settings.centering, parts, matrices)
         inputs: dict[str, InputStatistics] = {}
 
         def finish(expert: int) -> None:
@@ -139,28 +141,8 @@ class LayerMeasurement:
         """Number of parts of the input of some Linears."""
         return self.settings.parts if self.row_parallel.issuperset(members) else 1
 
-    def _learning(self, members: list[str], most: int | None = None) -> Callable[[Tensor], Tensor] | None:
-        """A function from rotated tokens (tokens, n) of an input to the reflectors of its learned rotation.
-
-        Args:
-            members: names of the Linears that take the input.
-            most: number of their rows that are looked at, about; None looks at all.
-        """
-        settings = self.settings
-        if settings.rotation != "learned":
-            return None
-
-        def learned(tokens: Tensor) -> Tensor:
-            kinds = [] if settings.act_shape is None else [(tokens, settings.act_shape)]
-            if settings.weight_shape is not None:
-                hadamard = rotation(tokens.shape[1], settings.rotation_seed)
-                step = 1 if most is None else max(1, sum(self.modules[name].out_features for name in members) // most)
-                rows = torch.cat([self.modules[name].weight.detach()[::step].float() for name in members])
-                padded = F.pad(rows.to(tokens.device), (0, tokens.shape[1] - rows.shape[1]))
-                kinds.append((over_rows(hadamard.apply, padded), settings.weight_shape))
-            return learn_reflectors(kinds, settings.reflections, settings.seed)
-
-        return learned
+    def _linears(self, members: list[str]) -> list[nn.Linear]:
+        return [self.modules[name] for name in members]
 
     def _run(
         self,

@@ -50,6 +50,7 @@ class InputStatistics:
         tokens: number of tokens that an expert saw; None for other inputs.
         pooled: share of an expert's H that is the mean over the tokens of all experts (`expert_collector`).
         parts: number of equal parts that the input is rotated and rounded in, each by itself.
+        factors: factors of the channels beside the signs of the rotation (`rotation.seeds`); None without.
     """
 
     members: tuple[str, ...]
@@ -63,6 +64,7 @@ class InputStatistics:
     tokens: int | None = None
     pooled: float = 0.0
     parts: int = 1
+    factors: bytes | None = None
 
 
 @dataclass(frozen=True)

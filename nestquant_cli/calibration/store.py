@@ -18,6 +18,7 @@ from ..codecs.vectors import VectorCode
 from ..codecs.weights import Shape
 from ..models.shards import Shard, read_shard, read_tensor
 from ..modules.cache_codes import CacheCodes
+from ..rotation.seeds import factors_of
 from ..storage.files import read_json, sha256_file
 from .hidden_states import DEFAULT_BUDGET
 from .statistics import InputStatistics, LayerStatistics
@@ -31,6 +32,7 @@ _BEFORE = {
     "bos": "none",
     "window_start": [],
     "tensor_parallel": 1,
+    "channel_scales": False,
 }  # values of settings that calibrations of older versions do not have
 _NOT_USED = "the calibration was not used"
 _AGAIN = "run nestquant calibrate again"
@@ -167,6 +169,7 @@ def _item(leader: str, entries: Any, shard: Shard, act_shape: Shape | None) -> I
         tokens=None if source is None else int(entry["tokens"]),
         pooled=0.0 if source is None else float(entry["pooled"]),
         parts=int(entry.get("parts", 1)),
+        factors=None if "factors" not in entries[shared] else factors_of(entries[shared]["factors"]),
     )
 
 

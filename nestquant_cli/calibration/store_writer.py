@@ -9,6 +9,7 @@ from typing import Any
 
 from ..models.shard_writer import GrowingShard
 from ..parallel.team import Team
+from ..rotation.seeds import text_of
 from ..storage.files import not_written, write_json
 from ..storage.resume import RunState
 from .statistics import InputStatistics, LayerStatistics
@@ -127,6 +128,7 @@ def _entry(leader: str, item: InputStatistics) -> dict[str, Any]:
     entry: dict[str, Any] = {"members": list(item.members), "dead": item.dead}
     if item.source in (None, leader):
         entry["code"] = item.code and item.code.fitted()
+        entry |= {} if item.factors is None else {"factors": text_of(item.factors)}
     if item.parts > 1:
         entry["parts"] = item.parts
     if item.source is not None:

@@ -16,6 +16,7 @@ from ..codecs.weights import WeightCode
 from ..modules.inputs import padded_size
 from ..modules.layout import REFLECTORS, Layout, LinearLayout
 from ..rotation.reflections import rotation_for
+from ..rotation.seeds import dual
 from .findings import VerifyReport
 from .manifest import MANIFEST, REPORT
 from .original import kept_problem, matrix_problem, relative_error
@@ -85,7 +86,7 @@ class MatrixChecks:
     ) -> None:
         reflectors = self._reflectors(linear)
         order, parts = padded_size(linear.in_features), self.layout.parts.get(linear.input, 1)
-        rotation = rotation_for(order, self.layout.rotation_seed, reflectors, parts)
+        rotation = rotation_for(order, dual(self.layout.seed_of(linear.input)), reflectors, parts)
         found, problem = matrix_problem(
             original,
             name,

@@ -115,6 +115,14 @@ CenteringOption = Annotated[
         help="Let codes of activations and keys subtract a center that all tokens share (on by default).",
     ),
 ]
+ChannelScalesOption = Annotated[
+    bool,
+    typer.Option(
+        "--channel-scales/--no-channel-scales",
+        help="Multiply the channels of inputs that are rounded by factors in front of the rotation, and the columns of "
+        "their weights by the reciprocals (off by default).",
+    ),
+]
 SequentialOption = Annotated[
     bool,
     typer.Option(

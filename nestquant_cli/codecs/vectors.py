@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..e8.code import NestedCode
 from ..rotation.integers import unrotate_integers
+from ..rotation.parted import parted_rotation
+from ..rotation.seeds import ScaledSeed, Seed
 from ..rotation.transform import rotation
 
 
@@ -100,33 +102,35 @@ class VectorCode(ABC):
     def fitted(self) -> dict[str, Any]:
         """JSON-ready: what was fitted, all that the shape does not say."""
 
-    def round_tokens(self, x: Tensor, order: int, seed: int | None) -> Rounded:
+    def round_tokens(self, x: Tensor, order: int, seed: Seed | None) -> Rounded:
         """Rotates tokens and rounds each; nothing is stored.
 
         Args:
             x: (tokens, features ≤ order) float32, bfloat16 or float16; padded with zeros to the order.
             order: order of the rotation, a multiple of 8.
-            seed: seed of the rotation signs; None does not rotate.
+            seed: seed of the rotation signs, with factors beside them if there are any; None does not rotate.
 
         Returns:
             (tokens, order) in the rotated basis.
         """
         return self.round(rotation(order, seed).apply(F.pad(x, (0, order - x.shape[1]))))
 
-    def round_parts(self, x: Tensor, seed: int | None, parts: int) -> Rounded:
+    def round_parts(self, x: Tensor, seed: Seed | None, parts: int) -> Rounded:
         """Rotates and rounds each of the equal parts of tokens by itself, with a scale of its own.
 
         So a process that holds some parts of every token needs nothing of the others.
 
         Args:
             x: (tokens, features) float32, bfloat16 or float16; a part is a multiple of 8.
-            seed: seed of the rotation signs; None does not rotate.
+            seed: as in `round_tokens`.
             parts: number of parts.
 
         Returns:
             (tokens, features) in the rotated basis.
         """
         width = x.shape[1] // parts
+        if isinstance(seed, ScaledSeed):
+            x, seed = parted_rotation(x.shape[1], seed, parts).apply(x), None
         rounded = self.round_tokens(x.reshape(-1, width), width, seed)
         scale = None if rounded.scale is None else rounded.scale.view(-1, parts)
         return Rounded(rounded.values.view(-1, parts * width), scale)

@@ -64,6 +64,8 @@ def _joint(one: Recipe, other: Recipe) -> Recipe | None:
     for name in ("dataset", "text_field", "bos", "samples", "seqlen", "seed", "rotation", "tensor_parallel"):
         if getattr(one, name) != getattr(other, name):
             return None
+    if one.scales_channels != other.scales_channels:
+        return None
     if one.rotation == "learned" or one.sequential or other.sequential:
         return None  # made for the recipe's own codes
     coded = [recipe for recipe in (one, other) if recipe.shape("act") or recipe.shape("kv")]

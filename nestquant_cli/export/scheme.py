@@ -44,6 +44,8 @@ def grid_of(layout: Layout) -> Grid:
         raise cannot("its rotations are learned, one for each input", "quantize with --rotation hadamard")
     if layout.parts:
         raise cannot("some inputs are rotated in parts, for tensor parallel", "quantize without --tensor-parallel")
+    if layout.factors:
+        raise cannot("some inputs have factors of their channels", "quantize with --no-channel-scales")
     grids = {_grid(name, linear, layout) for name, linear in layout.linears.items()}
     if len(grids) != 1:
         raise cannot("its matrices have integers of several widths", "quantize with one code for all")

@@ -74,7 +74,7 @@ def _input_quantizer(layout: Layout, linear: LinearLayout, device: torch.device)
     count, order = layout.reflections.get(linear.input, 0), padded_size(linear.in_features)
     learned = Reflections(count, order, device) if count else None
     code, parts = layout.inputs[linear.input], layout.parts.get(linear.input, 1)
-    return InputQuantizer(linear.in_features, layout.rotation_seed, code, learned, parts)
+    return InputQuantizer(linear.in_features, layout.seed_of(linear.input), code, learned, parts)
 
 
 def attach_cache(model: PreTrainedModel, decoder: Decoder, layout: Layout) -> None:

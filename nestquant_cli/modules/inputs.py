@@ -14,6 +14,7 @@ from ..e8.code import BLOCK
 from ..kernels import Kernels, for_device
 from ..rotation.parted import parted_rotation
 from ..rotation.reflections import AnyRotation, Reflected, Reflections
+from ..rotation.seeds import ScaledSeed, Seed, dual
 
 
 class InputQuantizer:
@@ -25,7 +26,7 @@ class InputQuantizer:
 
     Args:
         features: size of the input; padded with zeros to a multiple of 8.
-        seed: seed of the rotation signs; None does not rotate.
+        seed: seed of the rotation signs, with factors of the channels if there are any; None does not rotate.
         code: code of the activations, None to leave them unrounded.
         reflections: a learned rotation behind the other one.
         parts: number of equal parts, multiples of 8, that are rotated and coded each by itself; not with reflections.
@@ -34,7 +35,7 @@ class InputQuantizer:
     def __init__(
         self,
         features: int,
-        seed: int | None,
+        seed: Seed | None,
         code: VectorCode | None,
         reflections: Reflections | None = None,
         parts: int = 1,
@@ -114,6 +115,8 @@ class InputQuantizer:
 
     def _rotated(self, x: Tensor) -> Tensor:
         """Tokens (tokens, features) by a kernel: (tokens, padded) float32, or bfloat16 of bfloat16."""
+        if isinstance(self.seed, ScaledSeed) and self.parts > 1:  # each part has factors of its own
+            return self.rotation.apply(x)
         if self.parts > 1:
             x = x.reshape(-1, self.part)
         return for_device(x.device).rotate_tokens(x, self.part, self.seed).view(-1, self.padded)
@@ -127,10 +130,17 @@ class InputQuantizer:
         """The inverse of `rotate`: (tokens, padded) to (tokens, features) float32."""
         return self.rotation.inverse(y)[:, : self.features]
 
+    def unrotate_rows(self, rows: Tensor) -> Tensor:
+        """Rows of a weight (rows, padded) that meet rotated tokens as (rows, features) float32 that meet tokens."""
+        return self._rotation(dual(self.seed)).inverse(rows)[:, : self.features]
+
     @property
     def rotation(self) -> AnyRotation:
         """The rotation of padded tokens."""
-        first = parted_rotation(self.padded, self.seed, self.parts)
+        return self._rotation(self.seed)
+
+    def _rotation(self, seed: Seed | None) -> AnyRotation:
+        first = parted_rotation(self.padded, seed, self.parts)
         return first if self.reflections is None else Reflected(first, self.reflections)
 
     def quantize(self, rotated: Tensor) -> Rounded:

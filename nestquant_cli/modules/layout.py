@@ -6,6 +6,7 @@ from typing import Any
 from ..codecs.registry import CODECS, codec_of
 from ..codecs.vectors import VectorCode
 from ..codecs.weights import Shape, TensorForms, WeightCode
+from ..rotation.seeds import Seed, scaled, text_of
 from .cache_codes import CacheCodes
 from .inputs import padded_size
 from .table_layout import TableLayout
@@ -13,8 +14,8 @@ from .table_layout import TableLayout
 QUANT_METHOD = "nestquant"
 REFLECTORS = "turn.reflectors"  # stored tensor of an input with a learned rotation, after the name of the input
 # 1: nested codes of one shape, the Hadamard rotation. 2: other codecs, rotations, a shape for a matrix. 3: centers.
-# 4: lattices. 5: layers without codes in `cache`. 6: inputs in parts. 7: tables. A checkpoint has the first version
-# that suffices for it; codecs say which one has their codes.
+# 4: lattices. 5: layers without codes in `cache`. 6: inputs in parts. 7: tables, factors of channels. A checkpoint has
+# the first version that suffices for it; codecs say which one has their codes.
 FORMAT_VERSION = 7
 ROTATIONS = ("none", "hadamard", "learned")
 
@@ -57,6 +58,8 @@ class Layout:
         parts: number of equal parts that an input is rotated and coded in, each by itself, by its name; without an
             input that is whole.
         tables: the embedding and the head where they are quantized, by their full module names.
+        factors: of the channels of an input, beside the signs of its rotation (`rotation.seeds`), by its name; without
+            an input that has none.
     """
 
     weight_shape: Shape | None
@@ -70,11 +73,16 @@ class Layout:
     reflections: dict[str, int] = field(default_factory=dict)
     parts: dict[str, int] = field(default_factory=dict)
     tables: dict[str, TableLayout] = field(default_factory=dict)
+    factors: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def rotation_seed(self) -> int | None:
         """Seed of the Hadamard rotation; None where nothing is rotated."""
         return None if self.rotation == "none" else self.seed
+
+    def seed_of(self, name: str) -> Seed | None:
+        """The seed with which the input `name` is rotated, and its weights with the `dual` of it."""
+        return scaled(self.rotation_seed, self.factors.get(name))
 
     @property
     def matrices(self) -> dict[str, LinearLayout]:
@@ -100,6 +108,7 @@ class Layout:
             5 if len(coded) < len(self.cache) else 1,
             6 if self.parts else 1,
             7 if self.tables else 1,
+            7 if self.factors else 1,
             *(CODECS[name].format_version for name in self.codecs),
         )
 
@@ -112,6 +121,7 @@ class Layout:
             "seed": self.seed,
             **rotation,
             **({"parts": self.parts} if self.parts else {}),
+            **({"factors": {name: text_of(each) for name, each in self.factors.items()}} if self.factors else {}),
             "weight_code": _shape_to(self.weight_shape),
             "act_code": _shape_to(self.act_shape),
             "kv_code": _shape_to(self.kv_shape),

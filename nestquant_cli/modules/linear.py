@@ -79,7 +79,8 @@ class QuantizedLinear(StoredWeight):
         if self.code is None:
             return gradient @ self.weight.to(gradient.dtype)
         scaled = (gradient.float() * row_scale_of(self.row_scale)).to(gradient.dtype)
-        return self.source.unrotate((scaled @ self.decoded().to(gradient.dtype)).float()).to(gradient.dtype)
+        rotated = (scaled @ self.decoded().to(gradient.dtype)).float()
+        return self.source.unrotate_rows(rotated).to(gradient.dtype)
 
     # What products of several calls share.
 

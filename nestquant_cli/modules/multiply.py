@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..kernels import Kernels, for_device
 from ..kernels.limits import UNLIMITED, Limits
+from ..rotation.seeds import plain
 from . import ways
 from .inputs import InputQuantizer
 from .ways import Way
@@ -111,7 +112,7 @@ def choice_for(weight: WeightForm, source: InputQuantizer, dtype: torch.dtype, d
 def token_form(source: InputQuantizer, dtype: torch.dtype, device: torch.device) -> TokenForm:
     """What a quantizer makes of inputs: found by rounding one token of zeros, if it rounds them."""
     if source.code is None:
-        seed = source.seed if source.plain else None
+        seed = plain(source.seed) if source.plain else None
         fused = seed is not None and for_device(device).rotates(source.part, seed)
         return TokenForm(dtype, None, fused)
     rounded = source.quantize(torch.zeros(1, source.padded, device=device))

@@ -8,6 +8,7 @@ from ..base.fields import Fields
 from ..codecs.registry import codec_of, shape_from, vector_from
 from ..codecs.vectors import VectorCode
 from ..codecs.weights import Shape
+from ..rotation.seeds import factors_of
 from .cache_codes import CacheCodes
 from .inputs import padded_size
 from .layout import FORMAT_VERSION, ROTATIONS, Layout, LinearLayout
@@ -59,8 +60,11 @@ def _layout_from(reader: Fields) -> Layout:
     if set(parts) & set(rotation[1]):
         raise ValueError("parts names an input with a learned rotation")
     tables = _tables_from(reader, linears) if version > 6 else {}
+    factors = _factors_from(reader, widths) if version > 6 else {}
+    if factors and rotation[0] == "none":
+        raise ValueError("factors are beside the signs of a rotation, of which there is none")
     seed = reader.integer("seed", 0, (1 << 64) - 1)
-    return Layout(weight, act, kv, seed, linears, inputs, cache, *rotation, parts, tables)
+    return Layout(weight, act, kv, seed, linears, inputs, cache, *rotation, parts, tables, factors)
 
 
 def _tables_from(reader: Fields, linears: Collection[str]) -> dict[str, TableLayout]:
@@ -91,6 +95,17 @@ def _parts_from(reader: Fields, inputs: Collection[str], linears: dict[str, Line
     if set(parts) - set(inputs) or any(rests):
         raise ValueError("parts names what is no input, or one that cannot be divided so")
     return parts
+
+
+def _factors_from(reader: Fields, widths: dict[str, int]) -> dict[str, bytes]:
+    named = reader.mapping("factors") if "factors" in reader.value else {}
+    if not all(isinstance(text, str) for text in named.values()):
+        raise ValueError("factors must be texts")
+    factors = {name: factors_of(text) for name, text in named.items()}
+    for name, each in factors.items():
+        if name not in widths or len(each) != padded_size(widths[name]):
+            raise ValueError(f"factors.{name} is not a factor for each channel of an input")
+    return factors
 
 
 def _linear_from(value: Any, shape: Shape | None) -> LinearLayout:

@@ -197,7 +197,9 @@ class StoredWeight(nn.Linear):
 
     def dequantized(self) -> Tensor:
         """The weight (out_features, in_features) float32 in the original basis."""
-        return self.weight.float() if self.code is None else self.source.unrotate(self.values(0, self.out_features))
+        return (
+            self.weight.float() if self.code is None else self.source.unrotate_rows(self.values(0, self.out_features))
+        )
 
     def extra_repr(self) -> str:
         code = "16 bit" if self.code is None else self.describe_code()

@@ -38,7 +38,7 @@ class DifferentiableLinear(nn.Module):
             self.integers = linear.weight.detach()
         else:
             self.scale = nn.Parameter(row_scale_of(linear.row_scale).clone())
-            self.integers = linear.source.unrotate(linear.decoded().float()).to(linear.dtype)  # V R
+            self.integers = linear.source.unrotate_rows(linear.decoded().float()).to(linear.dtype)  # V R
 
     def set_scale(self, scale: Tensor) -> None:
         """Takes row scales (out_features,) as they will be stored, rounded to bfloat16."""

@@ -59,6 +59,8 @@ def part_of(
         layout.inputs[source] = item.code
         if item.parts > 1:
             layout.parts[source] = item.parts
+        if item.factors is not None:
+            layout.factors[source] = item.factors
         if item.reflectors is not None and item.source in (None, leader):
             layout.reflections[source] = len(item.reflectors)
             tensors[f"{source}.{REFLECTORS}"] = item.reflectors.to(torch.bfloat16).view(torch.int16)
@@ -97,6 +99,7 @@ def join_layouts(recipe: Recipe, parts: list[LayerPart], tables: TablesPart) -> 
         layout.inputs.update(part.layout.inputs)
         layout.reflections.update(part.layout.reflections)
         layout.parts.update(part.layout.parts)
+        layout.factors.update(part.layout.factors)
         layout.cache.extend(part.layout.cache)
     layout.tables.update(tables.layout)
     if not any(layout.cache):

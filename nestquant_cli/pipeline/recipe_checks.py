@@ -21,7 +21,7 @@ _CHOICES = {
     "allocation": ALLOCATIONS,
     "bos": BOS_MODES,
 }
-_FLAGS = ("qa", "centering", "sequential", "all_experts")
+_FLAGS = ("qa", "centering", "channel_scales", "sequential", "all_experts")
 _RANGES = (
     ("samples", 1, 1 << 20),
     ("seqlen", 2, 1 << 20),

@@ -68,7 +68,8 @@ def run_inputs(
     else:
         refuse_stored(recipe)
         asked = {name: getattr(recipe, name) for name in _TEXT_SETTINGS if name in explicit}
-        stored.check(about | {"tensor_parallel": recipe.tensor_parallel} | asked)
+        always = {"tensor_parallel": recipe.tensor_parallel, "channel_scales": recipe.scales_channels}
+        stored.check(about | always | asked)
         windows = None
         text = {key: stored.about.get(key) for key in TEXT_KEYS}
         hashed = {"calibration_sha256": sha256_file(stored.folder / FILE)}
@@ -98,6 +99,7 @@ def about_model(original: OriginalModel, recipe: Recipe) -> dict[str, Any]:
         "rotation": recipe.rotation,
         "reflections": recipe.reflections if recipe.rotation == "learned" else 0,
         "centering": recipe.centering,
+        **({"channel_scales": True} if recipe.scales_channels else {}),
         **({"all_experts": True} if recipe.all_experts else {}),
         **({"tensor_parallel": recipe.tensor_parallel} if recipe.tensor_parallel > 1 else {}),
         **codes,

@@ -19,6 +19,7 @@ from ..modules.layout import REFLECTORS
 from ..parallel.team import Team
 from ..quantization.layer import QuantizedMatrix
 from ..rotation.reflections import rotation_for
+from ..rotation.seeds import dual, scaled
 from .layer_matrices import quantize_matrices
 from .layer_part import LayerPart
 from .original_model import OriginalModel
@@ -68,7 +69,7 @@ class SequentialQuantizer:
         matrices = quantize_matrices(modules, statistics, self.recipe, place, self.group, self.words)
         self._packed |= matrices
         return {
-            name: self._weight(modules[name], matrix.tensors, matrix.code, item.reflectors, item.parts)
+            name: self._weight(modules[name], matrix.tensors, matrix.code, item.reflectors, item.parts, item.factors)
             for name, matrix in matrices.items()
         }
 
@@ -89,15 +90,26 @@ class SequentialQuantizer:
             reflectors = tensors.get(f"{linear.input}.{REFLECTORS}")
             reflectors = None if reflectors is None else reflectors.view(torch.bfloat16)
             weights[name.removeprefix(prefix)] = self._weight(
-                module, stored, code, reflectors, layout.parts.get(linear.input, 1)
+                module,
+                stored,
+                code,
+                reflectors,
+                layout.parts.get(linear.input, 1),
+                layout.factors.get(linear.input),
             )
         return weights
 
     def _weight(
-        self, linear: nn.Linear, tensors: dict[str, Tensor], code: WeightCode, reflectors: Tensor | None, parts: int
+        self,
+        linear: nn.Linear,
+        tensors: dict[str, Tensor],
+        code: WeightCode,
+        reflectors: Tensor | None,
+        parts: int,
+        factors: bytes | None,
     ) -> Tensor:
         """The weight (out, in) that packed tensors decode to, in the dtype and on the device of the Linear's weight."""
         order, seed = padded_size(linear.in_features), None if self.recipe.rotation == "none" else self.recipe.seed
         values = decoded(code, {leaf: tensor.to(linear.weight.device) for leaf, tensor in tensors.items()}, order)
-        rotation = rotation_for(order, seed, reflectors, parts)
+        rotation = rotation_for(order, dual(scaled(seed, factors)), reflectors, parts)
         return rotation.inverse(values)[:, : linear.in_features].to(linear.weight.dtype)

@@ -104,4 +104,5 @@ def fit_settings(recipe: Recipe) -> FitSettings:
         recipe.centering,
         recipe.all_experts,
         recipe.tensor_parallel,
+        recipe.scales_channels,
     )

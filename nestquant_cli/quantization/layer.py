@@ -15,6 +15,7 @@ from ..codecs.registry import codec_of
 from ..codecs.weights import Shape, WeightCode
 from ..parallel.tiles import over_rows, product
 from ..rotation.reflections import rotation_for
+from ..rotation.seeds import dual, scaled
 from .factors import Feedback, feedback
 
 logger = logging.getLogger("nestquant")
@@ -101,7 +102,7 @@ def _rotated(members: list[nn.Linear], statistics: InputStatistics, seed: int | 
     """Weights of Linears with one input, stacked (m, n) float32, in the basis of the statistics."""
     n, device = statistics.hessian.shape[0], statistics.hessian.device
     weight = torch.cat([member.weight.detach().to(device=device, dtype=torch.float32) for member in members])
-    rotation = rotation_for(n, seed, statistics.reflectors, statistics.parts)
+    rotation = rotation_for(n, dual(scaled(seed, statistics.factors)), statistics.reflectors, statistics.parts)
     return over_rows(rotation.apply, F.pad(weight, (0, n - weight.shape[1])))
 
 

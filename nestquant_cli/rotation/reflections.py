@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .parted import Parted, parted_rotation
+from .seeds import Seed
 from .transform import Identity, Rotation
 
 
@@ -72,7 +73,7 @@ class Reflected:
         return self._reflections.reflect(self._first.apply(x))
 
     def inverse(self, y: Tensor) -> Tensor:
-        """(P R)ᵀ y for every vector along the last axis: (..., n) float32; the inverse of `apply`."""
+        """(P R)⁻¹ y for every vector along the last axis: (..., n) float32; the inverse of `apply`."""
         return self._first.inverse(self._reflections.reflect_back(y))
 
     def matrix(self) -> Tensor:
@@ -83,12 +84,13 @@ class Reflected:
 AnyRotation = Rotation | Identity | Parted | Reflected
 
 
-def rotation_for(order: int, seed: int | None, reflectors: Tensor | None = None, parts: int = 1) -> AnyRotation:
+def rotation_for(order: int, seed: Seed | None, reflectors: Tensor | None = None, parts: int = 1) -> AnyRotation:
     """The rotation of vectors of an order.
 
     Args:
         order: n.
-        seed: seed of the Hadamard rotation; None for no rotation.
+        seed: seed of the Hadamard rotation, with factors beside its signs if there are any; None for no rotation. That
+            of weights is the `dual` of their input's.
         reflectors: (r, n), vectors of the reflections that follow it; None for none.
         parts: number of equal parts that are rotated each by itself (`rotation.parted`).
     """

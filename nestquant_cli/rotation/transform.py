@@ -1,5 +1,7 @@
 """The randomized Hadamard rotation R = blockdiag(H_b / √n_b) · diag(signs), as a fast transform.
 
+The signs may have factors beside them (`rotation.seeds`); R is then no rotation, and `inverse` is still its inverse.
+
 H_b is a Kronecker product F₁ ⊗ F₂ ⊗ …, so a vector is seen as an array (p₁, p₂, …), the first axis varying slowest,
 and every F is applied along its own axis by a small dense product. docs/rotation.md defines R to the bit.
 """
@@ -16,6 +18,7 @@ from nestquant_cli.base.device import on_host
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.rotation.orders import atoms, block_orders, dense_groups
 from nestquant_cli.rotation.paley import paley_matrix
+from nestquant_cli.rotation.seeds import ScaledSeed, Seed
 from nestquant_cli.rotation.signs import signs
 
 # Coordinates that are transformed at once on the CPU: 1 MB of float32, so that what lies between two factors stays in
@@ -71,26 +74,40 @@ def _hadamard(y: Tensor, order: int, transposed: bool) -> Tensor:
 
 
 class Rotation:
-    """A fixed orthogonal matrix R of one order; get it from `rotation`, which caches.
+    """A fixed matrix R of one order, orthogonal where the seed has no factors; get it from `rotation`, which caches.
 
     Attributes:
         order: n, the length of the vectors.
-        seed: the seed of the signs.
+        seed: the seed of the signs, with the factors beside them.
         block_orders: orders of the Hadamard blocks along the diagonal, largest first; they sum to n.
         signs: (n,) int8 of ±1.
-        scale: (n,) float32, signs/√(order of the block): what coordinates are multiplied by in front of the ±1 matrix.
+        scale: (n,) float32, signs·factors/√(order of the block): what coordinates are multiplied by in front of the ±1
+            matrix.
     """
 
-    def __init__(self, order: int, seed: int) -> None:
+    def __init__(self, order: int, seed: Seed) -> None:
         self.order = order
         self.seed = seed
         self.block_orders: tuple[int, ...] = block_orders(order)
-        self.signs = signs(order, seed)
+        self.signs = signs(order, seed.seed if isinstance(seed, ScaledSeed) else seed)
         roots = np.repeat(1 / np.sqrt(np.array(self.block_orders, dtype=np.float64)), self.block_orders)
-        self.scale = (self.signs * roots).astype(np.float32)
-        self._scales: dict[torch.device, Tensor] = {}
+        factors = self._factors(seed)
+        self.scale = (self.signs * roots * factors).astype(np.float32)
+        self._back = (self.signs * roots / factors).astype(np.float32)
+        self._scales: dict[tuple[torch.device, bool], Tensor] = {}
 
-    def __reduce__(self) -> tuple[object, tuple[int, int]]:
+    def _factors(self, seed: Seed) -> NDArray[np.float64]:
+        if not isinstance(seed, ScaledSeed):
+            return np.ones(self.order)
+        if len(seed.factors) != self.order:
+            raise NestQuantError(
+                f"a rotation of order {self.order} got {len(seed.factors)} factors",
+                "none was made",
+                "pass one a channel",
+            )
+        return seed.values()
+
+    def __reduce__(self) -> tuple[object, tuple[int, Seed]]:
         return rotation, (self.order, self.seed)
 
     def __repr__(self) -> str:
@@ -111,7 +128,7 @@ class Rotation:
         return self._run(x, transposed=False)
 
     def inverse(self, y: Tensor) -> Tensor:
-        """Rᵀ y for every vector along the last axis: the inverse of `apply`.
+        """R⁻¹ y for every vector along the last axis, which is Rᵀ y without factors: the inverse of `apply`.
 
         Args:
             y: (..., n), any floating dtype, any strides, any device.
@@ -132,12 +149,12 @@ class Rotation:
             block = slice(start, start + size)
             dense[block, block] = _factor(atoms(size), torch.device("cpu"))
             start += size
-        return dense * self._scale_on(torch.device("cpu"))
+        return dense * self._scale_on(torch.device("cpu"), False)
 
-    def _scale_on(self, device: torch.device) -> Tensor:
-        if device not in self._scales:
-            self._scales[device] = _constant(self.scale, device)
-        return self._scales[device]
+    def _scale_on(self, device: torch.device, back: bool) -> Tensor:
+        if (device, back) not in self._scales:
+            self._scales[device, back] = _constant(self._back if back else self.scale, device)
+        return self._scales[device, back]
 
     def _run(self, x: Tensor, transposed: bool) -> Tensor:
         if x.ndim == 0 or x.shape[-1] != self.order or not x.dtype.is_floating_point:
@@ -166,8 +183,8 @@ class Rotation:
         return out.view(x.shape)
 
     def _rotate(self, rows: Tensor, transposed: bool) -> Tensor:
-        """R or Rᵀ times each row of (rows, n)."""
-        scale = self._scale_on(rows.device)
+        """R or R⁻¹ times each row of (rows, n)."""
+        scale = self._scale_on(rows.device, transposed)
         y = rows.to(torch.float32)
         if transposed:
             return self._blocks(y, transposed) * scale
@@ -200,11 +217,11 @@ class Identity:
 
 
 @overload
-def rotation(order: int, seed: int) -> Rotation: ...
+def rotation(order: int, seed: Seed) -> Rotation: ...
 @overload
-def rotation(order: int, seed: int | None) -> Rotation | Identity: ...
+def rotation(order: int, seed: Seed | None) -> Rotation | Identity: ...
 @cache
-def rotation(order: int, seed: int | None) -> Rotation | Identity:
+def rotation(order: int, seed: Seed | None) -> Rotation | Identity:
     """The randomized Hadamard rotation of an order: deterministic, and cached for each order and seed.
 
     The demo model's input with the heaviest tails has an entry of 38 times the token's root mean square before the
@@ -212,7 +229,7 @@ def rotation(order: int, seed: int | None) -> Rotation | Identity:
 
     Args:
         order: n ≥ 1, the length of the vectors.
-        seed: 0 ≤ seed < 2^64; None for no rotation.
+        seed: 0 ≤ seed < 2^64, with factors beside the signs if there are any; None for no rotation.
 
     Raises:
         NestQuantError: order or seed out of range.

@@ -16,6 +16,7 @@ from ..models.structure import open_decoder
 from ..modules.inputs import padded_size
 from ..modules.layout import Layout
 from ..rotation.reflections import rotation_for
+from ..rotation.seeds import dual
 from ..storage.files import read_json
 
 
@@ -75,5 +76,5 @@ def _error(layout: Layout, matrix: str, weight: Tensor, tensors: dict[str, Tenso
     code, parts = linear.code, layout.parts.get(linear.input, 1)
     assert code is not None
     packed = {leaf: tensors[f"{matrix}.{leaf}"] for leaf in ("words", "row_scale")}
-    rotation = rotation_for(padded_size(weight.shape[1]), layout.rotation_seed, parts=parts)
+    rotation = rotation_for(padded_size(weight.shape[1]), dual(layout.seed_of(linear.input)), parts=parts)
     return relative_error(weight.cpu(), packed, code, rotation)

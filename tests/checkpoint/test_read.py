@@ -11,6 +11,8 @@ from nestquant_cli.checkpoint.load import load_model
 from nestquant_cli.checkpoint.manifest import INDEX
 from nestquant_cli.checkpoint.read import check_checkpoint, open_checkpoint, read_layout
 from nestquant_cli.models.source import resolve
+from nestquant_cli.modules.layout import FORMAT_VERSION
+from nestquant_cli.modules.parse_layout import parse_layout
 from nestquant_cli.pipeline.recipe import Recipe
 
 Rewrite = Callable[[str, Any], None]
@@ -72,8 +74,8 @@ def test_a_hostile_config_is_refused(copy: Path, rewrite: Rewrite, edit: Any) ->
 
 
 def test_a_config_of_another_version_says_so(copy: Path, rewrite: Rewrite) -> None:
-    rewrite("config.json", lambda c: layout_of(c).update(format_version=7))
-    with pytest.raises(NestQuantError, match="format version 7, this nestquant reads 1"):
+    rewrite("config.json", lambda c: layout_of(c).update(format_version=FORMAT_VERSION + 1))
+    with pytest.raises(NestQuantError, match=f"format version {FORMAT_VERSION + 1}, this nestquant reads 1"):
         check_checkpoint(copy)
 
 
@@ -97,7 +99,7 @@ def test_an_index_that_leads_elsewhere_is_refused(copy: Path, rewrite: Rewrite, 
 
 def test_the_layout_survives_json(tiny_checkpoint: Path) -> None:
     layout = read_layout(tiny_checkpoint)
-    assert type(layout).from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
+    assert parse_layout(json.loads(json.dumps(layout.to_dict()))) == layout
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ COMMANDS: dict[str, Command] = {
                 paths=Case(5, "", 65),
                 qa=Case(False, ""),
                 centering=Case(False, ""),
+                channel_scales=Case(True, ""),
                 all_experts=Case(True, ""),
                 tensor_parallel=Case(2, "", 0, together=(("rotation", "hadamard"),)),
                 embedding_bits=Case(8, "", 9),

@@ -13,6 +13,7 @@ from nestquant_cli.e8.shape import CodeShape, shape_for_bits
 from nestquant_cli.modules.cache_codes import CacheCodes
 from nestquant_cli.modules.layout import Layout, LinearLayout
 from nestquant_cli.modules.parse_layout import parse_layout
+from nestquant_cli.rotation.seeds import ScaledSeed
 
 FOUR, THREE = shape_for_bits(4), shape_for_bits(3)
 CODE = ScaledCode(FOUR.with_multipliers((3, 4, 5, 6, 9)), 0.034)
@@ -63,6 +64,37 @@ def test_parts_are_of_version_six() -> None:
     read.inputs["l.0.q"] = CenteredCode(CODE, centered(32).packed * 2)
     assert parse_layout(read.to_dict()) == read
     assert "parts" not in layout().to_dict()
+
+
+def factored(**changes: Any) -> dict[str, Any]:
+    """The JSON of a layout whose input of 64 has factors of its channels, or what is given."""
+    example = layout()
+    example.factors["l.0.q"] = bytes(range(13, 77))
+    assert example.version == 7
+    return example.to_dict() | changes
+
+
+def test_factors_are_of_version_seven() -> None:
+    read = parse_layout(json.loads(json.dumps(factored())))
+    assert read.factors == {"l.0.q": bytes(range(13, 77))} and read.to_dict() == factored()
+    assert read.seed_of("l.0.q") == ScaledSeed(7, bytes(range(13, 77))) and read.seed_of("l.1.q") == 7
+    assert "factors" not in layout().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"factors": {"l.0.q": 63 * "P"}}, "is not a factor for each channel"),
+        ({"factors": {"l.0.k": 64 * "P"}}, "is not a factor for each channel"),
+        ({"factors": {"l.0.q": 5}}, "factors must be texts"),
+        ({"factors": {"l.0.q": 63 * "P" + "ß"}}, "a character stands for no factor"),
+        ({"factors": []}, "factors is not an object"),
+        ({"rotation": "none"}, "beside the signs of a rotation"),
+    ],
+)
+def test_other_factors_are_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(NestQuantError, match=told):
+        parse_layout(factored(**changes))
 
 
 @pytest.mark.parametrize(

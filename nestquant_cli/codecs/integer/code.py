@@ -14,6 +14,7 @@ from torch import Tensor
 from ...e8.code import BLOCK, row_bytes
 from ...e8.digits import pack_digits, pack_zeros, unpack_digits, unpack_zeros, zero_bytes
 from ...kernels import for_device
+from ...rotation.seeds import Seed
 from ..vectors import Rounded, VectorCode
 from ..weights import TensorForms
 
@@ -160,7 +161,7 @@ class IntegerCode(VectorCode):
             return Rounded((digits - zero).to(self.integer), scale[:, 0])
         return Rounded(torch.cat([scale * (digits - zero) for digits, scale, zero in self._coded(x)], dim=1), None)
 
-    def round_tokens(self, x: Tensor, order: int, seed: int | None) -> Rounded:
+    def round_tokens(self, x: Tensor, order: int, seed: Seed | None) -> Rounded:
         """Rotates tokens (tokens, features ≤ order) and rounds each, by a kernel where a row is one symmetric grid."""
         if self.clip is None or self.group is not None or not self.symmetric:
             return super().round_tokens(x, order, seed)

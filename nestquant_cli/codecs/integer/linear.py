@@ -56,4 +56,4 @@ class IntegerLinear(QuantizedLinear):
     def input_gradient(self, gradient: Tensor) -> Tensor:
         """Wᵀ ∂y with the dequantized W: (tokens, out_features) to (tokens, in_features), in its dtype."""
         rotated = gradient @ self.values(0, self.out_features).to(gradient.dtype)
-        return self.source.unrotate(rotated.float()).to(gradient.dtype)
+        return self.source.unrotate_rows(rotated.float()).to(gradient.dtype)

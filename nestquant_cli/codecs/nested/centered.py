@@ -19,6 +19,7 @@ from torch import Tensor
 from ...e8.shape import CodeShape
 from ...e8.vectors import centers_of_rows
 from ...rotation.integers import unrotate_integers
+from ...rotation.seeds import Seed, seeds_of_parts
 from ..vectors import AttentionForm, Rounded, VectorCode
 from .code import ScaledCode
 from .fit import fit_rows
@@ -59,17 +60,17 @@ class CenteredCode(VectorCode):
         """The nearest vectors of the code to rotated tokens x (rows, entries) of an input."""
         return self.round_tokens(x, x.shape[1], None)
 
-    def round_tokens(self, x: Tensor, order: int, seed: int | None) -> Rounded:
+    def round_tokens(self, x: Tensor, order: int, seed: Seed | None) -> Rounded:
         """Rotates tokens (tokens, features ≤ order) of an input and rounds each."""
         return self.scaled.round_tokens(x, order, seed, _center(self, order, x.device))
 
-    def round_parts(self, x: Tensor, seed: int | None, parts: int) -> Rounded:
+    def round_parts(self, x: Tensor, seed: Seed | None, parts: int) -> Rounded:
         """Rotates and rounds each of the equal parts of tokens (tokens, features), each less a center of its own."""
         columns = x.unflatten(1, (parts, -1)).unbind(1)
         centers = _centers(self, columns[0].shape[1], x.device).dequantized()
         rounded = [
-            self.scaled.round_tokens(of_part.contiguous(), of_part.shape[1], seed, center)
-            for of_part, center in zip(columns, centers, strict=True)
+            self.scaled.round_tokens(of_part.contiguous(), of_part.shape[1], own, center)
+            for of_part, own, center in zip(columns, seeds_of_parts(seed, parts), centers, strict=True)
         ]
         scale, centered = ([getattr(part, name) for part in rounded] for name in ("scale", "centered"))
         values = torch.cat([part.values for part in rounded], 1)

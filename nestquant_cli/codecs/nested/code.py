@@ -9,6 +9,7 @@ from torch import Tensor
 from ...e8.code import NestedCode, row_bytes
 from ...e8.vectors import SCALE_BYTES, row_scale, split_vectors
 from ...kernels import for_device
+from ...rotation.seeds import Seed
 from ..vectors import AttentionForm, Rounded, VectorCode
 
 
@@ -52,7 +53,7 @@ class ScaledCode(VectorCode):
         """The nearest vectors of the code to rotated x (rows, entries)."""
         return self.round_tokens(x, x.shape[1], None)
 
-    def round_tokens(self, x: Tensor, order: int, seed: int | None, center: Tensor | None = None) -> Rounded:
+    def round_tokens(self, x: Tensor, order: int, seed: Seed | None, center: Tensor | None = None) -> Rounded:
         """Rotates tokens (tokens, features ≤ order) and rounds each, less a center (order,) where that is smaller."""
         encoded = for_device(x.device).encode_tokens(x, order, seed, self.code, self.unit, center)
         return Rounded(*encoded, center)

@@ -119,7 +119,7 @@ def _source(linear: LinearLayout, state: ModelState) -> InputQuantizer:
     layout = state.layout
     code, learned = layout.inputs[linear.input], state.reflections(linear.input)
     parts = layout.parts.get(linear.input, 1)
-    return InputQuantizer(linear.in_features, layout.rotation_seed, code, learned, parts)
+    return InputQuantizer(linear.in_features, layout.seed_of(linear.input), code, learned, parts)
 
 
 def _stored(linear: LinearLayout) -> list[str]:

@@ -114,7 +114,7 @@ class CodedLinearMethod(LinearMethodBase):
         """The quantizer of an input of the layer, by its name in the layout."""
         layout, features = self._state.layout, self._state.layout.linears[self._names[0]].in_features
         rotation = self._state.reflections(name), layout.parts.get(name, 1)
-        return LayerInput(features, layout.rotation_seed, layout.inputs[name], *rotation)
+        return LayerInput(features, layout.seed_of(name), layout.inputs[name], *rotation)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (..., features) to (..., rows) in its dtype."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ...modules.layout import Layout
+from ...rotation.seeds import seeds_of_parts
 from .columns import columns_of
 from .layer import LayerInput
 from .names import Rows
@@ -51,7 +52,8 @@ def input_of_parts(layout: Layout, name: str, share: Share) -> LayerInput:
     code, parts = layout.inputs[name], layout.parts[name] // share.processes
     own = None if code is None else code.part(share.rank * parts, parts)
     features = next(linear.in_features for linear in layout.linears.values() if linear.input == name)
-    return LayerInput(features // share.processes, layout.rotation_seed, own, None, parts)
+    seed = seeds_of_parts(layout.seed_of(name), share.processes)[share.rank]
+    return LayerInput(features // share.processes, seed, own, None, parts)
 
 
 def some_rows(piece: Piece, tensors: dict[str, Tensor], share: Share) -> tuple[Piece, dict[str, Tensor]]:

@@ -5,6 +5,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ...e8.code import NestedCode
+from ...rotation.seeds import Seed
 
 
 class InputKernels(Protocol):
@@ -22,13 +23,13 @@ class InputKernels(Protocol):
         """
         ...
 
-    def rotate_tokens(self, x: Tensor, order: int, seed: int | None) -> Tensor:
+    def rotate_tokens(self, x: Tensor, order: int, seed: Seed | None) -> Tensor:
         """R x of tokens padded with zeros to the order, R as `rotation.transform` defines it.
 
         Args:
             x: (tokens, features ≤ order) float32, bfloat16 or float16.
             order: order of the rotation.
-            seed: seed of the rotation signs; None does not rotate.
+            seed: seed of the rotation signs, with factors beside them if there are any; None does not rotate.
 
         Returns:
             (tokens, order) float32. A kernel that rotates in one pass gives bfloat16 for bfloat16.
@@ -36,7 +37,7 @@ class InputKernels(Protocol):
         ...
 
     def encode_tokens(
-        self, x: Tensor, order: int, seed: int | None, code: NestedCode, unit: float, center: Tensor | None = None
+        self, x: Tensor, order: int, seed: Seed | None, code: NestedCode, unit: float, center: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Rotates tokens as `rotate_tokens` and rounds each to the code, at `unit` times its root mean square.
 
@@ -52,7 +53,7 @@ class InputKernels(Protocol):
         """
         ...
 
-    def to_integers(self, x: Tensor, order: int, seed: int | None, bits: int, clip: float) -> tuple[Tensor, Tensor]:
+    def to_integers(self, x: Tensor, order: int, seed: Seed | None, bits: int, clip: float) -> tuple[Tensor, Tensor]:
         """Rotates tokens as `rotate_tokens`, in float32, and rounds each to multiples of a scale of its own.
 
         Args:
@@ -79,7 +80,7 @@ class InputKernels(Protocol):
         """
         ...
 
-    def to_int16(self, x: Tensor, order: int, seed: int | None) -> tuple[Tensor, Tensor]:
+    def to_int16(self, x: Tensor, order: int, seed: Seed | None) -> tuple[Tensor, Tensor]:
         """Rotates tokens as `rotate_tokens`, in float32, and rounds each to multiples of a scale of its own.
 
         With entries of the size of a Gaussian's, the error is some 40 times below that of rounding to bfloat16.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...e8.code import BLOCK, NestedCode
 from ...rotation.orders import atoms
+from ...rotation.seeds import Seed, seeds_of_parts
 from ...rotation.transform import factor_matrix, rotation
 from ..reference import grid as reference_grid
 from ..reference import inputs as reference
@@ -32,7 +33,7 @@ _NO_ROW = np.empty(0, np.float32)
 _NO_MARKS = np.empty(0, np.bool_)
 
 
-def rotate(x: Tensor, order: int, seed: int | None) -> Tensor:
+def rotate(x: Tensor, order: int, seed: Seed | None) -> Tensor:
     """R x of tokens (tokens, features ≤ order), padded with zeros: `contract.inputs.rotate_tokens`.
 
     Returns:
@@ -49,7 +50,7 @@ def rotate(x: Tensor, order: int, seed: int | None) -> Tensor:
 
 
 def encode(
-    x: Tensor, order: int, seed: int | None, code: NestedCode, unit: float, center: Tensor | None = None
+    x: Tensor, order: int, seed: Seed | None, code: NestedCode, unit: float, center: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Rotates tokens and rounds each to the code in one pass over memory: `contract.inputs.encode_tokens`."""
     plan = None if seed is None else plan_of(order, seed)
@@ -70,7 +71,7 @@ def encode(
     return v, scale, centered
 
 
-def to_integers(x: Tensor, order: int, seed: int | None, bits: int, clip: float) -> tuple[Tensor, Tensor]:
+def to_integers(x: Tensor, order: int, seed: Seed | None, bits: int, clip: float) -> tuple[Tensor, Tensor]:
     """Rotates tokens and rounds each to symmetric integers in one pass: `contract.inputs.to_integers`."""
     plan = None if seed is None else plan_of(order, seed)
     if plan is None:
@@ -148,10 +149,14 @@ def rotates(order: int, seed: int) -> bool:
     return plan_of(order, seed) is not None
 
 
-@lru_cache(maxsize=256)
-def plan_of(order: int, seed: int, parts: int = 1) -> tuple[np.ndarray, ...] | None:
-    """What the loops of `tokens` take of a rotation, or of one in equal parts; None where a factor is too large."""
-    R = rotation(order // parts, seed)
+@lru_cache(maxsize=4096)
+def plan_of(order: int, seed: Seed, parts: int = 1) -> tuple[np.ndarray, ...] | None:
+    """What the loops of `tokens` take of a rotation, or of one in equal parts; None where a factor is too large.
+
+    Factors beside the signs are part of its scale, so that they cost nothing.
+    """
+    rotations = [rotation(order // parts, of_part) for of_part in seeds_of_parts(seed, parts)]
+    R = rotations[0]
     numbers, factors, signs = [], [], []
     for size in R.block_orders * parts:
         groups = _grouped(atoms(size))
@@ -163,7 +168,7 @@ def plan_of(order: int, seed: int, parts: int = 1) -> tuple[np.ndarray, ...] | N
         signs += [matrix.astype(np.float32).ravel() for matrix in matrices]
     signs.append(np.ones(1, np.float32))  # an order of 1 has no factors, and nothing may be empty
     whole = (np.asarray(list(numbers_of), np.int64) for numbers_of in (R.block_orders * parts, numbers, factors or [1]))
-    return np.tile(R.scale, parts), *whole, np.concatenate(signs)
+    return np.concatenate([each.scale for each in rotations]), *whole, np.concatenate(signs)
 
 
 def _grouped(factors: tuple[int, ...]) -> list[tuple[int, ...]]:

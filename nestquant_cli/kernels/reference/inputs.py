@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...e8.code import NestedCode
 from ...e8.vectors import row_scale, subtract_centers
+from ...rotation.seeds import Seed
 from ...rotation.transform import rotation
 from . import nested
 
@@ -30,7 +31,7 @@ def rotates(order: int, seed: int) -> bool:
     return False
 
 
-def rotate_tokens(x: Tensor, order: int, seed: int | None) -> Tensor:
+def rotate_tokens(x: Tensor, order: int, seed: Seed | None) -> Tensor:
     """R x of tokens (tokens, features ≤ order), padded with zeros: `contract.inputs.rotate_tokens`, always float32."""
     padding = order - x.shape[1]
     return rotation(order, seed).apply(F.pad(x, (0, padding)) if padding else x)
@@ -39,7 +40,7 @@ def rotate_tokens(x: Tensor, order: int, seed: int | None) -> Tensor:
 def encode_tokens(
     x: Tensor,
     order: int,
-    seed: int | None,
+    seed: Seed | None,
     code: NestedCode,
     unit: float,
     center: Tensor | None = None,

@@ -4,12 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...rotation.seeds import Seed
 from ..contract.constants import LARGEST_INT16, LEAST_SIZE
 from ..int8 import integer_product
 from .inputs import rotate_tokens
 
 
-def to_int16(x: Tensor, order: int, seed: int | None) -> tuple[Tensor, Tensor]:
+def to_int16(x: Tensor, order: int, seed: Seed | None) -> tuple[Tensor, Tensor]:
     """Rotates tokens and rounds each to multiples of its scale: `contract.inputs.to_int16`.
 
     Returns:

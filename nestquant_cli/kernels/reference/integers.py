@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from ...rotation.seeds import Seed
 from .inputs import rotate_tokens
 
 
-def to_integers(x: Tensor, order: int, seed: int | None, bits: int, clip: float) -> tuple[Tensor, Tensor]:
+def to_integers(x: Tensor, order: int, seed: Seed | None, bits: int, clip: float) -> tuple[Tensor, Tensor]:
     """Rotates tokens and rounds each to symmetric integers: `contract.inputs.to_integers`."""
     y, levels = rotate_tokens(x, order, seed).float(), 1 << bits
     size = y.abs().amax(1, keepdim=True)  # (tokens, 1)

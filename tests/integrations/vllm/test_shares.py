@@ -14,6 +14,7 @@ from nestquant_cli.integrations.vllm.pieces import Piece
 from nestquant_cli.integrations.vllm.shares import Share, has_parts, input_of_parts, some_columns, some_rows
 from nestquant_cli.modules.layout import Layout, LinearLayout
 from nestquant_cli.quantization.factors import Feedback
+from nestquant_cli.rotation.seeds import ScaledSeed
 from tests.families import gaussian, relative_error
 
 FEATURES, ROWS, SEED = 128, 24, 3
@@ -36,18 +37,22 @@ def activations(bits: float | None, parts: int, offset: float) -> VectorCode | N
     return code
 
 
-def made(codec: str, act: VectorCode | None, parts: int) -> tuple[Layout, Piece, dict[str, Tensor]]:
-    """A layout with one matrix whose input is in parts, and its stored tensors."""
+def made(
+    codec: str, act: VectorCode | None, parts: int, factors: bool = False
+) -> tuple[Layout, Piece, dict[str, Tensor]]:
+    """A layout with one matrix whose input is in parts and may have factors of its channels, and its stored tensors."""
     method, bits, settings = CODECS[codec]
     shape = shape_of(method, bits, settings, "weight")
     rounded = codec_of(shape).quantize(Feedback(gaussian(ROWS, FEATURES), None, None, 0.0), [ROWS], shape, 0, 1)
     linear = LinearLayout(FEATURES, ROWS, False, "m", rounded.codes[0])
     layout = Layout(shape, None, None, SEED, {"m": linear}, {"m": act}, parts={"m": parts} if parts > 1 else {})
+    if factors:
+        layout.factors["m"] = bytes(torch.randint(30, 60, (FEATURES,), dtype=torch.uint8).tolist())
     return layout, Piece(Rows("m", (0,), ROWS), linear), rounded.tensors[0]
 
 
 def whole(layout: Layout, piece: Piece, tensors: dict[str, Tensor], int8: bool, dtype: torch.dtype) -> Any:
-    source = LayerInput(FEATURES, SEED, layout.inputs["m"], None, layout.parts.get("m", 1))
+    source = LayerInput(FEATURES, layout.seed_of("m"), layout.inputs["m"], None, layout.parts.get("m", 1))
     return coded_layer([piece], [dict(tensors)], lambda _: source, dtype, int8)
 
 
@@ -55,10 +60,11 @@ def whole(layout: Layout, piece: Piece, tensors: dict[str, Tensor], int8: bool, 
 @pytest.mark.parametrize(("bits", "offset"), [(None, 0.0), (4, 0.0), (4, 1.0), (8, 0.0)])
 @pytest.mark.parametrize(("parts", "processes"), [(2, 2), (4, 2)])
 @pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("factors", [False, True])
 def test_products_with_parts_add_up(
-    codec: str, bits: float | None, offset: float, parts: int, processes: int, int8: bool
+    codec: str, bits: float | None, offset: float, parts: int, processes: int, int8: bool, factors: bool
 ) -> None:
-    layout, piece, tensors = made(codec, activations(bits, parts, offset), parts)
+    layout, piece, tensors = made(codec, activations(bits, parts, offset), parts, factors)
     assert has_parts(layout, "m", processes)
     for tokens in (1, 9):
         x = gaussian(tokens, FEATURES, seed=7) + offset
@@ -68,6 +74,7 @@ def test_products_with_parts_add_up(
             own, loaded = some_columns(layout, piece, tensors, share)
             source = input_of_parts(layout, "m", share)
             assert source.parts == parts // processes and source.features == FEATURES // processes
+            assert isinstance(source.seed, ScaledSeed) == factors
             layer = coded_layer([own], [loaded], lambda _, source=source: source, torch.float32, int8)
             total += layer.compute(taken.contiguous(), None)
         expected = whole(layout, piece, tensors, int8, torch.float32).compute(x, None)

@@ -5,6 +5,7 @@ import torch
 
 from nestquant_cli.e8.code import NestedCode
 from nestquant_cli.kernels.device_kernels import of_family
+from nestquant_cli.rotation.seeds import ScaledSeed, Seed
 from tests.families import gaussian
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -14,8 +15,8 @@ CODE, UNIT = NestedCode(q=13, multipliers=(3, 4, 5, 6, 9), word_bits=32), 0.9 / 
 REFERENCE, GPU = of_family("reference"), of_family("gpu")
 
 
-@pytest.mark.parametrize("seed", [None, 3])
-def test_tokens(seed: int | None) -> None:
+@pytest.mark.parametrize("seed", [None, 3, ScaledSeed(3, bytes(range(13, 77)))])
+def test_tokens(seed: Seed | None) -> None:
     x, center = gaussian(3, 60).to(DEVICE) + 1, gaussian(64, seed=1).to(DEVICE)
     for center_or_none in (None, center):
         found = GPU.encode_tokens(x, 64, seed, CODE, UNIT, center_or_none)
