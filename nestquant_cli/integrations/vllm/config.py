@@ -76,7 +76,7 @@ class CheckpointConfig(QuantizationConfig):
         """
         if ModelState(self.value.get("layout")).layout.tables:
             raise NestQuantError(
-                "the checkpoint has a coded embedding or head, which the plugin has not been tried with",
+                "the checkpoint has a coded embedding or head, which the plugin does not know",
                 "it is not served",
                 "quantize without --embedding-bits and --head-bits, or use the checkpoint in transformers",
             )
@@ -86,7 +86,6 @@ class CheckpointConfig(QuantizationConfig):
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         self.state.names.rename(hf_to_vllm_mapper)
-        self.state.tables.rename(hf_to_vllm_mapper)
 
     def get_checkpoint_weight_mapper(self) -> Any:
         """Besides the model's own, how the tensors of the checkpoint come to layers that have others' names.
@@ -104,11 +103,10 @@ class CheckpointConfig(QuantizationConfig):
         return super().get_checkpoint_weight_mapper() | own
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        """The method of a layer: coded Linears, experts, tables, and attention; None leaves a layer to vLLM."""
+        """The method of a layer: coded Linears, experts, and attention; None leaves a layer to vLLM."""
         from vllm.model_executor.layers.attention import Attention, MLAAttention
         from vllm.model_executor.layers.fused_moe import RoutedExperts
         from vllm.model_executor.layers.linear import LinearBase
-        from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
         self.state.place = prefix
         if isinstance(layer, LinearBase):
@@ -117,10 +115,6 @@ class CheckpointConfig(QuantizationConfig):
             from .experts import expert_method
 
             return expert_method(self, layer, prefix)
-        if isinstance(layer, VocabParallelEmbedding):
-            from .tables import table_method
-
-            return table_method(self.state, layer, prefix)
         if isinstance(layer, Attention | MLAAttention):
             from .cache import attention_method
             from .linear import take_apart

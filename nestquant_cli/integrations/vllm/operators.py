@@ -53,20 +53,5 @@ _library.impl("experts", _experts, "CompositeExplicitAutograd")
 torch.library.register_fake("nestquant_vllm::experts", _fake_experts, lib=_library)
 
 
-def _lookup(ids: Tensor, number: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-    """The rows of token ids (...), (..., columns), of the table with this number."""
-    y: Tensor = _layers[int(number)].look_up(ids)
-    return y
-
-
-def _fake_lookup(ids: Tensor, number: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-    return ids.new_empty(*ids.shape, columns, dtype=dtype)
-
-
-_library.define("lookup(Tensor ids, Tensor number, int columns, ScalarType dtype) -> Tensor")
-_library.impl("lookup", _lookup, "CompositeExplicitAutograd")
-torch.library.register_fake("nestquant_vllm::lookup", _fake_lookup, lib=_library)
-
 linear = torch.ops.nestquant_vllm.linear
 experts = torch.ops.nestquant_vllm.experts
-lookup = torch.ops.nestquant_vllm.lookup

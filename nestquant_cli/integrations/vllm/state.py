@@ -27,7 +27,6 @@ class ModelState:
     Attributes:
         layout: the layout.
         names: its matrices, by the names that vLLM has for them.
-        tables: its coded embedding and head, likewise, and the head that is tied to an embedding.
         hub: from those names to the ones on the Hub, where they differ and the model has experts.
         experts: vLLM's name for each matrix of an expert, by that of its parameter.
         gathers: whether it was said that processes exchange the inputs of row-parallel layers.
@@ -42,9 +41,6 @@ class ModelState:
         self.names = Names(self.layout.linears)
         self.hub = HubNames(model_types, self.layout.linears)
         self.names.rename(self.hub)
-        tables = self.layout.tables
-        self.tables = Names([*tables, *(table.head for table in tables.values() if table.head is not None)])
-        self.tables.rename(self.hub)
         self.experts: dict[str, str] = {}
         self.gathers = False
         self.place = ""
@@ -73,7 +69,7 @@ class ModelState:
         """
         if self._form == "auto":
             linears = [
-                linear for linear in self.layout.matrices.values() if linear.code is not None and linear.code.int8
+                linear for linear in self.layout.linears.values() if linear.code is not None and linear.code.int8
             ]
             entries = sum(linear.out_features * padded_size(linear.in_features) for linear in linears)
             self._form = "int8" if int8_fits(entries, device) else "packed"
@@ -86,8 +82,6 @@ class ModelState:
             layers: numbers of the decoder layers of this process; None for all.
         """
         missing = [name for name in self.names.untaken() if layers is None or number_in(name) in layers]
-        if layers is None:
-            missing += [name for name in self.tables.untaken() if name in self.layout.tables]
         if missing:
             raise NestQuantError(
                 f"the model in vLLM has no layer for {len(missing)} coded matrices, such as {missing[0]}",

@@ -10,7 +10,7 @@ from .parameters import RowsParameter, WholeParameter
 from .pieces import Piece
 from .refusals import not_loaded
 
-NOT_LOADED = 0x7FC0  # the bits of a bfloat16 that is no number, which no row scale is
+_NOT_LOADED = 0x7FC0  # the bits of a bfloat16 that is no number, which no row scale is
 
 
 def add_parameters(layer: nn.Module, pieces: list[Piece], dtype: torch.dtype, loader: Callable[..., Any]) -> None:
@@ -32,7 +32,7 @@ def add_parameters(layer: nn.Module, pieces: list[Piece], dtype: torch.dtype, lo
         width = max((shape[1] for shape, _ in forms if len(shape) > 1), default=0)
         data = torch.zeros((total, width) if width else (total,), dtype=forms[0][1])
         if name == "row_scale":
-            data.fill_(NOT_LOADED)
+            data.fill_(_NOT_LOADED)
         layer.register_parameter(name, RowsParameter(data=data, weight_loader=loader))
     if any(piece.linear.code is None for piece in pieces):
         data = torch.full((total, pieces[0].linear.in_features), torch.nan, dtype=dtype)
@@ -74,7 +74,7 @@ def _of_piece(layer: nn.Module, piece: Piece, rows: slice) -> dict[str, Tensor] 
             tensors[name] = loaded
             continue
         data = parameters[name].data[rows]
-        if name == "row_scale" and (data == NOT_LOADED).any():
+        if name == "row_scale" and (data == _NOT_LOADED).any():
             return None
         tensors[name] = (data[:, : shape[1]] if len(shape) > 1 else data.reshape(len(data), -1)[:, 0]).clone()
     return tensors
