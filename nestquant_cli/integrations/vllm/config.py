@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 
-from ...base.errors import NestQuantError
 from ...checkpoint.manifest import MANIFEST
 from ...checkpoint.read import check_checkpoint
 from .expert_names import patterns
@@ -74,12 +73,7 @@ class CheckpointConfig(QuantizationConfig):
         Raises:
             NestQuantError: naming what is missing, altered or unknown.
         """
-        if ModelState(self.value.get("layout")).layout.tables:
-            raise NestQuantError(
-                "the checkpoint has a coded embedding or head, which the plugin does not know",
-                "it is not served",
-                "quantize without --embedding-bits and --head-bits, or use the checkpoint in transformers",
-            )
+        ModelState(self.value.get("layout"))
         self._model_types = [] if hf_config is None else [hf_config.model_type, hf_config.get_text_config().model_type]
         if (Path(model_name) / MANIFEST).is_file():
             check_checkpoint(Path(model_name))

@@ -33,11 +33,17 @@ class ModelState:
         place: the layer that vLLM built last, or the tensor or matrix that it loaded last.
 
     Raises:
-        NestQuantError: the layout is damaged or of a later version; NESTQUANT_RESIDENT is no form.
+        NestQuantError: the layout is damaged, of a later version, or has tables; NESTQUANT_RESIDENT is no form.
     """
 
     def __init__(self, value: Any, model_types: Iterable[str] = ()) -> None:
         self.layout = parse_layout(value)
+        if self.layout.tables:
+            raise NestQuantError(
+                "the checkpoint has a coded embedding or head, which the plugin does not know",
+                "it is not served",
+                "quantize without --embedding-bits and --head-bits, or use the checkpoint in transformers",
+            )
         self.names = Names(self.layout.linears)
         self.hub = HubNames(model_types, self.layout.linears)
         self.names.rename(self.hub)

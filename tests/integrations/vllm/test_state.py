@@ -7,8 +7,10 @@ import torch
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.read import read_quantization_config
+from nestquant_cli.codecs.integer.code import IntegerCode
 from nestquant_cli.integrations.vllm import state as module
 from nestquant_cli.integrations.vllm.state import RESIDENT, ModelState, number_in
+from nestquant_cli.modules.table_layout import TableLayout
 from tests.families import pack
 
 CPU = torch.device("cpu")
@@ -33,6 +35,13 @@ def test_a_layout_that_cannot_be_used_is_one_line(layout: dict[str, object], cha
 def test_a_config_without_layout_is_refused() -> None:
     with pytest.raises(NestQuantError):
         ModelState(None)
+
+
+def test_coded_tables_are_refused(layout: dict[str, object]) -> None:
+    table = TableLayout(300, 64, IntegerCode(8, clip=1.0), True)
+    tables = {"tables": {"model.embed_tokens": table.to_dict()}, "rotation": "hadamard", "reflections": {}}
+    with pytest.raises(NestQuantError, match="coded embedding or head"):
+        ModelState(layout | {"format_version": 7} | tables)
 
 
 def test_the_form_is_what_the_variable_says(layout: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
