@@ -1,7 +1,5 @@
 """Int8 rows of all the Linears with one input, laid one after another: one product with a few tokens serves all."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -26,8 +24,7 @@ class Joined:
 
         Each of them is handed out once, for the caller to do with as it likes; who asks again gets a new one.
         """
-        multiply, weight, parts = self._kernels.rotated_product, self.weight, source.parts
-        seed: Any = source.seed
+        multiply, seed, weight, parts = self._kernels.rotated_product, source.seed, self.weight, source.parts
         assert seed is not None
         taken, y = source.once(x, self, lambda flat: (set(), multiply(flat, seed, *weight, parts)))
         if rows.start in taken:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...e8.code import NestedCode
+from ...rotation.seeds import Seed
 
 
 class ProductKernels(Protocol):
@@ -47,7 +48,7 @@ class ProductKernels(Protocol):
         """
         ...
 
-    def rotated_product(self, x: Tensor, seed: int, v: Tensor, row_scale: Tensor, parts: int = 1) -> Tensor:
+    def rotated_product(self, x: Tensor, seed: Seed, v: Tensor, row_scale: Tensor, parts: int = 1) -> Tensor:
         """diag(row_scale)·V·R x of a few tokens and int8 rows, rotation included.
 
         Made for at most `limits.joined_tokens` tokens, or `limits.rounded_tokens` of bfloat16. Only for orders of a
@@ -55,7 +56,7 @@ class ProductKernels(Protocol):
 
         Args:
             x: (tokens, features) floating point.
-            seed: seed of the rotation signs.
+            seed: seed of the rotation signs, with factors beside them if there are any.
             v: (rows, padded features) int8, contiguous.
             row_scale: (rows,) int16, the bits of a bfloat16.
             parts: number of equal parts of a token that are rotated each by itself.

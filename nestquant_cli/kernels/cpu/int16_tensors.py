@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ...e8.code import BLOCK
+from ...rotation.seeds import Seed
 from ..contract.constants import MOST_ENTRIES
 from ..reference import inputs as reference_inputs
 from .amx import ROWS, STEP, TOKENS
@@ -18,7 +19,7 @@ NOTHING_MORE = (np.empty(0, np.float32),) * 3
 _WHOLE = STEP * TOKENS // 4  # words of a tile and digit: those of STEP coordinates
 
 
-def to_int16(x: Tensor, order: int, seed: int | None) -> tuple[Tensor, Tensor]:
+def to_int16(x: Tensor, order: int, seed: Seed | None) -> tuple[Tensor, Tensor]:
     """Rotates tokens and rounds each to multiples of its scale: `contract.inputs.to_int16`.
 
     Returns:

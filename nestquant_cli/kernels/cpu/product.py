@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...e8.code import BLOCK, NestedCode
+from ...rotation.seeds import Seed
 from ..contract.constants import MOST_ENTRIES
 from ..reference import products as reference
 from .amx import ROWS
@@ -53,7 +54,7 @@ def dot(packed: Tensor, x: Tensor, code: NestedCode) -> Tensor:
     return y
 
 
-def rotated_product(x: Tensor, seed: int, v: Tensor, row_scale: Tensor, parts: int = 1) -> Tensor:
+def rotated_product(x: Tensor, seed: Seed, v: Tensor, row_scale: Tensor, parts: int = 1) -> Tensor:
     """diag(row_scale)·V·R x for a few tokens: `contract.products.rotated_product`."""
     rows, order = v.shape
     plan = plan_of(order, seed, parts)

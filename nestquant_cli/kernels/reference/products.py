@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...e8.code import NestedCode
 from ...rotation.parted import parted_rotation
+from ...rotation.seeds import Seed
 from ..int8 import integer_product
 from .nested import unpack
 
@@ -46,7 +47,7 @@ def integer_rows(
     return scale_sums(sums, token_scale, scale, bias, dtype, centered, shift)
 
 
-def rotated_product(x: Tensor, seed: int, v: Tensor, row_scale: Tensor, parts: int = 1) -> Tensor:
+def rotated_product(x: Tensor, seed: Seed, v: Tensor, row_scale: Tensor, parts: int = 1) -> Tensor:
     """diag(row_scale)·V·R x: `contract.products.rotated_product`, for any number of tokens."""
     order = v.shape[1]
     rotated = parted_rotation(order, seed, parts).apply(F.pad(x.float(), (0, order - x.shape[1])))
