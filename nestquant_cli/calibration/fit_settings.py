@@ -20,6 +20,7 @@ class FitSettings:
         all_experts: whether every token is measured at every expert, instead of those that the router chose.
         parts: number of parts that the inputs of row-parallel Linears are rotated and rounded in, each by itself.
         channel_scales: whether inputs that are rounded may have factors of their channels in front of the rotation.
+        drift_correction: ε of a sequential calibration, from 0 to 1 (`InputStatistics.cross`).
     """
 
     act_shape: Shape | None
@@ -32,6 +33,7 @@ class FitSettings:
     all_experts: bool = False
     parts: int = 1
     channel_scales: bool = False
+    drift_correction: float = 1.0
 
     def divided(self) -> "Divided":
         """How the inputs of row-parallel Linears are divided."""

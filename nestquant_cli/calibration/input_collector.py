@@ -146,6 +146,7 @@ class InputCollector:
         centering: bool = False,
         parts: int = 1,
         behind: Behind | None = None,
+        correction: float = 1.0,
     ) -> InputStatistics:
         """Averages the sums, which are freed, and fits the activation code to the sample.
 
@@ -157,6 +158,7 @@ class InputCollector:
             learned, behind: as `input_fit.fit_input` takes them.
             centering: whether the code may have a center.
             parts: number of parts that are rotated and rounded each by itself.
+            correction: ε in (1 − ε)·E[x xᵀ] + ε·E[x₀ xᵀ], from 0 to 1.
 
         Raises:
             NestQuantError: an input was not finite.
@@ -166,6 +168,8 @@ class InputCollector:
         if not self.gram.finite or (self.cross is not None and not self.cross.finite):
             raise not_finite(place)
         hessian, cross = self.gram.mean(), None if self.cross is None else self.cross.mean()
+        if cross is not None and correction < 1:
+            cross = hessian.lerp(cross, correction)
         fit = fit_input(self.kept, order, device, shape, seed, rotated, learned, centering, parts, behind)
         hessian, cross = in_basis(hessian, cross, seed, rotated, fit.reflectors, parts, fit.factors)
         fitted = fit.noise, fit.code, len(self.dead), fit.reflectors

@@ -65,7 +65,7 @@ class LayerMeasurement:
         shared = [(self.modules[names[0]].in_features, len(names)) for names in self.families]
         again = len(blocks_of(shared, budget)) > 1
         blocks = group.run_on_all(lambda: self._run(groups, collectors, experts, budget, not again))[0]
-        cache = None if self.settings.kv_shape is None else self._cache(self.settings.kv_shape)
+        cache = None if self.settings.kv_shape is None else self.cache(self.settings.kv_shape)
         self.stack.observer.watching = False
         yield LayerStatistics(self._ordinary(groups, collectors) | self._finish_experts(experts), cache)
         for number, block in enumerate(blocks[1:], 2):
@@ -102,11 +102,8 @@ class LayerMeasurement:
         """Statistics of one input from its collector, whose sums are freed."""
         settings, place = self.settings, f"{self.name}.{leader}"
         rotated, learned = settings.rotation_seed is not None, learning(settings, self._linears(members))
-        parts = self._parts(members)
-        matrices = behind(settings, self._linears(members))
-        return collector.finish(
-            members, settings.act_shape, place, rotated, learned, settings.centering, parts, matrices
-        )
+        fit = settings.act_shape, place, rotated, learned, settings.centering, self._parts(members)
+        return collector.finish(members, *fit, behind(settings, self._linears(members)), settings.drift_correction)
 
     def _finish_experts(self, collectors: list[ExpertCollector]) -> dict[str, InputStatistics]:
         """Statistics of the experts that the last pass was for, by the first Linear of each."""
@@ -220,7 +217,7 @@ class LayerMeasurement:
                     "check the model's weights, or load it in a wider dtype, such as --dtype float32",
                 )
 
-    def _cache(self, shape: Shape) -> CacheCodes | None:
+    def cache(self, shape: Shape) -> CacheCodes | None:
         """Codes of keys and values; None for a layer that keeps none in a cache, or keeps them in a way of its own."""
         sample = self.stack.observer.take()
         if sample is None:

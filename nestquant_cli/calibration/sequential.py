@@ -4,6 +4,11 @@ The windows pass through the layer twice: through the original for x₀, and thr
 measured in the order in which the layer calls its Linears. The Linears that take an input are quantized before the next
 input is measured. If all inputs of a layer were measured first, each matrix would correct what the one before it has
 corrected already: W4 then had perplexity 919, instead of 20.8. It takes about four passes of the model instead of one.
+
+The quantized layers differ from those at run time in one thing: inputs, keys and values are not rounded. The noise of a
+Linear's own input is J. With the noise of the layers before in x, the target is a regression on a noisy input, which
+shrinks what it passes on, a little more in each layer. Measured with W4A4KV4, 8 × 1,024 tokens, ε = 0.5, one path: KL
+0.222 with that noise in x and 0.189 without, against 0.202 where calibration is not sequential.
 """
 
 from collections import deque
@@ -52,28 +57,35 @@ def sequential_statistics(
 ) -> LayerStatistics:
     """Measures and quantizes the inputs of a layer one after the other.
 
+    With ε the settings' `drift_correction`, the target of a matrix W is W·((1 − ε)·H + ε·X)·(H + J)⁻¹, X = E[x₀ xᵀ]. At
+    ε = 0 a matrix is made for the inputs that it will get, and corrects nothing.
+
     Args:
         layer: the layer, with the hidden states of the original model in front of it, which move behind it.
         behind: the same layers with hidden states that passed the quantized layers; they move behind it as well.
         callbacks: what quantizes between two measurements.
 
     Returns:
-        statistics of the inputs, with the cross moments E[x₀ xᵀ]; cache codes are None, as nothing but weights is
-        quantized.
+        statistics of the inputs, with the cross moments, and the cache's codes, which are fitted to the keys and values
+        of the original layer.
     """
-    group, groups = team(), InputGroups()
+    group, groups, settings = team(), InputGroups(), layer.settings
+    layer.stack.observer.reseed(settings.seed + layer.index, layer.first)
     originals: dict[str, HiddenStates] = {}
     group.run_on_all(lambda: originals.update(_original_inputs(layer, groups, callbacks.hidden)))
+    cache = None if settings.kv_shape is None else layer.cache(settings.kv_shape)
+    layer.stack.observer.watching = False
     inputs: dict[str, InputStatistics] = {}
     weights: dict[str, Tensor] = {}
     for leader, members in groups.members.items():
-        collector = layer.collector(leader, sequential=True)
+        collector = layer.collector(leader, sequential=settings.drift_correction > 0)
         group.run_on_all(partial(_run_until, layer, leader, behind, weights, originals.pop(leader), collector))
         collector.join(group)
         inputs[leader] = layer.finish(leader, members, collector)
         weights |= callbacks.quantize(layer.index, inputs[leader])
     run_quantized(behind, layer.index, weights)
-    return LayerStatistics(inputs, None)
+    layer.stack.observer.watching = settings.kv_shape is not None
+    return LayerStatistics(inputs, cache)
 
 
 def run_quantized(stack: LayerStack, index: int, weights: dict[str, Tensor]) -> None:

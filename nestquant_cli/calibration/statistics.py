@@ -14,6 +14,8 @@ same bits: with one kind of input left in 16 bits, none of them stood out.
 Where x comes out of quantized layers, and x₀ is the same input in the original model, there is also
 
     X = E[x₀ xᵀ] per token
+
+of which the target of a sequential calibration takes (1 − ε)·H + ε·X (`sequential`).
 """
 
 from collections.abc import Iterable
@@ -46,7 +48,8 @@ class InputStatistics:
         reflectors: (r, n) float32, reflectors of a learned rotation, which follows the Hadamard rotation; None without.
         source: name of the input where it is not that of the first member: the experts of a layer share one input, each
             with a Hessian of its own.
-        cross: (n, n) float32, E[x₀ xᵀ] per token with x₀ the input in the original model; None where that is x.
+        cross: (n, n) float32, (1 − ε)·E[x xᵀ] + ε·E[x₀ xᵀ] per token with x₀ the input in the original model; None
+            where that is H.
         tokens: number of tokens that an expert saw; None for other inputs.
         pooled: share of an expert's H that is the mean over the tokens of all experts (`expert_collector`).
         parts: number of equal parts that the input is rotated and rounded in, each by itself.

@@ -128,7 +128,16 @@ SequentialOption = Annotated[
     typer.Option(
         "--sequential/--no-sequential",
         help="Calibrate each matrix with the matrices before it already quantized (off by default). Needs a recipe "
-        "with weights only, and four times the calibration passes.",
+        "that quantizes weights, and four times the calibration passes.",
+    ),
+]
+DriftCorrectionOption = Annotated[
+    float | None,
+    typer.Option(
+        "--drift-correction",
+        parser=finite,
+        help="How much of the errors of the matrices before it a matrix corrects with --sequential, from 0 to 1. "
+        "Default: 1; 0.5 with quantized activations, whose noise a full correction takes for errors.",
     ),
 ]
 AllExpertsOption = Annotated[

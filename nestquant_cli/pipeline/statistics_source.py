@@ -105,4 +105,12 @@ def fit_settings(recipe: Recipe) -> FitSettings:
         recipe.all_experts,
         recipe.tensor_parallel,
         recipe.scales_channels,
+        _drift_correction(recipe),
     )
+
+
+def _drift_correction(recipe: Recipe) -> float:
+    """ε of a sequential calibration, or its default with or without rounded activations."""
+    if recipe.drift_correction is not None:
+        return recipe.drift_correction
+    return 1.0 if recipe.shape("act") is None else 0.5

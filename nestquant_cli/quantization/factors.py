@@ -56,7 +56,7 @@ def feedback(
         damping: first step of the ladder, as a fraction of the mean diagonal of H.
         place: name of the input, for the error.
         columns: columns that are rounded at once, the size of L's diagonal blocks; None for the Cholesky factor.
-        cross: (n, n) X = E[x₀ xᵀ], with x₀ the input in the original model; None where that is x.
+        cross: (n, n) X in the target in place of H, `InputStatistics.cross`; None where it is H.
 
     Raises:
         NestQuantError: H has no positive diagonal, or no step of the ladder makes H + J positive definite.

@@ -21,7 +21,7 @@ def noisy_target(W: Tensor, noise: Tensor, C: Tensor, cross: Tensor | None, adde
         W: (m, n) float32.
         noise: (n,) diagonal of J.
         C: (n, n) float64, the Cholesky factor of the damped H + J.
-        cross: (n, n) X = E[x₀ xᵀ], with x₀ the input in the original model, in place of H; None where that is x.
+        cross: (n, n) X in place of H, `InputStatistics.cross`; None where it is H.
         added: what damping added to the diagonal of H; it is added to the diagonal of X as well.
     """
     if cross is not None:

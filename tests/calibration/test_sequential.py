@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from nestquant_cli.calibration.hidden_states import HiddenStates
 from nestquant_cli.calibration.measure_layers import measure_layers
 from nestquant_cli.calibration.sequential import QuantizerCallbacks
 from nestquant_cli.calibration.statistics import InputStatistics, LayerStatistics
+from nestquant_cli.codecs.registry import shape_of
 from nestquant_cli.models.structure import find_decoder, linears
 from nestquant_cli.models.weights import Weights
 from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian, make_model, random_ids
 
 WINDOWS = random_ids(3, 24)
+FOUR = shape_of("nestquant", 4, None, "act")
 SETTINGS = FitSettings(None, None, 5)
 
 
@@ -46,10 +49,10 @@ def whole(stream: Iterator[Iterator[LayerStatistics] | None]) -> Iterator[LayerS
 
 
 def statistics(
-    model: PreTrainedModel, altering: Altering, skip: list[bool] | None = None
+    model: PreTrainedModel, altering: Altering, skip: list[bool] | None = None, settings: FitSettings = SETTINGS
 ) -> Iterator[LayerStatistics | None]:
     callbacks = QuantizerCallbacks(altering.quantize, altering.quantized, lambda share: HiddenStates(1 << 20))
-    return whole(measure_layers(Weights(model), WINDOWS, SETTINGS, skip, callbacks=callbacks))
+    return whole(measure_layers(Weights(model), WINDOWS, settings, skip, callbacks=callbacks))
 
 
 def inputs_of(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -96,6 +99,35 @@ def test_inputs_are_those_behind_every_quantized_matrix_before(family: str) -> N
             assert index == 0 or difference(hessian, cross) > 0.05
     members = [(index, item.members) for index, layer in enumerate(layers) for item in layer.inputs.values()]  # type: ignore[union-attr]
     assert altering.seen == members
+
+
+@pytest.mark.parametrize("correction", [0.0, 0.25])
+def test_a_damped_correction_lies_between_both_moments(correction: float) -> None:
+    settings = replace(SETTINGS, drift_correction=correction)
+    whole = statistics(make_model("llama"), Altering(make_model("llama"), 0.2))
+    damped = statistics(make_model("llama"), Altering(make_model("llama"), 0.2), settings=settings)
+    for full, found in zip(whole, damped, strict=True):
+        assert full is not None and found is not None
+        for name, item in full.inputs.items():
+            hessian, cross = found.inputs[name].hessian, found.inputs[name].cross
+            assert item.cross is not None and torch.equal(hessian, item.hessian)
+            if correction == 0:
+                assert cross is None
+                continue
+            assert cross is not None
+            assert difference(cross, (1 - correction) * item.hessian + correction * item.cross) < 1e-6
+
+
+@pytest.mark.parametrize("skip", [None, [True, False, False, False]])
+def test_codes_of_keys_and_values_are_those_of_the_original(skip: list[bool] | None) -> None:
+    model, settings = make_model("gemma2"), FitSettings(FOUR, FOUR, 5)
+    plain = list(whole(measure_layers(Weights(model), WINDOWS, settings)))
+    found = list(statistics(model, Altering(model, 0.2), skip, settings))
+    for one, other in zip(plain, found, strict=True):
+        if other is None:
+            continue
+        assert one is not None and one.cache is not None and other.cache is not None
+        assert one.cache.to_dict() == other.cache.to_dict()
 
 
 def test_unchanged_weights_leave_the_ordinary_statistics() -> None:

@@ -1,5 +1,6 @@
 """Sequential quantization by the real pipeline: better, reproducible, resumable, refused where it has no meaning."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,24 @@ from tests.parallel.test_team import torchrun
 from tests.pipeline.test_quantize import hashes
 
 WEIGHTS: dict[str, Any] = {"weight_bits": 3, "act_bits": 16, "kv_bits": 16, "samples": 64}
+ALL: dict[str, Any] = {"weight_bits": 4, "act_bits": 4, "kv_bits": 4, "samples": 64, "sequential": True}
 
 
 @pytest.fixture(scope="module")
 def sequential(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, tiny_text_file: Path) -> Path:
     folder = tmp_path_factory.mktemp("sequence") / "packed"
     return pack(tiny_model_folder, tiny_text_file, folder, sequential=True, **WEIGHTS)
+
+
+def stopping(write: Any) -> Any:
+    """`Output.write` that is interrupted in front of the second layer."""
+
+    def stop(self: Output, number: int, *rest: Any, **named: Any) -> None:
+        if number == 1:
+            raise KeyboardInterrupt
+        write(self, number, *rest, **named)
+
+    return stop
 
 
 def hidden_error(original: Path, packed: Path, text: Path) -> float:
@@ -56,15 +69,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     tiny_text_file: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write = Output.write
-
-    def stopping(self: Output, number: int, *rest: Any, **named: Any) -> None:
-        if number == 1:
-            raise KeyboardInterrupt
-        write(self, number, *rest, **named)
-
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Output, "write", stopping)
+        patched.setattr(Output, "write", stopping(Output.write))
         pack(tiny_model_folder, tiny_text_file, tmp_path / "packed", sequential=True, **WEIGHTS)
     again = pack(tiny_model_folder, tiny_text_file, tmp_path / "packed", sequential=True, **WEIGHTS)
     assert hashes(again) == hashes(sequential)
@@ -91,11 +97,36 @@ def test_it_works_with_every_codec_and_rotation(
     assert better(found, plain, tiny_model_folder, tiny_text_file)
 
 
-def test_rounded_activations_and_stored_calibrations_are_refused(
+WAYS: list[dict[str, Any]] = [{}, {"rotation": "learned"}, {"tensor_parallel": 2}, {"method": "integer"}]
+
+
+@pytest.mark.parametrize("settings", WAYS)
+def test_an_interrupted_run_with_rounded_activations_ends_with_the_same_bytes(
+    settings: dict[str, Any],
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    tiny_text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = pack(tiny_model_folder, tiny_text_file, tmp_path / "whole", **ALL, **settings)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Output, "write", stopping(Output.write))
+        pack(tiny_model_folder, tiny_text_file, tmp_path / "packed", **ALL, **settings)
+    again = pack(tiny_model_folder, tiny_text_file, tmp_path / "packed", **ALL, **settings)
+    assert hashes(again) == hashes(whole)
+    config = json.loads((again / "config.json").read_text(encoding="utf-8"))["quantization_config"]["layout"]
+    assert config["cache"] and None not in config["cache"]
+
+
+def test_weights_in_16_bits_and_stored_calibrations_are_refused(
     tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path
 ) -> None:
-    with pytest.raises(NestQuantError, match="sequential calibration is for weights alone"):
-        Recipe(sequential=True)
+    with pytest.raises(NestQuantError, match="weights are left at 16 bits"):
+        Recipe(weight_bits=16, sequential=True)
+    with pytest.raises(NestQuantError, match="belongs to a sequential calibration"):
+        Recipe(drift_correction=0.5)
+    with pytest.raises(NestQuantError, match=r"drift_correction 1\.5 is not a number from 0 to 1"):
+        Recipe(sequential=True, drift_correction=1.5)
     recipe = Recipe(weight_bits=3, act_bits=16, kv_bits=16, sequential=True)
     with pytest.raises(NestQuantError, match="follows the quantization from layer to layer"):
         calibrate(resolve(str(tiny_model_folder)), recipe, tmp_path / "calibration", "cpu")
