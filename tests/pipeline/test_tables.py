@@ -24,7 +24,7 @@ from nestquant_cli.storage.files import read_json
 from tests.families import load, logits, make_model, pack, random_ids, relative_error, save_model
 
 TIED, UNTIED = "gemma3", "llama"
-BITS = {"weight_bits": 8, "act_bits": 16, "kv_bits": 16, "feedback": "none"}
+BITS = {"weight_bits": 4, "act_bits": 16, "kv_bits": 16, "feedback": "none"}
 
 
 @pytest.fixture(scope="module", params=[(TIED, 8, 8), (UNTIED, 6, 8)], ids=["tied", "untied"])
@@ -45,7 +45,7 @@ def made(
 
 def test_it_answers_as_the_model(made: tuple[Path, Path, Recipe]) -> None:
     ids = random_ids(2, 16)
-    assert relative_error(logits(load(made[1]), ids), logits(load(made[0]), ids)) < 0.1
+    assert relative_error(logits(load(made[1]), ids), logits(load(made[0]), ids)) < 0.35
 
 
 def test_verify_finds_nothing_wrong_and_every_altered_byte(made: tuple[Path, Path, Recipe], tmp_path: Path) -> None:
