@@ -21,6 +21,8 @@ class FitSettings:
         parts: number of parts that the inputs of row-parallel Linears are rotated and rounded in, each by itself.
         channel_scales: whether inputs that are rounded may have factors of their channels in front of the rotation.
         drift_correction: ε of a sequential calibration, from 0 to 1 (`InputStatistics.cross`).
+        value_shape: shape of the code of values where it is not that of keys; None where it is.
+        kv_skip: numbers of layers whose keys and values stay in 16 bits.
     """
 
     act_shape: Shape | None
@@ -34,6 +36,8 @@ class FitSettings:
     parts: int = 1
     channel_scales: bool = False
     drift_correction: float = 1.0
+    value_shape: Shape | None = None
+    kv_skip: frozenset[int] = frozenset()
 
     def divided(self) -> "Divided":
         """How the inputs of row-parallel Linears are divided."""

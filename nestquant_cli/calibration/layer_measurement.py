@@ -218,12 +218,12 @@ class LayerMeasurement:
                 )
 
     def cache(self, shape: Shape) -> CacheCodes | None:
-        """Codes of keys and values; None for a layer that keeps none in a cache, or keeps them in a way of its own."""
+        """Codes of keys and values; None for a layer whose keys and values stay in 16 bits, or that has none."""
         sample = self.stack.observer.take()
-        if sample is None:
+        if sample is None or self.index in self.settings.kv_skip:
             return None
         for vectors in sample:
             check_head_size(vectors.shape[-1])
         keys, values = zip(*team().gather(sample), strict=True)
-        gathered = torch.cat(keys, 1), torch.cat(values, 1)
-        return fit_cache(gathered, shape, self.settings.seed, self.settings.rotation_seed, self.settings.centering)
+        gathered, of = (torch.cat(keys, 1), torch.cat(values, 1)), self.settings
+        return fit_cache(gathered, shape, of.seed, of.rotation_seed, of.centering, of.value_shape)

@@ -95,7 +95,12 @@ class LayerStatistics:
 
 
 def fit_cache(
-    sample: tuple[Tensor, Tensor], shape: Shape, seed: int, rotation_seed: int | None, centering: bool = False
+    sample: tuple[Tensor, Tensor],
+    shape: Shape,
+    seed: int,
+    rotation_seed: int | None,
+    centering: bool = False,
+    value_shape: Shape | None = None,
 ) -> CacheCodes:
     """Fits the codes of keys and values to samples (heads, vectors, head size) of both.
 
@@ -109,6 +114,7 @@ def fit_cache(
         seed: seed of the fits.
         rotation_seed: seed of the rotation signs; None where nothing is rotated.
         centering: whether the keys' code may have centers.
+        value_shape: shape of the values' code where it is another; None where it is not.
     """
     keys, values = (rotation(vectors.shape[-1], rotation_seed).apply(vectors) for vectors in sample)
-    return CacheCodes(fit_heads(keys, shape, seed, centering), fit_heads(values, shape, seed, False))
+    return CacheCodes(fit_heads(keys, shape, seed, centering), fit_heads(values, value_shape or shape, seed, False))

@@ -61,7 +61,7 @@ class Calibration:
         self.about = read_json(folder / FILE)
         if not isinstance(self.about, dict) or self.about.get("format_version") != FORMAT_VERSION:
             raise NestQuantError(f"{folder / FILE} is of an unknown version", _NOT_USED, _AGAIN)
-        self.about = _BEFORE | self.about
+        self.about = _BEFORE | {"value_code": self.about.get("kv_code")} | self.about
         self.layers = self.about.pop("layers", None)
         if not isinstance(self.layers, list):
             raise NestQuantError(f"{folder / FILE} is damaged", _NOT_USED, _AGAIN)
@@ -69,7 +69,9 @@ class Calibration:
     def check(self, wanted: dict[str, Any]) -> None:
         """Raises NestQuantError where an entry of `wanted` differs from the calibration's, and names it."""
         # what stays in 16 bits needs no code from the calibration
-        not_needed: set[str] = {name for name in ("act_code", "kv_code") if name in wanted and wanted[name] is None}
+        not_needed: set[str] = {
+            name for name in ("act_code", "kv_code", "value_code") if name in wanted and wanted[name] is None
+        }
         if {"act_code", "kv_code"} <= not_needed:
             not_needed.add("centering")
         for name, value in wanted.items():
@@ -90,7 +92,12 @@ class Calibration:
         }
 
     def layer(
-        self, index: int, act_shape: Shape | None, kv_shape: Shape | None, budget: int = DEFAULT_BUDGET
+        self,
+        index: int,
+        act_shape: Shape | None,
+        kv_shape: Shape | None,
+        budget: int = DEFAULT_BUDGET,
+        value_shape: Shape | None = None,
     ) -> Iterator[LayerStatistics]:
         """Reads the statistics of layer `index` in parts.
 
@@ -99,6 +106,7 @@ class Calibration:
             act_shape, kv_shape: shapes of the codes of inputs and of keys and values; None reads none.
             budget: bytes of the Hessians of experts in a part; one is always taken. The first part has all inputs but
                 those of experts, too.
+            value_shape: shape of the code of values where it is not that of keys; None where it is.
 
         Raises:
             NestQuantError: the file is missing, truncated or altered.
@@ -110,7 +118,8 @@ class Calibration:
                 raise NestQuantError(f"{path} was altered or truncated", _NOT_USED, _AGAIN)
             shard, entries, cache = read_shard(path), info["inputs"], None
             if kv_shape is not None and info["cache"] is not None:
-                keys, values = (_code_from(info["cache"][part], kv_shape) for part in ("keys", "values"))
+                keys = _code_from(info["cache"]["keys"], kv_shape)
+                values = _code_from(info["cache"]["values"], value_shape or kv_shape)
                 assert keys is not None and values is not None
                 cache = CacheCodes(keys, values)
             for leaders in _parts(shard, entries, budget):

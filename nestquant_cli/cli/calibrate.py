@@ -10,7 +10,15 @@ from .config import RecipeOption, options_from_file, print_recipe, recipe_settin
 from .experts import print_experts
 from .option_groups import CalibrationRun, CalibrationText, expand_groups
 from .options import FolderOption, ModelArgument
-from .recipe_options import ActBitsOption, ActMethodOption, AllExpertsOption, KvBitsOption, TensorParallelOption
+from .recipe_options import (
+    ActBitsOption,
+    ActMethodOption,
+    AllExpertsOption,
+    KeyBitsOption,
+    KvBitsOption,
+    TensorParallelOption,
+    ValueBitsOption,
+)
 
 
 @expand_groups
@@ -21,6 +29,8 @@ def calibrate(
     act_bits: ActBitsOption = None,
     act_method: ActMethodOption = None,
     kv_bits: KvBitsOption = None,
+    key_bits: KeyBitsOption = None,
+    value_bits: ValueBitsOption = None,
     all_experts: AllExpertsOption = False,
     tensor_parallel: TensorParallelOption = 1,
     config: RecipeOption = None,

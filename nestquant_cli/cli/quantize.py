@@ -25,7 +25,9 @@ from .recipe_options import (
     EmbeddingBitsOption,
     FeedbackOption,
     HeadBitsOption,
+    KeyBitsOption,
     KvBitsOption,
+    KvSkipLayersOption,
     MethodOption,
     PathsOption,
     PlanOption,
@@ -35,6 +37,7 @@ from .recipe_options import (
     SequentialOption,
     TensorParallelOption,
     TuneOption,
+    ValueBitsOption,
     WeightBitsOption,
 )
 from .staying import print_staying
@@ -54,6 +57,9 @@ def quantize(
     weight_bits: WeightBitsOption = None,
     act_bits: ActBitsOption = None,
     kv_bits: KvBitsOption = None,
+    key_bits: KeyBitsOption = None,
+    value_bits: ValueBitsOption = None,
+    kv_skip_layers: KvSkipLayersOption = None,
     method: MethodOption = "nestquant",
     act_method: ActMethodOption = None,
     rotation: RotationOption = "hadamard",

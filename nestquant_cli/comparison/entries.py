@@ -11,6 +11,7 @@ from ..pipeline.recipe import Recipe
 from ..pipeline.recipe_file import read_recipe
 
 NOT_COMPARED = "nothing was compared"
+_MORE = {"act": ("act_method",), "kv": ("key_bits", "value_bits")}  # settings of a part besides bits and code
 REFERENCE = "reference"  # the row of the model that was quantized
 
 
@@ -75,10 +76,17 @@ def _joint(one: Recipe, other: Recipe) -> Recipe | None:
         return None
     taken: dict[str, Any] = {}
     for part in ("act", "kv"):
-        shapes = one.shape(part), other.shape(part)
+        shapes = _shapes(one, part), _shapes(other, part)
         if one.method != other.method or (None not in shapes and shapes[0] != shapes[1]):
             return None
         giver = one if shapes[0] is not None else other
-        names = [name for name in (f"{part}_bits", f"{part}_code", f"{part}_method") if hasattr(giver, name)]
+        names = f"{part}_bits", f"{part}_code", *_MORE[part]
         taken |= {name: getattr(giver, name) for name in names}
     return dataclasses.replace(one, **taken)
+
+
+def _shapes(recipe: Recipe, part: str) -> Any:
+    """What the codes of a part have in common; None where it stays in 16 bits."""
+    if recipe.shape(part) is None:
+        return None
+    return (recipe.shape(part), recipe.shape("value")) if part == "kv" else recipe.shape(part)

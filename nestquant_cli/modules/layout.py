@@ -14,8 +14,8 @@ from .table_layout import TableLayout
 QUANT_METHOD = "nestquant"
 REFLECTORS = "turn.reflectors"  # stored tensor of an input with a learned rotation, after the name of the input
 # 1: nested codes of one shape, the Hadamard rotation. 2: other codecs, rotations, a shape for a matrix. 3: centers.
-# 4: lattices. 5: layers without codes in `cache`. 6: inputs in parts. 7: tables, factors of channels. A checkpoint has
-# the first version that suffices for it; codecs say which one has their codes.
+# 4: lattices. 5: layers without codes in `cache`. 6: inputs in parts. 7: tables, factors, a shape for
+# values. A checkpoint has the first version that suffices for it; codecs say which one has their codes.
 FORMAT_VERSION = 7
 ROTATIONS = ("none", "hadamard", "learned")
 
@@ -60,6 +60,7 @@ class Layout:
         tables: the embedding and the head where they are quantized, by their full module names.
         factors: of the channels of an input, beside the signs of its rotation (`rotation.seeds`), by its name; without
             an input that has none.
+        value_shape: the fixed part of the values' code where it is not that of keys; None where it is.
     """
 
     weight_shape: Shape | None
@@ -74,6 +75,7 @@ class Layout:
     parts: dict[str, int] = field(default_factory=dict)
     tables: dict[str, TableLayout] = field(default_factory=dict)
     factors: dict[str, bytes] = field(default_factory=dict)
+    value_shape: Shape | None = None
 
     @property
     def rotation_seed(self) -> int | None:
@@ -93,7 +95,8 @@ class Layout:
     @property
     def codecs(self) -> set[str]:
         """Names of the codecs of weights, activations, keys and values."""
-        return {shape.codec for shape in (self.weight_shape, self.act_shape, self.kv_shape) if shape is not None}
+        shapes = self.weight_shape, self.act_shape, self.kv_shape, self.value_shape
+        return {shape.codec for shape in shapes if shape is not None}
 
     @property
     def version(self) -> int:
@@ -109,6 +112,7 @@ class Layout:
             6 if self.parts else 1,
             7 if self.tables else 1,
             7 if self.factors else 1,
+            7 if self.value_shape is not None else 1,
             *(CODECS[name].format_version for name in self.codecs),
         )
 
@@ -125,6 +129,7 @@ class Layout:
             "weight_code": _shape_to(self.weight_shape),
             "act_code": _shape_to(self.act_shape),
             "kv_code": _shape_to(self.kv_shape),
+            **({} if self.value_shape is None else {"value_code": _shape_to(self.value_shape)}),
             "linears": {
                 name: {
                     "in_features": linear.in_features,

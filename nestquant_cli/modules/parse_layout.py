@@ -55,7 +55,10 @@ def _layout_from(reader: Fields) -> Layout:
         if widths.setdefault(linear.input, linear.in_features) != linear.in_features:
             raise ValueError(f"linears.{name} has another in_features than others with its input")
         _refuse_other_center(inputs[linear.input], linear, parts.get(linear.input, 1))
-    cache = [] if kv is None else [_cache_from(item, kv) for item in reader.sequence("cache")]
+    value = reader.optional("value_code", shape_from) if version > 6 else None
+    if value is not None and kv is None:
+        raise ValueError("value_code is there without kv_code")
+    cache = [] if kv is None else [_cache_from(item, kv, value or kv) for item in reader.sequence("cache")]
     rotation = _rotation_from(reader, inputs) if version > 1 else ("hadamard", {})
     if set(parts) & set(rotation[1]):
         raise ValueError("parts names an input with a learned rotation")
@@ -64,7 +67,7 @@ def _layout_from(reader: Fields) -> Layout:
     if factors and rotation[0] == "none":
         raise ValueError("factors are beside the signs of a rotation, of which there is none")
     seed = reader.integer("seed", 0, (1 << 64) - 1)
-    return Layout(weight, act, kv, seed, linears, inputs, cache, *rotation, parts, tables, factors)
+    return Layout(weight, act, kv, seed, linears, inputs, cache, *rotation, parts, tables, factors, value)
 
 
 def _tables_from(reader: Fields, linears: Collection[str]) -> dict[str, TableLayout]:
@@ -123,9 +126,9 @@ def _refuse_other_center(code: VectorCode | None, linear: LinearLayout, parts: i
         raise ValueError(f"inputs.{linear.input} has no center of its size")
 
 
-def _cache_from(value: Any, shape: Shape) -> CacheCodes | None:
+def _cache_from(value: Any, of_keys: Shape, of_values: Shape) -> CacheCodes | None:
     if value is None:
         return None
     fields = Fields(value, "cache")
-    keys, values = (vector_from(fields.value.get(part), shape, f"cache.{part}") for part in ("keys", "values"))
-    return CacheCodes(keys, values)
+    shapes = {"keys": of_keys, "values": of_values}
+    return CacheCodes(*(vector_from(fields.value.get(part), shapes[part], f"cache.{part}") for part in shapes))

@@ -159,15 +159,15 @@ def _cache_codes(sizes: tuple[int, int] | None, recipe: Recipe) -> CacheCodes | 
         return None
     for size in sizes:
         check_head_size(size)
-    keys, values = (_gaussian_code(recipe, "kv", size) for size in sizes)
+    keys, values = _gaussian_code(recipe, "kv", sizes[0]), _gaussian_code(recipe, "value", sizes[1])
     assert keys is not None and values is not None
     return CacheCodes(keys, values)
 
 
 @lru_cache(maxsize=64)
 def _gaussian_code(recipe: Recipe, part: str, entries: int) -> VectorCode | None:
-    """The code of "act" or "kv", fitted to Gaussian vectors with `entries` entries; None where that part stays in
-    16 bits."""
+    """The code of "act", "kv" or "value", fitted to Gaussian vectors with `entries` entries; None where that part stays
+    in 16 bits."""
     shape = recipe.shape(part)
     if shape is None:
         return None

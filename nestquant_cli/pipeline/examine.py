@@ -28,6 +28,7 @@ from ..models.structure import Decoder, open_decoder
 from ..modules.cache_codes import check_head_size
 from ..modules.packed_layers import can_pack
 from .recipe import Recipe
+from .skipped_layers import skipped_layers
 from .tables import refuse_tables
 
 
@@ -88,6 +89,7 @@ def examine_model(model: PreTrainedModel, recipe: Recipe) -> Examined:
     refuse_tables(model, recipe)
     seen = probe(model, decoder)
     _refuse_order(model, decoder)
+    skipped_layers(recipe.kv_skip_layers, len(decoder.layers))
     if recipe.shape("kv") is not None:
         _refuse_cache(model, decoder, seen)
     model_config(model)

@@ -125,7 +125,7 @@ def _without_cache(recipe: Recipe, parts: list[LayerPart]) -> dict[str, float]:
     if recipe.shape("kv") is None or all(coded):
         return {}
     logger.info(
-        "%d of %d layers keep keys and values in a cache, which are coded; states of other kinds stay as they are",
+        "keys and values of %d of %d layers are coded; what the other layers keep stays as it is",
         sum(coded),
         len(coded),
     )

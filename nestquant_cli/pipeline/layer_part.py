@@ -84,8 +84,8 @@ def part_of(
 
 def empty_layout(recipe: Recipe) -> Layout:
     """A layout with the codes of a recipe and no layer yet."""
-    weight, act, kv = (recipe.shape(part) for part in ("weight", "act", "kv"))
-    return Layout(weight, act, kv, recipe.seed, rotation=recipe.rotation)
+    weight, act, kv, value = (recipe.shape(part) for part in ("weight", "act", "kv", "value"))
+    return Layout(weight, act, kv, recipe.seed, rotation=recipe.rotation, value_shape=None if value == kv else value)
 
 
 def join_layouts(recipe: Recipe, parts: list[LayerPart], tables: TablesPart) -> Layout:
@@ -103,5 +103,5 @@ def join_layouts(recipe: Recipe, parts: list[LayerPart], tables: TablesPart) -> 
         layout.cache.extend(part.layout.cache)
     layout.tables.update(tables.layout)
     if not any(layout.cache):
-        layout = replace(layout, kv_shape=None, cache=[])
+        layout = replace(layout, kv_shape=None, cache=[], value_shape=None)
     return layout

@@ -5,6 +5,7 @@ Then it measures, rounds and writes one decoder layer after the other. All proce
 calibrates on its share of the windows and rounds its share of a layer's matrices, and rank 0 writes.
 """
 
+import dataclasses
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -59,6 +60,7 @@ def calibrate(
     refuse_stored(recipe)
     group.run_on_rank0(lambda: refuse_foreign(folder, FILE))
     original = open_original(source, device, dtype, recipe)
+    recipe = dataclasses.replace(recipe, kv_skip_layers=None)  # others may use the calibration
     inputs = run_inputs(original, recipe)
     about = inputs.about | inputs.text | {"dtype": dtype}
     writer = group.run_on_rank0(lambda: CalibrationWriter(folder, about, inputs.circumstances))

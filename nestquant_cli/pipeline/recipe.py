@@ -11,9 +11,8 @@ from ..codecs.integer.codec import IntegerCodec
 from ..codecs.nested.codec import NestedCodec
 from ..codecs.registry import CODECS, shape_of
 from ..codecs.weights import Shape
-from ..kernels.contract.constants import MOST_PATHS
 from ..tuning.settings import TuneSettings
-from .recipe_checks import NOTHING, check_settings, is_number
+from .recipe_checks import NOTHING, check_cache, check_paths, check_settings, is_number
 
 SIXTEEN = 16.0  # bits that mean "leave alone"
 TABLES = ("embedding", "head")
@@ -22,6 +21,9 @@ BYTE = 8.0  # bits of activations that processors multiply as they are
 # Settings that are left out where they have these values.
 _RARE = {
     "channel_scales": False,
+    "key_bits": None,
+    "value_bits": None,
+    "kv_skip_layers": None,
     "act_method": None,
     "drift_correction": None,
     "all_experts": False,
@@ -29,6 +31,7 @@ _RARE = {
     "embedding_bits": 16.0,
     "head_bits": 16.0,
 }
+_OF_CACHE = {"kv": "key_bits", "value": "value_bits"}  # what wins over `kv_bits`
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class Recipe:
     Attributes:
         method: the codec, "nestquant", "integer" or "glvq", which is for weights alone.
         weight_bits, act_bits, kv_bits: 2 to 8 in eighths, or 16 to leave that part alone.
+        key_bits, value_bits: bits of keys and of values where they are not `kv_bits`; None where they are.
+        kv_skip_layers: numbers of layers whose keys and values stay in 16 bits, separated by commas, from 0 on, or from
+            -1 on backwards; None for no layer.
         act_method: the codec of activations, "nestquant" or "integer". None is `method`, and at 8 bits "integer" unless
             `act_code` is another's. A nested code of 8 bits has values beyond int8, so its products are no int8 ones:
             W4A8 took twice the time for each token, with KL 0.0858 instead of 0.0853.
@@ -91,6 +97,9 @@ class Recipe:
     weight_bits: float = 4.0
     act_bits: float = 4.0
     kv_bits: float = 4.0
+    key_bits: float | None = None
+    value_bits: float | None = None
+    kv_skip_layers: str | None = None
     act_method: str | None = None
     weight_code: dict[str, Any] | None = None
     act_code: dict[str, Any] | None = None
@@ -120,14 +129,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_settings(vars(self))
-        for part in ("weight", "act", "kv"):
+        for part in ("weight", "act", "kv", "value"):
             self.shape(part)
         for part in TABLES:
             self.table_shape(part)
+        check_cache(vars(self), [self.shape(part) is not None for part in _OF_CACHE])
         if all(self.shape(part) is None for part in ("weight", "act", "kv")):
             raise NestQuantError("weights, activations and KV cache are all left at 16 bits", NOTHING, "give --bits")
         self._check_sequential()
-        self._check_paths()
+        check_paths(vars(self))
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -157,17 +167,6 @@ class Recipe:
             cause = "a sequential calibration follows quantized weights, and weights are left at 16 bits"
             raise NestQuantError(cause, NOTHING, "leave sequential out, or give weight_bits")
 
-    def _check_paths(self) -> None:
-        if self.paths is None:
-            return
-        if type(self.paths) is not int or not 1 <= self.paths <= MOST_PATHS:
-            cause = f"paths {self.paths!r} is not an integer from 1 to {MOST_PATHS}"
-            raise NestQuantError(cause, NOTHING, "correct paths, or leave it out")
-        codec = CODECS[self.method]
-        if self.paths > 1 and (codec.plain_paths if self.feedback == "none" else codec.paths) == 1:
-            cause = f"a search over {self.paths} paths needs feedback, and nested codes or lattices"
-            raise NestQuantError(cause, NOTHING, "leave paths out, or give 1")
-
     @property
     def search_paths(self) -> int:
         """K of the search over rows: `paths`, or the codec's default with or without rounded activations."""
@@ -182,7 +181,7 @@ class Recipe:
         return self.channel_scales and self.rotation != "none" and self.shape("act") is not None
 
     def codec(self, part: str) -> str:
-        """Name of the codec of "weight", "act" or "kv"."""
+        """Name of the codec of "weight", "act", "kv" or "value"."""
         if part != "act":
             return self.method
         if self.act_method is not None:
@@ -192,10 +191,13 @@ class Recipe:
         return IntegerCodec.name if integers else self.method
 
     def shape(self, part: str) -> Shape | None:
-        """The code of "weight", "act" or "kv"; None for 16 bits."""
-        bits, code = getattr(self, f"{part}_bits"), getattr(self, f"{part}_code")
+        """The code of "weight", "act", "kv", which is that of keys, or "value"; None for 16 bits."""
+        part, setting = "kv" if part == "value" else part, _OF_CACHE.get(part, "")
+        if not setting or getattr(self, setting) is None:
+            setting = f"{part}_bits"
+        bits, code = getattr(self, setting), getattr(self, f"{part}_code")
         if not is_number(bits):
-            raise NestQuantError(f"{part}_bits {bits!r} is not a number", NOTHING, "use 2 to 8 in eighths, or 16")
+            raise NestQuantError(f"{setting} {bits!r} is not a number", NOTHING, "use 2 to 8 in eighths, or 16")
         if bits == SIXTEEN:
             return None
         name = self.codec(part)
@@ -219,8 +221,10 @@ class Recipe:
 
     def tag(self) -> str:
         """Short name of the bits, as in `w4a4kv4`, or `w4e8h8` with an embedding and a head of 8 bits."""
-        names = {"weight": "w", "act": "a", "kv": "kv"}
-        parts = [name + f"{self.bits(part):g}" for part, name in names.items() if self.shape(part) is not None]
+        same = self.shape("kv") == self.shape("value")
+        names = {"weight": "w", "act": "a"} | ({"kv": "kv"} if same else {"kv": "k", "value": "v"})
+        shapes = {name: self.shape(part) for part, name in names.items()}
+        parts = [name + f"{shape.word_bits / 8:g}" for name, shape in shapes.items() if shape is not None]
         return "".join(parts) + "".join(f"{part[0]}{bits:g}" for part, bits in self.table_bits().items())
 
     @property
@@ -234,9 +238,9 @@ class Recipe:
         return {part: each for part, each in bits.items() if each != SIXTEEN}
 
     def bits(self, part: str) -> float:
-        """Bits per entry of a part's words, 16 where it is left alone."""
-        shape = self.shape(part)
-        return SIXTEEN if shape is None else shape.word_bits / 8
+        """Bits per entry of a part's words, 16 where it is left alone; of "kv" the mean of keys and values."""
+        shapes = [self.shape(each) for each in (("kv", "value") if part == "kv" else (part,))]
+        return sum(SIXTEEN if shape is None else shape.word_bits / 8 for shape in shapes) / len(shapes)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; settings that few models have a use for are there where they are set."""

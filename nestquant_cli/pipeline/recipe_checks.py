@@ -1,14 +1,16 @@
 """Checks of single settings of a recipe: names, ranges and types. `Recipe` checks what they mean together."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..base.errors import NestQuantError
 from ..base.names import nearest
 from ..calibration.windows import BOS_MODES
 from ..codecs.registry import CODECS, VECTOR_CODECS
+from ..kernels.contract.constants import MOST_PATHS
 from ..modules.layout import ROTATIONS
+from .skipped_layers import layer_numbers
 
 NOTHING = "nothing was quantized"
 FEEDBACKS = ("none", "ldlq")
@@ -33,7 +35,9 @@ _RANGES = (
 _TEXTS = {
     "dataset": (False, "use wikitext2, c4, demo or a .txt or .jsonl file"),
     "text_field": (True, "name a field of the data set, such as text"),
+    "kv_skip_layers": (True, "give numbers separated by commas, such as 0,1,-1"),
 }
+_OF_CODED_CACHE = ("kv_skip_layers",)  # settings that a cache in 16 bits has no use for
 _OPTIONAL_CHOICES = ("act_method",)
 
 
@@ -70,6 +74,46 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         value = settings[name]
         if not (optional and value is None) and (not isinstance(value, str) or not value):
             raise NestQuantError(f"{name} is not a name", NOTHING, remedy)
+    layer_numbers(settings["kv_skip_layers"])
+
+
+def check_cache(settings: Mapping[str, Any], coded: Sequence[bool]) -> None:
+    """Checks what settings of the cache mean together.
+
+    Args:
+        settings: values by name, of all settings of a recipe.
+        coded: whether keys have a code, and whether values have.
+
+    Raises:
+        NestQuantError: only one of both has a code, one that is given by hand has bits besides, or there is none and
+            settings are for it.
+    """
+    if any(coded) and not all(coded):
+        raise NestQuantError(
+            "keys and values are coded both or not at all", NOTHING, "give key_bits and value_bits, or kv_bits"
+        )
+    code = settings["kv_code"]
+    if isinstance(code, dict) and "q" in code and (settings["key_bits"] or settings["value_bits"]):
+        raise NestQuantError(
+            "kv_code with q is the code of keys and of values", NOTHING, "leave key_bits and value_bits out"
+        )
+    unused = [name for name in _OF_CODED_CACHE if settings[name]]
+    if unused and not any(coded):
+        raise NestQuantError(f"{unused[0]} is for a cache with fewer than 16 bits", NOTHING, "leave it out")
+
+
+def check_paths(settings: Mapping[str, Any]) -> None:
+    """Raises NestQuantError where `paths` of all settings of a recipe is no number of paths that the method has."""
+    paths = settings["paths"]
+    if paths is None:
+        return
+    if type(paths) is not int or not 1 <= paths <= MOST_PATHS:
+        cause = f"paths {paths!r} is not an integer from 1 to {MOST_PATHS}"
+        raise NestQuantError(cause, NOTHING, "correct paths, or leave it out")
+    codec = CODECS[settings["method"]]
+    if paths > 1 and (codec.plain_paths if settings["feedback"] == "none" else codec.paths) == 1:
+        cause = f"a search over {paths} paths needs feedback, and nested codes or lattices"
+        raise NestQuantError(cause, NOTHING, "leave paths out, or give 1")
 
 
 def is_number(value: Any) -> bool:

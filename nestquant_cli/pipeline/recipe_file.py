@@ -12,6 +12,7 @@ from .recipe import SIXTEEN, Recipe, names
 
 NOTHING = "nothing was quantized"
 BITS = ("weight_bits", "act_bits", "kv_bits")
+CACHE_BITS = ("key_bits", "value_bits")  # that win over kv_bits
 SETTINGS = ("bits", *names())  # that a file or a command line may have
 _OPTIONAL = {field.name for field in dataclasses.fields(Recipe) if field.default is None}
 
@@ -23,6 +24,7 @@ def read_recipe(
 
     Bits follow one rule in both. `bits` sets every part that the method codes; a part with bits of its own has those.
     Where some part is named and `bits` is not, the unnamed ones stay in 16 bits. Where none is, all have the default.
+    `key_bits` and `value_bits` win over `kv_bits`, unless that or `bits` comes from where settings win.
 
     Args:
         path: YAML mapping of Recipe's fields and `bits`; None for the defaults.
@@ -37,9 +39,11 @@ def read_recipe(
     file = {} if path is None else {name: value for name, value in _read(path).items() if name not in others}
     refuse_unknown(file, SETTINGS, str(path), NOTHING)
     given = {name: value for name, value in overrides.items() if value is not None}
-    settings = {name: value for name, value in (file | given).items() if name not in ("bits", *BITS)}
+    settings = {name: value for name, value in (file | given).items() if name not in ("bits", *BITS, *CACHE_BITS)}
     if isinstance(settings.get("tune"), bool):  # true and false, as --tune and --no-tune
         settings["tune"] = {} if settings["tune"] else None
+    if isinstance(settings.get("kv_skip_layers"), int | list):
+        settings["kv_skip_layers"] = str(settings["kv_skip_layers"]).strip("[]")
     bits = _bits(file, given, _weights_only(settings.get("method")), weight_bits)
     if settings.get("act_method") is not None and bits.get("act_bits") == SIXTEEN and "act_bits" not in file | given:
         cause = f"act_method {settings['act_method']} codes nothing: activations stay in 16 bits"
@@ -47,7 +51,8 @@ def read_recipe(
     for part in BITS:
         code = part.replace("_bits", "_code")
         value = settings.get(code)
-        if ("bits" in given or part in given) and isinstance(value, dict) and "q" in value:
+        named = {"bits", part, *(CACHE_BITS if part == "kv_bits" else ())}
+        if named & set(given) and isinstance(value, dict) and "q" in value:
             del settings[code]
     return Recipe(**bits, **settings)
 
@@ -79,7 +84,9 @@ def _bits(file: Mapping[str, Any], given: Mapping[str, Any], weights_only: bool,
     for settings in (file, given):
         if "bits" in settings:
             found = dict.fromkeys(("weight_bits",) if weights_only else BITS, settings["bits"])
-        found |= {part: settings[part] for part in BITS if part in settings}
+        elif "kv_bits" in settings:
+            found = {part: bits for part, bits in found.items() if part not in CACHE_BITS}
+        found |= {part: settings[part] for part in (*BITS, *CACHE_BITS) if settings.get(part) is not None}
     coded = [part for part in BITS if file.get(part.replace("_bits", "_code")) is not None and part not in found]
     found |= {part: getattr(Recipe, part) for part in coded}  # a code given by hand names its part as well
     if found:

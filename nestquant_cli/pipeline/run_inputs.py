@@ -68,7 +68,11 @@ def run_inputs(
     else:
         refuse_stored(recipe)
         asked = {name: getattr(recipe, name) for name in _TEXT_SETTINGS if name in explicit}
-        always = {"tensor_parallel": recipe.tensor_parallel, "channel_scales": recipe.scales_channels}
+        always = {
+            "tensor_parallel": recipe.tensor_parallel,
+            "channel_scales": recipe.scales_channels,
+            "value_code": _code_key(recipe.shape("value")),
+        }
         stored.check(about | always | asked)
         windows = None
         text = {key: stored.about.get(key) for key in TEXT_KEYS}
@@ -88,11 +92,11 @@ def refuse_stored(recipe: Recipe) -> None:
 
 def about_model(original: OriginalModel, recipe: Recipe) -> dict[str, Any]:
     """Hash of the model and settings that a calibration must share with a quantization that uses it, JSON-ready."""
-    shapes = {part: recipe.shape(part) for part in ("act", "kv")}
-    codes = {f"{part}_code": shape and _code_key(shape) for part, shape in shapes.items()}
+    codes = {f"{part}_code": _code_key(recipe.shape(part)) for part in ("act", "kv", "value")}
+    if codes["value_code"] == codes["kv_code"]:
+        del codes["value_code"]
     if recipe.rotation == "learned":  # reflections are learned for the code of the weights
-        shape = recipe.shape("weight")
-        codes["weight_code"] = shape and _code_key(shape)
+        codes["weight_code"] = _code_key(recipe.shape("weight"))
     return {
         "model_sha256": original.sha256,
         "seed": recipe.seed,
@@ -127,5 +131,5 @@ def circumstances(original: OriginalModel) -> dict[str, Any]:
     return {"versions": versions(), "dtype": original.dtype, **machine(str(original.weights.device))}
 
 
-def _code_key(shape: Shape) -> Any:
-    return codec_of(shape).shape_key(shape)
+def _code_key(shape: Shape | None) -> Any:
+    return None if shape is None else codec_of(shape).shape_key(shape)

@@ -53,7 +53,7 @@ def measure_sensitivities(
     fishers = group.run_on_rank0(fishers_of_whole_model)
     sensitivities = {}
     decoder = original.weights.decoder
-    stream = measure_layers(original.weights, windows, fit_settings(recipe))
+    stream = measure_layers(original.weights, windows, fit_settings(recipe, original.depth))
     for index, parts in enumerate(track(stream, "measuring sensitivities", total=original.depth)):
         assert parts is not None
         modules = linears(decoder.layers[index])

@@ -1,7 +1,7 @@
 """Yields the statistics of each layer, from a stored calibration or from text that passes through the model."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..calibration.fit_settings import FitSettings
@@ -15,6 +15,7 @@ from ..calibration.windows import Windows
 from ..storage.resume import WORK
 from .original_model import OriginalModel
 from .recipe import Recipe
+from .skipped_layers import skipped_layers
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class StatisticsSource:
             yield from measure_layers(
                 self.original.weights,
                 self.windows.ids,
-                fit_settings(self.recipe),
+                fit_settings(self.recipe, self.original.depth),
                 done,
                 hidden,
                 callbacks,
@@ -60,16 +61,20 @@ class StatisticsSource:
             )
             return
         shapes = self.recipe.shape("act"), self.recipe.shape("kv")
+        others = sums_budget(self.budget), self.recipe.shape("value")
         for index, finished in enumerate(done):
-            parts = None if finished else self.stored.layer(index, *shapes, sums_budget(self.budget))
-            yield None if parts is None else self._usable(parts, self.original.weights.decoder.layer_name(index))
+            parts = None if finished else self.stored.layer(index, *shapes, *others)
+            yield None if parts is None else self._usable(parts, index)
 
-    def _usable(self, parts: Iterator[LayerStatistics], place: str) -> Iterator[LayerStatistics]:
-        """Stored statistics on the model's device."""
+    def _usable(self, parts: Iterator[LayerStatistics], index: int) -> Iterator[LayerStatistics]:
+        """Stored statistics of a layer on the model's device, without codes of a cache that is to have none."""
+        place = self.original.weights.decoder.layer_name(index)
+        skipped = index in skipped_layers(self.recipe.kv_skip_layers, self.original.depth)
         for part in parts:
             self._refuse_other_parts(part, place)
-            yield to_device(part, self.original.weights.device)
-            del part
+            kept = replace(part, cache=None) if skipped else part
+            yield to_device(kept, self.original.weights.device)
+            del part, kept
 
     def _refuse_other_parts(self, layer: LayerStatistics, place: str) -> None:
         """Raises NestQuantError where the weights' code has groups that a stored calibration in parts would split."""
@@ -92,8 +97,8 @@ def sums_budget(budget: int) -> int:
     return budget // 2
 
 
-def fit_settings(recipe: Recipe) -> FitSettings:
-    """The settings of a recipe that calibration needs."""
+def fit_settings(recipe: Recipe, depth: int) -> FitSettings:
+    """The settings of a recipe that calibration needs, for a model with `depth` layers."""
     shapes = recipe.shape("act"), recipe.shape("kv")
     return FitSettings(
         *shapes,
@@ -106,6 +111,8 @@ def fit_settings(recipe: Recipe) -> FitSettings:
         recipe.tensor_parallel,
         recipe.scales_channels,
         _drift_correction(recipe),
+        recipe.shape("value"),
+        skipped_layers(recipe.kv_skip_layers, depth),
     )
 
 

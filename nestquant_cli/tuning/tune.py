@@ -160,7 +160,9 @@ def _refuse_others(checkpoint: Path, original: Source) -> None:
             f"{checkpoint} is tuned already", "it was not tuned again", "tune the checkpoint it was made from"
         )
     layout = read_layout(checkpoint)
-    coded = [shape for shape in (layout.weight_shape, layout.kv_shape) if shape is not None]  # inputs may have any code
+    coded = [
+        shape for shape in (layout.weight_shape, layout.kv_shape, layout.value_shape) if shape is not None
+    ]  # inputs may have any code
     if not all(CODECS[shape.codec].tunable for shape in coded) or layout.rotation == "learned":
         raise NestQuantError(
             f"{checkpoint} has codes other than nested ones, or learned rotations",

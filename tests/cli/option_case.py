@@ -96,7 +96,12 @@ SAMPLING = {
 }
 TEXT_OF_RECIPE = at("recipe", dataset=DATASET, text_field=FIELD, samples=SAMPLES, seqlen=SEQLEN, bos=BOS, seed=SEED)
 BITS_OF_INPUTS = at(
-    "recipe", act_bits=Case(3, "", 4.3), kv_bits=Case(5, "", "inf"), act_method=Case("integer", "", "magic")
+    "recipe",
+    act_bits=Case(3, "", 4.3),
+    kv_bits=Case(5, "", "inf"),
+    key_bits=Case(5, "", 1, together=(("kv_bits", 4),)),
+    value_bits=Case(5, "", 9, together=(("kv_bits", 4),)),
+    act_method=Case("integer", "", "magic"),
 )
 MODEL = Case("{model}", "source.path", "no/such/model")
 REVISION = Case("v1", "revision", "v1", acts="models.source:resolve")  # a model that lies here has none

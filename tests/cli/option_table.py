@@ -71,6 +71,7 @@ COMMANDS: dict[str, Command] = {
                 rotation=Case("learned", "", "magic"),
                 feedback=Case("none", "", "magic"),
                 paths=Case(5, "", 65),
+                kv_skip_layers=Case("0", "", "first"),
                 qa=Case(False, ""),
                 centering=Case(False, ""),
                 channel_scales=Case(True, ""),

@@ -13,7 +13,7 @@ INTEGERS = {"method": "integer"}
 def groups(**recipes: Recipe) -> list[set[str]]:
     found = calibrations([Entry(name, recipe) for name, recipe in recipes.items()])
     for recipe, members in found:
-        for part in ("act", "kv"):
+        for part in ("act", "kv", "value"):
             assert all(member.recipe.shape(part) in (None, recipe.shape(part)) for member in members)
     return [{member.name for member in members} for _, members in found]
 
@@ -47,6 +47,11 @@ def test_keys_and_activations_of_two_recipes_are_measured_together() -> None:
 def test_a_method_of_activations_goes_with_them() -> None:
     assert groups(a=Recipe(act_bits=16), b=Recipe(kv_bits=16, act_method="integer")) == [{"a", "b"}]
     assert groups(a=Recipe(), b=Recipe(act_method="integer")) == [{"a"}, {"b"}]
+
+
+def test_bits_of_values_go_with_those_of_keys() -> None:
+    assert groups(a=Recipe(), b=Recipe(value_bits=5)) == [{"a"}, {"b"}]
+    assert groups(a=Recipe(kv_bits=16), b=Recipe(value_bits=5), c=Recipe(value_bits=5)) == [{"a", "b", "c"}]
 
 
 def test_names_are_those_of_the_files(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -95,6 +96,17 @@ def test_factors_are_of_version_seven() -> None:
 def test_other_factors_are_refused(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(NestQuantError, match=told):
         parse_layout(factored(**changes))
+
+
+def test_a_shape_of_values_is_of_version_seven() -> None:
+    values = ScaledCode(THREE.with_multipliers((3, 5)), 0.5)
+    example = replace(layout(), cache=[CacheCodes(CODE, values), None], value_shape=THREE)
+    assert example.version == 7
+    read = parse_layout(json.loads(json.dumps(example.to_dict())))
+    assert read == example
+    assert "value_code" not in layout().to_dict()
+    with pytest.raises(NestQuantError, match="value_code is there without kv_code"):
+        parse_layout(example.to_dict() | {"kv_code": None})
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,10 @@ def recipes(draw: st.DrawFn) -> Recipe:
         if values[f"{part}_bits"] != 16:
             own = values["act_method"] if part == "act" else None
             values[f"{part}_code"] = draw(st.one_of(st.none(), code[own or method]))
+    coded = values["kv_bits"] != 16
+    alone = st.one_of(st.none(), bits) if coded and "q" not in (values["kv_code"] or ()) else st.none()
+    values |= {"key_bits": draw(alone), "value_bits": draw(alone)}
+    values["kv_skip_layers"] = draw(st.sampled_from([None, "0", "0,1", "-1"] if coded else [None]))
     assert set(SETTINGS) - set(values) <= {"bits", "weight_code", "act_code", "kv_code"}, "a new setting is not drawn"
     try:
         return Recipe(**values)
@@ -105,6 +109,8 @@ def test_a_recipe_survives_a_file_the_command_line_and_any_division_between_them
         assert read_recipe(path, {}) == recipe
         assert from_command_line([], path) == recipe
     coded = {f"{part}_bits" for part in ("weight", "act", "kv") if values[f"{part}_code"] is not None}
+    if "key_bits" in values or "value_bits" in values:
+        coded.add("kv_bits")  # which wins over them where it is typed
     free = [name for name in values if name in OPTIONS and values[name] is not None and name not in {*coded, "tune"}]
     typed = set(data.draw(st.lists(st.sampled_from(free), unique=True), label="on the command line"))
     with written({name.replace("_", "-"): value for name, value in values.items() if name not in typed}) as path:
@@ -139,6 +145,12 @@ def test_bits_mean_the_same_in_a_file_and_on_the_command_line(bits: dict[str, fl
         ("bits: 4", {"weight_bits": 3}, (3, 4, 4)),
         ("weight_bits: 3", {"kv_bits": 5}, (3, 16, 5)),
         ("weight_bits: 3\nact_bits: 16", {"bits": 4}, (4, 4, 4)),
+        ("kv_bits: 4\nkey_bits: 5", {}, (16, 16, 4.5)),
+        ("key_bits: 5\nvalue_bits: 4", {}, (16, 16, 4.5)),
+        ("key_bits: 5\nkv_bits: 4", {"kv_bits": 3}, (16, 16, 3)),
+        ("key_bits: 5\nkv_bits: 4", {"bits": 3}, (3, 3, 3)),
+        ("kv_code: {q: 14, k: 4}", {"key_bits": 5, "weight_bits": 4}, (4, 16, 4.5)),
+        ("seed: 1", {"key_bits": 5, "bits": 4}, (4, 4, 4.5)),
         ("method: glvq", {}, (4, 16, 16)),
         ("method: glvq", {"bits": 3}, (3, 16, 16)),
         ("bits: 3", {"method": "glvq"}, (3, 16, 16)),
@@ -175,6 +187,14 @@ def test_a_method_of_activations_needs_their_bits() -> None:
         assert read_recipe(path, {"act_bits": 8}).shape("act") == IntegerCode(8)
         assert read_recipe(path, {"act_bits": 16}).tag() == "w4"
     assert read_recipe(None, {"act_method": "integer"}).shape("act") == IntegerCode(4)
+
+
+def test_layers_that_stay_in_16_bits_are_a_list_or_a_text() -> None:
+    found = []
+    for text in ("kv_skip_layers: [0, -1]", "kv_skip_layers: 0,-1", "kv-skip-layers: 0", "kv_skip_layers: null"):
+        with written(text) as path:
+            found.append(read_recipe(path, {}).kv_skip_layers)
+    assert found == ["0, -1", "0,-1", "0", None]
 
 
 def test_tune_is_yes_no_or_settings() -> None:
