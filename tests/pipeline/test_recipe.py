@@ -16,6 +16,7 @@ TAGS = {
     "rtn-w3": "w3",
     "w4a4kv4": "w4a4kv4",
     "w4a8kv4": "w4a8kv4",
+    "w4a16kv4": "w4kv4",
     "w4": "w4",
     "w3": "w3",
     "rtn-w4": "w4",
