@@ -21,6 +21,9 @@ from nestquant_cli.modules.parse_layout import parse_layout
 from nestquant_cli.pipeline.plan import make_plan
 from nestquant_cli.pipeline.recipe import Recipe
 from nestquant_cli.storage.files import read_json
+from nestquant_cli.tuning.held_out import TuneText
+from nestquant_cli.tuning.settings import TuneSettings
+from nestquant_cli.tuning.tune import tune
 from tests.families import load, logits, make_model, pack, random_ids, relative_error, save_model
 
 TIED, UNTIED = "gemma3", "llama"
@@ -156,3 +159,17 @@ def test_a_checkpoint_without_tables_says_nothing_of_them(tiny_text_file: Path) 
     for bits in (3, 8.5, 5.06, True, "8", float("nan")):
         with pytest.raises(NestQuantError, match="embedding_bits"):
             dataclasses.replace(recipe, embedding_bits=bits)
+
+
+def test_tuning_leaves_the_tables_as_they_are(
+    made: tuple[Path, Path, Recipe], tiny_text_file: Path, tmp_path: Path
+) -> None:
+    settings = TuneSettings(steps=2, batch=1, rate=1e-3, held_out=2, checks=1, seqlen=32)
+    tune(made[1], resolve(str(made[0])), settings, tmp_path / "tuned", "cpu", TuneText(str(tiny_text_file)))
+    assert not verify(tmp_path / "tuned", original=str(made[0])).problems
+    tables = read_layout(made[1]).tables
+    assert read_layout(tmp_path / "tuned").tables == tables
+    before, after = (read_tensors(max(folder.glob("*.safetensors"))) for folder in (made[1], tmp_path / "tuned"))
+    for name in tables:
+        assert torch.equal(before[f"{name}.words"], after[f"{name}.words"])
+        assert torch.equal(before[f"{name}.row_scale"], after[f"{name}.row_scale"])
