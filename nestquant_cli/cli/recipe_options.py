@@ -83,6 +83,22 @@ KvSkipLayersOption = Annotated[
         "as in 0,1,-1.",
     ),
 ]
+KvWindowOption = Annotated[
+    int,
+    typer.Option(
+        "--kv-window",
+        metavar="TOKENS",
+        help="Number of the most recent tokens whose keys and values stay in 16 bits, that of the query included.",
+    ),
+]
+KvSinksOption = Annotated[
+    int,
+    typer.Option(
+        "--kv-sinks",
+        metavar="TOKENS",
+        help="Number of the first tokens of a text whose keys and values stay in 16 bits.",
+    ),
+]
 MethodOption = Annotated[
     str,
     typer.Option(

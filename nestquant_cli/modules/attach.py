@@ -13,7 +13,7 @@ from ..codecs.registry import codec_of
 from ..models.structure import Decoder, find_decoder, open_decoder
 from ..rotation.reflections import Reflections
 from .attach_tables import attach_tables
-from .cache import PackedCache, RoundingCache, is_packed, pack_layers
+from .cache import PackedCache, RoundingCache, begin_behind, is_packed, pack_layers
 from .cache_hooks import give_cache
 from .grouped_experts import use_grouped_experts
 from .inputs import InputQuantizer, padded_size
@@ -90,9 +90,11 @@ def attach_cache(model: PreTrainedModel, decoder: Decoder, layout: Layout) -> No
         )
     config = model.config.get_text_config(decoder=True)
     coded = [layer for layer, codes in zip(decoder.layers, layout.cache, strict=True) if codes is not None]
-    give_cache(coded, RoundingCache(config, layout.cache, layout.rotation_seed))
+    codes = layout.cache, layout.rotation_seed, layout.unrounded
+    give_cache(coded, RoundingCache(config, *codes))
     kind: Any = type(model)
     if not kind._supports_default_dynamic_cache():
+        _refuse_sinks(model, layout)
         _pack_what_comes(coded[0], config, layout)
         return
     names = list(inspect.signature(decoder.owner.forward).parameters)
@@ -104,10 +106,24 @@ def attach_cache(model: PreTrainedModel, decoder: Decoder, layout: Layout) -> No
         if cache is not None and not is_packed(cache):
             _pack_in_place(cache, config, layout)
         elif cache is None and _keeps(owner, kwargs.get("use_cache")):
-            kwargs["past_key_values"] = PackedCache(config, layout.cache, layout.rotation_seed)
+            kwargs["past_key_values"] = PackedCache(config, *codes)
+        if layout.unrounded.sinks and kwargs.get("past_key_values") is not None:
+            begin_behind(
+                kwargs["past_key_values"], (kwargs | dict(zip(names, args, strict=False))).get("attention_mask")
+            )
         return args[:first], kwargs
 
     decoder.owner.register_forward_pre_hook(with_packed_cache, with_kwargs=True)
+
+
+def _refuse_sinks(model: PreTrainedModel, layout: Layout) -> None:
+    """Raises NestQuantError where nothing tells a cache which tokens are padding, so that sinks could be."""
+    if layout.unrounded.sinks:
+        raise NestQuantError(
+            f"{type(model).__name__} makes a cache of its own, which does not know where sequences begin",
+            "its first tokens cannot be kept in 16 bits",
+            "quantize without --kv-sinks",
+        )
 
 
 def _pack_what_comes(layer: nn.Module, config: Any, layout: Layout) -> None:
@@ -136,7 +152,7 @@ def _pack_in_place(cache: Cache, config: Any, layout: Layout) -> None:
             "the model's packed cache cannot be used",
             "pass no cache, an empty DynamicCache or a PackedCache",
         )
-    pack_layers(cache, config, layout.cache, layout.rotation_seed)
+    pack_layers(cache, config, layout.cache, layout.rotation_seed, layout.unrounded)
 
 
 def _linear_at(model: nn.Module, name: str, shape: tuple[int, int], bias: bool) -> nn.Linear:

@@ -6,6 +6,7 @@ more tokens (see `packed_room`); a single new token looks at packed keys and val
 without codes are the model's own: those of recurrences and convolutions, and those without attention.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..base.errors import NestQuantError
 from .cache_codes import CacheCodes, check_heads
 from .fresh_layers import FreshLayers
 from .packed_layers import Packed, can_pack, packed_form
+from .unrounded import ALL_ROUNDED, Padding, Unrounded, starts_of
 
 PerLayer = Sequence[CacheCodes | None]  # codes of keys and values by layer; None for a layer that keeps its own form
 
@@ -28,21 +30,24 @@ class PackedCache(DynamicCache):
         config: configuration of the model; says what each layer keeps.
         per_layer: codes of keys and values, one item a layer; None for a layer without coded ones.
         seed: seed of the rotation signs; None does not rotate.
+        unrounded: which tokens are seen unrounded.
 
     Raises:
         NestQuantError: a layer with codes keeps no keys and values, or keeps them in a way of its own.
     """
 
-    def __init__(self, config: PretrainedConfig, per_layer: PerLayer, seed: int | None) -> None:
+    def __init__(
+        self, config: PretrainedConfig, per_layer: PerLayer, seed: int | None, unrounded: Unrounded = ALL_ROUNDED
+    ) -> None:
         super().__init__(config=config)
-        pack_layers(self, config, per_layer, seed)
+        pack_layers(self, config, per_layer, seed, unrounded)
 
     def packed_bytes(self) -> int:
         """Bytes held for keys and values, with the room for more tokens."""
         total = 0
         for layer in self.layers:
-            for part in ("keys", "values"):
-                stored = getattr(layer, part, None)
+            unrounded = [states for kept in getattr(layer, "kept", None) or () for states in kept]
+            for stored in (getattr(layer, "keys", None), getattr(layer, "values", None), *unrounded):
                 total += 0 if stored is None else stored.untyped_storage().nbytes()
         return total
 
@@ -53,9 +58,12 @@ class RoundingCache(PackedCache):
     So a layer may run again, as gradient checkpointing has it, and any number of threads may share one.
     """
 
-    def __init__(self, config: PretrainedConfig, per_layer: PerLayer, seed: int | None) -> None:
-        super().__init__(config, per_layer, seed)
-        self._empty = self.layers
+    def __init__(
+        self, config: PretrainedConfig, per_layer: PerLayer, seed: int | None, unrounded: Unrounded = ALL_ROUNDED
+    ) -> None:
+        super().__init__(config, per_layer, seed, unrounded)
+        self._empty, self._sinks = self.layers, bool(unrounded.sinks)
+        self._starts: Tensor | None = None
         self.layers = FreshLayers(self._empty)
 
     def update(
@@ -66,7 +74,16 @@ class RoundingCache(PackedCache):
         if not isinstance(layer, Packed):
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
         check_heads(layer.codes.keys, key_states)
-        return layer.rounded(key_states, True), layer.rounded(value_states, False)
+        return layer.update_none(key_states, value_states, self._starts)
+
+    def behind(self, mask: object) -> "RoundingCache":
+        """The cache for a call of attention with this mask, which tells where sequences begin."""
+        starts = starts_of(mask) if self._sinks else None
+        if starts is None:
+            return self
+        made = copy.copy(self)
+        made._starts = starts
+        return made
 
 
 class _Maker:
@@ -79,12 +96,23 @@ class _Maker:
         return next(self.layers)
 
 
-def pack_layers(cache: Cache, config: PretrainedConfig, per_layer: PerLayer, seed: int | None) -> None:
+def pack_layers(
+    cache: Cache,
+    config: PretrainedConfig,
+    per_layer: PerLayer,
+    seed: int | None,
+    unrounded: Unrounded = ALL_ROUNDED,
+) -> None:
     """Replaces the layers of an empty dynamic cache by packed ones, in place, where they have codes."""
     there: list[Any] = DynamicCache(config=config).layers
     if len(there) != len(per_layer):
         raise _misfit(f"cache codes for {len(per_layer)} layers, and the model's cache has {len(there)}")
-    layers = [_packed(layer, codes, seed) for layer, codes in zip(there, per_layer, strict=True)]
+    padding = Padding()
+    layers = [
+        layer if codes is None else _packed(layer, codes, seed, unrounded, padding)
+        for layer, codes in zip(there, per_layer, strict=True)
+    ]
+    cache.padding = padding  # type: ignore[attr-defined]
     recording = any(getattr(layer, "record_past", False) for layer in cache.layers)  # assisted generation asks for it
     if type(cache).__len__ is not Cache.__len__ and cache.layer_class_to_replicate is not None:
         maker: Any = _Maker(layers)  # the model counts layers in a way of its own, so they have to come one by one
@@ -96,12 +124,10 @@ def pack_layers(cache: Cache, config: PretrainedConfig, per_layer: PerLayer, see
         cache.activate_past_recording()
 
 
-def _packed(layer: Any, codes: CacheCodes | None, seed: int | None) -> Any:
-    if codes is None:
-        return layer
+def _packed(layer: Any, codes: CacheCodes, seed: int | None, unrounded: Unrounded, padding: Padding) -> Any:
     if not can_pack(layer):
         raise _misfit(f"cache codes for a {type(layer).__name__}")
-    return packed_form(layer, codes, seed)
+    return packed_form(layer, codes, seed, unrounded, padding)
 
 
 def _misfit(what: str) -> NestQuantError:
@@ -114,3 +140,13 @@ def is_packed(cache: Cache) -> bool:
     """Whether a cache has packed layers."""
     made: Any = cache.layer_class_to_replicate
     return isinstance(made, _Maker) or any(isinstance(layer, Packed) for layer in cache.layers)
+
+
+def begin_behind(cache: Any, mask: object) -> None:
+    """Tells a packed cache where its sequences begin, for its sinks.
+
+    Args:
+        cache: a packed cache.
+        mask: the attention mask of a forward, (batch, tokens), of the past tokens and of the new ones.
+    """
+    cache.padding.starts = starts_of(mask) if isinstance(mask, Tensor) and mask.dim() == 2 else None

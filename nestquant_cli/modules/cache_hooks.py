@@ -41,6 +41,8 @@ def _attentions(layer: nn.Module) -> list[tuple[nn.Module, int, str]]:
 def _with_cache(
     cache: Cache, place: int, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
+    behind = getattr(cache, "behind", None)
+    cache = cache if behind is None else behind(kwargs.get("attention_mask"))
     if len(args) > place:
         args = args if args[place] is not None else (*args[:place], cache, *args[place + 1 :])
     elif kwargs.get(name) is None:

@@ -1,6 +1,6 @@
 """What a packed checkpoint says of itself: which matrices are coded how. `modules.parse_layout` reads it."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..codecs.registry import CODECS, codec_of
@@ -10,12 +10,13 @@ from ..rotation.seeds import Seed, scaled, text_of
 from .cache_codes import CacheCodes
 from .inputs import padded_size
 from .table_layout import TableLayout
+from .unrounded import ALL_ROUNDED, Unrounded
 
 QUANT_METHOD = "nestquant"
 REFLECTORS = "turn.reflectors"  # stored tensor of an input with a learned rotation, after the name of the input
 # 1: nested codes of one shape, the Hadamard rotation. 2: other codecs, rotations, a shape for a matrix. 3: centers.
-# 4: lattices. 5: layers without codes in `cache`. 6: inputs in parts. 7: tables, factors, a shape for
-# values. A checkpoint has the first version that suffices for it; codecs say which one has their codes.
+# 4: lattices. 5: layers without codes in `cache`. 6: inputs in parts. 7: tables, factors, a shape for values, tokens
+# that are unrounded. A checkpoint has the first version that suffices for it; codecs say which one has their codes.
 FORMAT_VERSION = 7
 ROTATIONS = ("none", "hadamard", "learned")
 
@@ -61,6 +62,7 @@ class Layout:
         factors: of the channels of an input, beside the signs of its rotation (`rotation.seeds`), by its name; without
             an input that has none.
         value_shape: the fixed part of the values' code where it is not that of keys; None where it is.
+        unrounded: which keys and values are seen unrounded.
     """
 
     weight_shape: Shape | None
@@ -76,6 +78,7 @@ class Layout:
     tables: dict[str, TableLayout] = field(default_factory=dict)
     factors: dict[str, bytes] = field(default_factory=dict)
     value_shape: Shape | None = None
+    unrounded: Unrounded = ALL_ROUNDED
 
     @property
     def rotation_seed(self) -> int | None:
@@ -113,6 +116,7 @@ class Layout:
             7 if self.tables else 1,
             7 if self.factors else 1,
             7 if self.value_shape is not None else 1,
+            7 if self.unrounded else 1,
             *(CODECS[name].format_version for name in self.codecs),
         )
 
@@ -130,6 +134,7 @@ class Layout:
             "act_code": _shape_to(self.act_shape),
             "kv_code": _shape_to(self.kv_shape),
             **({} if self.value_shape is None else {"value_code": _shape_to(self.value_shape)}),
+            **({"kv_unrounded": asdict(self.unrounded)} if self.unrounded else {}),
             "linears": {
                 name: {
                     "in_features": linear.in_features,

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ..codecs.vectors import VectorCode
 from ..kernels import for_device, has
+from .beside_attention import attend_beside
 from .cache_codes import unpack_heads
+from .unrounded import Beside
 
 # What can be answered without decoding.
 _OUTSIDE = frozenset(
@@ -31,11 +33,13 @@ class PackedStates(Tensor):
         packed: (batch, heads, tokens, bytes) uint8.
         code: their code.
         seed: seed of the rotation signs; None for no rotation.
+        beside: unrounded states that are seen in place of some; None without any.
     """
 
     packed: Tensor
     code: VectorCode
     seed: int | None
+    beside: Beside | None
     _decoded: Tensor | None
 
     @staticmethod
@@ -50,7 +54,7 @@ class PackedStates(Tensor):
         """Wraps packed (batch, heads, tokens, bytes) uint8."""
         shape = (*packed.shape[:-1], head_size)
         made: PackedStates = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=packed.device)
-        made.packed, made.code, made.seed, made._decoded = packed, code, seed, None
+        made.packed, made.code, made.seed, made.beside, made._decoded = packed, code, seed, None, None
         return made
 
     def decoded(self) -> Tensor:
@@ -58,7 +62,8 @@ class PackedStates(Tensor):
         if self._decoded is None:
             with torch._C.DisableTorchFunctionSubclass():
                 head_size, dtype = self.shape[-1], self.dtype
-            self._decoded = unpack_heads(self.packed, head_size, self.code, self.seed, dtype)
+            rounded = unpack_heads(self.packed, head_size, self.code, self.seed, dtype)
+            self._decoded = rounded if self.beside is None else self.beside.of_one(rounded)
         return self._decoded
 
     @classmethod
@@ -127,15 +132,17 @@ def _attention(
     values = value.code.attention_form(of_values[3], key.seed, query.device)
     if keys is None or values is None or values.centers is not None or key.seed is None:
         return None  # the kernel adds no centers to values
-    out = kernels.attend(
-        query.reshape(batch, heads, -1, size),
-        (key.packed, keys.code),
-        (value.packed, values.code, of_values[3]),
-        key.seed,
-        mask,
-        1 / math.sqrt(size) if scale is None else float(scale),
-        keys.centers,
-    )
+    queries, factor, seed = query.reshape(batch, heads, -1, size), scale or 1 / math.sqrt(size), key.seed
+
+    def attend(packed: Tensor, other: Tensor, mask: Tensor | None, lse: Tensor | None = None) -> Tensor:
+        stored = (packed, keys.code), (other, values.code, of_values[3])
+        return kernels.attend(queries, *stored, seed, mask, factor, keys.centers, lse)
+
+    if key.beside is None or value.beside is None:
+        out = attend(key.packed, value.packed, mask)
+    else:
+        states = (key.packed, value.packed), (key.beside, value.beside)
+        out = attend_beside(attend, queries, *states, mask, factor)
     return out.to(query.dtype).view(*query.shape[:3], of_values[3])
 
 

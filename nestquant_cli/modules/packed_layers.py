@@ -17,9 +17,11 @@ from . import operators
 from .cache_codes import CacheCodes, check_heads, pack_heads, round_heads, unpack_heads
 from .packed_attention import PackedStates, can_attend
 from .packed_room import append, last
+from .unrounded import ALL_ROUNDED, Kept, Padding, Unrounded
+from .unrounded_layer import UnroundedLayer
 
 
-class Packed(DynamicLayer):
+class Packed(UnroundedLayer):
     """A cache layer that stores packed keys and values.
 
     Attributes:
@@ -31,9 +33,13 @@ class Packed(DynamicLayer):
     seed: int | None
     _number: int  # what operators know the codes by
 
-    def set_codes(self, codes: CacheCodes, seed: int | None) -> None:
-        """Chooses the codes; once, before the first token."""
+    def set_codes(
+        self, codes: CacheCodes, seed: int | None, unrounded: Unrounded = ALL_ROUNDED, padding: Padding | None = None
+    ) -> None:
+        """Chooses the codes and what is unrounded; once, before the first token."""
         self.codes, self.seed, self._number = codes, seed, operators.register_codes(codes)
+        self.unrounded = Unrounded(unrounded.window) if self.is_sliding else unrounded
+        self.padding = Padding() if padding is None else padding
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -47,6 +53,7 @@ class Packed(DynamicLayer):
         check_heads(self.codes.keys, key_states)
         self.keys = self._empty(key_states, self.codes.keys)
         self.values = self._empty(value_states, self.codes.values)
+        self.kept = (Kept.none(key_states), Kept.none(value_states)) if self.unrounded else None
 
     def _empty(self, states: Tensor, code: VectorCode) -> Tensor:
         size = code.vector_bytes(states.shape[-1])
@@ -60,10 +67,22 @@ class Packed(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         grow = self._grow_compiled if torch.compiler.is_compiling() else self._grow
+        past = 0 if self.kept is None else self.get_seq_length()
         keys, values = grow(self.keys, key_states, True), grow(self.values, value_states, False)
         self.keys, self.values = self._kept(keys[0]), self._kept(values[0])
         self._count(key_states.shape[-2])
-        return _straight_through(keys[1], key_states), _straight_through(values[1], value_states)
+        seen = _straight_through(keys[1], key_states), _straight_through(values[1], value_states)
+        if self.kept is not None:
+            self.kept, seen = self.mixed(self.kept, seen, (key_states, value_states), past)
+        return seen
+
+    def update_none(self, key_states: Tensor, value_states: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What `update` of an empty layer returns for states (batch, heads, tokens, head size); nothing is kept."""
+        seen = self.rounded(key_states, True), self.rounded(value_states, False)
+        if not self.unrounded:
+            return seen
+        kept = Kept.none(key_states), Kept.none(value_states)
+        return self.mixed(kept, seen, (key_states, value_states), 0, starts)[1]
 
     def rounded(self, states: Tensor, keys: bool) -> Tensor:
         """What is seen of states (batch, heads, tokens, head size) that come first."""
@@ -118,9 +137,11 @@ def _straight_through(seen: Tensor, states: Tensor) -> Tensor:
 class PackedLayer(Packed):
     """Keys and values of one layer, all of them."""
 
-    def __init__(self, codes: CacheCodes, seed: int | None) -> None:
+    def __init__(
+        self, codes: CacheCodes, seed: int | None, unrounded: Unrounded = ALL_ROUNDED, padding: Padding | None = None
+    ) -> None:
         super().__init__()
-        self.set_codes(codes, seed)
+        self.set_codes(codes, seed, unrounded, padding)
 
 
 class _PackedWindow(Packed, DynamicSlidingWindowLayer):
@@ -145,9 +166,11 @@ class _PackedWindow(Packed, DynamicSlidingWindowLayer):
 class PackedSlidingLayer(_PackedWindow):
     """Keys and values of one layer, the last `sliding_window` of them."""
 
-    def __init__(self, codes: CacheCodes, seed: int | None, sliding_window: int) -> None:
+    def __init__(
+        self, codes: CacheCodes, seed: int | None, sliding_window: int, unrounded: Unrounded = ALL_ROUNDED
+    ) -> None:
         super().__init__(sliding_window=sliding_window)
-        self.set_codes(codes, seed)
+        self.set_codes(codes, seed, unrounded)
 
 
 def can_pack(layer: Any) -> bool:
@@ -156,15 +179,17 @@ def can_pack(layer: Any) -> bool:
     return isinstance(layer, DynamicLayer) and type(layer).update in plain
 
 
-def packed_form(layer: Any, codes: CacheCodes, seed: int | None) -> Packed:
+def packed_form(
+    layer: Any, codes: CacheCodes, seed: int | None, unrounded: Unrounded = ALL_ROUNDED, padding: Padding | None = None
+) -> Packed:
     """A packed layer in the place of an empty one that `can_pack` accepts."""
     if type(layer) is DynamicLayer:
-        return PackedLayer(codes, seed)
+        return PackedLayer(codes, seed, unrounded, padding)
     if type(layer) is DynamicSlidingWindowLayer:
-        return PackedSlidingLayer(codes, seed, layer.sliding_window)
+        return PackedSlidingLayer(codes, seed, layer.sliding_window, unrounded)
     packed = _empty(type(layer))
     packed.__dict__.update(vars(layer) | {"_layer_type": layer._layer_type})
-    packed.set_codes(codes, seed)
+    packed.set_codes(codes, seed, unrounded, padding)
     return packed
 
 

@@ -13,6 +13,7 @@ from .cache_codes import CacheCodes
 from .inputs import padded_size
 from .layout import FORMAT_VERSION, ROTATIONS, Layout, LinearLayout
 from .table_layout import TableLayout, table_from
+from .unrounded import ALL_ROUNDED, MOST_TOKENS, Unrounded
 
 _LARGEST = 1 << 24  # entries in one dimension of a matrix; beyond it a config is taken for damaged or hostile
 
@@ -67,7 +68,8 @@ def _layout_from(reader: Fields) -> Layout:
     if factors and rotation[0] == "none":
         raise ValueError("factors are beside the signs of a rotation, of which there is none")
     seed = reader.integer("seed", 0, (1 << 64) - 1)
-    return Layout(weight, act, kv, seed, linears, inputs, cache, *rotation, parts, tables, factors, value)
+    unrounded = _unrounded_from(reader) if version > 6 and cache else ALL_ROUNDED
+    return Layout(weight, act, kv, seed, linears, inputs, cache, *rotation, parts, tables, factors, value, unrounded)
 
 
 def _tables_from(reader: Fields, linears: Collection[str]) -> dict[str, TableLayout]:
@@ -109,6 +111,13 @@ def _factors_from(reader: Fields, widths: dict[str, int]) -> dict[str, bytes]:
         if name not in widths or len(each) != padded_size(widths[name]):
             raise ValueError(f"factors.{name} is not a factor for each channel of an input")
     return factors
+
+
+def _unrounded_from(reader: Fields) -> Unrounded:
+    if "kv_unrounded" not in reader.value:
+        return ALL_ROUNDED
+    tokens = Fields(reader.mapping("kv_unrounded"), "kv_unrounded")
+    return Unrounded(*(tokens.integer(name, 0, MOST_TOKENS) for name in ("window", "sinks")))
 
 
 def _linear_from(value: Any, shape: Shape | None) -> LinearLayout:

@@ -10,6 +10,7 @@ from ..calibration.statistics import LayerStatistics
 from ..models.as_linears import own_tensors
 from ..modules.layout import REFLECTORS, Layout, LinearLayout
 from ..modules.parse_layout import parse_layout
+from ..modules.unrounded import ALL_ROUNDED, Unrounded
 from ..quantization.layer import QuantizedMatrix
 from .recipe import Recipe
 from .tables import TablesPart
@@ -85,7 +86,9 @@ def part_of(
 def empty_layout(recipe: Recipe) -> Layout:
     """A layout with the codes of a recipe and no layer yet."""
     weight, act, kv, value = (recipe.shape(part) for part in ("weight", "act", "kv", "value"))
-    return Layout(weight, act, kv, recipe.seed, rotation=recipe.rotation, value_shape=None if value == kv else value)
+    other = None if value == kv else value
+    unrounded = Unrounded(recipe.kv_window, recipe.kv_sinks)
+    return Layout(weight, act, kv, recipe.seed, rotation=recipe.rotation, value_shape=other, unrounded=unrounded)
 
 
 def join_layouts(recipe: Recipe, parts: list[LayerPart], tables: TablesPart) -> Layout:
@@ -103,5 +106,5 @@ def join_layouts(recipe: Recipe, parts: list[LayerPart], tables: TablesPart) -> 
         layout.cache.extend(part.layout.cache)
     layout.tables.update(tables.layout)
     if not any(layout.cache):
-        layout = replace(layout, kv_shape=None, cache=[], value_shape=None)
+        layout = replace(layout, kv_shape=None, cache=[], value_shape=None, unrounded=ALL_ROUNDED)
     return layout

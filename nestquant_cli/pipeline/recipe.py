@@ -11,8 +11,7 @@ from ..codecs.integer.codec import IntegerCodec
 from ..codecs.nested.codec import NestedCodec
 from ..codecs.registry import CODECS, shape_of
 from ..codecs.weights import Shape
-from ..tuning.settings import TuneSettings
-from .recipe_checks import NOTHING, check_cache, check_paths, check_settings, is_number
+from .recipe_checks import NOTHING, check_cache, check_combinations, check_paths, check_settings, is_number
 
 SIXTEEN = 16.0  # bits that mean "leave alone"
 TABLES = ("embedding", "head")
@@ -24,6 +23,8 @@ _RARE = {
     "key_bits": None,
     "value_bits": None,
     "kv_skip_layers": None,
+    "kv_window": 0,
+    "kv_sinks": 0,
     "act_method": None,
     "drift_correction": None,
     "all_experts": False,
@@ -44,6 +45,8 @@ class Recipe:
         key_bits, value_bits: bits of keys and of values where they are not `kv_bits`; None where they are.
         kv_skip_layers: numbers of layers whose keys and values stay in 16 bits, separated by commas, from 0 on, or from
             -1 on backwards; None for no layer.
+        kv_window, kv_sinks: number of the most recent tokens, its own included, and of the first ones whose keys and
+            values a token sees in 16 bits.
         act_method: the codec of activations, "nestquant" or "integer". None is `method`, and at 8 bits "integer" unless
             `act_code` is another's. A nested code of 8 bits has values beyond int8, so its products are no int8 ones:
             W4A8 took twice the time for each token, with KL 0.0858 instead of 0.0853.
@@ -100,6 +103,8 @@ class Recipe:
     key_bits: float | None = None
     value_bits: float | None = None
     kv_skip_layers: str | None = None
+    kv_window: int = 0
+    kv_sinks: int = 0
     act_method: str | None = None
     weight_code: dict[str, Any] | None = None
     act_code: dict[str, Any] | None = None
@@ -138,29 +143,7 @@ class Recipe:
             raise NestQuantError("weights, activations and KV cache are all left at 16 bits", NOTHING, "give --bits")
         self._check_sequential()
         check_paths(vars(self))
-        self._check_combinations()
-
-    def _check_combinations(self) -> None:
-        """Raises NestQuantError where mixed rates or tuning cannot work with the method or the rotation."""
-        codec = CODECS[self.method]
-        if self.allocation == "mixed" and (self.weight_code is not None or not codec.mixed_rates):
-            raise NestQuantError(
-                "mixed rates choose nested codes for the weights",
-                NOTHING,
-                "use method nestquant and give no weight_code",
-            )
-        if self.tensor_parallel > 1 and self.rotation == "learned":
-            raise NestQuantError(
-                "a learned rotation mixes the parts of an input that tensor parallel keeps apart",
-                NOTHING,
-                "use rotation hadamard, or leave tensor_parallel out",
-            )
-        if self.tune is not None and (not codec.tunable or self.rotation == "learned"):
-            raise NestQuantError(
-                "tuning knows nested codes and fixed rotations only", NOTHING, "leave tune out, or method and rotation"
-            )
-        if self.tune is not None:
-            TuneSettings.from_dict(self.tune)
+        check_combinations(vars(self))
 
     def _check_sequential(self) -> None:
         if self.sequential and self.shape("weight") is None:

@@ -10,6 +10,8 @@ from ..calibration.windows import BOS_MODES
 from ..codecs.registry import CODECS, VECTOR_CODECS
 from ..kernels.contract.constants import MOST_PATHS
 from ..modules.layout import ROTATIONS
+from ..modules.unrounded import MOST_TOKENS
+from ..tuning.settings import TuneSettings
 from .skipped_layers import layer_numbers
 
 NOTHING = "nothing was quantized"
@@ -30,6 +32,8 @@ _RANGES = (
     ("seed", 0, (1 << 63) - 1),
     ("reflections", 1, 4096),
     ("tensor_parallel", 1, 1024),
+    ("kv_window", 0, MOST_TOKENS),
+    ("kv_sinks", 0, MOST_TOKENS),
 )
 # What a text must be, and whether it may be left out.
 _TEXTS = {
@@ -37,7 +41,7 @@ _TEXTS = {
     "text_field": (True, "name a field of the data set, such as text"),
     "kv_skip_layers": (True, "give numbers separated by commas, such as 0,1,-1"),
 }
-_OF_CODED_CACHE = ("kv_skip_layers",)  # settings that a cache in 16 bits has no use for
+_OF_CODED_CACHE = ("kv_skip_layers", "kv_window", "kv_sinks")  # settings that a cache in 16 bits has no use for
 _OPTIONAL_CHOICES = ("act_method",)
 
 
@@ -100,6 +104,29 @@ def check_cache(settings: Mapping[str, Any], coded: Sequence[bool]) -> None:
     unused = [name for name in _OF_CODED_CACHE if settings[name]]
     if unused and not any(coded):
         raise NestQuantError(f"{unused[0]} is for a cache with fewer than 16 bits", NOTHING, "leave it out")
+
+
+def check_combinations(settings: Mapping[str, Any]) -> None:
+    """Raises NestQuantError where mixed rates or tuning cannot work with the method or the rotation."""
+    codec = CODECS[settings["method"]]
+    if settings["allocation"] == "mixed" and (settings["weight_code"] is not None or not codec.mixed_rates):
+        raise NestQuantError(
+            "mixed rates choose nested codes for the weights",
+            NOTHING,
+            "use method nestquant and give no weight_code",
+        )
+    if settings["tensor_parallel"] > 1 and settings["rotation"] == "learned":
+        raise NestQuantError(
+            "a learned rotation mixes the parts of an input that tensor parallel keeps apart",
+            NOTHING,
+            "use rotation hadamard, or leave tensor_parallel out",
+        )
+    if settings["tune"] is not None and (not codec.tunable or settings["rotation"] == "learned"):
+        raise NestQuantError(
+            "tuning knows nested codes and fixed rotations only", NOTHING, "leave tune out, or method and rotation"
+        )
+    if settings["tune"] is not None:
+        TuneSettings.from_dict(settings["tune"])
 
 
 def check_paths(settings: Mapping[str, Any]) -> None:

@@ -49,7 +49,11 @@ class Distillation:
         config = self.student.config.get_text_config(decoder=True)
         cache: dict[str, Any] = {"use_cache": False}
         if self.layout.cache:
-            cache = {"past_key_values": RoundingCache(config, self.layout.cache, self.layout.rotation_seed)}
+            cache = {
+                "past_key_values": RoundingCache(
+                    config, self.layout.cache, self.layout.rotation_seed, self.layout.unrounded
+                )
+            }
         logits: Tensor = self.student(input_ids=ids[None].to(self.student.device), **cache).logits[0]
         return logits
 

@@ -14,6 +14,7 @@ from nestquant_cli.e8.shape import CodeShape, shape_for_bits
 from nestquant_cli.modules.cache_codes import CacheCodes
 from nestquant_cli.modules.layout import Layout, LinearLayout
 from nestquant_cli.modules.parse_layout import parse_layout
+from nestquant_cli.modules.unrounded import Unrounded
 from nestquant_cli.rotation.seeds import ScaledSeed
 
 FOUR, THREE = shape_for_bits(4), shape_for_bits(3)
@@ -107,6 +108,16 @@ def test_a_shape_of_values_is_of_version_seven() -> None:
     assert "value_code" not in layout().to_dict()
     with pytest.raises(NestQuantError, match="value_code is there without kv_code"):
         parse_layout(example.to_dict() | {"kv_code": None})
+
+
+def test_unrounded_tokens_are_of_version_seven() -> None:
+    example = replace(layout(), unrounded=Unrounded(64, 4))
+    assert example.version == 7 and example.to_dict()["kv_unrounded"] == {"window": 64, "sinks": 4}
+    assert parse_layout(json.loads(json.dumps(example.to_dict()))) == example
+    assert "kv_unrounded" not in layout().to_dict()
+    for wrong in ({"window": -1, "sinks": 0}, {"window": 4}, [64, 4], {"window": 1 << 30, "sinks": 0}):
+        with pytest.raises(NestQuantError, match="kv_unrounded"):
+            parse_layout(example.to_dict() | {"kv_unrounded": wrong})
 
 
 @pytest.mark.parametrize(

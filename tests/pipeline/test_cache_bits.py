@@ -10,9 +10,10 @@ from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.checkpoint.read import read_layout
 from nestquant_cli.models.source import resolve
 from nestquant_cli.modules.cache import PackedCache
+from nestquant_cli.modules.unrounded import Unrounded
 from nestquant_cli.pipeline.quantize import calibrate
 from nestquant_cli.pipeline.recipe import Recipe
-from tests.families import load, pack, random_ids
+from tests.families import load, pack, random_ids, relative_error
 
 SETTINGS: dict[str, Any] = {"weight_bits": 16, "act_bits": 16, "key_bits": 6, "value_bits": 3, "kv_skip_layers": "0"}
 
@@ -50,6 +51,19 @@ def test_a_stored_calibration_serves_any_choice_of_layers_and_no_other_bits(
     for changes in ({"value_bits": 6}, {"value_bits": None, "kv_bits": 6}, {"key_bits": 3}):
         with pytest.raises(NestQuantError, match=r"was calibrated with (kv|value)_code"):
             pack(tiny_model_folder, tiny_text_file, tmp_path / "no", calibration=stored, **SETTINGS | changes)
+
+
+def test_windows_and_sinks_reach_the_model(tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path) -> None:
+    settings = {"weight_bits": 16, "act_bits": 16, "kv_bits": 3}
+    found = []
+    for number, tokens in enumerate(({}, {"kv_window": 6, "kv_sinks": 2})):
+        folder = pack(tiny_model_folder, tiny_text_file, tmp_path / str(number), **settings | tokens)
+        assert read_layout(folder).unrounded == Unrounded(*tokens.values())
+        found.append(load(folder)(random_ids(1, 20), use_cache=number == 0).logits)
+    assert not torch.equal(found[0][:, :1], found[1][:, :1])
+    whole = load(tiny_model_folder)(random_ids(1, 20)).logits
+    assert relative_error(found[1][:, :6], whole[:, :6]) < 1e-4  # the first tokens see nothing rounded
+    assert relative_error(found[1], whole) < relative_error(found[0], whole)
 
 
 def test_a_layer_that_the_model_does_not_have_is_refused_before_any_work(

@@ -64,6 +64,7 @@ class HeadKernels(Protocol):
         mask: Tensor | None,
         scale: float,
         centers: Tensor | None = None,
+        lse: Tensor | None = None,
     ) -> Tensor:
         """softmax(scale·query·keysᵀ + mask)·values of packed keys and values.
 
@@ -75,6 +76,7 @@ class HeadKernels(Protocol):
             mask: floating point, broadcastable to (batch, key heads, queries, tokens), or None.
             scale: factor of the scores.
             centers: centers of the keys, (key heads, n) float32.
+            lse: (batch, key heads, queries) float32, filled with the log of the sum of exp(scores); or None.
 
         Returns:
             (batch, key heads, queries, m) float32; zeros where the mask leaves nothing, and NaN where a score is NaN.

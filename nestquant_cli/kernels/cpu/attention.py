@@ -187,10 +187,11 @@ def sum_values(weights, stream, begin, stride, count, code, words, work, scales,
 
 
 @njit(**OPTIONS)
-def merge(parts, firsts, value_turn, out):
+def merge(parts, firsts, value_turn, out, lse):
     """Puts the chunks of each head together, divides by the totals and un-rotates: fills out (heads, G, n).
 
-    The parts of head h are firsts[h] … firsts[h + 1]. A query that may look nowhere gets zeros.
+    The parts of head h are firsts[h] … firsts[h + 1]. A query that may look nowhere gets zeros. Fills lse (heads, G)
+    with the log of the sum of exp(scores).
     """
     diagonal, steps, matrices = value_turn
     heads, group, n = out.shape
@@ -201,15 +202,18 @@ def merge(parts, firsts, value_turn, out):
         count = min(LANES, heads * group - first)
         tile[:] = ZERO
         for lane in range(count):
-            head = (first + lane) // group
-            _merge_lane(parts, firsts[head], firsts[head + 1], (first + lane) % group, lane, tile)
+            head, g = (first + lane) // group, (first + lane) % group
+            lse[head, g] = _merge_lane(parts, firsts[head], firsts[head + 1], g, lane, tile)
         rotate_tile(tile, steps, matrices)
         store_lanes(tile, ones, diagonal, first, count, rows)
 
 
 @njit(**OPTIONS)
 def _merge_lane(parts, begin, end, g, lane, tile):
-    """Fills a lane of a tile of zeros with the sum of query g over the parts begin … end, divided by its total."""
+    """Fills a lane of a tile of zeros with the sum of query g over the parts begin … end, divided by its total.
+
+    Returns the log of the total.
+    """
     sums, peaks, totals = parts
     n = sums.shape[2]
     peak = -INFINITY
@@ -225,3 +229,4 @@ def _merge_lane(parts, begin, end, g, lane, tile):
     inverse = ONE / total if total != ZERO else ZERO
     for j in range(n):
         tile[j * LANES + lane] *= inverse
+    return peak + np.log(total) if total != ZERO else -INFINITY

@@ -89,6 +89,7 @@ def attend(
     mask: Tensor | None,
     scale: float,
     centers: Tensor | None = None,
+    lse: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale·query·keysᵀ + mask)·values, at most a tile of keys or values decoded at a time, for up to 64
     queries (batch, key heads, queries, n) of a key head: `contract.heads.attend`."""
@@ -116,7 +117,7 @@ def attend(
     )
     blocks = cpu_attention.CHUNK * (n + size) // BLOCK
     share(cpu_attention.attend.on_team, fixed, int(firsts[-1]), min(blocks, tokens * n // BLOCK))
-    return _merged(partial, firsts, seed, (batch, heads, group, size))
+    return _merged(partial, firsts, seed, (batch, heads, group, size), lse)
 
 
 def attend_pages(
@@ -160,12 +161,19 @@ def _partial(parts: int, group: int, size: int) -> tuple[np.ndarray, ...]:
     return tuple(np.empty(of, np.float32) for of in ((parts, group, size), (parts, group), (parts, group)))
 
 
-def _merged(partial: tuple[np.ndarray, ...], firsts: np.ndarray, seed: int, shape: tuple[int, int, int, int]) -> Tensor:
+def _merged(
+    partial: tuple[np.ndarray, ...],
+    firsts: np.ndarray,
+    seed: int,
+    shape: tuple[int, int, int, int],
+    lse: Tensor | None = None,
+) -> Tensor:
     """Attention (batch, key heads, G, n) from that of its parts, which begin at `firsts` for each head."""
     batch, heads, group, size = shape
     backward = head_rotation(size, seed)
     out = torch.empty(batch * heads, group, size, dtype=torch.float32)
-    cpu_attention.merge(partial, firsts, (backward.diagonal, backward.steps, backward.backward), out.numpy())
+    logs = np.empty((batch * heads, group), np.float32) if lse is None else lse.view(-1, group).numpy()
+    cpu_attention.merge(partial, firsts, (backward.diagonal, backward.steps, backward.backward), out.numpy(), logs)
     return out.view(shape)
 
 

@@ -67,12 +67,15 @@ def attend(
     mask: Tensor | None,
     scale: float,
     centers: Tensor | None = None,
+    lse: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale·query·keysᵀ + mask)·values in float32, all states decoded first: `contract.heads.attend`."""
     k = _decoded_states(keys[0], query.shape[3], keys[1], seed, centers)
     v = _decoded_states(values[0], values[2], values[1], seed, None)
     scores = scale * (query.float() @ k.mT)  # (batch, key heads, queries, tokens)
     scores = scores if mask is None else scores + mask
+    if lse is not None:
+        torch.logsumexp(scores, dim=-1, out=lse)
     nowhere = (scores == -torch.inf).all(dim=-1, keepdim=True)
     return torch.softmax(scores, dim=-1).masked_fill(nowhere, 0) @ v
 

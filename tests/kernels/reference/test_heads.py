@@ -45,7 +45,9 @@ def test_attention_is_that_to_decoded_states() -> None:
     query, mask = gaussian(2, 2, 3, 64, seed=3), gaussian(2, 2, 3, 70, seed=4)
     mask[0, 0, 0] = -torch.inf
     arguments = query, (keys, CODE), (values, CODE, 64), SEED, mask, 0.3, centers
-    found, other = REFERENCE.attend(*arguments), CPU.attend(*arguments)
+    logs = [torch.empty(arguments[0].shape[:3]) for _ in range(2)]
+    found, other = (each.attend(*arguments, lse=lse) for each, lse in zip((REFERENCE, CPU), logs, strict=True))
+    assert torch.allclose(*logs, atol=1e-5)
     assert found.shape == (2, 2, 3, 64) and relative_error(other, found) < 1e-5
     assert not found[0, 0, 0].any()
 

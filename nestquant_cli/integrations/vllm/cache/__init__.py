@@ -12,6 +12,8 @@ keys and values stay in 16 bits, and a warning says so once. In reading order:
 from importlib import import_module
 from typing import Any
 
+from ....modules.unrounded import ALL_ROUNDED, Unrounded
+
 ADAPTERS = {"0.32": "v0_32"}  # the first two numbers of vLLM's version, and a module of this package
 UNPACKED = (
     "%s: keys and values stay in 16 bits, so the cache holds fewer tokens and answers may differ from those of "
@@ -37,7 +39,7 @@ def attention_method(config: Any, layer: Any, prefix: str) -> Any:
     from vllm.logger import init_logger
     from vllm.platforms import current_platform
 
-    why = unusable(vllm.__version__, current_platform.device_type)
+    why = unusable(vllm.__version__, current_platform.device_type, layout.unrounded)
     if why is not None:
         init_logger("vllm.nestquant").warning_once(UNPACKED, why)
         return None
@@ -45,8 +47,12 @@ def attention_method(config: Any, layer: Any, prefix: str) -> Any:
     return adapter.PackedCacheMethod(config, layout.cache, layout.rotation_seed)
 
 
-def unusable(version: str, device: str) -> str | None:
+def unusable(version: str, device: str, unrounded: Unrounded = ALL_ROUNDED) -> str | None:
     """Why a version of vLLM cannot have a packed cache on a kind of device, in words; None where it can."""
+    if unrounded:
+        return (
+            "the checkpoint has keys and values that are seen unrounded (--kv-window, --kv-sinks), its pages have none"
+        )
     if _adapter(version) is None:
         return f"this nestquant packs the cache of vLLM {', '.join(ADAPTERS)}, and this is vLLM {version}"
     if device != "cpu":

@@ -11,6 +11,7 @@ from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.integrations.vllm.cache import unusable
 from nestquant_cli.integrations.vllm.cache.obstacles import codes_of_rank, obstacle
 from nestquant_cli.modules.cache_codes import CacheCodes
+from nestquant_cli.modules.unrounded import Unrounded
 from tests.families import gaussian
 
 SCALED = ScaledCode(shape_for_bits(4).with_multipliers((3, 4, 5, 6, 9)), 0.9 / 13 / 2)
@@ -70,5 +71,6 @@ def test_centers_of_other_heads_are_none_of_a_rank(heads: int, ranks: int, size:
 
 
 def test_only_versions_with_an_adapter_have_a_packed_cache() -> None:
+    assert "--kv-window" in (unusable("0.32.0", "cpu", Unrounded(4)) or "")
     assert unusable("0.32.0", "cpu") is None and unusable("0.32.1rc1", "cpu") is None
     assert "0.33.0" in (unusable("0.33.0", "cpu") or "") and "cuda" in (unusable("0.32.0", "cuda") or "")
