@@ -88,9 +88,8 @@ def kernel_choice(folder: Path | str, device: str = "auto") -> KernelChoice:
 
 def _ways(layout: Layout, name: str, resident: str, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     linear = layout.linears[name]
-    seed = (
-        None if linear.input in layout.reflections else layout.seed_of(linear.input)
-    )  # kernels know no learned rotation
+    learned = linear.input in layout.reflections  # which no kernel knows
+    seed = None if learned else layout.seed_of(linear.input)
     code, parts = layout.inputs[linear.input], layout.parts.get(linear.input, 1)
     source = InputQuantizer(padded_size(linear.in_features), seed, code, parts=parts)
     return describe(linear.code, resident, device, dtype, source)

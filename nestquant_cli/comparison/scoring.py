@@ -69,7 +69,7 @@ def score_models(
                 todo = [name for name in names if len(known[name]) <= number]
                 if not todo:
                     continue
-                with torch.inference_mode():
+                with torch.no_grad():  # as in `perplexity.score`
                     window_totals = score_window(
                         [loaded[name] for name in todo], original, scoring.windows[number], number
                     )

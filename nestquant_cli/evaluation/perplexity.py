@@ -97,7 +97,7 @@ def score(
     share = group.share(len(windows))
 
     def score_share() -> list[Totals]:
-        with torch.inference_mode():
+        with torch.no_grad():  # tensors of inference mode have no version, by which Linears know an input again
             numbers = track(share, "scoring windows") if progress else share
             return [score_window([model], baseline_model, windows[number], number)[0] for number in numbers]
 

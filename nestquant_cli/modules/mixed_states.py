@@ -14,15 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.errors import NestQuantError
+from .packed_attention import OUTSIDE
 from .unrounded import Reach
 
 # Queries that share a call of attention: each meets the unrounded tokens of all of them, and masks of this many rows.
 ROWS = 128
 
-# What can be answered without the numbers.
-_OUTSIDE = frozenset(
-    getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "requires_grad", "is_cuda", "ndim", "layout")
-) | {Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.__len__}
 # What changes no number and leaves tokens and head size apart, so it can be done to both kinds of states.
 _MOVES = frozenset(
     {
@@ -81,7 +78,7 @@ class MixedStates(Tensor):
         cls, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _OUTSIDE:
+        if func in OUTSIDE:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:

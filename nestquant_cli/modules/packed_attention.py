@@ -20,8 +20,8 @@ from .beside_attention import attend_beside
 from .cache_codes import unpack_heads
 from .unrounded import Beside
 
-# What can be answered without decoding.
-_OUTSIDE = frozenset(
+# What tensors that stand for others answer without the numbers.
+OUTSIDE = frozenset(
     getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "requires_grad", "is_cuda", "ndim", "layout")
 ) | {Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.__len__}
 
@@ -71,7 +71,7 @@ class PackedStates(Tensor):
         cls, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _OUTSIDE:
+        if func in OUTSIDE:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:

@@ -66,7 +66,8 @@ def test_all_at_once_equals_one_by_one(family: str, unrounded: Unrounded, monkey
         patch.setattr(packed_attention, "_attention", lambda *args, **kwargs: None)
         expected = in_parts(model, ids, mask, 1)
     rounded = in_parts(with_cache(family, Unrounded()), ids, mask, TOKENS)
-    assert relative_error(rounded, expected) > 1e-3  # the window matters
+    alone = family == "mistral" and not unrounded.window  # all its layers slide, and such layers have no sinks
+    assert (relative_error(rounded, expected) > 1e-3) is not alone  # the window matters
     assert relative_error(in_parts(model, ids, mask, TOKENS), expected) < 1e-6
     assert relative_error(in_parts(model, ids, mask, 7), expected) < 1e-6
     assert relative_error(in_parts(model, ids, mask, [11, 1, 1, 1, 16]), expected) < 1e-4

@@ -11,6 +11,7 @@ from nestquant_cli.checkpoint.inspect import inspect
 from nestquant_cli.checkpoint.output import Output
 from nestquant_cli.checkpoint.read import read_layout
 from nestquant_cli.checkpoint.verify import verify
+from nestquant_cli.modules.parse_layout import parse_layout
 from nestquant_cli.modules.resident import set_resident
 from nestquant_cli.pipeline import mixed_rates as mixed
 from nestquant_cli.pipeline.recipe import Recipe
@@ -37,7 +38,7 @@ def test_the_checkpoint_is_sound_and_keeps_the_average(folder: Path, tiny_model_
     average = sum(8 * matrix.word_bytes for matrix in matrices) / sum(matrix.weights for matrix in matrices)
     assert 3.3 < average <= 3.5
     assert read_json(folder / "config.json")["quantization_config"]["layout"]["format_version"] >= 2
-    assert type(read_layout(folder)).from_dict(read_layout(folder).to_dict()) == read_layout(folder)
+    assert parse_layout(read_layout(folder).to_dict()) == read_layout(folder)
 
 
 def test_sensitivities_are_saved_and_drawn(folder: Path) -> None:

@@ -15,6 +15,7 @@ from nestquant_cli.checkpoint.read import read_layout
 from nestquant_cli.checkpoint.verify import verify
 from nestquant_cli.codecs.registry import CODECS
 from nestquant_cli.modules.attach import quantized_linears
+from nestquant_cli.modules.parse_layout import parse_layout
 from nestquant_cli.modules.resident import set_resident
 from nestquant_cli.pipeline.recipe import Recipe
 from nestquant_cli.pipeline.recipe_file import read_recipe
@@ -76,7 +77,7 @@ def test_its_layout_comes_back_from_json(packed: Path) -> None:
     layout = read_layout(packed)
     assert {linear.code for linear in layout.linears.values()} == {ShiftedCode(6)}
     assert layout.version == ShiftedCodec.format_version
-    assert type(layout).from_dict(layout.to_dict()) == layout
+    assert parse_layout(layout.to_dict()) == layout
 
 
 def test_every_byte_is_counted(packed: Path) -> None:
