@@ -55,8 +55,9 @@ def main() -> int:
         for name, (job, resident) in jobs(options).items():
             print(f"round {number + 1}, {name}", file=sys.stderr, flush=True)
             found.setdefault(name, []).append(run(job, resident))
-    if options.output:
-        options.output.write_text(json.dumps({"options": vars(options), "found": found}, default=str), encoding="utf-8")
+            if options.output:  # a run of many minutes that is stopped leaves what it found
+                text = json.dumps({"options": vars(options), "found": found}, default=str)
+                options.output.write_text(text, encoding="utf-8")
     print(table({name: summary(results, options.new) for name, results in found.items()}))
     print(f"\n{conditions(options)} The run took {(time.monotonic() - begun) / 60:.0f} minutes.")
     return 0
