@@ -118,7 +118,7 @@ def quantize(
         from ..pipeline.quantize_and_tune import quantize_and_tune
 
         report = quantize_and_tune(source, recipe, folder, device, calibration, resume, settings, dtype, budget=budget)
-    _print_report(report, folder)
+    _print_report(report, folder, recipe.embedding_bits < 16 or recipe.head_bits < 16)
 
 
 def _plan(source: "Source", recipe: "Recipe", folder: Path, device: str, dtype: str, budget: int) -> None:
@@ -150,7 +150,7 @@ def _print_plan(plan: "Plan", seconds: float, folder: Path, tuned: bool) -> None
     console.line(f"time: about {duration(seconds)} for one process on this machine{tuning}")
 
 
-def _print_report(report: dict[str, Any], folder: Path) -> None:
+def _print_report(report: dict[str, Any], folder: Path, tables: bool) -> None:
     from ..base.progress import duration
 
     rows = []
@@ -176,7 +176,8 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
     print_tuning(report)
     console.line(f"time: {duration(report['seconds'])}, peak memory {report['peak_memory_bytes'] / 2**30:.2f} GiB")
     console.print_ending(folder, "eval-ppl", folder)
-    if rows:  # with weights in 16 bits it was not tried
+    # With weights in 16 bits it was not tried, and vLLM's plugin refuses coded embeddings and heads.
+    if rows and not tables:
         console.print_serving(folder)
 
 

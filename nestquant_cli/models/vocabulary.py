@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def known_tokens(model: "PreTrainedModel") -> int:
-    """Rows of the model's embeddings."""
+    """Rows of the model's embeddings. A quantized one has an empty weight and says how many it stands for."""
     embeddings: Any = model.get_input_embeddings()
-    return int(embeddings.weight.shape[0])
+    return int(embeddings.weight.shape[0]) or int(embeddings.num_embeddings)
 
 
 def refuse_unknown_tokens(highest: int, known: int, consequence: str) -> None:

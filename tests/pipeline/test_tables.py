@@ -13,9 +13,11 @@ from nestquant_cli.checkpoint.inspect import inspect
 from nestquant_cli.checkpoint.kernel_choice import kernel_choice
 from nestquant_cli.checkpoint.read import read_layout
 from nestquant_cli.checkpoint.verify import verify
+from nestquant_cli.evaluation.perplexity import score
 from nestquant_cli.export.export import export
 from nestquant_cli.models.shards import read_tensors
 from nestquant_cli.models.source import resolve
+from nestquant_cli.models.vocabulary import known_tokens
 from nestquant_cli.modules.layout import Layout
 from nestquant_cli.modules.parse_layout import parse_layout
 from nestquant_cli.pipeline.plan import make_plan
@@ -49,6 +51,13 @@ def made(
 def test_it_answers_as_the_model(made: tuple[Path, Path, Recipe]) -> None:
     ids = random_ids(2, 16)
     assert relative_error(logits(load(made[1]), ids), logits(load(made[0]), ids)) < 0.35
+
+
+def test_its_tokens_are_counted_and_it_is_scored_against_the_original(made: tuple[Path, Path, Recipe]) -> None:
+    model, original, windows = load(made[1]), load(made[0]), random_ids(2, 16)
+    assert known_tokens(model) == known_tokens(original) > 0
+    scores = score(model, windows, baseline_model=original, progress=False)
+    assert scores.kl_divergence is not None and 0 < scores.kl_divergence < 0.5
 
 
 def test_verify_finds_nothing_wrong_and_every_altered_byte(made: tuple[Path, Path, Recipe], tmp_path: Path) -> None:
