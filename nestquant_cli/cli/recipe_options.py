@@ -217,6 +217,14 @@ AllocationOption = Annotated[
         autocompletion=offer("uniform", "mixed"),
     ),
 ]
+TieInputsOption = Annotated[
+    bool,
+    typer.Option(
+        "--tie-inputs/--no-tie-inputs",
+        help="With --allocation mixed: give matrices with the same input (q, k and v; gate and up) the same bits (off "
+        "by default).",
+    ),
+]
 TuneOption = Annotated[
     bool | None,
     typer.Option(

@@ -41,6 +41,7 @@ def mixed_words(
     read = {name: text[name] for name in ("dataset", "text_field", "bos")}
     windows = read_windows(original, dataclasses.replace(recipe, samples=samples, seqlen=seqlen, **read))
     sensitivities = measure_sensitivities(original, recipe, windows.ids, group)
-    words = allocate(sensitivities, shape.word_bits)
-    group.run_on_rank0(lambda: save_sensitivities(sensitivities, words, shape.word_bits, windows.sha256, output))
+    words, untied = (allocate(sensitivities, shape.word_bits, tied) for tied in (recipe.tie_inputs, False))
+    saved = sensitivities, words, shape.word_bits, windows.sha256, output, untied if recipe.tie_inputs else None
+    group.run_on_rank0(lambda: save_sensitivities(*saved))
     return words

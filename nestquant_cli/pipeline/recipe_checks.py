@@ -25,7 +25,7 @@ _CHOICES = {
     "allocation": ALLOCATIONS,
     "bos": BOS_MODES,
 }
-_FLAGS = ("qa", "centering", "channel_scales", "sequential", "all_experts")
+_FLAGS = ("qa", "centering", "channel_scales", "sequential", "all_experts", "tie_inputs")
 _RANGES = (
     ("samples", 1, 1 << 20),
     ("seqlen", 2, 1 << 20),
@@ -115,16 +115,18 @@ def check_combinations(settings: Mapping[str, Any]) -> None:
             NOTHING,
             "use method nestquant and give no weight_code",
         )
+    if settings["tie_inputs"] and settings["allocation"] != "mixed":
+        cause = "tie_inputs is for mixed rates, and all matrices have the same bits"
+        raise NestQuantError(cause, NOTHING, "leave tie_inputs out, or give allocation mixed")
     if settings["tensor_parallel"] > 1 and settings["rotation"] == "learned":
         raise NestQuantError(
             "a learned rotation mixes the parts of an input that tensor parallel keeps apart",
             NOTHING,
             "use rotation hadamard, or leave tensor_parallel out",
         )
-    if settings["tune"] is not None and (not codec.tunable or settings["rotation"] == "learned"):
-        raise NestQuantError(
-            "tuning knows nested codes and fixed rotations only", NOTHING, "leave tune out, or method and rotation"
-        )
+    if settings["tune"] is not None and not codec.tunable:
+        cause = f"the scales of weights of {codec.name} cannot be tuned"
+        raise NestQuantError(cause, NOTHING, "leave tune out, or choose another method")
     if settings["tune"] is not None:
         TuneSettings.from_dict(settings["tune"])
 

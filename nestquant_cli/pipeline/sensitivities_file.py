@@ -24,7 +24,12 @@ def recorded_words(output: Output) -> dict[str, int] | None:
 
 
 def save_sensitivities(
-    sensitivities: dict[str, Sensitivity], words: dict[str, int], average: int, tokens: str, output: Output
+    sensitivities: dict[str, Sensitivity],
+    words: dict[str, int],
+    average: int,
+    tokens: str,
+    output: Output,
+    untied: dict[str, int] | None = None,
 ) -> None:
     """Writes both files, and logs the predicted KL divergence of the mixed and of the uniform allocation.
 
@@ -34,14 +39,23 @@ def save_sensitivities(
         average: bits of a word on average, which the uniform allocation gives to all.
         tokens: hash of the windows that the sensitivities were measured on.
         output: the checkpoint.
+        untied: where matrices with the same input have the same bits, what each would have without that.
     """
+
+    def loss(of: dict[str, int]) -> float:
+        return sum(item.loss(of[name]) for name, item in sensitivities.items())
+
     weights = sum(item.weights for item in sensitivities.values())
-    uniform, mixed = (
-        sum(item.loss(bits) for item, bits in zip(sensitivities.values(), allocation, strict=True))
-        for allocation in ([average] * len(sensitivities), [words[name] for name in sensitivities])
-    )
+    uniform, mixed = loss(dict.fromkeys(sensitivities, average)), loss(words)
+    tied = {} if untied is None else {"expected_kl_untied": loss(untied)}
     spent = sum(item.weights * words[name] for name, item in sensitivities.items()) / weights / BLOCK
-    logger.info("mixed rates: %.4f bits on average, expected KL %.4f (uniform %.4f)", spent, mixed, uniform)
+    logger.info(
+        "mixed rates: %.4f bits on average, expected KL %.4f (uniform %.4f%s)",
+        spent,
+        mixed,
+        uniform,
+        "".join(f", inputs not tied {each:.4f}" for each in tied.values()),
+    )
     matrices = {
         name: {"weights": item.weights, "sensitivity": item.cost, "bits": words[name] / BLOCK}
         for name, item in sensitivities.items()
@@ -54,6 +68,7 @@ def save_sensitivities(
             "average_bits": spent,
             "expected_kl": mixed,
             "expected_kl_uniform": uniform,
+            **tied,
             "tokens_sha256": tokens,
             "matrices": matrices,
         },

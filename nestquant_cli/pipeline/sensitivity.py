@@ -61,10 +61,11 @@ def measure_sensitivities(
             for item in (item for part in parts for item in part.inputs.values()):
                 trace = feedback_trace(item, recipe.damping)
                 for member in item.members:
-                    name, weight = f"{decoder.layer_name(index)}.{member}", modules[member].weight.detach().float()
+                    name, first = (f"{decoder.layer_name(index)}.{each}" for each in (member, item.members[0]))
+                    weight = modules[member].weight.detach().float()
                     power = weight.square().sum(1).cpu() / len(item.hessian)
                     cost = math.fsum((0.5 * trace * fishers[name] * power).tolist())
-                    sensitivities[name] = Sensitivity(weight.numel(), cost)
+                    sensitivities[name] = Sensitivity(weight.numel(), cost, first)
     return sensitivities
 
 

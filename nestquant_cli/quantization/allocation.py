@@ -18,22 +18,24 @@ REACH = 12  # bits of a word, 1.5 an entry, that a matrix may lie above or below
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Size and cost of one matrix.
+    """Size and cost of one matrix, or of several with the same bits.
 
     Attributes:
         weights: number of its entries.
         cost: c_m, in nats of KL divergence a token for a squared error of 1 an entry of unit variance.
+        input: what matrices with the same input have in common, the full name of the first; None for a matrix alone.
     """
 
     weights: int
     cost: float
+    input: str | None = None
 
     def loss(self, word_bits: int) -> float:
         """c_m·e(b), the KL divergence that rounding this matrix is expected to cost, in nats a token."""
         return self.cost * BEST[word_bits][3]
 
 
-def allocate(sensitivities: Mapping[str, Sensitivity], word_bits: int) -> dict[str, int]:
+def allocate(sensitivities: Mapping[str, Sensitivity], word_bits: int, tied: bool = False) -> dict[str, int]:
     """Bits of a word for each matrix.
 
     All start at the lowest rung of `_hull`. The next rung goes to the matrix whose loss falls most a bit, until the
@@ -42,10 +44,14 @@ def allocate(sensitivities: Mapping[str, Sensitivity], word_bits: int) -> dict[s
     Args:
         sensitivities: size and cost of each matrix by its name.
         word_bits: average over all entries, which the result does not exceed.
+        tied: whether matrices with the same input get the same bits.
 
     Returns:
         bits of a word by name. Where words of the average decode to int8, all of them do.
     """
+    if tied:
+        words = allocate(_by_input(sensitivities), word_bits)
+        return {name: words[item.input or name] for name, item in sensitivities.items()}
     ladder = _hull(word_bits)
     places = dict.fromkeys(sensitivities, 0)
     left = sum(item.weights for item in sensitivities.values()) * (word_bits - ladder[0])
@@ -62,6 +68,15 @@ def allocate(sensitivities: Mapping[str, Sensitivity], word_bits: int) -> dict[s
         if place + 2 < len(ladder):
             heapq.heappush(waiting, (_slope(item, ladder, place + 1), name))
     return {name: ladder[place] for name, place in places.items()}
+
+
+def _by_input(sensitivities: Mapping[str, Sensitivity]) -> dict[str, Sensitivity]:
+    """Size and cost of all matrices with the same input together, by the name of the input."""
+    sums: dict[str, Sensitivity] = {}
+    for name, item in sensitivities.items():
+        before = sums.get(item.input or name, Sensitivity(0, 0.0))
+        sums[item.input or name] = Sensitivity(before.weights + item.weights, before.cost + item.cost)
+    return sums
 
 
 def _slope(item: Sensitivity, ladder: list[int], place: int) -> float:

@@ -85,6 +85,7 @@ COMMANDS: dict[str, Command] = {
                 drift_correction=Case(0.25, "", "nan", together=(("sequential", True),)),
                 damping=Case(0.5, "", "nan"),
                 allocation=Case("mixed", "", "magic"),
+                tie_inputs=Case(True, "", together=(("allocation", "mixed"),)),
                 tune=Case(True, "", expected={}),
             ),
             "calibration": Case("{full}", "calibration", "{new}"),

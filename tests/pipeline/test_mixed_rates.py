@@ -81,8 +81,29 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert contents(tmp_path / "cut") == contents(folder)
 
 
+def test_matrices_with_the_same_input_can_share_their_bits(
+    folder: Path, tiny_model_folder: Path, tiny_text_file: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"weight_bits": 3.5, "allocation": "mixed", "tie_inputs": True}
+    tied = pack(tiny_model_folder, tiny_text_file, tmp_path / "tied", **settings)
+    assert verify(tied, str(tiny_model_folder)).problems == []
+    linears, free = read_layout(tied).linears, read_layout(folder).linears
+    by_input: dict[str, set[Any]] = {}
+    for linear in linears.values():
+        by_input.setdefault(linear.input, set()).add(linear.code)
+    assert len(by_input) == 8 and all(len(codes) == 1 for codes in by_input.values())
+    assert len({code for codes in by_input.values() for code in codes}) > 1
+    assert any(linears[name].code != free[name].code for name in free)
+    saved, apart = read_json(tied / SENSITIVITIES), read_json(folder / SENSITIVITIES)
+    assert saved["expected_kl_untied"] == apart["expected_kl"] < saved["expected_kl"] < saved["expected_kl_uniform"]
+    assert read_json(tied / "config.json")["quantization_config"]["recipe"]["tie_inputs"]
+    assert "tie_inputs" not in read_json(folder / "config.json")["quantization_config"]["recipe"]
+
+
 def test_what_does_not_go_together_is_refused() -> None:
     with pytest.raises(NestQuantError, match="no allocation 'best'"):
         Recipe(allocation="best")
+    with pytest.raises(NestQuantError, match="tie_inputs is for mixed rates"):
+        Recipe(tie_inputs=True)
     with pytest.raises(NestQuantError, match="choose nested codes"):
         Recipe(allocation="mixed", weight_code={"q": 14, "k": 4}, weight_bits=4.125)

@@ -80,6 +80,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "tensor_parallel": draw(st.integers(1, 8)),
         **{name: draw(st.sampled_from([4, 5.125, 8, 16])) for name in ("embedding_bits", "head_bits")},
         **{name: draw(st.booleans()) for name in ("qa", "centering", "channel_scales", "sequential", "all_experts")},
+        "tie_inputs": draw(st.booleans()),
         "drift_correction": draw(st.one_of(st.none(), st.floats(0, 1))),
         "tune": draw(st.one_of(st.none(), tuned)),
     }

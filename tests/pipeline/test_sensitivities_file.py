@@ -18,5 +18,6 @@ def test_a_resumed_run_reads_the_bits_that_were_saved(tmp_path: Path) -> None:
     saved = read_json(tmp_path / "out" / SENSITIVITIES)
     assert saved["average_bits"] == 4.0 and saved["tokens_sha256"] == "hash"
     assert saved["expected_kl"] == pytest.approx(0.5 * 0.00865 + 2.0 * 0.00496)
+    assert "expected_kl_untied" not in saved
     assert saved["expected_kl_uniform"] == pytest.approx(2.5 * 0.00622)
     assert (tmp_path / "out" / PICTURE).is_file()

@@ -34,4 +34,9 @@ def test_every_matrix_is_measured_and_the_same_every_time(tiny_model_folder: Pat
     found = measure_sensitivities(original, recipe, windows, Team())
     assert len(found) == 14 and all(item.cost > 0 for item in found.values())
     assert found["model.layers.1.mlp.down_proj"].weights == 64 * 128
+    inputs = {name.rpartition(".")[2]: item.input for name, item in found.items() if ".layers.1." in name}
+    attention, mlp = (f"model.layers.1.{name}" for name in ("self_attn.q_proj", "mlp.gate_proj"))
+    assert {inputs[name] for name in ("q_proj", "k_proj", "v_proj")} == {attention}
+    assert {inputs[name] for name in ("gate_proj", "up_proj")} == {mlp}
+    assert inputs["o_proj"] == "model.layers.1.self_attn.o_proj"
     assert measure_sensitivities(original, recipe, windows, Team()) == found

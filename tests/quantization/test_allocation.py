@@ -42,6 +42,24 @@ def test_the_best_of_all_for_a_few() -> None:
     assert total(found, words)[0] < 1.05 * best
 
 
+def test_tied_matrices_get_equal_bits_within_the_average() -> None:
+    plain = some(60)
+    found = {
+        name: Sensitivity(item.weights, item.cost, None if number % 4 == 3 else str(number // 4 * 4))
+        for number, (name, item) in enumerate(plain.items())
+    }
+    words = allocate(found, 28, tied=True)
+    groups = [{words[str(first + other)] for other in range(3)} for first in range(0, 60, 4)]
+    assert all(len(bits) == 1 for bits in groups) and len(set().union(*groups)) > 2
+    assert list(words) == list(found)
+    loss, spent = total(found, words)
+    weights = sum(item.weights for item in found.values())
+    assert 0 <= 28 - spent / weights < 0.2
+    apart, uniform = total(found, allocate(found, 28))[0], total(found, dict.fromkeys(found, 28))[0]
+    assert apart < loss < 0.95 * uniform
+    assert allocate(found, 28) == allocate(plain, 28)  # nothing is tied that is not asked for
+
+
 def test_equal_matrices_get_equal_bits_where_the_ladder_has_them() -> None:
     assert set(allocate({name: Sensitivity(64, 1.0) for name in "abc"}, 28).values()) == {28}
     assert set(allocate({name: Sensitivity(64, 0.0) for name in "abc"}, 28).values()) <= set(range(16, 35))
