@@ -82,7 +82,8 @@ class Codec(ABC, Generic[S, C]):
         format_version: first version of the format that has its shapes.
         tensor_kinds: what people call the stored tensors, by name.
         mixed_rates: whether bits come in steps of 1/8, so that each matrix can have a rate of its own.
-        tunable: whether `tune` can move row scales: a matrix is integers times one scale a row.
+        tunable: whether `tune` can move row scales: a matrix is `decode` times `row_scale`, a scale a row. One whose
+            groups have scales gives their gradient in `scale_gradient` of its Linear.
     """
 
     name: ClassVar[str]

@@ -1,8 +1,13 @@
-"""The parameters that are tuned, as one vector: row scales of packed weights, gains of norms and all biases.
+"""The parameters that are tuned, as one vector: scales of packed weights, gains of norms and all biases.
 
 An entry θ moves its parameter in the parameter's own units, so that one rate fits all:
 
-    row scale s₀·exp(θ)          gain or bias p₀ + rms(p₀)·θ
+    scale s₀·exp(θ)          gain or bias p₀ + rms(p₀)·θ
+
+A scale is that of a row, or of a group of a row's entries. What codes tokens, keys and values is not tuned. Through
+straight-through gradients a center has no effect, as what is subtracted is added again. A factor of a channel has that
+of a gain, or of a row's scale in the matrix before it. One unit for all tokens, the best of nine for each input, would
+take 0.05 dB off their error.
 
 The model always computes with the values as they will be stored, in 16 bits; gradients ignore that rounding.
 """
@@ -27,7 +32,7 @@ class _Tuned:
     Attributes:
         name: name of the tensor in the checkpoint.
         parameter: parameter of the model that collects its gradient.
-        linear: Linear of a row scale; None for a gain or bias.
+        linear: Linear of scales; None for a gain or bias.
         start: untuned values, float32.
         size: change for θ = 1 of a gain or bias, the root mean square of its untuned values.
     """
@@ -63,7 +68,7 @@ class Tunables:
         for item, own in self._parts(theta):
             device = item.start.device
             if item.linear is not None:
-                item.linear.set_scale(item.start * own.to(device).exp())
+                item.linear.set_scale(item.start * own.to(device).exp().view(item.start.shape))
             else:
                 with torch.no_grad():
                     item.parameter.copy_(item.start + item.size * own.to(device).view(item.start.shape))

@@ -33,6 +33,7 @@ from .parameters import Tunables
 from .settings import TuneSettings
 from .tuned_checkpoint import shards_of, write_tuned
 
+_TUNABLE = f"a method among {', '.join(name for name, codec in CODECS.items() if codec.tunable)}"
 STATE = "tuning.pt"
 SAVE_SECONDS = 60.0  # between two snapshots
 
@@ -159,15 +160,12 @@ def _refuse_others(checkpoint: Path, original: Source) -> None:
         raise NestQuantError(
             f"{checkpoint} is tuned already", "it was not tuned again", "tune the checkpoint it was made from"
         )
-    layout = read_layout(checkpoint)
-    coded = [
-        shape for shape in (layout.weight_shape, layout.kv_shape, layout.value_shape) if shape is not None
-    ]  # inputs may have any code
-    if not all(CODECS[shape.codec].tunable for shape in coded) or layout.rotation == "learned":
+    shape = read_layout(checkpoint).weight_shape
+    if shape is not None and not CODECS[shape.codec].tunable:
         raise NestQuantError(
-            f"{checkpoint} has codes other than nested ones, or learned rotations",
+            f"{checkpoint} has weights of {shape.codec}, whose scales cannot be tuned",
             "it was not tuned",
-            "tune a checkpoint of nested codes behind the Hadamard rotation",
+            f"quantize with {_TUNABLE}",
         )
     sha256 = fingerprint(original)
     if recipe.get("model_sha256", sha256) != sha256:

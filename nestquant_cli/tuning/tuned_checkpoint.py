@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,7 +15,7 @@ from ..checkpoint.read import read_layout
 from ..models.shards import read_tensors
 from ..models.structure import open_decoder
 from ..modules.inputs import padded_size
-from ..modules.layout import Layout
+from ..modules.layout import REFLECTORS, Layout
 from ..rotation.reflections import rotation_for
 from ..rotation.seeds import dual
 from ..storage.files import read_json
@@ -75,6 +76,8 @@ def _error(layout: Layout, matrix: str, weight: Tensor, tensors: dict[str, Tenso
     linear = layout.linears[matrix]
     code, parts = linear.code, layout.parts.get(linear.input, 1)
     assert code is not None
-    packed = {leaf: tensors[f"{matrix}.{leaf}"] for leaf in ("words", "row_scale")}
-    rotation = rotation_for(padded_size(weight.shape[1]), dual(layout.seed_of(linear.input)), parts=parts)
+    packed = {leaf: tensors[f"{matrix}.{leaf}"] for leaf in linear.tensors()}
+    bits = tensors.get(f"{linear.input}.{REFLECTORS}")
+    reflectors = None if bits is None else bits.view(torch.bfloat16)
+    rotation = rotation_for(padded_size(weight.shape[1]), dual(layout.seed_of(linear.input)), reflectors, parts)
     return relative_error(weight.cpu(), packed, code, rotation)

@@ -45,8 +45,51 @@ def first_linear(folder: Path, name: str) -> QuantizedLinear:
 
 def dense(module: DifferentiableLinear, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """The product in float32 without any rounding of x."""
-    source = module.linear.source
-    return linear(source.rotate(x), module.linear.decoded().float() * scale[:, None], bias)
+    own = module.linear
+    spread = scale[:, None] if scale.dim() == 1 else own.code.spread(scale, own.source.padded)
+    return linear(own.source.rotate(x), own.decoded().float() * spread, bias)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "zeros": {"method": "integer", "weight_code": {"symmetric": False}},
+    "groups": {"method": "integer", "weight_code": {"symmetric": False, "group": 24}},
+    "lattices": {"method": "glvq"},
+    "learned": {"rotation": "learned", "reflections": 4},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_exact_whatever_codes_the_weights(
+    kind: str, tmp_path: Path, tiny_tokenizer_folder: Path, tiny_text_file: Path
+) -> None:
+    bits = {"weight_bits": 3, "act_bits": 16, "kv_bits": 16}
+    folder = packed("opt", tmp_path, tiny_tokenizer_folder, tiny_text_file, **bits, **KINDS[kind])
+    module = DifferentiableLinear(first_linear(folder, "fc2"))
+    bias = module.linear.bias
+    assert module.scale is not None and bias is not None and (module.scale.dim() == 2) == (kind == "groups")
+    inputs = [gaussian(2, 5, 128).requires_grad_(True), module.scale, bias.requires_grad_(True)]
+    outer = gaussian(10, module.linear.out_features, seed=1)
+    found = torch.autograd.grad((module(inputs[0]).flatten(0, 1) * outer).sum(), inputs)
+    expected = torch.autograd.grad((dense(module, inputs[0], module.scale, bias) * outer).sum(), inputs)
+    for own, other in zip(found, expected, strict=True):
+        assert own.shape == other.shape and relative_error(own, other) < 1e-5
+
+
+def test_the_gradient_of_groups_is_that_of_the_rounded_input(
+    tmp_path: Path, tiny_tokenizer_folder: Path, tiny_text_file: Path
+) -> None:
+    settings: dict[str, Any] = {"method": "integer", "weight_code": {"group": 16}}
+    folder = packed("llama", tmp_path, tiny_tokenizer_folder, tiny_text_file, **settings)
+    module = DifferentiableLinear(first_linear(folder, "gate_proj"))
+    assert module.scale is not None and module.scale.shape == (128, 4)
+    x, outer = gaussian(5, 64).requires_grad_(True), gaussian(5, 128, seed=1)
+    of_x, of_scale = torch.autograd.grad((module(x) * outer).sum(), (x, module.scale))
+    exact = module.linear.source.unrotate(module.linear.source(x).dequantized()).detach()
+    scale = module.scale.detach().clone().requires_grad_(True)
+    expected = torch.autograd.grad((dense(module, exact, scale, None) * outer).sum(), scale)[0]
+    assert relative_error(of_scale, expected) < 1e-5
+    straight = torch.autograd.grad((dense(module, x, module.scale.detach(), None) * outer).sum(), x)[0]
+    assert relative_error(of_x, straight) < 1e-5
 
 
 @pytest.mark.parametrize("family", ["qwen3", "opt"])

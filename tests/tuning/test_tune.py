@@ -98,17 +98,6 @@ def test_where_nothing_gets_better_nothing_changes(do: Any, packed: Path, tmp_pa
     assert all((packed / name).read_bytes() == (tmp_path / "tuned" / name).read_bytes() for name in shards)
 
 
-def test_inputs_may_be_integers_and_weights_may_not(
-    do: Any, tiny_model_folder: Path, tiny_text_file: Path, tmp_path: Path
-) -> None:
-    inputs = pack(tiny_model_folder, tiny_text_file, tmp_path / "inputs", act_bits=8)
-    everything = pack(tiny_model_folder, tiny_text_file, tmp_path / "everything", method="integer")
-    assert do(tmp_path / "tuned", checkpoint=inputs, steps=1)["tuning"]
-    assert verify(tmp_path / "tuned", str(tiny_model_folder)).problems == []
-    with pytest.raises(NestQuantError, match="codes other than nested ones"):
-        do(tmp_path / "again", checkpoint=everything)
-
-
 def test_other_models_and_tuned_checkpoints_are_refused(
     do: Any, make_model_folder: Any, tmp_path: Path, packed: Path
 ) -> None:

@@ -29,6 +29,7 @@ class IntegerCodec(VectorCodec[IntegerCode, IntegerCode]):
     columns: ClassVar[int | None] = IntegerRounder.columns
     format_version: ClassVar[int] = 2
     tensor_kinds: ClassVar[Mapping[str, str]] = {"words": "words", "row_scale": "row scales", "zeros": "zeros"}
+    tunable: ClassVar[bool] = True
 
     def shape(self, bits: float, settings: Any, place: str) -> IntegerCode:
         if bits != int(bits):

@@ -53,6 +53,16 @@ class IntegerLinear(QuantizedLinear):
             zero = self.code.spread(zeros, self.source.padded)
         return pack_digits((self.v.to(torch.int16) + zero).to(torch.uint8), self.code.bits)
 
+    def scale_gradient(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """Gradient of the scales of groups (out_features, groups) float32, from that of the product.
+
+        Args:
+            x: (..., in_features), the input of the product.
+            gradient: (tokens, out_features).
+        """
+        products = (gradient.float().t() @ self.source.floats(x)).mul_(self.decoded())
+        return torch.stack([products[:, group].sum(1) for group in self.code.groups(self.source.padded)], dim=1)
+
     def input_gradient(self, gradient: Tensor) -> Tensor:
         """Wᵀ ∂y with the dequantized W: (tokens, out_features) to (tokens, in_features), in its dtype."""
         rotated = gradient @ self.values(0, self.out_features).to(gradient.dtype)

@@ -37,6 +37,7 @@ class LatticeCodec(Codec[LatticeCode, LatticeCode]):
     plain_paths: ClassVar[int] = 16
     format_version: ClassVar[int] = 4
     tensor_kinds: ClassVar[Mapping[str, str]] = {"words": "words", "row_scale": "row scales", "lattice": "lattices"}
+    tunable: ClassVar[bool] = True
 
     def shape(self, bits: float, settings: Any, place: str) -> LatticeCode:
         if settings is None:
