@@ -22,6 +22,7 @@ class FitSettings:
         channel_scales: whether inputs that are rounded may have factors of their channels in front of the rotation.
         drift_correction: ε of a sequential calibration, from 0 to 1 (`InputStatistics.cross`).
         value_shape: shape of the code of values where it is not that of keys; None where it is.
+        key_scales: whether keys may have factors of their channels in front of the rotation.
         kv_skip: numbers of layers whose keys and values stay in 16 bits.
     """
 
@@ -38,6 +39,7 @@ class FitSettings:
     drift_correction: float = 1.0
     value_shape: Shape | None = None
     kv_skip: frozenset[int] = frozenset()
+    key_scales: bool = False
 
     def divided(self) -> "Divided":
         """How the inputs of row-parallel Linears are divided."""

@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 
-import torch
 from torch import nn
 
 from ..base.errors import NestQuantError
@@ -23,6 +22,7 @@ from .expert_collector import ExpertCollector
 from .fit_settings import FitSettings
 from .input_collector import InputCollector, watch_all
 from .input_groups import InputGroups
+from .kv_observer import Sample
 from .layer_stack import LayerStack
 from .matrices_behind import behind, learning
 from .row_parallel import row_parallel
@@ -222,8 +222,7 @@ class LayerMeasurement:
         sample = self.stack.observer.take()
         if sample is None or self.index in self.settings.kv_skip:
             return None
-        for vectors in sample:
+        for vectors in (sample.keys, sample.values):
             check_head_size(vectors.shape[-1])
-        keys, values = zip(*team().gather(sample), strict=True)
-        gathered, of = (torch.cat(keys, 1), torch.cat(values, 1)), self.settings
-        return fit_cache(gathered, shape, of.seed, of.rotation_seed, of.centering, of.value_shape)
+        gathered, of = Sample.join(team().gather(sample)), self.settings
+        return fit_cache(gathered, shape, of.seed, of.rotation_seed, of.centering, of.value_shape, of.key_scales)

@@ -52,7 +52,7 @@ def measure_layers(
             "raise --samples or start fewer processes",
         )
     config = weights.model.config.get_text_config(decoder=True)
-    observer = KVObserver(config, TOKENS / max(1, windows.numel()))
+    observer = KVObserver(config, TOKENS / max(1, windows.numel()), settings.key_scales)
     share = group.share(len(windows))
     stack = LayerStack(weights, windows[share.start : share.stop], observer, hidden)
     behind = None if callbacks is None else stack.twin(callbacks.hidden(STATES_SHARE))

@@ -23,11 +23,14 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ..codecs.factored import FactoredCode, tables
 from ..codecs.registry import fit_heads
 from ..codecs.vectors import VectorCode
 from ..codecs.weights import Shape
 from ..modules.cache_codes import CacheCodes
 from ..rotation.transform import rotation
+from .key_scales import key_factors
+from .kv_observer import Sample
 
 # Tokens of a layer that codes are fitted to and the noise is measured on. A mean square of 4,096 Gaussian values has a
 # standard error of √(2/4096), 2 %.
@@ -95,14 +98,15 @@ class LayerStatistics:
 
 
 def fit_cache(
-    sample: tuple[Tensor, Tensor],
+    sample: Sample,
     shape: Shape,
     seed: int,
     rotation_seed: int | None,
     centering: bool = False,
     value_shape: Shape | None = None,
+    key_scales: bool = False,
 ) -> CacheCodes:
-    """Fits the codes of keys and values to samples (heads, vectors, head size) of both.
+    """Fits the codes of keys and values to samples of both.
 
     Only keys may have centers, one for each head: little of the values' energy is in a center. All heads share the
     multipliers; multipliers of their own took 0.03 dB off the error of keys and 0.01 dB off that of values, no
@@ -115,6 +119,14 @@ def fit_cache(
         rotation_seed: seed of the rotation signs; None where nothing is rotated.
         centering: whether the keys' code may have centers.
         value_shape: shape of the values' code where it is another; None where it is not.
+        key_scales: whether keys have factors of their channels, where queries were seen.
     """
-    keys, values = (rotation(vectors.shape[-1], rotation_seed).apply(vectors) for vectors in sample)
-    return CacheCodes(fit_heads(keys, shape, seed, centering), fit_heads(values, value_shape or shape, seed, False))
+    keys, values = (
+        rotation(vectors.shape[-1], rotation_seed).apply(vectors) for vectors in (sample.keys, sample.values)
+    )
+    of_keys = fit_heads(keys, shape, seed, centering)
+    factors = key_factors(sample, keys, of_keys, rotation_seed) if key_scales else None
+    if factors is not None:
+        keys = rotation(keys.shape[-1], rotation_seed).apply(sample.keys * tables(factors, keys.device)[0][:, None])
+        of_keys = FactoredCode(fit_heads(keys, shape, seed, centering), factors)
+    return CacheCodes(of_keys, fit_heads(values, value_shape or shape, seed, False))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import NestQuantError
+from ..codecs.factored import factored_from
 from ..codecs.registry import vector_from
 from ..codecs.vectors import VectorCode
 from ..codecs.weights import Shape
@@ -33,6 +34,7 @@ _BEFORE = {
     "window_start": [],
     "tensor_parallel": 1,
     "channel_scales": False,
+    "key_scales": False,
 }  # values of settings that calibrations of older versions do not have
 _NOT_USED = "the calibration was not used"
 _AGAIN = "run nestquant calibrate again"
@@ -74,6 +76,8 @@ class Calibration:
         }
         if {"act_code", "kv_code"} <= not_needed:
             not_needed.add("centering")
+        if "kv_code" in not_needed:
+            not_needed.add("key_scales")
         for name, value in wanted.items():
             if self.about.get(name) != value and name not in not_needed:
                 raise NestQuantError(
@@ -121,7 +125,7 @@ class Calibration:
                 keys = _code_from(info["cache"]["keys"], kv_shape)
                 values = _code_from(info["cache"]["values"], value_shape or kv_shape)
                 assert keys is not None and values is not None
-                cache = CacheCodes(keys, values)
+                cache = CacheCodes(factored_from(keys, info["cache"]["keys"].get("factors")), values)
             for leaders in _parts(shard, entries, budget):
                 inputs = {leader: _item(leader, entries, shard, act_shape) for leader in leaders}
                 yield LayerStatistics(inputs, cache)

@@ -6,6 +6,7 @@ import typer
 
 from ..storage.default_folders import calibration_folder
 from . import console
+from .cache_options import KeyBitsOption, ValueBitsOption
 from .config import RecipeOption, options_from_file, print_recipe, recipe_settings
 from .experts import print_experts
 from .option_groups import CalibrationRun, CalibrationText, expand_groups
@@ -14,10 +15,8 @@ from .recipe_options import (
     ActBitsOption,
     ActMethodOption,
     AllExpertsOption,
-    KeyBitsOption,
     KvBitsOption,
     TensorParallelOption,
-    ValueBitsOption,
 )
 
 

@@ -7,6 +7,14 @@ import typer
 
 from ..base.names import kind_of_matrix
 from . import console
+from .cache_options import (
+    KeyBitsOption,
+    KeyScalesOption,
+    KvSinksOption,
+    KvSkipLayersOption,
+    KvWindowOption,
+    ValueBitsOption,
+)
 from .config import RecipeOption, options_from_file, print_recipe, recipe_settings
 from .experts import print_experts
 from .option_groups import CalibrationRun, CalibrationText, expand_groups
@@ -25,11 +33,7 @@ from .recipe_options import (
     EmbeddingBitsOption,
     FeedbackOption,
     HeadBitsOption,
-    KeyBitsOption,
     KvBitsOption,
-    KvSinksOption,
-    KvSkipLayersOption,
-    KvWindowOption,
     MethodOption,
     PathsOption,
     PlanOption,
@@ -40,7 +44,6 @@ from .recipe_options import (
     TensorParallelOption,
     TieInputsOption,
     TuneOption,
-    ValueBitsOption,
     WeightBitsOption,
 )
 from .staying import print_staying
@@ -73,6 +76,7 @@ def quantize(
     qa: QaOption = True,
     centering: CenteringOption = True,
     channel_scales: ChannelScalesOption = False,
+    key_scales: KeyScalesOption = False,
     sequential: SequentialOption = False,
     drift_correction: DriftCorrectionOption = None,
     all_experts: AllExpertsOption = False,

@@ -56,49 +56,6 @@ HeadBitsOption = Annotated[
     float,
     typer.Option("--head-bits", parser=finite, help=f"Bits of the output head: {TABLE_BITS_HELP}."),
 ]
-KeyBitsOption = Annotated[
-    float | None,
-    typer.Option(
-        "--key-bits",
-        parser=finite,
-        help="Bits of the keys in the cache, 2 to 8 in steps of 1/8. They win over --kv-bits.",
-        show_default="--kv-bits",
-    ),
-]
-ValueBitsOption = Annotated[
-    float | None,
-    typer.Option(
-        "--value-bits",
-        parser=finite,
-        help="Bits of the values in the cache, 2 to 8 in steps of 1/8. They win over --kv-bits.",
-        show_default="--kv-bits",
-    ),
-]
-KvSkipLayersOption = Annotated[
-    str | None,
-    typer.Option(
-        "--kv-skip-layers",
-        metavar="NUMBERS",
-        help="Layers whose keys and values stay in 16 bits, separated by commas: from 0 on, or from -1 on backwards, "
-        "as in 0,1,-1.",
-    ),
-]
-KvWindowOption = Annotated[
-    int,
-    typer.Option(
-        "--kv-window",
-        metavar="TOKENS",
-        help="Number of the most recent tokens whose keys and values stay in 16 bits, that of the query included.",
-    ),
-]
-KvSinksOption = Annotated[
-    int,
-    typer.Option(
-        "--kv-sinks",
-        metavar="TOKENS",
-        help="Number of the first tokens of a text whose keys and values stay in 16 bits.",
-    ),
-]
 MethodOption = Annotated[
     str,
     typer.Option(

@@ -58,10 +58,16 @@ class AttentionForm(NamedTuple):
     Attributes:
         code: the nested code of the words.
         centers: (heads, head size) float32 in the basis of the heads; None where no center was subtracted.
+        of_queries: (heads, head size) float32 that queries are multiplied by; None where they stay what they are.
     """
 
     code: NestedCode
     centers: Tensor | None
+    of_queries: Tensor | None = None
+
+    def queries(self, query: Tensor) -> Tensor:
+        """Queries (..., heads, queries, head size) as the kernel takes them."""
+        return query if self.of_queries is None else query.float() * self.of_queries[:, None]
 
 
 class VectorCode(ABC):

@@ -75,11 +75,11 @@ def check_head_size(size: int) -> None:
 
 
 def check_heads(code: VectorCode, states: Tensor) -> None:
-    """Raises NestQuantError where the code's centers are not those of states (batch, heads, tokens, head size)."""
+    """Raises NestQuantError where the code's centers or factors are not of states (batch, heads, tokens, head size)."""
     heads, size = states.shape[1], states.shape[-1]
     if not code.fits(heads, size):
         raise NestQuantError(
-            f"config.json has no centers for {heads} heads of size {size}",
+            f"config.json has no centers or factors for {heads} heads of size {size}",
             "keys cannot be packed",
             "fetch or quantize the checkpoint again",
         )

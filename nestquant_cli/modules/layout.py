@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..codecs.factored import FactoredCode
 from ..codecs.registry import CODECS, codec_of
 from ..codecs.vectors import VectorCode
 from ..codecs.weights import Shape, TensorForms, WeightCode
@@ -15,8 +16,9 @@ from .unrounded import ALL_ROUNDED, Unrounded
 QUANT_METHOD = "nestquant"
 REFLECTORS = "turn.reflectors"  # stored tensor of an input with a learned rotation, after the name of the input
 # 1: nested codes of one shape, the Hadamard rotation. 2: other codecs, rotations, a shape for a matrix. 3: centers.
-# 4: lattices. 5: layers without codes in `cache`. 6: inputs in parts. 7: tables, factors, a shape for values, tokens
-# that are unrounded. A checkpoint has the first version that suffices for it; codecs say which one has their codes.
+# 4: lattices. 5: layers without codes in `cache`. 6: inputs in parts. 7: tables, factors (of keys, too), a shape for
+# values, tokens that are unrounded. A checkpoint has the first version that suffices for it; codecs say which one has
+# their codes.
 FORMAT_VERSION = 7
 ROTATIONS = ("none", "hadamard", "learned")
 
@@ -117,6 +119,7 @@ class Layout:
             7 if self.factors else 1,
             7 if self.value_shape is not None else 1,
             7 if self.unrounded else 1,
+            7 if any(isinstance(layer.keys, FactoredCode) for layer in coded) else 1,
             *(CODECS[name].format_version for name in self.codecs),
         )
 

@@ -21,7 +21,7 @@ from .unrounded import Reach
 ROWS = 128
 
 # What changes no number and leaves tokens and head size apart, so it can be done to both kinds of states.
-_MOVES = frozenset(
+MOVES = frozenset(
     {
         Tensor.transpose,
         Tensor.expand,
@@ -40,7 +40,7 @@ _MOVES = frozenset(
         torch.repeat_interleave,
     }
 )
-_PRODUCTS = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
+PRODUCTS = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
 
 
 class MixedStates(Tensor):
@@ -84,9 +84,9 @@ class MixedStates(Tensor):
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
         first = args[0] if args else None
-        if func in _MOVES and isinstance(first, MixedStates):
+        if func in MOVES and isinstance(first, MixedStates):
             return first.moved(lambda states: func(states, *args[1:], **kwargs))
-        if func in _PRODUCTS and len(args) == 2 and not kwargs and isinstance(args[1], MixedStates):
+        if func in PRODUCTS and len(args) == 2 and not kwargs and isinstance(args[1], MixedStates):
             return _product(func, args[0], args[1])
         raise _unknown(func)
 

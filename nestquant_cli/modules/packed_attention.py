@@ -132,11 +132,14 @@ def _attention(
     values = value.code.attention_form(of_values[3], key.seed, query.device)
     if keys is None or values is None or values.centers is not None or key.seed is None:
         return None  # the kernel adds no centers to values
+    if values.of_queries is not None:
+        return None  # nor does it divide values
     queries, factor, seed = query.reshape(batch, heads, -1, size), scale or 1 / math.sqrt(size), key.seed
+    multiplied = keys.queries(queries)
 
     def attend(packed: Tensor, other: Tensor, mask: Tensor | None, lse: Tensor | None = None) -> Tensor:
         stored = (packed, keys.code), (other, values.code, of_values[3])
-        return kernels.attend(queries, *stored, seed, mask, factor, keys.centers, lse)
+        return kernels.attend(multiplied, *stored, seed, mask, factor, keys.centers, lse)
 
     if key.beside is None or value.beside is None:
         out = attend(key.packed, value.packed, mask)

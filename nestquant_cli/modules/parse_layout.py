@@ -5,6 +5,7 @@ from typing import Any
 
 from ..base.errors import NestQuantError
 from ..base.fields import Fields
+from ..codecs.factored import factored_from
 from ..codecs.registry import codec_of, shape_from, vector_from
 from ..codecs.vectors import VectorCode
 from ..codecs.weights import Shape
@@ -59,7 +60,7 @@ def _layout_from(reader: Fields) -> Layout:
     value = reader.optional("value_code", shape_from) if version > 6 else None
     if value is not None and kv is None:
         raise ValueError("value_code is there without kv_code")
-    cache = [] if kv is None else [_cache_from(item, kv, value or kv) for item in reader.sequence("cache")]
+    cache = [] if kv is None else [_cache_from(item, kv, value or kv, version) for item in reader.sequence("cache")]
     rotation = _rotation_from(reader, inputs) if version > 1 else ("hadamard", {})
     if set(parts) & set(rotation[1]):
         raise ValueError("parts names an input with a learned rotation")
@@ -135,9 +136,10 @@ def _refuse_other_center(code: VectorCode | None, linear: LinearLayout, parts: i
         raise ValueError(f"inputs.{linear.input} has no center of its size")
 
 
-def _cache_from(value: Any, of_keys: Shape, of_values: Shape) -> CacheCodes | None:
+def _cache_from(value: Any, of_keys: Shape, of_values: Shape, version: int) -> CacheCodes | None:
     if value is None:
         return None
     fields = Fields(value, "cache")
     shapes = {"keys": of_keys, "values": of_values}
-    return CacheCodes(*(vector_from(fields.value.get(part), shapes[part], f"cache.{part}") for part in shapes))
+    keys, values = (vector_from(fields.value.get(part), shapes[part], f"cache.{part}") for part in shapes)
+    return CacheCodes(factored_from(keys, fields.value["keys"].get("factors")) if version > 6 else keys, values)

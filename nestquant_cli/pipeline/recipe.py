@@ -20,6 +20,7 @@ BYTE = 8.0  # bits of activations that processors multiply as they are
 # Settings that are left out where they have these values.
 _RARE = {
     "channel_scales": False,
+    "key_scales": False,
     "key_bits": None,
     "value_bits": None,
     "kv_skip_layers": None,
@@ -67,6 +68,7 @@ class Recipe:
             went from perplexity 24.80 to 23.58 for 0.004 bits a weight.
         channel_scales: whether inputs that are rounded have factors of their channels in front of the rotation, and
             the columns of their weights the reciprocals (`calibration.channel_scales`).
+        key_scales: whether keys have factors of their channels in front of the rotation (`calibration.key_scales`).
         sequential: whether each matrix is calibrated after the ones before it are quantized, and corrects their errors.
             W4 with one path went from perplexity 21.04 to 20.82.
         drift_correction: how much of them a sequential calibration corrects, from 0 (nothing: a matrix is made for the
@@ -125,6 +127,7 @@ class Recipe:
     qa: bool = True
     centering: bool = True
     channel_scales: bool = False
+    key_scales: bool = False
     sequential: bool = False
     drift_correction: float | None = None
     all_experts: bool = False

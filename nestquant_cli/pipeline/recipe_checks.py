@@ -25,7 +25,7 @@ _CHOICES = {
     "allocation": ALLOCATIONS,
     "bos": BOS_MODES,
 }
-_FLAGS = ("qa", "centering", "channel_scales", "sequential", "all_experts", "tie_inputs")
+_FLAGS = ("qa", "centering", "channel_scales", "key_scales", "sequential", "all_experts", "tie_inputs")
 _RANGES = (
     ("samples", 1, 1 << 20),
     ("seqlen", 2, 1 << 20),
@@ -41,7 +41,8 @@ _TEXTS = {
     "text_field": (True, "name a field of the data set, such as text"),
     "kv_skip_layers": (True, "give numbers separated by commas, such as 0,1,-1"),
 }
-_OF_CODED_CACHE = ("kv_skip_layers", "kv_window", "kv_sinks")  # settings that a cache in 16 bits has no use for
+# Settings that a cache in 16 bits has no use for.
+_OF_CODED_CACHE = ("kv_skip_layers", "kv_window", "kv_sinks", "key_scales")
 _OPTIONAL_CHOICES = ("act_method",)
 
 

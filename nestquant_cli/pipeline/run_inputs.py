@@ -71,6 +71,7 @@ def run_inputs(
         always = {
             "tensor_parallel": recipe.tensor_parallel,
             "channel_scales": recipe.scales_channels,
+            "key_scales": recipe.key_scales,
             "value_code": _code_key(recipe.shape("value")),
         }
         stored.check(about | always | asked)
@@ -104,6 +105,7 @@ def about_model(original: OriginalModel, recipe: Recipe) -> dict[str, Any]:
         "reflections": recipe.reflections if recipe.rotation == "learned" else 0,
         "centering": recipe.centering,
         **({"channel_scales": True} if recipe.scales_channels else {}),
+        **({"key_scales": True} if recipe.key_scales else {}),
         **({"all_experts": True} if recipe.all_experts else {}),
         **({"tensor_parallel": recipe.tensor_parallel} if recipe.tensor_parallel > 1 else {}),
         **codes,

@@ -113,6 +113,7 @@ def fit_settings(recipe: Recipe, depth: int) -> FitSettings:
         _drift_correction(recipe),
         recipe.shape("value"),
         skipped_layers(recipe.kv_skip_layers, depth),
+        recipe.key_scales,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nestquant_cli.codecs.factored import factored_from
 from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.codecs.nested.linear import NestedLinear
 from nestquant_cli.e8.code import NestedCode
@@ -200,6 +201,20 @@ def test_a_cached_head() -> None:
     assert packed.shape == (1, 10)
     code = ScaledCode(NestedCode(13, (3, 4, 5, 6, 9), 32), 1.0)
     assert unpack_heads(packed, 16, code, 0, torch.float32)[0].tolist() == pytest.approx(weights, abs=6e-6)
+
+
+def test_a_cached_key_with_factors() -> None:
+    row, scale, _, weights = matrix_rows()[0]
+    text, key = re.findall(
+        r"With the `factors` `(\S+)` the 10 bytes of section 9 stand for the key\n`([-.\d ]+)`", DOCUMENT
+    )[0]
+    characters = [chr(code) for code in range(ord("#"), ord("~") + 1) if chr(code) != "\\"]
+    factors = [2 ** ((characters.index(character) - 45) / 10) for character in text]
+    expected = [float(x) for x in key.split()]
+    assert [w / f for w, f in zip(weights, factors, strict=True)] == pytest.approx(expected, abs=2e-4)
+    packed = torch.tensor([list(row + scale.to_bytes(2, "little"))], dtype=torch.uint8)
+    code = factored_from(ScaledCode(NestedCode(13, (3, 4, 5, 6, 9), 32), 1.0), [text])
+    assert unpack_heads(packed, 16, code, 0, torch.float32)[0].tolist() == pytest.approx(expected, abs=6e-6)
 
 
 def test_the_rotation_of_16_is_the_packages() -> None:

@@ -77,6 +77,7 @@ COMMANDS: dict[str, Command] = {
                 qa=Case(False, ""),
                 centering=Case(False, ""),
                 channel_scales=Case(True, ""),
+                key_scales=Case(True, ""),
                 all_experts=Case(True, ""),
                 tensor_parallel=Case(2, "", 0, together=(("rotation", "hadamard"),)),
                 embedding_bits=Case(8, "", 9),

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestquant_cli.base.errors import NestQuantError
+from nestquant_cli.codecs.factored import FactoredCode
 from nestquant_cli.codecs.nested.centered import CenteredCode
 from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.e8.shape import CodeShape, shape_for_bits
@@ -97,6 +98,24 @@ def test_factors_are_of_version_seven() -> None:
 def test_other_factors_are_refused(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(NestQuantError, match=told):
         parse_layout(factored(**changes))
+
+
+def test_factors_of_keys_are_of_version_seven() -> None:
+    keys = FactoredCode(CODE, (bytes(range(16)), bytes(range(75, 91))))
+    example = replace(layout(), cache=[CacheCodes(keys, CODE)])
+    written = json.loads(json.dumps(example.to_dict()))
+    assert example.version == 7 and [len(text) for text in written["cache"][0]["keys"]["factors"]] == [16, 16]
+    assert parse_layout(written) == example
+    assert "factors" not in layout().to_dict()["cache"][0]["keys"]
+    before = parse_layout(written | {"format_version": 6})  # which ignores the field
+    assert before.cache == [CacheCodes(CODE, CODE)]
+    for wrong in (["P"], ["P", "PP"], "PP", []):
+        written["cache"][0]["keys"]["factors"] = wrong
+        if wrong == ["P"]:
+            parse_layout(written)  # how many heads there are is known when keys come
+            continue
+        with pytest.raises(NestQuantError, match="factors of keys"):
+            parse_layout(written)
 
 
 def test_a_shape_of_values_is_of_version_seven() -> None:

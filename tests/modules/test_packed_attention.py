@@ -10,12 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nestquant_cli.codecs.factored import FactoredCode
+from nestquant_cli.codecs.nested.centered import CenteredCode
 from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.modules import packed_attention
 from nestquant_cli.modules.cache import PackedCache
 from nestquant_cli.modules.cache_codes import CacheCodes, pack_heads, unpack_heads
 from nestquant_cli.modules.packed_attention import PackedStates
+from nestquant_cli.modules.unrounded import Unrounded
+from nestquant_cli.rotation.seeds import bytes_of
 from tests.families import CONFIGS, WINDOW, gaussian, make_model, random_ids, relative_error
 
 SEED = 1
@@ -135,6 +139,43 @@ def test_grouped_queries_and_masks(groups: int, size: int, kind: str, calls: lis
     assert calls == [True]
     expected = F.scaled_dot_product_attention(query, key.decoded(), value.decoded(), mask, enable_gqa=True)
     assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("size", [16, 80])
+@pytest.mark.parametrize("centered", [False, True])
+def test_queries_meet_keys_with_factors(groups: int, size: int, centered: bool, calls: list[bool]) -> None:
+    centers = tuple(bytes(row) for row in CODE.pack(2 * gaussian(2, size, seed=6)).tolist())
+    factors = tuple(bytes_of(torch.exp2(row).double().numpy()) for row in gaussian(2, size, seed=7))
+    code = FactoredCode(CenteredCode(CODE, centers) if centered else CODE, factors)
+    packed = pack_heads(gaussian(2, 2, 70, size) + gaussian(2, 1, size, seed=5), code, SEED)
+    key, value = PackedStates(packed, size, code, SEED, torch.float32), states(size=size, seed=1)
+    query = gaussian(2, 2 * groups, 1, size, seed=2)
+    found = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+    assert calls == [True]
+    expected = F.scaled_dot_product_attention(query, key.decoded(), value.decoded(), enable_gqa=True)
+    assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("unrounded", [Unrounded(), Unrounded(6, 2)])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox"])
+def test_steps_with_factors_of_keys(
+    family: str, unrounded: Unrounded, calls: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Token by token, with and without decoding, and without a cache: the same tokens see the same keys."""
+    model: Any = make_model(family)
+    config = model.config.get_text_config(decoder=True)
+    heads, size = getattr(config, "num_key_value_heads", None) or config.num_attention_heads, 16
+    factors = tuple(bytes_of(torch.exp2(row).double().numpy()) for row in gaussian(heads, size, seed=7))
+    codes = [CacheCodes(FactoredCode(CODE, factors), CODE)] * config.num_hidden_layers
+    monkeypatch.setattr(
+        "tests.modules.test_packed_attention.make_cache", lambda _: PackedCache(config, codes, SEED, unrounded)
+    )
+    found, expected = in_both_ways(monkeypatch, lambda: step_by_step(model, False))
+    assert relative_error(found, expected) < 1e-5 and any(calls)
+    plain = PackedCache(config, [CacheCodes(CODE, CODE)] * config.num_hidden_layers, SEED, unrounded)
+    with torch.no_grad():
+        assert relative_error(model(random_ids(2, SHORT), past_key_values=plain).logits, found[:, :SHORT]) > 1e-4
 
 
 @pytest.mark.parametrize(

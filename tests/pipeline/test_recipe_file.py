@@ -93,6 +93,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     values |= {"key_bits": draw(alone), "value_bits": draw(alone)}
     values["kv_skip_layers"] = draw(st.sampled_from([None, "0", "0,1", "-1"] if coded else [None]))
     values |= {name: draw(st.sampled_from([0, 4] if coded else [0])) for name in ("kv_window", "kv_sinks")}
+    values["key_scales"] = draw(st.booleans()) and coded
     assert set(SETTINGS) - set(values) <= {"bits", "weight_code", "act_code", "kv_code"}, "a new setting is not drawn"
     try:
         return Recipe(**values)

@@ -43,7 +43,7 @@ def codes_of_rank(codes: CacheCodes, heads: int, rank: int, ranks: int, sizes: t
         sizes: entries of a key and of a value.
 
     Returns:
-        the codes; None where the centers are of another number of heads or of another size: some classes of
+        the codes; None where centers or factors are of another number of heads or of another size: some classes of
         transformers, such as that of Falcon, keep a key once for each of its queries.
     """
     for total in (heads * ranks, *(n for n in range(1, ranks) if heads == 1 and ranks % n == 0)):

@@ -114,14 +114,16 @@ class PagedLayer:
             return None
         keys = self.codes.keys.attention_form(self.sizes[0], self.seed, device)
         values = self.codes.values.attention_form(self.sizes[1], self.seed, device)
-        return None if keys is None or values is None or values.centers is not None else (keys, values)
+        if keys is None or values is None or values.centers is not None or values.of_queries is not None:
+            return None
+        return keys, values
 
     def _attend_alone(self, query: Tensor, views: tuple[Tensor, Tensor], batch: Batch, out: Tensor) -> None:
         assert self._forms is not None and self.seed is not None
         keys, values = self._forms
         rows = query if batch.rows is None else query[batch.rows]
         found = for_device(query.device).attend_pages(
-            rows.unflatten(1, (views[0].shape[1], -1)),
+            keys.queries(rows.unflatten(1, (views[0].shape[1], -1))),
             (views[0], keys.code),
             (views[1], values.code, self.sizes[1]),
             batch.table,

@@ -107,7 +107,7 @@ def _obstacle_of_layer(layer: Any, codes: CacheCodes | None) -> str | None:
     if layer.attn_backend is not CPUAttentionBackend or type(layer.impl) is not CPUAttentionBackendImpl:
         return f"its attention is computed by {type(layer.impl).__name__}"
     if codes is not None and _own_codes(layer, codes) is None:
-        return "the checkpoint has centers of keys for other heads"
+        return "the checkpoint has centers or factors of keys for other heads"
     return obstacle(layer, codes)
 
 

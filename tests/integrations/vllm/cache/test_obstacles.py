@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from nestquant_cli.codecs.factored import FactoredCode
 from nestquant_cli.codecs.nested.centered import CenteredCode
 from nestquant_cli.codecs.nested.code import ScaledCode
+from nestquant_cli.codecs.vectors import VectorCode
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.integrations.vllm.cache import unusable
 from nestquant_cli.integrations.vllm.cache.obstacles import codes_of_rank, obstacle
@@ -63,6 +65,19 @@ def test_a_rank_has_the_centers_of_its_heads(ranks: int) -> None:
         keys = None if found is None else found.keys
         assert isinstance(keys, CenteredCode) and keys.packed == CENTERS[first : first + heads]
     assert codes_of_rank(PLAIN, heads, ranks - 1, ranks, SIZES) == PLAIN
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+@pytest.mark.parametrize("inner", [SCALED, CENTERED.keys])
+def test_a_rank_has_the_factors_of_its_heads(ranks: int, inner: VectorCode) -> None:
+    factors = tuple(bytes([45 + head] * SIZES[0]) for head in range(HEADS))
+    heads = max(1, HEADS // ranks)
+    for rank in range(ranks):
+        found = codes_of_rank(CacheCodes(FactoredCode(inner, factors), SCALED), heads, rank, ranks, SIZES)
+        first = rank * HEADS // ranks
+        own = inner.of_heads(first, first + heads)
+        assert found is not None and found.keys == FactoredCode(own, factors[first : first + heads])
+    assert codes_of_rank(CacheCodes(FactoredCode(inner, factors), SCALED), 3, 0, 1, SIZES) is None
 
 
 @pytest.mark.parametrize("heads, ranks, size", [(3, 1, 16), (2, 3, 16), (2, 2, 24), (1, 6, 16)])

@@ -9,26 +9,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nestquant_cli.codecs.factored import FactoredCode
 from nestquant_cli.codecs.nested.centered import CenteredCode
 from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.codecs.nested.fit import fit_scales
 from nestquant_cli.codecs.registry import fit_vectors, shape_of
+from nestquant_cli.codecs.vectors import VectorCode
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.integrations.vllm.cache.batch import Slots, batch_of
 from nestquant_cli.integrations.vllm.cache.paged import PagedLayer
 from nestquant_cli.modules.cache_codes import CacheCodes
 from nestquant_cli.modules.packed_layers import PackedLayer, PackedSlidingLayer
+from nestquant_cli.rotation.seeds import bytes_of
 from tests.families import gaussian, relative_error
 
 HEADS, GROUP, SEED, SCALE = 2, 3, 1, 0.2
 SIZES = 32, 32
 
 
-def codes(centered: bool, bits: tuple[float, float] = (4, 4)) -> CacheCodes:
+def codes(centered: bool, bits: tuple[float, float] = (4, 4), factored: bool = False) -> CacheCodes:
     """Codes of keys and values of so many bits each."""
     keys, values = (fit_scales(gaussian(2048, 8), shape_for_bits(each)) for each in bits)
     centers = tuple(bytes(row) for row in keys.pack(2 * gaussian(HEADS, SIZES[0], seed=7)).tolist())
-    return CacheCodes(CenteredCode(keys, centers) if centered else keys, values)
+    code: VectorCode = CenteredCode(keys, centers) if centered else keys
+    factors = tuple(bytes_of(torch.exp2(row).double().numpy()) for row in gaussian(HEADS, SIZES[0], seed=8))
+    return CacheCodes(FactoredCode(code, factors) if factored else code, values)
 
 
 @dataclass
@@ -106,6 +111,7 @@ class Engine:
     seed=st.sampled_from([SEED, None]),
     centered=st.booleans(),
     bits=st.sampled_from([(4, 4), (4.5, 3.5), (2, 8), (6.125, 4)]),
+    factored=st.booleans(),
 )
 def test_every_step_is_as_in_transformers(
     steps: list[list[int]],
@@ -114,9 +120,10 @@ def test_every_step_is_as_in_transformers(
     seed: int | None,
     centered: bool,
     bits: tuple[float, float],
+    factored: bool,
 ) -> None:
     """Prompts, chunks of them and single tokens, of several requests at once."""
-    packed = PagedLayer(codes(centered, bits), seed, SIZES, SCALE, window, GROUP)
+    packed = PagedLayer(codes(centered, bits, factored), seed, SIZES, SCALE, window, GROUP)
     engine = Engine(packed, page_tokens, 3, 4, torch.float32)
     for counts in steps:
         if any(counts):
@@ -141,10 +148,12 @@ def test_in_bfloat16() -> None:
         assert found.dtype == torch.bfloat16 and relative_error(found, expected) < 0.01
 
 
-def test_one_token_of_each_request_is_seen_without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("factored", [False, True])
+def test_one_token_of_each_request_is_seen_without_decoding(factored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from nestquant_cli.integrations.vllm.cache import paged
 
-    engine = Engine(PagedLayer(codes(True), SEED, SIZES, SCALE, None, GROUP), 16, 2, 0, torch.float32)
+    layer = PagedLayer(codes(True, factored=factored), SEED, SIZES, SCALE, None, GROUP)
+    engine = Engine(layer, 16, 2, 0, torch.float32)
     engine.step([50, 3])
     monkeypatch.setattr(paged, "unpack_heads", None)
     found, expected = engine.step([1, 1])
