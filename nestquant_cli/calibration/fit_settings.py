@@ -21,6 +21,7 @@ class FitSettings:
         parts: number of parts that the inputs of row-parallel Linears are rotated and rounded in, each by itself.
         channel_scales: whether inputs that are rounded may have factors of their channels in front of the rotation.
         drift_correction: ε of a sequential calibration, from 0 to 1 (`InputStatistics.cross`).
+        residual_correction: ρ of a sequential calibration, from 0 to 1 (`InputStatistics.residual`).
         value_shape: shape of the code of values where it is not that of keys; None where it is.
         key_scales: whether keys may have factors of their channels in front of the rotation.
         kv_skip: numbers of layers whose keys and values stay in 16 bits.
@@ -37,6 +38,7 @@ class FitSettings:
     parts: int = 1
     channel_scales: bool = False
     drift_correction: float = 1.0
+    residual_correction: float = 0.0
     value_shape: Shape | None = None
     kv_skip: frozenset[int] = frozenset()
     key_scales: bool = False

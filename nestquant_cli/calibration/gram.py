@@ -117,27 +117,28 @@ class GramSum:
 
 
 class CrossSum:
-    """Σ (R x)(R y)ᵀ over pairs of tokens x, y.
+    """Σ (R x)(R y)ᵀ over pairs of tokens x, y, each rotated in its own order.
 
     Args:
-        order: order of the rotation.
+        order: order of the rotation of y.
         device: device of the sum.
+        rows: order of the rotation of x; None where it is that of y.
 
     Attributes:
         pairs: number of pairs added.
         finite: whether all of their tokens are finite.
     """
 
-    def __init__(self, order: int, device: torch.device) -> None:
-        self.order = order
+    def __init__(self, order: int, device: torch.device, rows: int | None = None) -> None:
+        self.order, self.rows = order, order if rows is None else rows
         self.pairs = 0
         self.finite = True
-        self._total = torch.zeros(order, order, dtype=torch.float64, device=device)
+        self._total = torch.zeros(self.rows, order, dtype=torch.float64, device=device)
         self._queue = TokenQueue(TOGETHER)
 
     @property
     def total(self) -> Tensor:
-        """The sum (n, n) float64; entries are multiples of powers of two."""
+        """The sum (rows, order) float64; entries are multiples of powers of two."""
         self._settle()
         return self._total
 
@@ -153,11 +154,11 @@ class CrossSum:
         integer_product = for_device(self._total.device).integer_product
         for power, (left, right) in self._queue.take():
             a, b = _across(left), _across(right)
-            for strip in slices(self.order, left.device, STRIP):
+            for strip in slices(self.rows, left.device, STRIP):
                 self._total[strip].add_(integer_product(a[strip], b), alpha=2.0**power)
 
     def mean(self) -> Tensor:
-        """E[(R x)(R y)ᵀ] per pair, (n, n) float32. The sum is freed, so it can be called once."""
+        """E[(R x)(R y)ᵀ] per pair, (rows, order) float32. The sum is freed, so it can be called once."""
         total = self.total
         del self._total
         return total.div_(self.pairs).float()

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from ..codecs.weights import Shape
 from ..parallel.team import Team
-from ..parallel.tiles import run_pieces
+from ..parallel.tiles import over_rows, run_pieces
+from ..rotation.transform import rotation
 from .channel_scales import Behind
 from .current_window import choose, current_window, window_generator
-from .gram import CrossSum, GramSum, Grid
-from .input_fit import fit_input, in_basis, not_finite, report_dead, still_dead
+from .gram import CrossSum, GramSum, Grid, on_grid
+from .input_fit import fit_input, in_basis, not_finite, report_dead, rows_in_basis, still_dead
 from .statistics import InputStatistics
 
 
@@ -52,6 +53,7 @@ class InputCollector:
         device: device of the sum.
         first: number of this process's first window; which tokens of a window are kept depends on its number.
         sequential: whether E[x₀ xᵀ] is summed as well, with x₀ the input in the original model.
+        residual: width of the residual stream, of which E[(r₀ − r) xᵀ] is summed as well; 0 for none.
     """
 
     def __init__(
@@ -62,16 +64,19 @@ class InputCollector:
         device: torch.device,
         first: int = 0,
         sequential: bool = False,
+        residual: int = 0,
     ) -> None:
         self.gram = GramSum(features, seed, device)
         self.cross = CrossSum(self.gram.order, device) if sequential else None
-        self.features = features
+        self.residual = CrossSum(self.gram.order, device, residual + -residual % 8) if residual else None
+        self.features, self._width = features, residual
         self.kept: list[Tensor] = []
         self.dead = torch.arange(features, device=device)  # channels that were always zero
         self._per_window = tokens_per_window
         self._seed, self._first, self._window = seed, first, first
         self._seen: dict[int, _Window] = {}
         self._original: dict[int, Tensor] = {}
+        self._drift: dict[int, Tensor] = {}
 
     def add(self, x: Tensor) -> None:
         """Adds the input x (..., features) of the next window."""
@@ -96,6 +101,10 @@ class InputCollector:
         """Takes the original model's inputs x₀ by number of the window in this process, for the next `flush`."""
         self._original = {self._first + window: x for window, x in inputs.items()}
 
+    def set_drift(self, drift: dict[int, Tensor]) -> None:
+        """Takes r₀ − r (…, width) of the residual stream by number of the window in this process, as `set_original`."""
+        self._drift = {self._first + window: x for window, x in drift.items()}
+
     @torch.inference_mode()
     def flush(self) -> None:
         """Adds up the inputs that were taken, in the order of the windows."""
@@ -104,11 +113,14 @@ class InputCollector:
             if self.cross is not None:
                 original = self.gram.grid(self._original[number].reshape(-1, self.features))
                 self.cross.add(original, seen.grid)
+            if self.residual is not None:
+                drift = self._drift[number].reshape(-1, self._width)
+                self.residual.add(on_grid(drift, self.residual.rows, self._seed), seen.grid)
             self.gram.add(seen.grid)
             self.dead = seen.zero[torch.isin(seen.zero, self.dead)]
             self.kept.append(seen.sample)
         self._window += len(self._seen)
-        self._seen, self._original = {}, {}
+        self._seen, self._original, self._drift = {}, {}, {}
 
     @contextmanager
     def watch(self, linear: nn.Linear) -> Iterator[None]:
@@ -126,15 +138,18 @@ class InputCollector:
     def join(self, team: Team) -> None:
         """Adds up the sums of all processes of a team, and puts their samples together in the order of windows."""
         team.sum(self.gram.upper.entries)
-        if self.cross is not None:
-            team.sum(self.cross.total)
-            pairs, sound = zip(*team.gather((self.cross.pairs, self.cross.finite)), strict=True)
-            self.cross.pairs, self.cross.finite = sum(pairs), all(sound)  # so that all processes refuse what one does
+        for cross in self._crosses():
+            team.sum(cross.total)
+            pairs, sound = zip(*team.gather((cross.pairs, cross.finite)), strict=True)
+            cross.pairs, cross.finite = sum(pairs), all(sound)  # so that all processes refuse what one does
         everyone = team.gather((self.gram.tokens, self.gram.finite, self.dead.tolist(), [x.cpu() for x in self.kept]))
         tokens, finite, dead, kept = zip(*everyone, strict=True)
         self.gram.tokens, self.gram.finite = sum(tokens), all(finite)
         self.dead = torch.tensor(sorted(set(dead[0]).intersection(*dead[1:])), dtype=torch.int64)
         self.kept = [sample for samples in kept for sample in samples]
+
+    def _crosses(self) -> list[CrossSum]:
+        return [cross for cross in (self.cross, self.residual) if cross is not None]
 
     def finish(
         self,
@@ -147,6 +162,7 @@ class InputCollector:
         parts: int = 1,
         behind: Behind | None = None,
         correction: float = 1.0,
+        residual_correction: float = 1.0,
     ) -> InputStatistics:
         """Averages the sums, which are freed, and fits the activation code to the sample.
 
@@ -159,21 +175,33 @@ class InputCollector:
             centering: whether the code may have a center.
             parts: number of parts that are rotated and rounded each by itself.
             correction: ε in (1 − ε)·E[x xᵀ] + ε·E[x₀ xᵀ], from 0 to 1.
+            residual_correction: ρ in ρ·E[(r₀ − r) xᵀ].
 
         Raises:
             NestQuantError: an input was not finite.
         """
         device, order, seed = self.gram.upper.entries.device, self.gram.order, self._seed
         report_dead(place, len(self.dead), self.features)
-        if not self.gram.finite or (self.cross is not None and not self.cross.finite):
+        if not self.gram.finite or not all(cross.finite for cross in self._crosses()):
             raise not_finite(place)
         hessian, cross = self.gram.mean(), None if self.cross is None else self.cross.mean()
         if cross is not None and correction < 1:
             cross = hessian.lerp(cross, correction)
         fit = fit_input(self.kept, order, device, shape, seed, rotated, learned, centering, parts, behind)
-        hessian, cross = in_basis(hessian, cross, seed, rotated, fit.reflectors, parts, fit.factors)
+        basis = seed, rotated, fit.reflectors, parts, fit.factors
+        hessian, cross = in_basis(hessian, cross, *basis)
+        residual = None if self.residual is None else rows_in_basis(self._residual(residual_correction), *basis)
         fitted = fit.noise, fit.code, len(self.dead), fit.reflectors
-        return InputStatistics(tuple(members), hessian, *fitted, cross, parts=parts, factors=fit.factors)
+        return InputStatistics(
+            tuple(members), hessian, *fitted, cross, parts=parts, factors=fit.factors, residual=residual
+        )
+
+    def _residual(self, correction: float) -> Tensor:
+        """ρ·E[(r₀ − r) xᵀ] (width, n) float32, x behind the Hadamard rotation."""
+        assert self.residual is not None
+        turned = rotation(self.residual.rows, self._seed)
+        columns = over_rows(turned.inverse, self.residual.mean().mul_(correction).t().contiguous())
+        return columns.t()[: self._width].contiguous()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,14 +117,41 @@ def in_basis(
         parts: number of parts that are rotated each by itself.
         factors: factors of the channels beside the signs of the rotation; None without.
     """
+    for rotate in _rotations(len(hessian), seed, rotated, reflectors, parts, factors):
+        hessian, cross = _rotated(rotate, hessian, cross)
+    return hessian, cross
+
+
+def rows_in_basis(
+    moments: Tensor,
+    seed: int,
+    rotated: bool,
+    reflectors: Tensor | None,
+    parts: int = 1,
+    factors: bytes | None = None,
+) -> Tensor:
+    """Moments (m, n) of something else with tokens behind the Hadamard rotation, whose basis alone is changed.
+
+    Args:
+        moments: E[y xᵀ].
+        seed, rotated, reflectors, parts, factors: as `in_basis` takes them.
+    """
+    for rotate in _rotations(moments.shape[1], seed, rotated, reflectors, parts, factors):
+        moments = over_rows(rotate, moments)
+    return moments
+
+
+def _rotations(
+    order: int, seed: int, rotated: bool, reflectors: Tensor | None, parts: int, factors: bytes | None
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """The rotations of rows, one after the other, from the basis of the sums to that of the statistics."""
     other = rotated and (parts > 1 or factors is not None)
     if not rotated or other:
-        hessian, cross = _rotated(rotation(len(hessian), seed).inverse, hessian, cross)
+        yield rotation(order, seed).inverse
     if other:
-        hessian, cross = _rotated(parted_rotation(len(hessian), scaled(seed, factors), parts).apply, hessian, cross)
+        yield parted_rotation(order, scaled(seed, factors), parts).apply
     if reflectors is not None:
-        hessian, cross = _rotated(Reflections.of(reflectors).reflect, hessian, cross)
-    return hessian, cross
+        yield Reflections.of(reflectors).reflect
 
 
 def _rotated(rotate: Callable[[Tensor], Tensor], hessian: Tensor, cross: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -93,17 +93,20 @@ class LayerMeasurement:
         deque(self.stack.run(self.index), maxlen=0)
         self.stack.observer.take()
 
-    def collector(self, leader: str, sequential: bool = False) -> InputCollector:
-        """An empty collector for the input of the Linear `leader`; sequential collects E[x₀ xᵀ] as well."""
-        features, device = self.modules[leader].in_features, self.stack.device
-        return InputCollector(features, self.per_window, self.settings.seed, device, self.first, sequential)
+    def collector(self, leader: str, sequential: bool = False, residual: bool = False) -> InputCollector:
+        """An empty collector for the input of the Linear `leader`; sequential collects E[x₀ xᵀ] as well, and residual
+        the moments of the residual stream's error."""
+        linear, of = self.modules[leader], self.settings
+        own = of.seed, self.stack.device, self.first, sequential, linear.out_features if residual else 0
+        return InputCollector(linear.in_features, self.per_window, *own)
 
     def finish(self, leader: str, members: list[str], collector: InputCollector) -> InputStatistics:
         """Statistics of one input from its collector, whose sums are freed."""
         settings, place = self.settings, f"{self.name}.{leader}"
         rotated, learned = settings.rotation_seed is not None, learning(settings, self._linears(members))
         fit = settings.act_shape, place, rotated, learned, settings.centering, self._parts(members)
-        return collector.finish(members, *fit, behind(settings, self._linears(members)), settings.drift_correction)
+        corrections = settings.drift_correction, settings.residual_correction
+        return collector.finish(members, *fit, behind(settings, self._linears(members)), *corrections)
 
     def _finish_experts(self, collectors: list[ExpertCollector]) -> dict[str, InputStatistics]:
         """Statistics of the experts that the last pass was for, by the first Linear of each."""

@@ -12,8 +12,8 @@ shrinks what it passes on, a little more in each layer. Measured with W4A4KV4, 8
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +29,7 @@ from .input_collector import InputCollector
 from .input_groups import InputGroups
 from .layer_measurement import LayerMeasurement
 from .layer_stack import LayerStack
+from .residual_stream import ResidualStream, residual_adders
 from .statistics import InputStatistics, LayerStatistics
 
 # Of the memory for hidden states, a quarter goes to those of the original, a quarter to those of the quantized model,
@@ -58,7 +59,9 @@ def sequential_statistics(
     """Measures and quantizes the inputs of a layer one after the other.
 
     With ε the settings' `drift_correction`, the target of a matrix W is W·((1 − ε)·H + ε·X)·(H + J)⁻¹, X = E[x₀ xᵀ]. At
-    ε = 0 a matrix is made for the inputs that it will get, and corrects nothing.
+    ε = 0 a matrix is made for the inputs that it will get, and corrects nothing. With ρ the settings'
+    `residual_correction`, a matrix that is added to the residual stream, and has its input for itself, adds D to its
+    product in front of (H + J)⁻¹.
 
     Args:
         layer: the layer, with the hidden states of the original model in front of it, which move behind it.
@@ -71,15 +74,17 @@ def sequential_statistics(
     """
     group, groups, settings = team(), InputGroups(), layer.settings
     layer.stack.observer.reseed(settings.seed + layer.index, layer.first)
-    originals: dict[str, HiddenStates] = {}
-    group.run_on_all(lambda: originals.update(_original_inputs(layer, groups, callbacks.hidden)))
+    stream = ResidualStream(layer.stack.decoder.layers[layer.index], _adders(layer))
+    originals: dict[str, _Original] = {}
+    group.run_on_all(lambda: originals.update(_original_inputs(layer, groups, stream, callbacks.hidden)))
     cache = None if settings.kv_shape is None else layer.cache(settings.kv_shape)
     layer.stack.observer.watching = False
     inputs: dict[str, InputStatistics] = {}
     weights: dict[str, Tensor] = {}
     for leader, members in groups.members.items():
-        collector = layer.collector(leader, sequential=settings.drift_correction > 0)
-        group.run_on_all(partial(_run_until, layer, leader, behind, weights, originals.pop(leader), collector))
+        own = originals.pop(leader)
+        collector = layer.collector(leader, settings.drift_correction > 0, own.stream is not None)
+        group.run_on_all(partial(_run_until, layer, leader, behind, weights, own, stream, collector))
         collector.join(group)
         inputs[leader] = layer.finish(leader, members, collector)
         weights |= callbacks.quantize(layer.index, inputs[leader])
@@ -94,12 +99,33 @@ def run_quantized(stack: LayerStack, index: int, weights: dict[str, Tensor]) -> 
         team().run_on_all(lambda: deque(stack.run(index), maxlen=0))
 
 
+@dataclass(frozen=True)
+class _Original:
+    """What the original layer has at an input, for each window.
+
+    Attributes:
+        inputs: the input.
+        stream: the residual stream in front of the Linear with this input, where the product is added to it; else None.
+    """
+
+    inputs: HiddenStates
+    stream: HiddenStates | None
+
+
+def _adders(layer: LayerMeasurement) -> tuple[str, ...]:
+    """The Linears of a layer whose products are added to the residual stream, if its error is to be corrected."""
+    if layer.settings.residual_correction == 0:
+        return ()
+    module, run = layer.stack.decoder.layers[layer.index], partial(layer.stack.run_once, layer.index)
+    return team().run_on_all(lambda: residual_adders(module, run))[0]
+
+
 def _original_inputs(
-    layer: LayerMeasurement, groups: InputGroups, store: Callable[[int], HiddenStates]
-) -> dict[str, HiddenStates]:
+    layer: LayerMeasurement, groups: InputGroups, stream: ResidualStream, store: Callable[[int], HiddenStates]
+) -> dict[str, _Original]:
     """Runs the windows through the original layer; returns each input of its Linears, by the first Linear with it."""
     steps = layer.stack.run(layer.index)
-    with groups.watch(layer.modules):
+    with groups.watch(layer.modules), _followed(stream, stream.adders):
         layer.refuse_unusable(next(steps))
     for name in groups.repeated:
         raise NestQuantError(
@@ -108,12 +134,19 @@ def _original_inputs(
             "quantize without --sequential",
         )
     seen = {leader: groups.inputs.pop(leader) for leader in groups.members}
-    stores = {leader: store(INPUTS_SHARE * len(seen)) for leader in seen}
+    alone = [name for name in stream.adders if groups.members.get(name) == [name]]
+    share = INPUTS_SHARE * (len(seen) + len(alone))
+    streams = {leader: store(share) for leader in alone}
+    stores = {leader: _Original(store(share), streams.get(leader)) for leader in seen}
 
     def keep() -> None:
         for leader, own in seen.items():
             for number in sorted(own):
-                stores[leader].append(own.pop(number))
+                stores[leader].inputs.append(own.pop(number))
+        for name in stream.adders:
+            fronts = stream.take(name)
+            for number in sorted(fronts) if name in streams else ():
+                streams[name].append(fronts[number])
 
     def see(own: dict[int, Tensor], _: nn.Module, args: tuple[Tensor, ...]) -> None:
         own[current_window()] = args[0]
@@ -122,6 +155,7 @@ def _original_inputs(
     with ExitStack() as hooks:
         for leader, own in seen.items():
             hooks.enter_context(layer.modules[leader].register_forward_pre_hook(partial(see, own)))
+        hooks.enter_context(_followed(stream, alone))
         for numbers in steps:
             layer.refuse_unusable(numbers)
             keep()
@@ -133,14 +167,25 @@ def _run_until(
     leader: str,
     behind: LayerStack,
     weights: dict[str, Tensor],
-    original: HiddenStates,
+    original: _Original,
+    stream: ResidualStream,
     collector: InputCollector,
 ) -> None:
-    """Runs the quantized layer up to the Linear `leader` and collects its input, with the original's input."""
-    with _exchanged(layer.modules, weights), collector.watch(layer.modules[leader]):
-        for numbers in behind.run(layer.index, until=layer.modules[leader]):
-            collector.set_original({number: original[number] for number in numbers})
+    """Runs the quantized layer up to the Linear `leader` and collects its input, with what the original layer has."""
+    module, device, kept = layer.modules[leader], behind.device, original.stream
+    streams = [] if kept is None else [leader]
+    with _exchanged(layer.modules, weights), _followed(stream, streams), collector.watch(module):
+        for numbers in behind.run(layer.index, until=module):
+            collector.set_original({number: original.inputs[number].to(device) for number in numbers})
+            if kept is not None:
+                fronts = stream.take(leader)
+                collector.set_drift({number: kept[number].to(device).float() - fronts[number] for number in numbers})
             collector.flush()
+
+
+def _followed(stream: ResidualStream, names: Collection[str]) -> AbstractContextManager[None]:
+    """Within it the residual stream is kept in front of these Linears; nothing is followed where there are none."""
+    return stream.watch(*names) if names else nullcontext()
 
 
 @contextmanager

@@ -15,7 +15,10 @@ Where x comes out of quantized layers, and x₀ is the same input in the origina
 
     X = E[x₀ xᵀ] per token
 
-of which the target of a sequential calibration takes (1 − ε)·H + ε·X (`sequential`).
+of which the target of a sequential calibration takes (1 − ε)·H + ε·X (`sequential`). With r the residual stream of the
+quantized model in front of a matrix whose product is added to it, and r₀ that of the original model, it may also have
+
+    D = E[(r₀ − r) xᵀ] per token
 """
 
 from collections.abc import Iterable
@@ -53,6 +56,8 @@ class InputStatistics:
             with a Hessian of its own.
         cross: (n, n) float32, (1 − ε)·E[x xᵀ] + ε·E[x₀ xᵀ] per token with x₀ the input in the original model; None
             where that is H.
+        residual: (rows, n) float32, ρ·E[(r₀ − r) xᵀ] per token, for the only member; its rows are not rotated. None
+            without.
         tokens: number of tokens that an expert saw; None for other inputs.
         pooled: share of an expert's H that is the mean over the tokens of all experts (`expert_collector`).
         parts: number of equal parts that the input is rotated and rounded in, each by itself.
@@ -71,6 +76,7 @@ class InputStatistics:
     pooled: float = 0.0
     parts: int = 1
     factors: bytes | None = None
+    residual: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,9 @@ class LayerStatistics:
 
     def without_moments(self) -> "LayerStatistics":
         """The same without matrices: what config.json is made of."""
-        inputs = {name: replace(item, hessian=item.noise, cross=None) for name, item in self.inputs.items()}
+        inputs = {
+            name: replace(item, hessian=item.noise, cross=None, residual=None) for name, item in self.inputs.items()
+        }
         return LayerStatistics(inputs, self.cache)
 
     @staticmethod

@@ -140,6 +140,15 @@ DriftCorrectionOption = Annotated[
         "Default: 1; 0.5 with quantized activations, whose noise a full correction takes for errors.",
     ),
 ]
+ResidualCorrectionOption = Annotated[
+    float | None,
+    typer.Option(
+        "--residual-correction",
+        parser=finite,
+        help="How much of the residual stream's error the matrices that are added to it (o_proj, down_proj) correct "
+        "with --sequential, from 0 to 1. Default: 0.",
+    ),
+]
 AllExpertsOption = Annotated[
     bool,
     typer.Option(

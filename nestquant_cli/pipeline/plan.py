@@ -149,7 +149,7 @@ def count_sizes(model: PreTrainedModel, recipe: Recipe, seen: Probe | None = Non
     ]
     coded = weights + sum(table.out_features * table.in_features for table in tables)
     total = sum(row.bytes for row in (*rows, *tables)) + item * (parameters - coded)
-    hidden = recipe.samples * recipe.seqlen * _kept_width(model, decoder, recipe.sequential) * item
+    hidden = recipe.samples * recipe.seqlen * _kept_width(model, decoder, recipe) * item
     stays = staying(decoder, uncalled)
     return Sizes(rows, len(decoder.layers), weights, parameters, total, hidden, stays, seen is not None, tables)
 
@@ -163,14 +163,16 @@ def _row(name: str, count: int, out_features: int, in_features: int, shape: Shap
     return PlanRow(name, count, out_features, in_features, one * 8 / (out_features * in_features), count * one)
 
 
-def _kept_width(model: PreTrainedModel, decoder: Decoder, sequential: bool) -> int:
+def _kept_width(model: PreTrainedModel, decoder: Decoder, recipe: Recipe) -> int:
     """Entries kept of each token: the hidden state. A sequential calibration keeps two hidden states (the original
     model's and the quantized one's) and the inputs of one layer's Linears, of which those that are shared count once
-    for each Linear here."""
+    for each Linear here. To correct the residual stream's error it keeps two more states, if so many are added to it.
+    """
     width: int = model.config.get_text_config(decoder=True).hidden_size
-    if not sequential:
+    if not recipe.sequential:
         return width
-    return 2 * width + max(sum(linear.in_features for linear in linears(layer).values()) for layer in decoder.layers)
+    states = 4 if recipe.residual_correction else 2
+    return states * width + max(sum(each.in_features for each in linears(layer).values()) for layer in decoder.layers)
 
 
 def _reached(experts: int, recipe: Recipe, seen: Probe | None) -> float:

@@ -43,6 +43,8 @@ SEARCH = 4 * 4 + 20
 SEARCH_COPIES = ROW_COPIES + 2
 AVERAGED = 4  # more for the widest input: H in float32, while its sum is still there
 AVERAGED_CROSS = 8 + 4 + 4  # instead, in a sequential calibration: E[x₀ xᵀ] in float64 and float32, and H in float32
+# More for E[(r₀ − r) xᵀ] of the residual stream, in float64 and float32: entries of the matrix that is added to it.
+AVERAGED_RESIDUAL = 8 + 4
 WHOLE = 160  # bytes for each character that a tokenizer is given at once: some 150 measured
 STREAM = 4 + 4 + 8  # bytes for each token of the text: int32 ids, their copy when parts are joined, a permutation
 CHARACTERS = 4  # characters of a token, assumed
@@ -95,6 +97,8 @@ def _sum_bytes(layer: nn.Module, recipe: Recipe, budget: int) -> int:
     waiting = min(TOGETHER, recipe.samples * recipe.seqlen)
     sums = sum(bytes_of_sum(n) + waiting * n for n in widths)
     sums += (AVERAGED_CROSS if recipe.sequential else AVERAGED) * max(widths) ** 2
+    if recipe.residual_correction:
+        sums += AVERAGED_RESIDUAL * max(linear.weight.numel() for linear in modules.values())
     counts = [(modules[family[0]].in_features, len(family)) for family in families]
     return sums + max(
         sum(len(block) * expert_bytes(*count) for block, count in zip(blocks, counts, strict=True))

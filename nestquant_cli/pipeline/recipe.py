@@ -28,6 +28,7 @@ _RARE = {
     "kv_sinks": 0,
     "act_method": None,
     "drift_correction": None,
+    "residual_correction": None,
     "all_experts": False,
     "tensor_parallel": 1,
     "tie_inputs": False,
@@ -74,6 +75,8 @@ class Recipe:
         drift_correction: how much of them a sequential calibration corrects, from 0 (nothing: a matrix is made for the
             inputs that it will get) to 1. None is 1, and 0.5 with rounded activations (W4A4KV4, 8 × 1,024 tokens, one
             path: KL 0.189, and 0.202 where calibration is not sequential).
+        residual_correction: how much of the residual stream's error a sequential calibration corrects in the matrices
+            that are added to it, from 0 (nothing) to 1. None is 0.
         all_experts: whether experts are calibrated on every token, instead of those that the router sends them. The
             statistics of a layer then take as many products for a token as it has experts.
         tensor_parallel: number of processes that are to share the checkpoint's matrices in tensor parallel. The inputs
@@ -130,6 +133,7 @@ class Recipe:
     key_scales: bool = False
     sequential: bool = False
     drift_correction: float | None = None
+    residual_correction: float | None = None
     all_experts: bool = False
     tensor_parallel: int = 1
     embedding_bits: float = SIXTEEN

@@ -41,6 +41,7 @@ _TEXTS = {
     "text_field": (True, "name a field of the data set, such as text"),
     "kv_skip_layers": (True, "give numbers separated by commas, such as 0,1,-1"),
 }
+_CORRECTIONS = ("drift_correction", "residual_correction")  # of a sequential calibration
 # Settings that a cache in 16 bits has no use for.
 _OF_CODED_CACHE = ("kv_skip_layers", "kv_window", "kv_sinks", "key_scales")
 _OPTIONAL_CHOICES = ("act_method",)
@@ -69,12 +70,13 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     damping = settings["damping"]
     if not is_number(damping) or not 0 < damping <= 1:
         raise NestQuantError(f"damping {damping} is not in (0, 1]", NOTHING, "use 0.01 or so")
-    correction = settings["drift_correction"]
-    if correction is not None and not (is_number(correction) and 0 <= correction <= 1):
-        cause = f"drift_correction {correction} is not a number from 0 to 1"
-        raise NestQuantError(cause, NOTHING, "use 0.5 or so, or leave drift_correction out")
-    if correction is not None and not settings["sequential"]:
-        raise NestQuantError("a drift_correction belongs to a sequential calibration", NOTHING, "leave it out")
+    for name in _CORRECTIONS:
+        correction = settings[name]
+        if correction is not None and not (is_number(correction) and 0 <= correction <= 1):
+            cause = f"{name} {correction} is not a number from 0 to 1"
+            raise NestQuantError(cause, NOTHING, f"use 0.5 or so, or leave {name} out")
+        if correction is not None and not settings["sequential"]:
+            raise NestQuantError(f"a {name} belongs to a sequential calibration", NOTHING, "leave it out")
     for name, (optional, remedy) in _TEXTS.items():
         value = settings[name]
         if not (optional and value is None) and (not isinstance(value, str) or not value):

@@ -111,6 +111,7 @@ def fit_settings(recipe: Recipe, depth: int) -> FitSettings:
         recipe.tensor_parallel,
         recipe.scales_channels,
         _drift_correction(recipe),
+        recipe.residual_correction or 0.0,
         recipe.shape("value"),
         skipped_layers(recipe.kv_skip_layers, depth),
         recipe.key_scales,

@@ -43,6 +43,7 @@ def feedback(
     place: str,
     columns: int | None = BLOCK,
     cross: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Feedback:
     """Makes the target of LDLQ and factorizes H + J, damped by `LADDER`.
 
@@ -57,12 +58,13 @@ def feedback(
         place: name of the input, for the error.
         columns: columns that are rounded at once, the size of L's diagonal blocks; None for the Cholesky factor.
         cross: (n, n) X in the target in place of H, `InputStatistics.cross`; None where it is H.
+        residual: (m, n) D of the target, `InputStatistics.residual`; None for none.
 
     Raises:
         NestQuantError: H has no positive diagonal, or no step of the ladder makes H + J positive definite.
     """
     C, step, added = damped_factor(hessian, noise, damping, place)
-    target = noisy_target(W, noise, C, cross, added)
+    target = noisy_target(W, noise, C, cross, added, residual)
     if columns is None:
         return Feedback(target, C.float(), None, step)
     return Feedback(target, unit_lower(C, torch.float32, columns), diagonal_blocks(C, columns).float(), step)

@@ -73,8 +73,9 @@ def quantize_group(
     first = f"{place}.{statistics.members[0]}"
     codec = codec_of(shape)
     step = Feedback(W, None, None, 0.0)
-    if feeding or noise.any() or statistics.cross is not None:
-        step = feedback(W, statistics.hessian, noise, damping, first, codec.columns, statistics.cross)
+    others = statistics.cross, statistics.residual
+    if feeding or noise.any() or any(other is not None for other in others):
+        step = feedback(W, statistics.hessian, noise, damping, first, codec.columns, *others)
     _refuse_overflow(W, rows, statistics.members, place)
     if step.damping > damping:
         logger.warning("%s: H + J is singular, damping %g was needed", first, step.damping)

@@ -2,6 +2,8 @@
 
     W̃ = W H (H + J)⁻¹
 
+A matrix whose product is added to the residual stream may also correct the stream's error, W̃ + D (H + J)⁻¹.
+
 The damped H is H + J less J, so the same is W − W J (H + J)⁻¹: the noise is a diagonal, and the correction is small.
 """
 
@@ -11,8 +13,10 @@ from torch import Tensor
 from ..parallel.tiles import product, run_pieces, slices
 
 
-def noisy_target(W: Tensor, noise: Tensor, C: Tensor, cross: Tensor | None, added: float) -> Tensor:
-    """The target W̃ (m, n) float32; W itself where there is neither noise nor another input.
+def noisy_target(
+    W: Tensor, noise: Tensor, C: Tensor, cross: Tensor | None, added: float, residual: Tensor | None = None
+) -> Tensor:
+    """The target W̃ (m, n) float32; W itself where there is neither noise nor another input, nor a residual.
 
     With m < n the rows are solved for, m·n² operations; otherwise (H + J)⁻¹ is computed once and multiplied, which is
     the cheaper way.
@@ -23,7 +27,14 @@ def noisy_target(W: Tensor, noise: Tensor, C: Tensor, cross: Tensor | None, adde
         C: (n, n) float64, the Cholesky factor of the damped H + J.
         cross: (n, n) X in place of H, `InputStatistics.cross`; None where it is H.
         added: what damping added to the diagonal of H; it is added to the diagonal of X as well.
+        residual: (m, n) D, `InputStatistics.residual`; None for none.
     """
+    target = _of_input(W, noise, C, cross, added)
+    return target if residual is None else target + _over_rows(residual, C)
+
+
+def _of_input(W: Tensor, noise: Tensor, C: Tensor, cross: Tensor | None, added: float) -> Tensor:
+    """The target without a residual."""
     if cross is not None:
         behind = _behind(cross, added, C)
         return product(W, behind)

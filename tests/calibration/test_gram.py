@@ -144,6 +144,26 @@ def test_the_cross_sum_of_tokens_with_themselves_is_their_sum() -> None:
     assert torch.equal(cross.total.flatten(), GramSum_of(x).upper.entries)
 
 
+@settings(deadline=None, max_examples=20)
+@given(st.permutations(range(6)), st.integers(1, 5))
+def test_cross_sums_of_two_widths_do_not_depend_on_the_order_or_on_who_adds_them(order: list[int], cut: int) -> None:
+    pairs = [
+        (on_grid(tokens_of_many_sizes(40, 20, seed), 24, SEED), on_grid(gaussian(40, 64, seed=seed + 6), 64, SEED))
+        for seed in range(6)
+    ]
+    whole, mine, theirs = (CrossSum(64, CPU, 24) for _ in range(3))
+    for pair in pairs:
+        whole.add(*pair)
+    for place, number in enumerate(order):
+        (mine if place < cut else theirs).add(*pairs[number])
+    assert whole.total.shape == (24, 64) and torch.equal(mine.total + theirs.total, whole.total)
+    x, y = (
+        torch.cat([grid.v * torch.exp2(grid.exponent.double())[:, None] for grid in side])
+        for side in zip(*pairs, strict=True)
+    )
+    torch.testing.assert_close(whole.mean().double(), x.t() @ y / 240, rtol=1e-5, atol=1e-5)
+
+
 def test_a_pair_that_is_not_finite_is_told() -> None:
     x, y = tokens_of_many_sizes(9, 24), tokens_of_many_sizes(9, 24)
     y[3, 2] = torch.inf

@@ -1,5 +1,7 @@
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nestquant_cli.calibration import sequential
 from nestquant_cli.calibration.fit_settings import FitSettings
 from nestquant_cli.calibration.hidden_states import HiddenStates
 from nestquant_cli.calibration.measure_layers import measure_layers
@@ -16,6 +19,7 @@ from nestquant_cli.calibration.statistics import InputStatistics, LayerStatistic
 from nestquant_cli.codecs.registry import shape_of
 from nestquant_cli.models.structure import find_decoder, linears
 from nestquant_cli.models.weights import Weights
+from nestquant_cli.rotation.seeds import scaled as scaled_seed
 from nestquant_cli.rotation.transform import rotation
 from tests.families import gaussian, make_model, random_ids
 
@@ -116,6 +120,83 @@ def test_a_damped_correction_lies_between_both_moments(correction: float) -> Non
                 continue
             assert cross is not None
             assert difference(cross, (1 - correction) * item.hessian + correction * item.cross) < 1e-6
+
+
+ADDED = {
+    "llama": {"self_attn.o_proj": [], "mlp.down_proj": ["self_attn.o_proj"]},
+    "gpt_neox": {"attention.dense": [], "mlp.dense_4h_to_h": ["attention.dense"]},
+    "gemma2": {},
+}  # the Linears whose products are added to the residual stream, and those that are added before each of them
+
+
+def streams_of(model: PreTrainedModel, added: dict[str, list[str]]) -> dict[str, Tensor]:
+    """The residual stream in front of each of these Linears of all layers (tokens, width)."""
+    products: dict[str, Tensor] = {}
+    decoder = find_decoder(model)
+    for index, layer in enumerate(decoder.layers):
+
+        def begin(_: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any], index: int = index) -> None:
+            products[f"{index}"] = args[0] if args else kwargs["hidden_states"]
+
+        layer.register_forward_pre_hook(begin, with_kwargs=True)
+        for name in added:
+            put = partial(lambda key, _, args, y: products.update({key: y}), f"{index}.{name}")
+            linears(layer)[name].register_forward_hook(put)
+    call: Any = model
+    with torch.inference_mode():
+        call(input_ids=WINDOWS, use_cache=False)
+    return {
+        f"{index}.{name}": sum([products[f"{index}.{each}"] for each in before], products[f"{index}"]).flatten(0, 1)
+        for index in range(len(decoder.layers))
+        for name, before in added.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("family", "scaled"), [("llama", False), ("gpt_neox", False), ("gemma2", False), ("llama", True)]
+)
+def test_errors_of_the_residual_stream_are_those_behind_every_quantized_matrix_before(
+    family: str, scaled: bool
+) -> None:
+    codes = {"act_shape": FOUR, "weight_shape": FOUR, "channel_scales": True} if scaled else {}
+    settings = replace(SETTINGS, residual_correction=0.25, **codes)
+    altering = Altering(make_model(family), 0.2)
+    plain = list(statistics(make_model(family), Altering(make_model(family), 0.2), settings=replace(SETTINGS, **codes)))
+    layers = list(statistics(make_model(family), altering, settings=settings))
+    quantized = make_model(family)
+    for index, layer in enumerate(find_decoder(quantized).layers):
+        for name, linear in linears(layer).items():
+            linear.weight.data = altering.weight(index, name)
+    before, behind = (streams_of(model, ADDED[family]) for model in (make_model(family), copy.deepcopy(quantized)))
+    inputs = inputs_of(quantized)
+    for index, (layer, other) in enumerate(zip(layers, plain, strict=True)):
+        assert layer is not None and other is not None
+        found = {name for name, item in layer.inputs.items() if item.residual is not None}
+        assert found == set(ADDED[family])
+        for name, item in layer.inputs.items():
+            alone = other.inputs[name]
+            assert alone.residual is None and torch.equal(alone.hessian, item.hessian)
+            assert torch.equal(alone.cross, item.cross)  # type: ignore[arg-type]
+        for name in found:
+            key, item = f"{index}.{name}", layer.inputs[name]
+            drift, y = before[key] - behind[key], inputs[key]
+            order = y.shape[1]
+            if scaled:
+                y = rotation(order, scaled_seed(SETTINGS.seed, item.factors)).apply(rotation(order, 5).inverse(y))
+            wanted = 0.25 * drift.t() @ y / len(y)
+            assert item.residual is not None and item.residual.shape == wanted.shape
+            if not drift.any():
+                assert index == 0 and not item.residual.any()
+                continue
+            assert difference(item.residual, wanted) < 0.02  # that of their grids
+
+
+def test_a_residual_is_for_a_matrix_that_has_its_input_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequential, "residual_adders", lambda *_: ("self_attn.q_proj", "self_attn.o_proj"))
+    settings = replace(SETTINGS, residual_correction=0.5)
+    for layer in statistics(make_model("llama"), Altering(make_model("llama"), 0.2), settings=settings):
+        assert layer is not None
+        assert [name for name, item in layer.inputs.items() if item.residual is not None] == ["self_attn.o_proj"]
 
 
 @pytest.mark.parametrize("skip", [None, [True, False, False, False]])

@@ -84,6 +84,7 @@ COMMANDS: dict[str, Command] = {
                 head_bits=Case(6.5, "", 3),
                 sequential=Case(True, ""),
                 drift_correction=Case(0.25, "", "nan", together=(("sequential", True),)),
+                residual_correction=Case(0.25, "", "nan", together=(("sequential", True),)),
                 damping=Case(0.5, "", "nan"),
                 allocation=Case("mixed", "", "magic"),
                 tie_inputs=Case(True, "", together=(("allocation", "mixed"),)),

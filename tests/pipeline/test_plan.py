@@ -67,6 +67,8 @@ def test_tuning_holds_two_models(tiny_model_folder: Path) -> None:
 def test_a_sequential_calibration_keeps_more(tiny_model_folder: Path) -> None:
     source, weights = resolve(str(tiny_model_folder)), {"act_bits": 16, "kv_bits": 16}
     plain, sequential = (make_plan(source, Recipe(sequential=way, **weights)) for way in (False, True))
+    corrected = make_plan(source, Recipe(sequential=True, residual_correction=0.5, **weights))
+    assert corrected.hidden_bytes > sequential.hidden_bytes and corrected.memory_bytes > sequential.memory_bytes
     assert sequential.hidden_bytes > 5 * plain.hidden_bytes and sequential.memory_bytes > plain.memory_bytes
     assert sequential.rows == plain.rows and sequential.file_bytes == plain.file_bytes
 

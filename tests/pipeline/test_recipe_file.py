@@ -81,7 +81,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         **{name: draw(st.sampled_from([4, 5.125, 8, 16])) for name in ("embedding_bits", "head_bits")},
         **{name: draw(st.booleans()) for name in ("qa", "centering", "channel_scales", "sequential", "all_experts")},
         "tie_inputs": draw(st.booleans()),
-        "drift_correction": draw(st.one_of(st.none(), st.floats(0, 1))),
+        **{name: draw(st.one_of(st.none(), st.floats(0, 1))) for name in ("drift_correction", "residual_correction")},
         "tune": draw(st.one_of(st.none(), tuned)),
     }
     for part in ("weight", "act", "kv"):

@@ -29,6 +29,12 @@ def sequential(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path
     return pack(tiny_model_folder, tiny_text_file, folder, sequential=True, **WEIGHTS)
 
 
+@pytest.fixture(scope="module")
+def corrected(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, tiny_text_file: Path) -> Path:
+    folder, settings = tmp_path_factory.mktemp("corrected") / "packed", {"sequential": True, "residual_correction": 1.0}
+    return pack(tiny_model_folder, tiny_text_file, folder, **settings, **WEIGHTS)
+
+
 def stopping(write: Any) -> Any:
     """`Output.write` that is interrupted in front of the second layer."""
 
@@ -76,13 +82,31 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert hashes(again) == hashes(sequential)
 
 
-@pytest.mark.slow
-def test_two_processes_end_with_the_same_bytes(
+def test_correcting_the_residual_stream_keeps_hidden_states_closer(
+    sequential: Path, corrected: Path, tiny_model_folder: Path, tiny_text_file: Path
+) -> None:
+    without, found = (hidden_error(tiny_model_folder, folder, tiny_text_file) for folder in (sequential, corrected))
+    assert found < 0.9 * without
+
+
+def test_a_correction_of_zero_leaves_the_bytes(
     sequential: Path, tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path
 ) -> None:
-    text = ["--dataset", tiny_text_file, "--samples", 64, "--seqlen", 64]
-    torchrun("quantize", tiny_model_folder, "--weight-bits", 3, "--sequential", *text, "--output", tmp_path / "packed")
+    settings = {"sequential": True, "residual_correction": 0.0}
+    found = pack(tiny_model_folder, tiny_text_file, tmp_path / "packed", **settings, **WEIGHTS)
     for path in sequential.glob("*.safetensors"):
+        assert (found / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("correction", [0, 1])
+def test_two_processes_end_with_the_same_bytes(
+    correction: int, sequential: Path, corrected: Path, tmp_path: Path, tiny_model_folder: Path, tiny_text_file: Path
+) -> None:
+    text = ["--dataset", tiny_text_file, "--samples", 64, "--seqlen", 64, "--output", tmp_path / "packed"]
+    way = ["--sequential", "--residual-correction", correction]
+    torchrun("quantize", tiny_model_folder, "--weight-bits", 3, *way, *text)
+    for path in (corrected if correction else sequential).glob("*.safetensors"):
         assert (tmp_path / "packed" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
@@ -98,6 +122,7 @@ def test_it_works_with_every_codec_and_rotation(
 
 
 WAYS: list[dict[str, Any]] = [{}, {"rotation": "learned"}, {"tensor_parallel": 2}, {"method": "integer"}]
+WAYS += [{"residual_correction": 0.5, "channel_scales": True, "drift_correction": 0.0}]
 
 
 @pytest.mark.parametrize("settings", WAYS)
@@ -127,6 +152,10 @@ def test_weights_in_16_bits_and_stored_calibrations_are_refused(
         Recipe(drift_correction=0.5)
     with pytest.raises(NestQuantError, match=r"drift_correction 1\.5 is not a number from 0 to 1"):
         Recipe(sequential=True, drift_correction=1.5)
+    with pytest.raises(NestQuantError, match="a residual_correction belongs to a sequential calibration"):
+        Recipe(residual_correction=0.5)
+    with pytest.raises(NestQuantError, match=r"residual_correction -0\.5 is not a number from 0 to 1"):
+        Recipe(sequential=True, residual_correction=-0.5)
     recipe = Recipe(weight_bits=3, act_bits=16, kv_bits=16, sequential=True)
     with pytest.raises(NestQuantError, match="follows the quantization from layer to layer"):
         calibrate(resolve(str(tiny_model_folder)), recipe, tmp_path / "calibration", "cpu")

@@ -27,6 +27,18 @@ def test_another_input_of_the_original_model_takes_the_place_of_this_one() -> No
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("way", ["noise", "cross", "neither"])
+def test_a_residual_is_added_in_front_of_the_inverse(way: str) -> None:
+    H, W, residual = correlated(40), gaussian(9, 40), gaussian(9, 40, seed=2)
+    noise = torch.full((40,), 0.2) if way == "noise" else torch.zeros(40)
+    cross = gaussian(40, 40, seed=3) if way == "cross" else None
+    C = torch.linalg.cholesky(H + torch.diag(noise))
+    plain = noisy_target(W, noise, C, None if cross is None else cross.clone(), 0.0)
+    found = noisy_target(W, noise, C, cross, 0.0, residual)
+    expected = plain.double() + residual.double() @ torch.cholesky_inverse(C)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
 def test_without_noise_it_is_the_weight() -> None:
     W = gaussian(3, 16)
     assert noisy_target(W, torch.zeros(16), torch.eye(16).double(), None, 0.1) is W
