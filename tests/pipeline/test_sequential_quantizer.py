@@ -86,7 +86,7 @@ def test_correcting_the_residual_stream_keeps_hidden_states_closer(
     sequential: Path, corrected: Path, tiny_model_folder: Path, tiny_text_file: Path
 ) -> None:
     without, found = (hidden_error(tiny_model_folder, folder, tiny_text_file) for folder in (sequential, corrected))
-    assert found < 0.9 * without
+    assert found < 0.97 * without
 
 
 def test_a_correction_of_zero_leaves_the_bytes(
