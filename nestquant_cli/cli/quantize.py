@@ -29,7 +29,6 @@ from .recipe_options import (
     CenteringOption,
     ChannelScalesOption,
     DampingOption,
-    DriftCorrectionOption,
     EmbeddingBitsOption,
     FeedbackOption,
     HeadBitsOption,
@@ -38,15 +37,14 @@ from .recipe_options import (
     PathsOption,
     PlanOption,
     QaOption,
-    ResidualCorrectionOption,
     ResumeOption,
     RotationOption,
-    SequentialOption,
     TensorParallelOption,
     TieInputsOption,
     TuneOption,
     WeightBitsOption,
 )
+from .sequential_options import DriftCorrectionOption, ResidualCorrectionOption, SequentialOption
 from .staying import print_staying
 from .tune import print_tuning
 
