@@ -22,8 +22,14 @@ def row_scale(x: Tensor, unit: float) -> Tensor:
 def split_vectors(packed: Tensor, size: int, code: NestedCode) -> tuple[Tensor, Tensor]:
     """Words (rows, row bytes) uint8 of packed vectors (rows, bytes), and scales (rows,) float32 with their signs."""
     width = row_bytes(size, code.word_bits)
-    scale = packed[:, width:].contiguous().view(torch.bfloat16).float()
-    return packed[:, :width], scale[:, 0]
+    return packed[:, :width], stored_scales(packed, width, 1)[:, 0]
+
+
+def stored_scales(packed: Tensor, start: int, count: int) -> Tensor:
+    """Scales (rows, count) float32 from the bytes of packed vectors (rows, bytes) that begin at `start`."""
+    # Copied, because 16 bits are read at even places only, and a single row is no copy without being asked for.
+    scales = packed[:, start : start + SCALE_BYTES * count].clone(memory_format=torch.contiguous_format)
+    return scales.view(torch.bfloat16).float()
 
 
 def subtract_centers(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:

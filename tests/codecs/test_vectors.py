@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nestquant_cli.codecs.integer.code import IntegerCode
+from nestquant_cli.codecs.registry import VECTOR_CODECS, fit_vectors, shape_of
 from nestquant_cli.codecs.vectors import Rounded, VectorCode
 from nestquant_cli.modules.cache_codes import check_heads, pack_heads, round_heads, unpack_heads
 from nestquant_cli.modules.inputs import InputQuantizer
@@ -50,6 +51,25 @@ def test_tokens_are_rotated_and_rounded(code: VectorCode, seed: int | None) -> N
     rotated = rotation(24, seed).apply(torch.nn.functional.pad(x.view(15, 20), (0, 4)))
     assert torch.equal(found.dequantized(), code.round(rotated).dequantized())
     assert relative_error(found.dequantized(), rotated) < 0.07
+
+
+@pytest.mark.parametrize("codec", VECTOR_CODECS)
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("entries", [8, 24, 40])
+def test_packed_vectors_of_any_number_of_bytes_are_read(codec: str, rows: int, entries: int) -> None:
+    found = set()
+    for bits in range(16, 65):
+        try:
+            shape = shape_of(codec, bits / 8, None, "act")
+        except ValueError:
+            continue
+        x = gaussian(rows, entries, seed=bits)
+        code = fit_vectors(gaussian(64, entries), shape, SEED)
+        packed = code.pack(x)
+        found.add(code.vector_bytes(entries) % 2)
+        unpacked, rounded = code.unpack(packed, entries).dequantized(), code.round(x).dequantized()
+        assert relative_error(unpacked, x) < 1.1 * relative_error(rounded, x) + 2**-8  # stored scales are bfloat16
+    assert found == {0, 1}
 
 
 @pytest.mark.parametrize("code", CODES)

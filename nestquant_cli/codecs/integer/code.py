@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...e8.code import BLOCK, row_bytes
 from ...e8.digits import pack_digits, pack_zeros, unpack_digits, unpack_zeros, zero_bytes
+from ...e8.vectors import SCALE_BYTES, stored_scales
 from ...kernels import for_device
 from ...rotation.seeds import Seed
 from ..vectors import Rounded, VectorCode
@@ -20,7 +21,6 @@ from ..weights import TensorForms
 
 MIN_BITS, MAX_BITS = 2, 8
 LARGEST_GROUP = 1 << 20
-SCALE_BYTES = 2
 # Fractions of the largest entry that are tried for a grid. Below the last one nothing is gained, at 2 bits either.
 CLIPS = tuple(round(1 - 0.02 * step, 2) for step in range(35))
 
@@ -192,7 +192,7 @@ class IntegerCode(VectorCode):
     def unpack(self, packed: Tensor, entries: int) -> Rounded:
         """What packed vectors (rows, bytes) stand for: integers where a whole row has one scale, else values."""
         width, count = row_bytes(entries, self.word_bits), len(self.groups(entries))
-        scale = packed[:, width : width + SCALE_BYTES * count].contiguous().view(torch.bfloat16).float()
+        scale = stored_scales(packed, width, count)
         zeros = None if self.symmetric else packed[:, width + SCALE_BYTES * count :].contiguous()
         v = self.decode(packed[:, :width].contiguous(), zeros, entries)
         if self.group is None:
