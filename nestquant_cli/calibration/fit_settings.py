@@ -1,6 +1,7 @@
 """The settings of a recipe that calibration needs: which codes to fit, behind which rotation."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from ..codecs.weights import Shape
 from .row_parallel import Divided
@@ -24,6 +25,8 @@ class FitSettings:
         residual_correction: ρ of a sequential calibration, from 0 to 1 (`InputStatistics.residual`).
         value_shape: shape of the code of values where it is not that of keys; None where it is.
         key_scales: whether keys may have factors of their channels in front of the rotation.
+        act_shapes: shapes of the codes of inputs where they are not `act_shape`, by the full name of the first Linear
+            that takes the input.
         kv_skip: numbers of layers whose keys and values stay in 16 bits.
     """
 
@@ -42,6 +45,11 @@ class FitSettings:
     value_shape: Shape | None = None
     kv_skip: frozenset[int] = frozenset()
     key_scales: bool = False
+    act_shapes: Mapping[str, Shape] = field(default_factory=dict)
+
+    def of_input(self, place: str) -> "FitSettings":
+        """The settings for the input of the Linear `place`, with the shape of its code as `act_shape`."""
+        return replace(self, act_shape=self.act_shapes.get(place, self.act_shape), act_shapes={})
 
     def divided(self) -> "Divided":
         """How the inputs of row-parallel Linears are divided."""

@@ -102,7 +102,8 @@ class LayerMeasurement:
 
     def finish(self, leader: str, members: list[str], collector: InputCollector) -> InputStatistics:
         """Statistics of one input from its collector, whose sums are freed."""
-        settings, place = self.settings, f"{self.name}.{leader}"
+        place = f"{self.name}.{leader}"
+        settings = self.settings.of_input(place)
         rotated, learned = settings.rotation_seed is not None, learning(settings, self._linears(members))
         fit = settings.act_shape, place, rotated, learned, settings.centering, self._parts(members)
         corrections = settings.drift_correction, settings.residual_correction
@@ -113,10 +114,12 @@ class LayerMeasurement:
         return {name: item for collector in collectors for name, item in self._finish_block(collector).items()}
 
     def _finish_block(self, collector: ExpertCollector) -> dict[str, InputStatistics]:
-        settings, shared = self.settings, collector.shared
+        shared = collector.shared
+        place = f"{self.name}.{shared.source}"
+        settings = self.settings.of_input(place)
         collector.join(team())
         if collector.fit is None:
-            place, rotated = f"{self.name}.{shared.source}", settings.rotation_seed is not None
+            rotated = settings.rotation_seed is not None
             members = [name for family in shared.families for name in family]
             learned, parts = learning(settings, self._linears(members), _EXPERT_ROWS), self._parts(members)
             matrices = behind(settings, self._linears(members))

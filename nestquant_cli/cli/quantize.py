@@ -19,11 +19,11 @@ from .config import RecipeOption, options_from_file, print_recipe, recipe_settin
 from .experts import print_experts
 from .option_groups import CalibrationRun, CalibrationText, expand_groups
 from .options import FolderOption, ModelArgument
+from .rate_options import ActAllocationOption, AllocationOption, TieInputsOption
 from .recipe_options import (
     ActBitsOption,
     ActMethodOption,
     AllExpertsOption,
-    AllocationOption,
     BitsOption,
     CalibrationOption,
     CenteringOption,
@@ -40,7 +40,6 @@ from .recipe_options import (
     ResumeOption,
     RotationOption,
     TensorParallelOption,
-    TieInputsOption,
     TuneOption,
     WeightBitsOption,
 )
@@ -89,6 +88,7 @@ def quantize(
     text: CalibrationText,
     damping: DampingOption = 0.01,
     allocation: AllocationOption = "uniform",
+    act_allocation: ActAllocationOption = "uniform",
     tie_inputs: TieInputsOption = False,
     tune: TuneOption = None,
     output: FolderOption = None,

@@ -148,23 +148,6 @@ DampingOption = Annotated[
         help="Damping of the Hessian H: this fraction of its mean diagonal is added to its diagonal.",
     ),
 ]
-AllocationOption = Annotated[
-    str,
-    typer.Option(
-        "--allocation",
-        help="Bits of the matrices. uniform: the same for all; mixed: more where errors cost more, with the mean that "
-        "--weight-bits asks for.",
-        autocompletion=offer("uniform", "mixed"),
-    ),
-]
-TieInputsOption = Annotated[
-    bool,
-    typer.Option(
-        "--tie-inputs/--no-tie-inputs",
-        help="With --allocation mixed: give matrices with the same input (q, k and v; gate and up) the same bits (off "
-        "by default).",
-    ),
-]
 TuneOption = Annotated[
     bool | None,
     typer.Option(

@@ -17,8 +17,8 @@ QUANT_METHOD = "nestquant"
 REFLECTORS = "turn.reflectors"  # stored tensor of an input with a learned rotation, after the name of the input
 # 1: nested codes of one shape, the Hadamard rotation. 2: other codecs, rotations, a shape for a matrix. 3: centers.
 # 4: lattices. 5: layers without codes in `cache`. 6: inputs in parts. 7: tables, factors (of keys, too), a shape for
-# values, tokens that are unrounded. A checkpoint has the first version that suffices for it; codecs say which one has
-# their codes.
+# values or for single inputs, tokens that are unrounded. A checkpoint has the first version that suffices for it; codecs
+# say which one has their codes.
 FORMAT_VERSION = 7
 ROTATIONS = ("none", "hadamard", "learned")
 
@@ -64,6 +64,7 @@ class Layout:
         factors: of the channels of an input, beside the signs of its rotation (`rotation.seeds`), by its name; without
             an input that has none.
         value_shape: the fixed part of the values' code where it is not that of keys; None where it is.
+        act_shapes: the fixed part of the code of an input where it is not `act_shape`, by its name.
         unrounded: which keys and values are seen unrounded.
     """
 
@@ -81,6 +82,7 @@ class Layout:
     factors: dict[str, bytes] = field(default_factory=dict)
     value_shape: Shape | None = None
     unrounded: Unrounded = ALL_ROUNDED
+    act_shapes: dict[str, Shape] = field(default_factory=dict)
 
     @property
     def rotation_seed(self) -> int | None:
@@ -100,7 +102,7 @@ class Layout:
     @property
     def codecs(self) -> set[str]:
         """Names of the codecs of weights, activations, keys and values."""
-        shapes = self.weight_shape, self.act_shape, self.kv_shape, self.value_shape
+        shapes = self.weight_shape, self.act_shape, self.kv_shape, self.value_shape, *self.act_shapes.values()
         return {shape.codec for shape in shapes if shape is not None}
 
     @property
@@ -120,6 +122,7 @@ class Layout:
             7 if self.value_shape is not None else 1,
             7 if self.unrounded else 1,
             7 if any(isinstance(layer.keys, FactoredCode) for layer in coded) else 1,
+            7 if self.act_shapes else 1,
             *(CODECS[name].format_version for name in self.codecs),
         )
 
@@ -136,6 +139,7 @@ class Layout:
             "weight_code": _shape_to(self.weight_shape),
             "act_code": _shape_to(self.act_shape),
             "kv_code": _shape_to(self.kv_shape),
+            **({"act_codes": acts} if (acts := _shapes_to(self.act_shapes)) else {}),
             **({} if self.value_shape is None else {"value_code": _shape_to(self.value_shape)}),
             **({"kv_unrounded": asdict(self.unrounded)} if self.unrounded else {}),
             "linears": {
@@ -160,3 +164,7 @@ class Layout:
 
 def _shape_to(shape: Shape | None) -> dict[str, Any] | None:
     return None if shape is None else shape.to_dict()
+
+
+def _shapes_to(shapes: dict[str, Shape]) -> dict[str, Any]:
+    return {name: shape.to_dict() for name, shape in shapes.items()}

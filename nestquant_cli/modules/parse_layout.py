@@ -45,10 +45,13 @@ def _layout_from(reader: Fields) -> Layout:
         )
     weight, act, kv = (reader.optional(key, shape_from) for key in ("weight_code", "act_code", "kv_code"))
     linears = {name: _linear_from(item, weight) for name, item in reader.mapping("linears").items()}
+    shapes = _act_shapes_from(reader, act) if version > 6 else {}
     inputs = {
-        name: None if act is None else vector_from(item, act, "inputs")
+        name: None if act is None else vector_from(item, shapes.get(name, act), "inputs")
         for name, item in reader.mapping("inputs").items()
     }
+    if set(shapes) - set(inputs):
+        raise ValueError("act_codes names what is no input")
     parts = _parts_from(reader, inputs, linears) if version > 5 else {}
     widths: dict[str, int] = {}
     for name, linear in linears.items():
@@ -70,7 +73,17 @@ def _layout_from(reader: Fields) -> Layout:
         raise ValueError("factors are beside the signs of a rotation, of which there is none")
     seed = reader.integer("seed", 0, (1 << 64) - 1)
     unrounded = _unrounded_from(reader) if version > 6 and cache else ALL_ROUNDED
-    return Layout(weight, act, kv, seed, linears, inputs, cache, *rotation, parts, tables, factors, value, unrounded)
+    known: dict[str, Any] = {"parts": parts, "tables": tables, "factors": factors, "act_shapes": shapes}
+    return Layout(
+        weight, act, kv, seed, linears, inputs, cache, *rotation, value_shape=value, unrounded=unrounded, **known
+    )
+
+
+def _act_shapes_from(reader: Fields, act: Shape | None) -> dict[str, Shape]:
+    named = reader.mapping("act_codes") if "act_codes" in reader.value else {}
+    if named and act is None:
+        raise ValueError("act_codes is there without act_code")
+    return {name: shape_from(item, "act_codes") for name, item in named.items()}
 
 
 def _tables_from(reader: Fields, linears: Collection[str]) -> dict[str, TableLayout]:

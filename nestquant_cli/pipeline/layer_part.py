@@ -1,5 +1,6 @@
 """One quantized decoder layer: its tensors, and its share of the layout in config.json and of the report."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration.statistics import LayerStatistics
+from ..codecs.weights import Shape
 from ..models.as_linears import own_tensors
 from ..modules.layout import REFLECTORS, Layout, LinearLayout
 from ..modules.parse_layout import parse_layout
@@ -39,7 +41,12 @@ class LayerPart:
 
 
 def part_of(
-    prefix: str, layer: nn.Module, statistics: LayerStatistics, packed: dict[str, QuantizedMatrix], recipe: Recipe
+    prefix: str,
+    layer: nn.Module,
+    statistics: LayerStatistics,
+    packed: dict[str, QuantizedMatrix],
+    recipe: Recipe,
+    act_shapes: Mapping[str, Shape] | None = None,
 ) -> tuple[dict[str, Tensor], LayerPart]:
     """Puts a quantized layer together.
 
@@ -49,15 +56,18 @@ def part_of(
         statistics: statistics of its inputs.
         packed: its quantized matrices by name in the layer; empty where weights stay in 16 bits.
         recipe: settings that choose the codes.
+        act_shapes: shapes of inputs' codes where they are not the recipe's, by full name; None for no input.
 
     Returns:
         all tensors of the layer by full name, quantized or not, and its share of layout and report.
     """
-    layout, tensors = empty_layout(recipe), dict[str, Tensor]()
+    layout, tensors, act_shapes = empty_layout(recipe), dict[str, Tensor](), act_shapes or {}
     coded = bool(packed) or recipe.shape("act") is not None
     for leader, item in statistics.inputs.items() if coded else ():
         source = f"{prefix}.{item.source or leader}"
         layout.inputs[source] = item.code
+        if source in act_shapes:
+            layout.act_shapes[source] = act_shapes[source]
         if item.parts > 1:
             layout.parts[source] = item.parts
         if item.factors is not None:
@@ -103,6 +113,7 @@ def join_layouts(recipe: Recipe, parts: list[LayerPart], tables: TablesPart) -> 
         layout.reflections.update(part.layout.reflections)
         layout.parts.update(part.layout.parts)
         layout.factors.update(part.layout.factors)
+        layout.act_shapes.update(part.layout.act_shapes)
         layout.cache.extend(part.layout.cache)
     layout.tables.update(tables.layout)
     if not any(layout.cache):

@@ -26,7 +26,7 @@ from ..parallel.team import team
 from ..storage.output_checks import refuse_full_disk
 from ..storage.resume import refuse_foreign
 from .finish import run_figures, write_rest
-from .mixed_rates import mixed_words
+from .mixed_rates import mixed_rates
 from .original_model import OriginalModel, open_original
 from .plan import count_sizes
 from .quantize_layers import quantize_layers
@@ -127,9 +127,9 @@ def quantize(
         if finished is not None:
             return finished | run_figures(start)
         try:
-            words = mixed_words(original, recipe, inputs.text, output, group)
-            statistics = StatisticsSource(original, recipe, stored, inputs.windows, folder, budget)
-            parts = quantize_layers(statistics, output, group, words)
+            rates = mixed_rates(original, recipe, inputs.text, output, group)
+            statistics = StatisticsSource(original, recipe, stored, inputs.windows, folder, budget, rates.inputs)
+            parts = quantize_layers(statistics, output, group, rates.words)
             report = group.run_on_rank0(lambda: write_rest(output, original, recipe, parts, inputs.origin))
         except NestQuantError:
             if group.leads:

@@ -51,7 +51,7 @@ def quantize_layers(
                 without.append(statistics.without_moments())
                 del statistics  # before the next part is measured
                 return_blocks()
-            tensors, part = part_of(prefix, layer, LayerStatistics.join(without), packed, recipe)
+            tensors, part = part_of(prefix, layer, LayerStatistics.join(without), packed, recipe, source.act_shapes)
             group.run_on_rank0(partial(output.write, index, tensors, part.to_dict(), weights.pieces))
         parts[index] = part
         del tensors, packed  # the memory is free again while the next layer is measured

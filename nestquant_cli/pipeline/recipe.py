@@ -31,6 +31,7 @@ _RARE = {
     "residual_correction": None,
     "all_experts": False,
     "tensor_parallel": 1,
+    "act_allocation": "uniform",
     "tie_inputs": False,
     "embedding_bits": 16.0,
     "head_bits": 16.0,
@@ -92,6 +93,7 @@ class Recipe:
             8 for integers with a scale a row, 4 to less than 8 in eighths for nested codes, 16 to leave it alone. One
             matrix that is both has one code.
         allocation: "uniform" gives all matrices the same bits; "mixed" takes `weight_bits` for an average.
+        act_allocation: the same for activations: "mixed" takes `act_bits` for an average over the inputs.
         tie_inputs: whether mixed rates give matrices with the same input (q, k and v; gate and up) the same bits.
         tune: settings of `tuning.settings.TuneSettings` by name, {} for its defaults; None leaves the result untuned.
 
@@ -139,6 +141,7 @@ class Recipe:
     embedding_bits: float = SIXTEEN
     head_bits: float = SIXTEEN
     allocation: str = "uniform"
+    act_allocation: str = "uniform"
     tie_inputs: bool = False
     tune: dict[str, Any] | None = None
 

@@ -8,6 +8,8 @@ from ..base.errors import NestQuantError
 from ..base.names import nearest
 from ..calibration.windows import BOS_MODES
 from ..codecs.registry import CODECS, VECTOR_CODECS
+from ..e8.code import BLOCK
+from ..e8.shape import MAX_INT8_WORD
 from ..kernels.contract.constants import MOST_PATHS
 from ..modules.layout import ROTATIONS
 from ..modules.unrounded import MOST_TOKENS
@@ -17,12 +19,14 @@ from .skipped_layers import layer_numbers
 NOTHING = "nothing was quantized"
 FEEDBACKS = ("none", "ldlq")
 ALLOCATIONS = ("uniform", "mixed")
+MOST_MIXED = MAX_INT8_WORD / BLOCK  # bits of activations on average, of which all products are exact int8 ones
 _CHOICES = {
     "method": CODECS,
     "act_method": VECTOR_CODECS,
     "rotation": ROTATIONS,
     "feedback": FEEDBACKS,
     "allocation": ALLOCATIONS,
+    "act_allocation": ALLOCATIONS,
     "bos": BOS_MODES,
 }
 _FLAGS = ("qa", "centering", "channel_scales", "key_scales", "sequential", "all_experts", "tie_inputs")
@@ -117,6 +121,13 @@ def check_combinations(settings: Mapping[str, Any]) -> None:
             "mixed rates choose nested codes for the weights",
             NOTHING,
             "use method nestquant and give no weight_code",
+        )
+    chosen = settings["act_method"] or settings["act_code"] or settings["act_bits"] > MOST_MIXED
+    if settings["act_allocation"] == "mixed" and (chosen or not codec.mixed_rates):
+        raise NestQuantError(
+            "mixed rates of activations choose nested codes and int8",
+            NOTHING,
+            f"use method nestquant, act_bits up to {MOST_MIXED:g}, and give no act_method and no act_code",
         )
     if settings["tie_inputs"] and settings["allocation"] != "mixed":
         cause = "tie_inputs is for mixed rates, and all matrices have the same bits"

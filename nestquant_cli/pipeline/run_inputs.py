@@ -82,12 +82,19 @@ def run_inputs(
 
 
 def refuse_stored(recipe: Recipe) -> None:
-    """Raises NestQuantError for a sequential recipe, whose calibration depends on the quantized layers before."""
+    """Raises NestQuantError for a recipe whose calibration cannot be stored: a sequential one depends on the quantized
+    layers before, and with mixed rates of activations on the bits that are chosen first."""
     if recipe.sequential:
         raise NestQuantError(
             "a sequential calibration follows the quantization from layer to layer and cannot be stored",
             "nothing was calibrated",
             "run 'nestquant quantize --sequential' without a calibration, or leave sequential out",
+        )
+    if recipe.act_allocation == "mixed":
+        raise NestQuantError(
+            "the bits of activations are chosen before a calibration, which is therefore not stored",
+            "nothing was calibrated",
+            "run 'nestquant quantize --act-allocation mixed' without a calibration, or leave act_allocation out",
         )
 
 

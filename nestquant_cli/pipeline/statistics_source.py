@@ -1,7 +1,7 @@
 """Yields the statistics of each layer, from a stored calibration or from text that passes through the model."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..calibration.fit_settings import FitSettings
@@ -12,6 +12,7 @@ from ..calibration.sequential import STATES_SHARE, QuantizerCallbacks
 from ..calibration.statistics import LayerStatistics
 from ..calibration.store import Calibration, to_device
 from ..calibration.windows import Windows
+from ..codecs.weights import Shape
 from ..storage.resume import WORK
 from .original_model import OriginalModel
 from .recipe import Recipe
@@ -29,6 +30,7 @@ class StatisticsSource:
         windows: calibration windows, or None.
         folder: output folder; hidden states beyond the budget go to a file in it.
         budget: bytes of hidden states that may stay in memory, and twice those of sums of experts.
+        act_shapes: shapes of inputs' codes where they are not the recipe's (`FitSettings.act_shapes`).
     """
 
     original: OriginalModel
@@ -37,6 +39,7 @@ class StatisticsSource:
     windows: Windows | None
     folder: Path
     budget: int
+    act_shapes: Mapping[str, Shape] = field(default_factory=dict)
 
     def layers(
         self, done: list[bool], callbacks: QuantizerCallbacks | None = None
@@ -53,7 +56,7 @@ class StatisticsSource:
             yield from measure_layers(
                 self.original.weights,
                 self.windows.ids,
-                fit_settings(self.recipe, self.original.depth),
+                fit_settings(self.recipe, self.original.depth, self.act_shapes),
                 done,
                 hidden,
                 callbacks,
@@ -97,8 +100,14 @@ def sums_budget(budget: int) -> int:
     return budget // 2
 
 
-def fit_settings(recipe: Recipe, depth: int) -> FitSettings:
-    """The settings of a recipe that calibration needs, for a model with `depth` layers."""
+def fit_settings(recipe: Recipe, depth: int, act_shapes: Mapping[str, Shape] | None = None) -> FitSettings:
+    """The settings of a recipe that calibration needs, for a model with `depth` layers.
+
+    Args:
+        recipe: the recipe.
+        depth: number of layers.
+        act_shapes: shapes of inputs' codes where they are not the recipe's (`FitSettings.act_shapes`).
+    """
     shapes = recipe.shape("act"), recipe.shape("kv")
     return FitSettings(
         *shapes,
@@ -115,6 +124,7 @@ def fit_settings(recipe: Recipe, depth: int) -> FitSettings:
         recipe.shape("value"),
         skipped_layers(recipe.kv_skip_layers, depth),
         recipe.key_scales,
+        act_shapes=act_shapes or {},
     )
 
 

@@ -87,6 +87,7 @@ COMMANDS: dict[str, Command] = {
                 residual_correction=Case(0.25, "", "nan", together=(("sequential", True),)),
                 damping=Case(0.5, "", "nan"),
                 allocation=Case("mixed", "", "magic"),
+                act_allocation=Case("mixed", "", "magic"),
                 tie_inputs=Case(True, "", together=(("allocation", "mixed"),)),
                 tune=Case(True, "", expected={}),
             ),

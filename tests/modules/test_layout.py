@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.codecs.factored import FactoredCode
+from nestquant_cli.codecs.integer.code import IntegerCode
 from nestquant_cli.codecs.nested.centered import CenteredCode
 from nestquant_cli.codecs.nested.code import ScaledCode
 from nestquant_cli.e8.shape import CodeShape, shape_for_bits
@@ -116,6 +117,29 @@ def test_factors_of_keys_are_of_version_seven() -> None:
             continue
         with pytest.raises(NestQuantError, match="factors of keys"):
             parse_layout(written)
+
+
+def single() -> dict[str, Any]:
+    """The JSON of a layout with an input in int8, besides one of the shape of all."""
+    example = layout()
+    example.inputs["l.1.q"] = IntegerCode(8, clip=0.98)
+    example.act_shapes["l.1.q"] = IntegerCode(8)
+    assert example.version == 7
+    return example.to_dict()
+
+
+def test_shapes_of_single_inputs_are_of_version_seven() -> None:
+    read = parse_layout(json.loads(json.dumps(single())))
+    assert read.inputs == {"l.0.q": CODE, "l.1.q": IntegerCode(8, clip=0.98)} and read.to_dict() == single()
+    assert read.act_shapes == {"l.1.q": IntegerCode(8)} and "act_codes" not in layout().to_dict()
+    with pytest.raises(NestQuantError, match="act_codes names what is no input"):
+        parse_layout(single() | {"act_codes": dict.fromkeys(("l.1.q", "l.2.q"), IntegerCode(8).to_dict())})
+    with pytest.raises(NestQuantError, match="act_codes is there without act_code"):
+        parse_layout(single() | {"act_code": None})
+    with pytest.raises(NestQuantError, match="there is no codec 'magic'"):
+        parse_layout(single() | {"act_codes": {"l.1.q": {"codec": "magic"}}})
+    with pytest.raises(NestQuantError, match="act_codes is not an object"):
+        parse_layout(single() | {"act_codes": []})
 
 
 def test_a_shape_of_values_is_of_version_seven() -> None:

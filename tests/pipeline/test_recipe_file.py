@@ -77,6 +77,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "feedback": draw(st.sampled_from(["none", "ldlq"])),
         "paths": draw(st.one_of(st.none(), st.integers(1, 64))),
         "allocation": draw(st.sampled_from(["uniform", "mixed"])),
+        "act_allocation": draw(st.sampled_from(["uniform", "mixed"])),
         "tensor_parallel": draw(st.integers(1, 8)),
         **{name: draw(st.sampled_from([4, 5.125, 8, 16])) for name in ("embedding_bits", "head_bits")},
         **{name: draw(st.booleans()) for name in ("qa", "centering", "channel_scales", "sequential", "all_experts")},

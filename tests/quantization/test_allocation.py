@@ -6,7 +6,7 @@ import math
 import pytest
 
 from nestquant_cli.e8.rates import BEST
-from nestquant_cli.quantization.allocation import REACH, Sensitivity, allocate
+from nestquant_cli.quantization.allocation import INPUTS, REACH, Sensitivity, allocate
 from tests.families import gaussian
 
 
@@ -40,6 +40,22 @@ def test_the_best_of_all_for_a_few() -> None:
     choices = itertools.product(range(16, 35), repeat=3)
     best = min(total(found, dict(zip(found, bits, strict=True)))[0] for bits in choices if sum(bits) <= 3 * 28)
     assert total(found, words)[0] < 1.05 * best
+
+
+@pytest.mark.parametrize("average", [24, 32, 34])
+def test_inputs_take_what_has_int8_products(average: int) -> None:
+    found = some(200)
+    words = allocate(found, average, errors=INPUTS)
+    spent = sum(item.weights * words[name] for name, item in found.items())
+    assert 0 <= average - spent / sum(item.weights for item in found.values()) < 0.2
+    assert set(words.values()) <= set(INPUTS) and min(words.values()) >= average - REACH
+    costliest = max(found, key=lambda name: found[name].cost / found[name].weights)
+    assert words[costliest] == max(words.values()) > 34
+    mixed, uniform = (
+        math.fsum(item.loss(each[name], INPUTS) for name, item in found.items())
+        for each in (words, dict.fromkeys(found, average))
+    )
+    assert mixed < 0.8 * uniform
 
 
 def test_tied_matrices_get_equal_bits_within_the_average() -> None:
