@@ -17,8 +17,8 @@ QUANT_METHOD = "nestquant"
 REFLECTORS = "turn.reflectors"  # stored tensor of an input with a learned rotation, after the name of the input
 # 1: nested codes of one shape, the Hadamard rotation. 2: other codecs, rotations, a shape for a matrix. 3: centers.
 # 4: lattices. 5: layers without codes in `cache`. 6: inputs in parts. 7: tables, factors (of keys, too), a shape for
-# values or for single inputs, tokens that are unrounded. A checkpoint has the first version that suffices for it; codecs
-# say which one has their codes.
+# values or for single inputs, tokens that are unrounded. A checkpoint has the first version that suffices for it;
+# codecs say which one has their codes.
 FORMAT_VERSION = 7
 ROTATIONS = ("none", "hadamard", "learned")
 
