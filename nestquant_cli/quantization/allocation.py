@@ -20,7 +20,7 @@ NESTED: Errors = {bits: best[3] for bits, best in BEST.items()}
 # Inputs take nested codes whose values fit int8, or more bits as integers with a scale a token (measured with 1,536
 # entries): all of them have exact int8 products.
 INTEGERS: Errors = {40: 3.52e-3, 48: 9.74e-4, 56: 2.55e-4, 64: 6.52e-5}
-INPUTS: Errors = {bits: error for bits, error in NESTED.items() if bits <= MAX_INT8_WORD} | INTEGERS
+INPUTS: Errors = {bits: error for bits, error in NESTED.items() if bits <= MAX_INT8_WORD} | dict(INTEGERS)
 
 
 @dataclass(frozen=True)
