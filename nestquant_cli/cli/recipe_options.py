@@ -148,6 +148,15 @@ DampingOption = Annotated[
         help="Damping of the Hessian H: this fraction of its mean diagonal is added to its diagonal.",
     ),
 ]
+OutputMetricOption = Annotated[
+    str,
+    typer.Option(
+        "--output-metric",
+        help="What errors of outputs cost. none: all the same; two-sided: what gradients say, and errors are fed from "
+        "row to row of a weight, too. Takes backward passes with the whole model in memory.",
+        autocompletion=offer("none", "two-sided"),
+    ),
+]
 TuneOption = Annotated[
     bool | None,
     typer.Option(

@@ -82,6 +82,7 @@ class Codec(ABC, Generic[S, C]):
         format_version: first version of the format that has its shapes.
         tensor_kinds: what people call the stored tensors, by name.
         mixed_rates: whether bits come in steps of 1/8, so that each matrix can have a rate of its own.
+        two_sided: whether rounding feeds errors from row to row where `Feedback.across` says so.
         tunable: whether `tune` can move row scales: a matrix is `decode` times `row_scale`, a scale a row. One whose
             groups have scales gives their gradient in `scale_gradient` of its Linear.
     """
@@ -95,6 +96,7 @@ class Codec(ABC, Generic[S, C]):
     format_version: ClassVar[int]
     tensor_kinds: ClassVar[Mapping[str, str]]
     mixed_rates: ClassVar[bool] = False
+    two_sided: ClassVar[bool] = False
     tunable: ClassVar[bool] = False
 
     # Shapes.

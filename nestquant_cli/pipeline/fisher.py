@@ -53,6 +53,43 @@ def fisher(
         noise: functions from the inputs (…, features) of a Linear to the energy of their rounding noise (tokens,), by
             the Linear's full name; None where no inputs are rounded.
     """
+    sums: dict[str, _Sums] = {}
+
+    def taking(name: str, inputs: Tensor, outputs: int) -> Callable[[Tensor], None]:
+        total = sums.setdefault(name, _Sums(outputs))
+        energy = noise[name](inputs.detach()) if noise and name in noise else None
+        return lambda gradient: total.add(gradient, energy)
+
+    generator = torch.Generator().manual_seed(seed)
+    with watched(model, taking) as modules:
+        for ids in track(windows, "measuring gradients", total=len(windows)):
+            run_backward(model, ids, generator)
+    tokens = windows.numel()
+    totals = {name: sums.get(name, _Sums(linear.out_features)) for name, linear in modules.items()}
+    return {name: Fisher(total.squares / tokens, total.noisy / tokens) for name, total in totals.items()}
+
+
+def run_backward(model: PreTrainedModel, ids: Tensor, generator: torch.Generator) -> None:
+    """Runs the model on one window (tokens,), draws a token at each place, and runs its log p backward."""
+    logits = model(input_ids=ids[None].to(model.device), use_cache=False).logits[0].float()
+    drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
+    torch.nn.functional.cross_entropy(logits, drawn.to(logits.device), reduction="sum").backward()
+
+
+@contextmanager
+def watched(
+    model: PreTrainedModel, taking: Callable[[str, Tensor, int], Callable[[Tensor], None]]
+) -> Iterator[dict[str, nn.Linear]]:
+    """Within it, the gradients at the outputs of all Linears of the decoder layers are taken from backward passes.
+
+    Args:
+        model: the model; its parameters need no gradients any more.
+        taking: function from the full name of a Linear, its input (…, features) and the number of its outputs to one
+            that takes the gradient (…, out).
+
+    Yields:
+        the Linears by full name.
+    """
     model.requires_grad_(False)
     decoder = open_decoder(model)
     modules = {
@@ -60,40 +97,20 @@ def fisher(
         for index, layer in enumerate(decoder.layers)
         for name, linear in linears(layer).items()
     }
-    sums = {name: _Sums(linear.out_features) for name, linear in modules.items()}
-    generator = torch.Generator().manual_seed(seed)
-    with _watched(model, modules, sums, noise or {}):
-        for ids in track(windows, "measuring gradients", total=len(windows)):
-            logits = model(input_ids=ids[None].to(model.device), use_cache=False).logits[0].float()
-            drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
-            torch.nn.functional.cross_entropy(logits, drawn.to(logits.device), reduction="sum").backward()
-    tokens = windows.numel()
-    return {name: Fisher(total.squares / tokens, total.noisy / tokens) for name, total in sums.items()}
-
-
-@contextmanager
-def _watched(
-    model: PreTrainedModel,
-    modules: dict[str, nn.Linear],
-    sums: dict[str, _Sums],
-    noise: Mapping[str, Callable[[Tensor], Tensor]],
-) -> Iterator[None]:
-    """Within it, backward passes add the gradients of the modules' outputs to `sums`."""
 
     def embedded(_: nn.Module, __: Any, output: Tensor) -> None:
         output.requires_grad_(True)
 
     def watch(name: str) -> Any:
-        def see(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            energy = noise[name](inputs[0].detach()) if name in noise else None
-            output.register_hook(lambda gradient: sums[name].add(gradient, energy))
+        def see(linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            output.register_hook(taking(name, inputs[0], linear.out_features))
 
         return see
 
     handles = [model.get_input_embeddings().register_forward_hook(embedded)]
     handles += [linear.register_forward_hook(watch(name)) for name, linear in modules.items()]
     try:
-        yield
+        yield modules
     finally:
         for handle in handles:
             handle.remove()

@@ -16,6 +16,7 @@ from ..e8.code import BLOCK
 from ..parallel.team import Team
 from ..parallel.tiles import run_tasks
 from ..quantization.layer import QuantizedMatrix, quantize_group
+from .output_gradients import OutputGradients
 from .recipe import Recipe
 
 
@@ -26,6 +27,7 @@ def quantize_matrices(
     place: str,
     team: Team,
     words: Mapping[str, int] | None = None,
+    gradients: OutputGradients | None = None,
 ) -> dict[str, QuantizedMatrix]:
     """Quantizes the Linears of a layer, this process its share, and gathers the results on all processes.
 
@@ -36,6 +38,7 @@ def quantize_matrices(
         place: name of the layer, for errors.
         team: the processes that share the work.
         words: bits of a word of each matrix by its full name; None gives all of them the recipe's bits.
+        gradients: of the outputs, for feedback from row to row; None for none.
 
     Returns:
         by name, tensors on the CPU, in an order that does not depend on the team; empty where weights stay in 16 bits.
@@ -67,6 +70,7 @@ def quantize_matrices(
                     feeding=recipe.feedback == "ldlq",
                     aware=recipe.qa,
                     paths=recipe.search_paths,
+                    metric=None if gradients is None else gradients.metric([f"{place}.{name}" for name in members]),
                 )
                 packed.update(group)
 

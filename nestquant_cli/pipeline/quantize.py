@@ -24,10 +24,11 @@ from ..models.source import Source
 from ..models.structure import linears
 from ..parallel.team import team
 from ..storage.output_checks import refuse_full_disk
-from ..storage.resume import refuse_foreign
+from ..storage.resume import WORK, refuse_foreign
 from .finish import run_figures, write_rest
 from .mixed_rates import mixed_rates
 from .original_model import OriginalModel, open_original
+from .output_gradients import output_gradients, refuse_metric
 from .plan import count_sizes
 from .quantize_layers import quantize_layers
 from .recipe import Recipe
@@ -119,6 +120,7 @@ def quantize(
     stored = None if calibration is None else Calibration(calibration)
     original = open_original(source, device, dtype, recipe)
     inputs = run_inputs(original, recipe, stored, explicit)
+    group.run_on_rank0(lambda: refuse_metric(original, recipe, group))
     key = {"recipe": recipe.to_dict(), **inputs.about, **inputs.text, **inputs.stored, **inputs.circumstances}
     group.run_on_rank0(lambda: _refuse_full_disk(original, recipe, folder, inputs.windows, budget))
     output = group.run_on_rank0(lambda: Output(folder, key, original.depth + 1, resume))
@@ -129,7 +131,8 @@ def quantize(
         try:
             rates = mixed_rates(original, recipe, inputs.text, output, group)
             statistics = StatisticsSource(original, recipe, stored, inputs.windows, folder, budget, rates.inputs)
-            parts = quantize_layers(statistics, output, group, rates.words)
+            gradients = output_gradients(original, recipe, inputs.text, folder / WORK, budget)
+            parts = quantize_layers(statistics, output, group, rates.words, gradients)
             report = group.run_on_rank0(lambda: write_rest(output, original, recipe, parts, inputs.origin))
         except NestQuantError:
             if group.leads:

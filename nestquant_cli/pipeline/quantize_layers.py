@@ -11,12 +11,17 @@ from ..parallel.team import Team
 from ..quantization.layer import QuantizedMatrix
 from .layer_matrices import quantize_matrices
 from .layer_part import LayerPart, part_of
+from .output_gradients import OutputGradients
 from .sequential_quantizer import SequentialQuantizer
 from .statistics_source import StatisticsSource
 
 
 def quantize_layers(
-    source: StatisticsSource, output: Output, group: Team, words: dict[str, int] | None
+    source: StatisticsSource,
+    output: Output,
+    group: Team,
+    words: dict[str, int] | None,
+    gradients: OutputGradients | None,
 ) -> list[LayerPart]:
     """Quantizes and writes every layer that a former run has not written.
 
@@ -25,6 +30,7 @@ def quantize_layers(
         output: the checkpoint; rank 0 writes it.
         group: the processes, all of which call this.
         words: bits of a word of each matrix by its full name; None gives all of them the recipe's.
+        gradients: of the outputs of Linears, for feedback from row to row; None for none.
 
     Returns:
         the share of each layer in config.json and the report, in order.
@@ -34,7 +40,7 @@ def quantize_layers(
     parts = [LayerPart.from_dict(done) if done else None for done in written]
     sequential = callbacks = None
     if recipe.sequential:
-        sequential = SequentialQuantizer(source.original, recipe, output, parts, group, words, source.hidden)
+        sequential = SequentialQuantizer(source.original, recipe, output, parts, group, words, gradients, source.hidden)
         callbacks = sequential.callbacks
     stream = source.layers([part is not None for part in parts], callbacks)
     for index, measured in enumerate(track(stream, "quantizing layers", total=depth)):
@@ -45,7 +51,7 @@ def quantize_layers(
         with weights.layer(index):
             for statistics in measured:
                 if sequential is None:
-                    packed |= quantize_matrices(linears(layer), statistics, recipe, prefix, group, words)
+                    packed |= quantize_matrices(linears(layer), statistics, recipe, prefix, group, words, gradients)
                 else:
                     packed |= sequential.take()
                 without.append(statistics.without_moments())

@@ -35,6 +35,7 @@ _RARE = {
     "tie_inputs": False,
     "embedding_bits": 16.0,
     "head_bits": 16.0,
+    "output_metric": "none",
 }
 _OF_CACHE = {"kv": "key_bits", "value": "value_bits"}  # what wins over `kv_bits`
 
@@ -92,6 +93,7 @@ class Recipe:
         embedding_bits, head_bits: bits of the embedding and of the output head, whose rows are rounded each by itself:
             8 for integers with a scale a row, 4 to less than 8 in eighths for nested codes, 16 to leave it alone. One
             matrix that is both has one code.
+        output_metric: "two-sided" feeds rounding errors from row to row of a weight, too (`pipeline.output_gradients`).
         allocation: "uniform" gives all matrices the same bits; "mixed" takes `weight_bits` for an average.
         act_allocation: the same for activations: "mixed" takes `act_bits` for an average over the inputs.
         tie_inputs: whether mixed rates give matrices with the same input (q, k and v; gate and up) the same bits.
@@ -140,6 +142,7 @@ class Recipe:
     tensor_parallel: int = 1
     embedding_bits: float = SIXTEEN
     head_bits: float = SIXTEEN
+    output_metric: str = "none"
     allocation: str = "uniform"
     act_allocation: str = "uniform"
     tie_inputs: bool = False

@@ -20,6 +20,7 @@ NOTHING = "nothing was quantized"
 FEEDBACKS = ("none", "ldlq")
 ALLOCATIONS = ("uniform", "mixed")
 MOST_MIXED = MAX_INT8_WORD / BLOCK  # bits of activations on average, of which all products are exact int8 ones
+OUTPUT_METRICS = ("none", "two-sided")
 _CHOICES = {
     "method": CODECS,
     "act_method": VECTOR_CODECS,
@@ -27,6 +28,7 @@ _CHOICES = {
     "feedback": FEEDBACKS,
     "allocation": ALLOCATIONS,
     "act_allocation": ALLOCATIONS,
+    "output_metric": OUTPUT_METRICS,
     "bos": BOS_MODES,
 }
 _FLAGS = ("qa", "centering", "channel_scales", "key_scales", "sequential", "all_experts", "tie_inputs")
@@ -132,6 +134,13 @@ def check_combinations(settings: Mapping[str, Any]) -> None:
     if settings["tie_inputs"] and settings["allocation"] != "mixed":
         cause = "tie_inputs is for mixed rates, and all matrices have the same bits"
         raise NestQuantError(cause, NOTHING, "leave tie_inputs out, or give allocation mixed")
+    fed = codec.two_sided and settings["feedback"] == "ldlq" and settings["weight_bits"] != 16
+    if settings["output_metric"] != "none" and not fed:
+        raise NestQuantError(
+            "an output_metric is for weights in nested codes, with feedback",
+            NOTHING,
+            "use method nestquant with feedback ldlq, or leave output_metric out",
+        )
     if settings["tensor_parallel"] > 1 and settings["rotation"] == "learned":
         raise NestQuantError(
             "a learned rotation mixes the parts of an input that tensor parallel keeps apart",

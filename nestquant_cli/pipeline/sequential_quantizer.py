@@ -23,6 +23,7 @@ from ..rotation.seeds import dual, scaled
 from .layer_matrices import quantize_matrices
 from .layer_part import LayerPart
 from .original_model import OriginalModel
+from .output_gradients import OutputGradients
 from .recipe import Recipe
 
 
@@ -36,6 +37,7 @@ class SequentialQuantizer:
         parts: share of each finished layer in layout and report; None for the others.
         group: the processes, all of which measure.
         words: bits of a word of each matrix by its full name; None gives all of them the recipe's bits.
+        gradients: of the outputs of Linears, for feedback from row to row; None for none.
         hidden: makes an empty store of one tensor a window, given n, with one n-th of the memory for such stores.
 
     Attributes:
@@ -50,10 +52,11 @@ class SequentialQuantizer:
         parts: list[LayerPart | None],
         group: Team,
         words: dict[str, int] | None,
+        gradients: OutputGradients | None,
         hidden: Callable[[int], HiddenStates],
     ) -> None:
         self.original, self.recipe, self.output, self.parts = original, recipe, output, parts
-        self.group, self.words = group, words
+        self.group, self.words, self.gradients = group, words, gradients
         self.callbacks = QuantizerCallbacks(self._quantize, self._quantized, hidden)
         self._packed: dict[str, QuantizedMatrix] = {}
 
@@ -66,7 +69,7 @@ class SequentialQuantizer:
         decoder = self.original.weights.decoder
         modules, place = linears(decoder.layers[index]), decoder.layer_name(index)
         statistics = LayerStatistics({item.members[0]: item}, None)
-        matrices = quantize_matrices(modules, statistics, self.recipe, place, self.group, self.words)
+        matrices = quantize_matrices(modules, statistics, self.recipe, place, self.group, self.words, self.gradients)
         self._packed |= matrices
         return {
             name: self._weight(modules[name], matrix.tensors, matrix.code, item.reflectors, item.parts, item.factors)

@@ -17,6 +17,19 @@ LADDER = (1.0, 10.0, 100.0, 1000.0)
 
 
 @dataclass(frozen=True)
+class RowFeedback:
+    """The factor with which rounding errors are fed from row to row.
+
+    Attributes:
+        order: (m,) int64, numbers of the rows in the order of `lower`. The last one is rounded first.
+        lower: (m, m) float32, M unit block lower triangular in blocks of `row_feedback.ROWS` rows.
+    """
+
+    order: Tensor
+    lower: Tensor
+
+
+@dataclass(frozen=True)
 class Feedback:
     """The target and the factors with which LDLQ rounds the matrices of one input.
 
@@ -27,12 +40,14 @@ class Feedback:
         blocks: (n/columns, columns, columns) float32, the diagonal blocks C_b of C, H + J = C·Cᵀ; None where
             `lower` is None or the Cholesky factor.
         damping: what was added to the diagonal of H, as a fraction of its mean.
+        across: what is fed from row to row besides; None for nothing.
     """
 
     target: Tensor
     lower: Tensor | None
     blocks: Tensor | None
     damping: float
+    across: RowFeedback | None = None
 
 
 def feedback(

@@ -86,6 +86,7 @@ COMMANDS: dict[str, Command] = {
                 drift_correction=Case(0.25, "", "nan", together=(("sequential", True),)),
                 residual_correction=Case(0.25, "", "nan", together=(("sequential", True),)),
                 damping=Case(0.5, "", "nan"),
+                output_metric=Case("two-sided", "", "magic"),
                 allocation=Case("mixed", "", "magic"),
                 act_allocation=Case("mixed", "", "magic"),
                 tie_inputs=Case(True, "", together=(("allocation", "mixed"),)),

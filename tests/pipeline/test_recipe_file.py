@@ -76,6 +76,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "reflections": draw(st.integers(1, 4096)),
         "feedback": draw(st.sampled_from(["none", "ldlq"])),
         "paths": draw(st.one_of(st.none(), st.integers(1, 64))),
+        "output_metric": draw(st.sampled_from(["none", "two-sided"])),
         "allocation": draw(st.sampled_from(["uniform", "mixed"])),
         "act_allocation": draw(st.sampled_from(["uniform", "mixed"])),
         "tensor_parallel": draw(st.integers(1, 8)),

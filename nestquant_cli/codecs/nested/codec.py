@@ -45,6 +45,7 @@ class NestedCodec(VectorCodec[CodeShape, NestedCode]):
     format_version: ClassVar[int] = 1
     tensor_kinds: ClassVar[Mapping[str, str]] = {"words": "words", "row_scale": "row scales"}
     mixed_rates: ClassVar[bool] = True
+    two_sided: ClassVar[bool] = True
     tunable: ClassVar[bool] = True
 
     def shape(self, bits: float, settings: Any, place: str) -> CodeShape:

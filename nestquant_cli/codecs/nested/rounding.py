@@ -12,16 +12,22 @@ from ..row_scale import row_scale_bits, row_scale_of
 from ..weights import RoundedRows, by_matrix
 from .code import ScaledCode
 from .fit import fit_rows
+from .row_blocks import by_row_blocks
 from .row_search import search_rows
 
 
 def quantize_rows(step: Feedback, rows: list[int], shape: CodeShape, seed: int, paths: int) -> RoundedRows:
     """Rounds stacked matrices with one code that is fitted to all of them; arguments as in `Codec.quantize`."""
-    target = step.target
-    scaled = fit_rows(target, shape, seed)
-    if paths > 1 and step.lower is not None:
-        return rounded_rows(scaled, rows, *search_rows(target, rows, step, scaled, paths))
-    return rounded_rows(scaled, rows, *round_rows(target, rows, step.lower, scaled))
+    scaled = fit_rows(step.target, shape, seed)
+
+    def round_some(target: Tensor, rows: list[int]) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+        if paths > 1 and step.lower is not None:
+            return search_rows(target, rows, step, scaled, paths)
+        return round_rows(target, rows, step.lower, scaled)
+
+    if step.across is None:
+        return rounded_rows(scaled, rows, *round_some(step.target, rows))
+    return rounded_rows(scaled, rows, *by_row_blocks(step.target, rows, step.across, round_some))
 
 
 def rounded_rows(
