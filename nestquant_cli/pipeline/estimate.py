@@ -4,6 +4,7 @@ Predicted and measured with 2 CPU cores: 44 s and 49 s for W4A4KV4 of the demo m
 its GGUF file, 572 s and 369 s for W4 of 24 random layers (docs/large-models.md).
 """
 
+import math
 import time
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from ..codecs.weights import Shape
 from ..kernels import for_device
 from ..modules.inputs import padded_size
 from ..tuning.settings import TuneSettings
+from .output_gradients import windows_of
 from .plan import Plan
 from .recipe import Recipe
 
@@ -77,7 +79,23 @@ def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
         noise += gram * sampled / tokens
     coded = factors + feedback + encode if recipe.shape("weight") is not None else 0.0
     tuning = _tuning_passes(recipe) * 2.0 * plan.parameters / half
-    return START + LAYER * plan.layers + OVERHEAD * (forward + gram + noise + coded + fit * fits) + tuning
+    across = 0.0
+    if recipe.output_metric != "none":
+        across = _backward_operations(plan, recipe) / half + _across_operations(plan, recipe) / single
+    return START + LAYER * plan.layers + OVERHEAD * (forward + gram + noise + coded + fit * fits + across) + tuning
+
+
+def _backward_operations(plan: Plan, recipe: Recipe) -> float:
+    """Operations of the passes forward and backward; no weight has a gradient, so one costs as much as the other."""
+    return 4.0 * plan.parameters * math.prod(windows_of(recipe))
+
+
+def _across_operations(plan: Plan, recipe: Recipe) -> float:
+    """Operations of the metrics of outputs, their factors, and the feedback from row to row, twice what it is for each
+    matrix by itself: some are stacked."""
+    tokens = math.prod(windows_of(recipe))
+    of_rows = ((row.matrices, row.out_features, row.in_features) for row in plan.rows)
+    return sum(2 * count * (2.0 * tokens * m**2 + DOUBLE * m**3 + m**2 * n) for count, m, n in of_rows)
 
 
 def _coding_times(shape: Shape, vectors: Shape, rows: torch.Tensor, paths: int) -> tuple[float, float, float]:

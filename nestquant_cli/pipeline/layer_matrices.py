@@ -70,7 +70,7 @@ def quantize_matrices(
                     feeding=recipe.feedback == "ldlq",
                     aware=recipe.qa,
                     paths=recipe.search_paths,
-                    metric=None if gradients is None else gradients.metric([f"{place}.{name}" for name in members]),
+                    metrics=() if gradients is None else gradients.metrics(_rows(linears, members, place)),
                 )
                 packed.update(group)
 
@@ -79,6 +79,10 @@ def quantize_matrices(
 
     gathered = {name: matrix for part in team.run_on_all(quantize_mine) for name, matrix in part.items()}
     return {name: gathered[name] for item in statistics.inputs.values() for name in item.members}
+
+
+def _rows(linears: dict[str, nn.Linear], members: tuple[str, ...], place: str) -> dict[str, int]:
+    return {f"{place}.{name}": linears[name].out_features for name in members}
 
 
 def _by_shape(

@@ -7,6 +7,7 @@ is about that token, and rounding then costs more on other text than without fee
 """
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..base.device import on_host
 from ..base.errors import NestQuantError
+from ..base.finite import all_finite
 from ..base.progress import track
 from ..calibration.current_window import current_window, in_window, window_generator
 from ..calibration.spill_file import Kept, KeptTensors
@@ -27,9 +29,16 @@ from .fisher import run_backward, watched
 from .original_model import OriginalModel
 from .recipe import Recipe
 
-# Windows and tokens in each that gradients are measured on, at most: 8,192 tokens.
-SAMPLES, SEQLEN = 8, 1024
+# Tokens that gradients are measured on, and tokens in a window, at most.
+TOKENS, SEQLEN = 8192, 1024
 TWO_SIDED = "two-sided"
+STACKED = 8192  # rows of matrices with one input whose metric is made for all together; it takes their square
+
+
+def windows_of(recipe: Recipe) -> tuple[int, int]:
+    """Number of windows that gradients are measured on, and tokens in each."""
+    seqlen = min(SEQLEN, recipe.seqlen)
+    return min(TOKENS // seqlen, recipe.samples), seqlen
 
 
 class OutputGradients:
@@ -49,21 +58,40 @@ class OutputGradients:
         tokens = gradient.reshape(-1, gradient.shape[-1]).to(torch.bfloat16, copy=True)
         self._kept.setdefault(name, {})[current_window()] = self._store.keep(tokens)
 
-    def metric(self, names: list[str]) -> Tensor | None:
-        """G (m, m) float32 of the outputs of Linears that share an input, stacked; None where one had no gradients.
+    def metrics(self, rows: Mapping[str, int]) -> Iterator[Tensor]:
+        """Yields G (m, m) float32 of the outputs of Linears that share an input: of all of them together, or of each.
+
+        A Linear without gradients gets zeros, and its rows are rounded by themselves.
 
         Args:
-            names: full names of the Linears.
+            rows: number of outputs of each Linear by its full name.
+
+        Raises:
+            NestQuantError: gradients are not finite.
         """
-        if not all(name in self._kept for name in names):
-            return None
-        total: Tensor | None = None
-        for window in sorted(self._kept[names[0]]):
-            g = torch.cat([self._kept[name][window].get().float() for name in names], dim=1)
-            g /= g.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-            here = product(g.t(), g)
-            total = here if total is None else total.add_(here)
-        return total
+        together = sum(rows.values()) <= STACKED
+        for names in [list(rows)] if together else [[name] for name in rows]:
+            yield self._metric({name: rows[name] for name in names})
+
+    def _metric(self, rows: Mapping[str, int]) -> Tensor:
+        numbers = sorted({number for name in rows for number in self._kept.get(name, ())})
+        windows = []
+        for number in numbers:
+            of = {name: self._kept[name][number].get().float() for name in rows if number in self._kept.get(name, ())}
+            tokens = {len(g) for g in of.values()}
+            assert len(tokens) == 1, "Linears that share an input see the same tokens"
+            windows.append(torch.cat([of.get(name, torch.zeros(*tokens, size)) for name, size in rows.items()], dim=1))
+        if not windows:
+            return torch.zeros(sum(rows.values()), sum(rows.values()))
+        g = torch.cat(windows)
+        if not all_finite(g):
+            raise NestQuantError(
+                f"the gradients at the outputs of {next(iter(rows))} have NaN or infinite values",
+                NOTHING,
+                "load the model in a wider dtype, such as --dtype float32, or leave output_metric out",
+            )
+        g /= g.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        return product(g.t(), g)
 
 
 def refuse_metric(original: OriginalModel, recipe: Recipe, group: Team) -> None:
@@ -94,7 +122,7 @@ def output_gradients(
     """
     if recipe.output_metric != TWO_SIDED:
         return None
-    samples, seqlen = min(SAMPLES, recipe.samples), min(SEQLEN, recipe.seqlen)
+    samples, seqlen = windows_of(recipe)
     read = {name: text[name] for name in ("dataset", "text_field", "bos")}
     windows = read_windows(original, dataclasses.replace(recipe, samples=samples, seqlen=seqlen, **read)).ids
     weights, gradients = original.weights, OutputGradients(budget, folder)

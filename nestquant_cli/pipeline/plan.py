@@ -16,7 +16,16 @@ from ..models.tables import find_tables
 from ..modules.inputs import padded_size
 from ..tuning.settings import TuneSettings
 from .examine import examine
-from .plan_memory import LIBRARIES, expert_passes, parameters_of, run_memory, table_memory, text_memory, tuning_memory
+from .plan_memory import (
+    LIBRARIES,
+    expert_passes,
+    gradient_memory,
+    parameters_of,
+    run_memory,
+    table_memory,
+    text_memory,
+    tuning_memory,
+)
 from .plan_row import PlanRow
 from .recipe import Recipe
 from .statistics_source import sums_budget
@@ -97,6 +106,9 @@ def make_plan(
     decoder = open_decoder(model)
     memory = run_memory(model, decoder, streamed, recipe, sums_budget(budget), seen)
     memory += min(sizes.hidden_bytes, budget)
+    if recipe.output_metric != "none":
+        backward, kept = gradient_memory(model, decoder, recipe, budget)
+        memory = max(memory + kept, backward)
     memory = max(memory, LIBRARIES + text_memory(source, recipe.dataset))
     memory = max(memory, table_memory(model, streamed, sizes.tables))
     if recipe.tune is not None:

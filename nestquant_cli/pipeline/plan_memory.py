@@ -20,6 +20,7 @@ from ..models.source import Source, load_tokenizer
 from ..models.structure import Decoder, linears
 from ..modules.inputs import padded_size
 from ..tuning.settings import TuneSettings
+from .output_gradients import STACKED, windows_of
 from .plan_row import PlanRow
 from .recipe import Recipe
 from .tables import TABLE_PIECE
@@ -45,6 +46,8 @@ AVERAGED = 4  # more for the widest input: H in float32, while its sum is still 
 AVERAGED_CROSS = 8 + 4 + 4  # instead, in a sequential calibration: E[x₀ xᵀ] in float64 and float32, and H in float32
 # More for E[(r₀ − r) xᵀ] of the residual stream, in float64 and float32: entries of the matrix that is added to it.
 AVERAGED_RESIDUAL = 8 + 4
+GRADIENT = 2  # bytes of an entry of a gradient that is kept
+ACROSS = 20  # bytes for each entry of a metric of outputs (m, m): the metric, it sorted, its factor and M
 WHOLE = 160  # bytes for each character that a tokenizer is given at once: some 150 measured
 STREAM = 4 + 4 + 8  # bytes for each token of the text: int32 ids, their copy when parts are joined, a permutation
 CHARACTERS = 4  # characters of a token, assumed
@@ -126,6 +129,24 @@ def _running_bytes(layer: nn.Module, item: int, recipe: Recipe, seen: Probe | No
     at_once = min(recipe.samples, torch.get_num_threads()) * recipe.seqlen
     kernels = len(expert_families(layer)) * SIZES * recipe.seqlen.bit_length() * KERNEL
     return int(RUNNING * item * passed * at_once) + kernels
+
+
+def gradient_memory(model: PreTrainedModel, decoder: Decoder, recipe: Recipe, budget: int) -> tuple[int, int]:
+    """Bytes of the passes backward for a metric of outputs, and bytes of the gradients that stay in memory after them.
+
+    A pass needs the whole model, and for each of the windows that run at the same time RUNNING times what all Linears
+    are given and give, and the logits in float32 four times. The larger of H and G takes ACROSS bytes an entry.
+    """
+    samples, seqlen = windows_of(recipe)
+    modules = [linear for layer in decoder.layers for linear in linears(layer).values()]
+    kept = min(budget, GRADIENT * samples * seqlen * sum(linear.out_features for linear in modules))
+    passed = sum(linear.in_features + linear.out_features for linear in modules)
+    logits = 4 * 4 * model.config.get_text_config(decoder=True).vocab_size
+    at_once = min(samples, torch.get_num_threads()) * seqlen
+    running = at_once * (RUNNING * model.dtype.itemsize * passed + logits)
+    widest = max(linear.out_features for linear in modules)
+    rows = max(widest, min(STACKED, 2 * widest))
+    return LIBRARIES + model.dtype.itemsize * parameters_of(model) + running + kept, kept + ACROSS * rows**2
 
 
 def expert_passes(layer: nn.Module, budget: int) -> list[list[list[int]]]:

@@ -22,11 +22,18 @@ class RowFeedback:
 
     Attributes:
         order: (m,) int64, numbers of the rows in the order of `lower`. The last one is rounded first.
-        lower: (m, m) float32, M unit block lower triangular in blocks of `row_feedback.ROWS` rows.
+        lower: (m, m) float32, M unit block lower triangular.
+        rows: rows of a block; those of a last, smaller one are rounded first.
     """
 
     order: Tensor
     lower: Tensor
+    rows: int
+
+    def blocks(self) -> list[slice]:
+        """The blocks of rows in the order in which they are rounded."""
+        m = len(self.order)
+        return [slice(start, min(start + self.rows, m)) for start in range(0, m, self.rows)][::-1]
 
 
 @dataclass(frozen=True)
@@ -40,14 +47,14 @@ class Feedback:
         blocks: (n/columns, columns, columns) float32, the diagonal blocks C_b of C, H + J = C·Cᵀ; None where
             `lower` is None or the Cholesky factor.
         damping: what was added to the diagonal of H, as a fraction of its mean.
-        across: what is fed from row to row besides; None for nothing.
+        across: what is fed from row to row besides, for some rows of the target after the other; empty for nothing.
     """
 
     target: Tensor
     lower: Tensor | None
     blocks: Tensor | None
     damping: float
-    across: RowFeedback | None = None
+    across: tuple[RowFeedback, ...] = ()
 
 
 def feedback(

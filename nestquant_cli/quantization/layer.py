@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..parallel.tiles import over_rows, product
 from ..rotation.reflections import rotation_for
 from ..rotation.seeds import dual, scaled
 from .factors import Feedback, feedback
-from .row_feedback import row_feedback
+from .row_feedback import row_feedbacks
 
 logger = logging.getLogger("nestquant")
 
@@ -49,7 +50,7 @@ def quantize_group(
     feeding: bool = True,
     aware: bool = True,
     paths: int = 1,
-    metric: Tensor | None = None,
+    metrics: Iterable[Tensor] = (),
 ) -> dict[str, QuantizedMatrix]:
     """Quantizes the Linears that share one input: one factorization, one code, all rows at once.
 
@@ -64,7 +65,8 @@ def quantize_group(
         feeding: whether errors are fed back to the columns that are not rounded yet (LDLQ).
         aware: whether target and metric take the noise of the input into account (QA-LDLQ).
         paths: number of paths of the search over rows; 1 is LDLQ.
-        metric: (m, m) float32, metric of the outputs of all members, for feedback from row to row; None for none.
+        metrics: metrics (m, m) float32 of the outputs, for feedback from row to row: of some of the members' rows after
+            the other; empty for none.
 
     Returns:
         by name, in the order of statistics.members.
@@ -84,8 +86,7 @@ def quantize_group(
         logger.warning("%s: H + J is singular, damping %g was needed", first, step.damping)
     if not feeding:
         step = replace(step, lower=None, blocks=None)
-    if metric is not None:
-        step = replace(step, across=row_feedback(metric, W))
+    step = replace(step, across=row_feedbacks(metrics, W))
     rounded = codec.quantize(step, rows, shape, seed, paths)
     parts = [tensor.split(rows) for tensor in row_errors(W, rounded.values, statistics)]
     result = {}

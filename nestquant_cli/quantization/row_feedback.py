@@ -11,11 +11,11 @@ nothing: it takes what is beside it.
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from ..parallel.tiles import slices
 from .factors import RowFeedback, factorize, unit_lower
 
 # Rows that are rounded at once; within a block nothing is fed from row to row. Of what single rows would save, blocks
@@ -38,17 +38,30 @@ def row_feedback(metric: Tensor, W: Tensor) -> RowFeedback:
         metric: (m, m) float32, G up to a factor.
         W: (m, n) float32, the weight.
     """
-    m, diagonal = len(metric), metric.diagonal()
+    m, diagonal, rows = len(metric), metric.diagonal(), _rows_at_once(len(metric))
     order = (diagonal * W.square().sum(1)).argsort(stable=True)
-    C = torch.eye(m + -m % ROWS, dtype=torch.float64, device=metric.device)
-    C[:m, :m] = metric[order][:, order].double().mul_(1 - SHRINKAGE)
+    C = torch.eye(m + -m % rows, dtype=torch.float64, device=metric.device)
+    C[:m, :m] = metric[order][:, order]
+    C[:m, :m] *= 1 - SHRINKAGE
     mean = math.fsum(diagonal.double().tolist()) / m
     C.diagonal()[:m] = diagonal[order].double() + (DAMPING * mean or 1.0)
     factored = factorize(C)
     assert factored, "a positive semidefinite matrix with a larger diagonal is positive definite"
-    return RowFeedback(order, unit_lower(C, torch.float32, ROWS)[:m, :m])
+    return RowFeedback(order, unit_lower(C, torch.float32, rows)[:m, :m], rows)
 
 
-def row_blocks(m: int) -> list[slice]:
-    """The blocks of m rows in the order in which they are rounded: the last one first."""
-    return slices(m, torch.device("cpu"), ROWS)[::-1]
+def row_feedbacks(metrics: Iterable[Tensor], W: Tensor) -> tuple[RowFeedback, ...]:
+    """The factor of each metric, whose rows follow one another in W; asks for a metric after the one before it."""
+    found: list[RowFeedback] = []
+    start = 0
+    for metric in metrics:
+        found.append(row_feedback(metric.to(W.device), W[start : start + len(metric)]))
+        start += len(metric)
+        del metric
+    assert start in (0, len(W)), "metrics are for all rows"
+    return tuple(found)
+
+
+def _rows_at_once(m: int) -> int:
+    """Rows of a block: `ROWS`, and twice as many from 4,096, 8,192 and 16,384 rows on, so that threads have work."""
+    return min(8 * ROWS, ROWS << (m // 4096).bit_length())

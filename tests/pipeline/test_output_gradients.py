@@ -13,6 +13,7 @@ from nestquant_cli.checkpoint.verify import verify
 from nestquant_cli.evaluation.divergence import divergence
 from nestquant_cli.models.source import resolve
 from nestquant_cli.parallel.team import Team
+from nestquant_cli.pipeline import output_gradients
 from nestquant_cli.pipeline.original_model import open_original
 from nestquant_cli.pipeline.output_gradients import OutputGradients, refuse_metric
 from nestquant_cli.pipeline.quantize import calibrate
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, ti
     return pack(tiny_model_folder, tiny_text_file, output, **TWO_SIDED)
 
 
-def test_each_token_counts_as_one() -> None:
+def test_each_token_counts_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     gradients, parts = OutputGradients(0, None), {"a": gaussian(2, 7, 5), "b": gaussian(2, 7, 3, seed=1)}
     parts["a"][0, 0] = parts["b"][0, 0] = 0
     for window in (1, 0):
@@ -42,21 +43,29 @@ def test_each_token_counts_as_one() -> None:
                 gradients.take(name, g[window][None])
     g = torch.cat([part.bfloat16().double() for part in parts.values()], -1).flatten(0, 1)[1:]
     g /= g.norm(dim=1, keepdim=True)
-    found = gradients.metric(["a", "b"])
-    assert found is not None
+    rows = {"a": 5, "b": 3}
+    (found,) = gradients.metrics(rows)
     torch.testing.assert_close(found.double(), g.t() @ g, rtol=1e-5, atol=1e-5)
-    assert gradients.metric(["a", "other"]) is None
+    (other,) = gradients.metrics({"b": 3, "unused": 2})
+    assert other[:3, :3].any() and not other[3:].any() and not other[:, 3:].any()
+    gradients.take("c", torch.tensor([[[1.0, torch.inf]]]))
+    with pytest.raises(NestQuantError, match="outputs of c have NaN"):
+        next(gradients.metrics({"c": 2}))
+    monkeypatch.setattr(output_gradients, "STACKED", 7)
+    assert [len(metric) for metric in gradients.metrics(rows)] == [5, 3]
 
 
 def test_the_checkpoint_is_sound_and_nearer_to_the_model(
     folder: Path, tiny_model_folder: Path, tiny_text_file: Path, tmp_path: Path
 ) -> None:
     assert verify(folder, str(tiny_model_folder)).problems == []
-    plain = pack(tiny_model_folder, tiny_text_file, tmp_path / "plain", **TWO_SIDED | {"output_metric": "none"})
-    ids = random_ids(16, 64)
+    ids, costs = random_ids(16, 64), {}
     expected = logits(load(tiny_model_folder), ids).log_softmax(-1)
-    costs = [float(divergence(expected, logits(load(each), ids).log_softmax(-1))[0].mean()) for each in (folder, plain)]
-    assert costs[0] < 0.97 * costs[1]
+    for metric in ("two-sided", "none"):
+        settings = TWO_SIDED | {"output_metric": metric, "weight_bits": 5, "samples": 32}
+        found = pack(tiny_model_folder, tiny_text_file, tmp_path / metric, **settings)
+        costs[metric] = float(divergence(expected, logits(load(found), ids).log_softmax(-1))[0].mean())
+    assert costs["two-sided"] < 0.97 * costs["none"]
 
 
 def test_threads_and_an_interruption_do_not_matter(

@@ -1,5 +1,7 @@
 """Feedback across rows: it lowers the loss in the metric of outputs, and a diagonal metric changes nothing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 from nestquant_cli.codecs.nested.rounding import quantize_rows
 from nestquant_cli.e8.shape import shape_for_bits
 from nestquant_cli.quantization.factors import Feedback, feedback
-from nestquant_cli.quantization.row_feedback import ROWS, row_blocks, row_feedback
+from nestquant_cli.quantization.row_feedback import ROWS, row_feedback, row_feedbacks
 from tests.families import gaussian
 
 M, N = 3 * ROWS + 8, 96
@@ -21,7 +23,7 @@ def moments(n: int, seed: int) -> Tensor:
 def step(across: Tensor | None, W: Tensor) -> Feedback:
     found = feedback(W, moments(N, 1), torch.zeros(N), 0.01, "here")
     parts = found.target, found.lower, found.blocks, found.damping
-    return Feedback(*parts, None if across is None else row_feedback(across, W))
+    return Feedback(*parts, () if across is None else row_feedbacks([across], W))
 
 
 def loss(W: Tensor, across: Tensor | None, metric: Tensor, bits: float = 3.0, paths: int = 1) -> float:
@@ -50,10 +52,13 @@ def test_a_diagonal_metric_changes_nothing() -> None:
     assert all(torch.equal(plain.tensors[0][name], fed.tensors[0][name]) for name in plain.tensors[0])
 
 
-@pytest.mark.parametrize("rows", [1, 5, ROWS, M])
+@pytest.mark.parametrize("rows", [1, 5, ROWS, M, 4100])
 def test_blocks_cover_all_rows_last_first(rows: int) -> None:
-    blocks = row_blocks(rows)
+    across = row_feedback(torch.eye(rows), torch.ones(rows, 1))
+    blocks = across.blocks()
     assert [row for block in reversed(blocks) for row in range(block.start, block.stop)] == list(range(rows))
+    assert across.rows == (64 if rows > 4095 else ROWS)
+    assert torch.equal(across.lower, torch.eye(rows)) and across.order.sort().values.tolist() == list(range(rows))
 
 
 def test_rows_without_gradients_are_rounded_by_themselves() -> None:
@@ -83,3 +88,14 @@ def test_threads_do_not_matter() -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found, again)
+
+
+def test_metrics_of_parts_are_one_after_the_other() -> None:
+    W, G = gaussian(M, N), moments(M, 3)
+    plain = step(None, W)
+    halves = replace(plain, across=row_feedbacks(iter([G[:40, :40], G[40:, 40:]]), W))
+    found = quantize_rows(halves, [M], shape_for_bits(3), 0, 1)
+    assert [len(each.order) for each in halves.across] == [40, M - 40]
+    E, H = (found.values - W).double(), moments(N, 1).double()
+    G[:40, 40:] = G[40:, :40] = 0
+    assert float((G.double() @ E @ H * E).sum()) < 0.95 * loss(W, None, G)

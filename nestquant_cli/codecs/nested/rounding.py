@@ -25,7 +25,7 @@ def quantize_rows(step: Feedback, rows: list[int], shape: CodeShape, seed: int, 
             return search_rows(target, rows, step, scaled, paths)
         return round_rows(target, rows, step.lower, scaled)
 
-    if step.across is None:
+    if not step.across:
         return rounded_rows(scaled, rows, *round_some(step.target, rows))
     return rounded_rows(scaled, rows, *by_row_blocks(step.target, rows, step.across, round_some))
 
