@@ -81,16 +81,16 @@ def estimate_seconds(plan: Plan, recipe: Recipe, device: str) -> float:
     tuning = _tuning_passes(recipe) * 2.0 * plan.parameters / half
     across = 0.0
     if recipe.output_metric != "none":
-        across = _backward_operations(plan, recipe) / half + _across_operations(plan, recipe) / single
+        across = backward_operations(plan, recipe) / half + across_operations(plan, recipe) / single
     return START + LAYER * plan.layers + OVERHEAD * (forward + gram + noise + coded + fit * fits + across) + tuning
 
 
-def _backward_operations(plan: Plan, recipe: Recipe) -> float:
+def backward_operations(plan: Plan, recipe: Recipe) -> float:
     """Operations of the passes forward and backward; no weight has a gradient, so one costs as much as the other."""
     return 4.0 * plan.parameters * math.prod(windows_of(recipe))
 
 
-def _across_operations(plan: Plan, recipe: Recipe) -> float:
+def across_operations(plan: Plan, recipe: Recipe) -> float:
     """Operations of the metrics of outputs, their factors, and the feedback from row to row, twice what it is for each
     matrix by itself: some are stacked."""
     tokens = math.prod(windows_of(recipe))

@@ -7,7 +7,8 @@ is about that token, and rounding then costs more on other text than without fee
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,10 @@ def output_gradients(
         with in_window(number):
             run_backward(model, windows[number], window_generator(recipe.seed, number))
 
-    with watched(model, gradients.take):
+    def taking(name: str, _: Tensor, __: int) -> Callable[[Tensor], None]:
+        return partial(gradients.take, name)
+
+    with watched(model, taking):
         if on_host(weights.device):
             run_pieces(run, track(range(len(windows)), "measuring gradients", total=len(windows)))
         else:

@@ -69,8 +69,7 @@ class Recipe:
         qa: whether weights are made for the rounded input (QA-LDLQ), or for the unrounded one.
         centering: whether nested codes of activations and keys may subtract a common center. On by default: W4A4KV4
             went from perplexity 24.80 to 23.58 for 0.004 bits a weight.
-        channel_scales: whether inputs that are rounded have factors of their channels in front of the rotation, and
-            the columns of their weights the reciprocals (`calibration.channel_scales`).
+        channel_scales: whether inputs that are rounded have factors of their channels (`calibration.channel_scales`).
         key_scales: whether keys have factors of their channels in front of the rotation (`calibration.key_scales`).
         sequential: whether each matrix is calibrated after the ones before it are quantized, and corrects their errors.
             W4 with one path went from perplexity 21.04 to 20.82.
@@ -88,11 +87,9 @@ class Recipe:
         text_field: field of the data set's records with the text; None takes "text", or else "messages".
         bos: what calibration windows begin with: "default", "each" or "none" (`calibration.windows.window_start`).
         seed: seed of rotation signs, window sampling and fits.
-        damping: what is added to the diagonal of the Hessian, as a fraction of its mean. 1e-3 instead of 1e-2 gave
-            perplexity 25.35 and 24.98 at W4A4KV4, within the noise, so 1e-2 stays.
-        embedding_bits, head_bits: bits of the embedding and of the output head, whose rows are rounded each by itself:
-            8 for integers with a scale a row, 4 to less than 8 in eighths for nested codes, 16 to leave it alone. One
-            matrix that is both has one code.
+        damping: what is added to the diagonal of the Hessian, as a fraction of its mean. 1e-3 made no difference.
+        embedding_bits, head_bits: bits of the embedding and of the output head; one matrix that is both has one code.
+            8 for integers with a scale a row, 4 to less than 8 in eighths for nested codes, 16 to leave it alone.
         output_metric: "two-sided" feeds rounding errors from row to row of a weight, too (`pipeline.output_gradients`).
         allocation: "uniform" gives all matrices the same bits; "mixed" takes `weight_bits` for an average.
         act_allocation: the same for activations: "mixed" takes `act_bits` for an average over the inputs.

@@ -14,8 +14,10 @@ from nestquant_cli.evaluation.divergence import divergence
 from nestquant_cli.models.source import resolve
 from nestquant_cli.parallel.team import Team
 from nestquant_cli.pipeline import output_gradients
+from nestquant_cli.pipeline.estimate import across_operations, backward_operations
 from nestquant_cli.pipeline.original_model import open_original
 from nestquant_cli.pipeline.output_gradients import OutputGradients, refuse_metric
+from nestquant_cli.pipeline.plan import make_plan
 from nestquant_cli.pipeline.quantize import calibrate
 from nestquant_cli.pipeline.recipe import Recipe
 from tests.expert_models import make_experts
@@ -128,3 +130,11 @@ def test_what_it_cannot_do_is_refused(tmp_path: Path, tiny_model_folder: Path, t
     dense = open_original(resolve(str(tiny_model_folder)), "cpu")
     with pytest.raises(NestQuantError, match="one process, not by 2"):
         refuse_metric(dense, recipe, Team(size=2))
+
+
+def test_a_plan_counts_the_backward_pass(tiny_model_folder: Path) -> None:
+    plain, fed = (Recipe(**TWO_SIDED | {"output_metric": metric}, samples=8) for metric in ("none", "two-sided"))
+    before, after = (make_plan(resolve(str(tiny_model_folder)), recipe) for recipe in (plain, fed))
+    assert after.memory_bytes > before.memory_bytes and after.file_bytes == before.file_bytes
+    assert backward_operations(after, fed) == 4 * after.parameters * 8 * 1024
+    assert across_operations(after, fed) > 0
