@@ -11,7 +11,10 @@ from ..pipeline.recipe import Recipe
 from ..pipeline.recipe_file import read_recipe
 
 NOT_COMPARED = "nothing was compared"
-_MORE = {"act": ("act_method",), "kv": ("key_bits", "value_bits")}  # settings of a part besides bits and code
+_MORE = {
+    "act": ("act_method",),
+    "kv": ("key_bits", "value_bits", "key_scales"),
+}  # settings of a part besides bits and code
 REFERENCE = "reference"  # the row of the model that was quantized
 
 
@@ -67,7 +70,7 @@ def _joint(one: Recipe, other: Recipe) -> Recipe | None:
             return None
     if one.scales_channels != other.scales_channels:
         return None
-    if one.rotation == "learned" or one.sequential or other.sequential:
+    if any(each.sequential or each.act_allocation == "mixed" for each in (one, other)) or one.rotation == "learned":
         return None  # made for the recipe's own codes
     coded = [recipe for recipe in (one, other) if recipe.shape("act") or recipe.shape("kv")]
     if len(coded) < 2:
@@ -89,4 +92,6 @@ def _shapes(recipe: Recipe, part: str) -> Any:
     """What the codes of a part have in common; None where it stays in 16 bits."""
     if recipe.shape(part) is None:
         return None
-    return (recipe.shape(part), recipe.shape("value")) if part == "kv" else recipe.shape(part)
+    if part == "kv":
+        return recipe.shape(part), recipe.shape("value"), recipe.key_scales
+    return recipe.shape(part)

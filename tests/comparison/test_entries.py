@@ -54,6 +54,16 @@ def test_bits_of_values_go_with_those_of_keys() -> None:
     assert groups(a=Recipe(kv_bits=16), b=Recipe(value_bits=5), c=Recipe(value_bits=5)) == [{"a", "b", "c"}]
 
 
+def test_factors_of_keys_go_with_their_bits() -> None:
+    assert groups(a=Recipe(), b=Recipe(key_scales=True)) == [{"a"}, {"b"}]
+    assert groups(a=Recipe(kv_bits=16), b=Recipe(key_scales=True), c=Recipe(key_scales=True)) == [{"a", "b", "c"}]
+
+
+def test_mixed_rates_of_inputs_have_a_calibration_of_their_own() -> None:
+    mixed = Recipe(act_allocation="mixed")
+    assert groups(a=Recipe(), b=mixed, c=mixed, d=Recipe(allocation="mixed")) == [{"a", "d"}, {"b"}, {"c"}]
+
+
 def test_names_are_those_of_the_files(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
