@@ -77,7 +77,8 @@ class Recipe:
             inputs that it will get) to 1. None is 1, and 0.5 with rounded activations (W4A4KV4, 8 × 1,024 tokens, one
             path: KL 0.189, and 0.202 where calibration is not sequential).
         residual_correction: how much of the residual stream's error a sequential calibration corrects in the matrices
-            that are added to it, from 0 (nothing) to 1. None is 0.
+            that are added to it, from 0 (nothing) to 1. None is 0: 0.5 had no measurable effect beside factors of
+            channels (W4A4KV4, 8 × 1,024 tokens, one path: KL 0.157 and 0.156).
         all_experts: whether experts are calibrated on every token, instead of those that the router sends them. The
             statistics of a layer then take as many products for a token as it has experts.
         tensor_parallel: number of processes that are to share the checkpoint's matrices in tensor parallel. The inputs
