@@ -222,7 +222,7 @@ def test_files_beside_an_unfinished_run_survive(
     if how == "an early error":
         (folder / WORK / "part-00000.json").unlink()  # nothing is finished: the run is given up
         with monkeypatch.context() as patch:
-            patch.setattr("nestquant_cli.pipeline.quantize.mixed_words", fail)
+            patch.setattr("nestquant_cli.pipeline.quantize.mixed_rates", fail)
             assert nestquant(*command)[0] == 2
         assert notes_in(folder) == NOTES and not list(folder.glob("*.safetensors")) and not (folder / WORK).exists()
         return

@@ -112,5 +112,5 @@ def test_heads_without_a_center_of_their_own_are_refused() -> None:
     code = fitted(x)
     check_heads(code, x)
     for other in (x[:, :2], x[..., :56]):
-        with pytest.raises(NestQuantError, match="no centers for"):
+        with pytest.raises(NestQuantError, match="no centers or factors for"):
             check_heads(code, other)
