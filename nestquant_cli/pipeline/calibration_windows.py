@@ -1,5 +1,7 @@
 """The calibration windows of a recipe, and what is recorded of them and of their text."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..calibration.text import load_text
@@ -34,6 +36,25 @@ def read_windows(original: OriginalModel, recipe: Recipe) -> Windows:
     windows = sample_windows(text, original.tokenizer, recipe.seqlen, recipe.samples, recipe.seed, recipe.bos)
     refuse_unknown_tokens(int(windows.ids.max()), known_tokens(model), NOTHING)
     return windows
+
+
+def other_windows(
+    original: OriginalModel, recipe: Recipe, text: Mapping[str, Any], samples: int, seqlen: int
+) -> Windows:
+    """Reads windows of the recipe's text in another number and size, for what is measured besides.
+
+    Args:
+        original: the model.
+        recipe: settings of the quantization.
+        text: records of the calibration text, as `text_of` returns them; they win over the recipe's.
+        samples: number of windows.
+        seqlen: tokens in each.
+
+    Raises:
+        NestQuantError: as `read_windows`.
+    """
+    read = {name: text[name] for name in ("dataset", "text_field", "bos")}
+    return read_windows(original, replace(recipe, samples=samples, seqlen=seqlen, **read))
 
 
 def text_of(windows: Windows) -> dict[str, Any]:

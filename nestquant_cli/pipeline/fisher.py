@@ -57,7 +57,7 @@ def fisher(
 
     def taking(name: str, inputs: Tensor, outputs: int) -> Callable[[Tensor], None]:
         total = sums.setdefault(name, _Sums(outputs))
-        energy = noise[name](inputs.detach()) if noise and name in noise else None
+        energy = noise[name](inputs) if noise and name in noise else None
         return lambda gradient: total.add(gradient, energy)
 
     generator = torch.Generator().manual_seed(seed)

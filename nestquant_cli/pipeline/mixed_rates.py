@@ -1,7 +1,6 @@
 """Chooses the bits of each matrix and input for a recipe with mixed rates: sensitivities are measured, then bits
 allocated."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ from ..codecs.weights import Shape
 from ..e8.code import BLOCK
 from ..parallel.team import Team
 from ..quantization.allocation import INPUTS, INTEGERS, allocate
-from .calibration_windows import read_windows
+from .calibration_windows import other_windows
 from .original_model import OriginalModel
 from .recipe import Recipe
 from .sensitivities_file import Allocation, recorded_words, save_sensitivities
@@ -76,8 +75,7 @@ def _chosen(
 ) -> tuple[Allocation | None, Allocation | None, str]:
     """Measures and allocates; returns the bits of matrices and of inputs, and the hash of the text's windows."""
     samples, seqlen = min(SAMPLES, recipe.samples), min(SEQLEN, recipe.seqlen)
-    read = {name: text[name] for name in ("dataset", "text_field", "bos")}
-    windows = read_windows(original, dataclasses.replace(recipe, samples=samples, seqlen=seqlen, **read))
+    windows = other_windows(original, recipe, text, samples, seqlen)
     found = measure_sensitivities(original, recipe, windows.ids, group)
     matrices = inputs = None
     if weight is not None:

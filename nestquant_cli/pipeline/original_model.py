@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checkpoint.load import load_model
 from ..models.source import Source, fingerprint, load_tokenizer
 from ..models.weights import Weights, open_weights
 from ..parallel.team import team
@@ -33,6 +34,11 @@ class OriginalModel:
     def depth(self) -> int:
         """Number of decoder layers."""
         return len(self.weights.decoder.layers)
+
+    def whole(self) -> PreTrainedModel:
+        """The model whole in memory on its device: read anew where it is read layer by layer."""
+        weights = self.weights
+        return load_model(self.source, self.dtype, str(weights.device)) if weights.lazy else weights.model
 
 
 def open_original(source: Source, device: str, dtype: str = "auto", recipe: Recipe | None = None) -> OriginalModel:

@@ -6,7 +6,6 @@ the first, has keys and values that all later tokens look at, and up to 900 time
 is about that token, and rounding then costs more on other text than without feedback across rows.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,11 +20,10 @@ from ..base.finite import all_finite
 from ..base.progress import track
 from ..calibration.current_window import current_window, in_window, window_generator
 from ..calibration.spill_file import Kept, KeptTensors
-from ..checkpoint.load import load_model
 from ..models.expert_families import expert_families
 from ..parallel.team import Team
 from ..parallel.tiles import product, run_pieces
-from .calibration_windows import NOTHING, read_windows
+from .calibration_windows import NOTHING, other_windows
 from .fisher import run_backward, watched
 from .original_model import OriginalModel
 from .recipe import Recipe
@@ -123,12 +121,8 @@ def output_gradients(
     """
     if recipe.output_metric != TWO_SIDED:
         return None
-    samples, seqlen = windows_of(recipe)
-    read = {name: text[name] for name in ("dataset", "text_field", "bos")}
-    windows = read_windows(original, dataclasses.replace(recipe, samples=samples, seqlen=seqlen, **read)).ids
-    weights, gradients = original.weights, OutputGradients(budget, folder)
-    device = str(weights.device)
-    model = load_model(original.source, original.dtype, device) if weights.lazy else weights.model
+    windows = other_windows(original, recipe, text, *windows_of(recipe)).ids
+    gradients, model = OutputGradients(budget, folder), original.whole()
 
     def run(number: int) -> None:
         with in_window(number):
@@ -138,7 +132,7 @@ def output_gradients(
         return partial(gradients.take, name)
 
     with watched(model, taking):
-        if on_host(weights.device):
+        if on_host(original.weights.device):
             run_pieces(run, track(range(len(windows)), "measuring gradients", total=len(windows)))
         else:
             for number in track(range(len(windows)), "measuring gradients", total=len(windows)):

@@ -23,7 +23,6 @@ from torch import Tensor
 from ..base.progress import track
 from ..calibration.measure_layers import measure_layers
 from ..calibration.statistics import InputStatistics
-from ..checkpoint.load import load_model
 from ..e8.code import BLOCK
 from ..models.structure import linears
 from ..modules.inputs import InputQuantizer
@@ -64,17 +63,41 @@ def measure_sensitivities(original: OriginalModel, recipe: Recipe, windows: Tens
         windows: (windows, tokens) int64.
         group: the processes, all of which call this; rank 0 runs the whole model.
     """
-
     behind = _measure_inputs(original, recipe, windows)
 
     def fishers_of_whole_model() -> dict[str, Fisher]:
-        weights = original.weights
-        device = str(weights.device)
-        model = load_model(original.source, original.dtype, device) if weights.lazy else weights.model
-        noise = {name: item.noise for name, item in behind.items()} if recipe.act_allocation == "mixed" else {}
-        return fisher(model, windows, recipe.seed, noise)
+        noise = {name: item.input.noise for name, item in behind.items()} if recipe.act_allocation == "mixed" else {}
+        return fisher(original.whole(), windows, recipe.seed, noise)
 
     return _sensitivities(behind, group.run_on_rank0(fishers_of_whole_model), recipe)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What is kept of an input between the passes.
+
+    Attributes:
+        name: its full name.
+        first: full name of the first Linear that takes it; of experts, which share an input, each has its own.
+        entries: n, entries of a token.
+        trace: tr D.
+        quantizer, rotation: what rounds it, and what only rotates it.
+    """
+
+    name: str
+    first: str
+    entries: int
+    trace: float
+    quantizer: InputQuantizer
+    rotation: InputQuantizer
+
+    def noise(self, x: Tensor) -> Tensor:
+        """Energy (tokens,) float32 of the rounding noise of x (…, features), once for all Linears that are given x."""
+        energy: Tensor = self.quantizer.once(x, "noise", self._noise)
+        return energy
+
+    def _noise(self, x: Tensor) -> Tensor:
+        return (self.quantizer.floats(x) - self.rotation.floats(x)).square().sum(1)
 
 
 @dataclass(frozen=True)
@@ -83,30 +106,17 @@ class _Matrix:
 
     Attributes:
         weights: number of its entries.
-        entries: n, entries of a token of its input.
         power: (out,) float32, ‖w_o‖²/n of each row, in the basis of its input's code.
-        trace: tr D of its input.
-        first: full name of the first Linear with its input.
-        input: full name of the input.
-        quantizer, rotation: what rounds the input, and what only rotates it.
+        input: its input.
     """
 
     weights: int
-    entries: int
     power: Tensor
-    trace: float
-    first: str
-    input: str
-    quantizer: InputQuantizer
-    rotation: InputQuantizer
-
-    def noise(self, x: Tensor) -> Tensor:
-        """Energy (tokens,) float32 of the rounding noise of inputs x (…, features)."""
-        return (self.quantizer.floats(x) - self.rotation.floats(x)).square().sum(1)
+    input: _Input
 
 
 def _measure_inputs(original: OriginalModel, recipe: Recipe, windows: Tensor) -> dict[str, _Matrix]:
-    """Every matrix by its full name, with the code of its input."""
+    """Every matrix by its full name, with its input."""
     found, decoder, settings = {}, original.weights.decoder, fit_settings(recipe, original.depth)
     stream = measure_layers(original.weights, windows, settings)
     for index, parts in enumerate(track(stream, "measuring sensitivities", total=original.depth)):
@@ -114,34 +124,36 @@ def _measure_inputs(original: OriginalModel, recipe: Recipe, windows: Tensor) ->
         modules, layer = linears(decoder.layers[index]), decoder.layer_name(index)
         with original.weights.layer(index):
             for item in (item for part in parts for item in part.inputs.values()):
-                names = f"{layer}.{item.members[0]}", f"{layer}.{item.source or item.members[0]}"
-                trace, scaling = feedback_trace(item, recipe.damping), weight_scaling(item.factors)
-                seed, basis = scaled(settings.rotation_seed, item.factors), (reflections_of(item), item.parts)
+                features = modules[item.members[0]].in_features
+                source = _input(item, layer, features, settings.rotation_seed, recipe.damping)
+                scaling = weight_scaling(item.factors)
                 for member in item.members:
                     weight = modules[member].weight.detach().float().cpu()
-                    scaled_weight = weight if scaling is None else weight * scaling[: weight.shape[1]]
-                    power = scaled_weight.square().sum(1) / len(item.noise)
-                    quantizers = (InputQuantizer(weight.shape[1], seed, code, *basis) for code in (item.code, None))
-                    sizes = weight.numel(), len(item.noise)
-                    found[f"{layer}.{member}"] = _Matrix(*sizes, power, trace, *names, *quantizers)
+                    in_basis = weight if scaling is None else weight * scaling[:features]
+                    power = in_basis.square().sum(1) / source.entries
+                    found[f"{layer}.{member}"] = _Matrix(weight.numel(), power, source)
     return found
 
 
-def reflections_of(item: InputStatistics) -> Reflections | None:
-    """The learned rotation of an input, or None."""
-    return None if item.reflectors is None else Reflections.of(item.reflectors)
+def _input(item: InputStatistics, layer: str, features: int, seed: int | None, damping: float) -> _Input:
+    """What is kept of an input of a layer from its statistics."""
+    reflections = None if item.reflectors is None else Reflections.of(item.reflectors)
+    signs = scaled(seed, item.factors)
+    quantizers = (InputQuantizer(features, signs, code, reflections, item.parts) for code in (item.code, None))
+    names = f"{layer}.{item.source or item.members[0]}", f"{layer}.{item.members[0]}"
+    return _Input(*names, len(item.noise), feedback_trace(item, damping), *quantizers)
 
 
 def _sensitivities(behind: dict[str, _Matrix], fishers: dict[str, Fisher], recipe: Recipe) -> Sensitivities:
     found, shape = Sensitivities({}, {}), recipe.shape("act") if recipe.act_allocation == "mixed" else None
     for name, matrix in behind.items():
         outputs, noisy = (0.5 * each.cpu() * matrix.power for each in (fishers[name].outputs, fishers[name].noisy))
-        cost = matrix.trace * math.fsum(outputs.tolist())
-        found.matrices[name] = Sensitivity(matrix.weights, cost, matrix.first)
+        cost, source = matrix.input.trace * math.fsum(outputs.tolist()), matrix.input
+        found.matrices[name] = Sensitivity(matrix.weights, cost, source.first)
         if shape is not None:
             cost = math.fsum(noisy.tolist()) / NESTED[shape.word_bits]
-            before = found.inputs.get(matrix.input, Sensitivity(matrix.entries, 0.0))
-            found.inputs[matrix.input] = Sensitivity(before.weights, before.cost + cost)
+            before = found.inputs.get(source.name, Sensitivity(source.entries, 0.0))
+            found.inputs[source.name] = Sensitivity(before.weights, before.cost + cost)
     return found
 
 
