@@ -16,8 +16,10 @@ from ..models.tables import find_tables
 from ..modules.inputs import padded_size
 from ..tuning.settings import TuneSettings
 from .examine import examine
+from .mixed_rates import SEQLEN
 from .plan_memory import (
     LIBRARIES,
+    backward_memory,
     expert_passes,
     gradient_memory,
     parameters_of,
@@ -106,6 +108,8 @@ def make_plan(
     decoder = open_decoder(model)
     memory = run_memory(model, decoder, streamed, recipe, sums_budget(budget), seen)
     memory += min(sizes.hidden_bytes, budget)
+    if "mixed" in (recipe.allocation, recipe.act_allocation):
+        memory = max(memory, backward_memory(model, decoder, min(SEQLEN, recipe.seqlen)))
     if recipe.output_metric != "none":
         backward, kept = gradient_memory(model, decoder, recipe, budget)
         memory = max(memory + kept, backward)

@@ -131,22 +131,30 @@ def _running_bytes(layer: nn.Module, item: int, recipe: Recipe, seen: Probe | No
     return int(RUNNING * item * passed * at_once) + kernels
 
 
+def backward_memory(model: PreTrainedModel, decoder: Decoder, tokens: int) -> int:
+    """Bytes of passes forward and backward over `tokens` at the same time.
+
+    They need the whole model, and for each token RUNNING times what all Linears are given and give, and the logits in
+    float32 four times.
+    """
+    modules = [linear for layer in decoder.layers for linear in linears(layer).values()]
+    passed = sum(linear.in_features + linear.out_features for linear in modules)
+    logits = 4 * 4 * model.config.get_text_config(decoder=True).vocab_size
+    item = model.dtype.itemsize
+    return LIBRARIES + item * parameters_of(model) + tokens * (RUNNING * item * passed + logits)
+
+
 def gradient_memory(model: PreTrainedModel, decoder: Decoder, recipe: Recipe, budget: int) -> tuple[int, int]:
     """Bytes of the passes backward for a metric of outputs, and bytes of the gradients that stay in memory after them.
 
-    A pass needs the whole model, and for each of the windows that run at the same time RUNNING times what all Linears
-    are given and give, and the logits in float32 four times. The larger of H and G takes ACROSS bytes an entry.
+    A window runs for each thread. The larger of H and G takes ACROSS bytes an entry.
     """
     samples, seqlen = windows_of(recipe)
-    modules = [linear for layer in decoder.layers for linear in linears(layer).values()]
-    kept = min(budget, GRADIENT * samples * seqlen * sum(linear.out_features for linear in modules))
-    passed = sum(linear.in_features + linear.out_features for linear in modules)
-    logits = 4 * 4 * model.config.get_text_config(decoder=True).vocab_size
+    outputs = [linear.out_features for layer in decoder.layers for linear in linears(layer).values()]
+    kept = min(budget, GRADIENT * samples * seqlen * sum(outputs))
     at_once = min(samples, torch.get_num_threads()) * seqlen
-    running = at_once * (RUNNING * model.dtype.itemsize * passed + logits)
-    widest = max(linear.out_features for linear in modules)
-    rows = max(widest, min(STACKED, 2 * widest))
-    return LIBRARIES + model.dtype.itemsize * parameters_of(model) + running + kept, kept + ACROSS * rows**2
+    rows = max(max(outputs), min(STACKED, 2 * max(outputs)))
+    return backward_memory(model, decoder, at_once) + kept, kept + ACROSS * rows**2
 
 
 def expert_passes(layer: nn.Module, budget: int) -> list[list[list[int]]]:

@@ -127,7 +127,7 @@ def check_combinations(settings: Mapping[str, Any]) -> None:
     chosen = settings["act_method"] or settings["act_code"] or settings["act_bits"] > MOST_MIXED
     if settings["act_allocation"] == "mixed" and (chosen or not codec.mixed_rates):
         raise NestQuantError(
-            "mixed rates of activations choose nested codes and int8",
+            "mixed rates of activations choose nested codes and integers",
             NOTHING,
             f"use method nestquant, act_bits up to {MOST_MIXED:g}, and give no act_method and no act_code",
         )

@@ -2,7 +2,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from nestquant_cli.base.errors import NestQuantError
 from nestquant_cli.models.source import resolve
@@ -71,6 +73,19 @@ def test_a_sequential_calibration_keeps_more(tiny_model_folder: Path) -> None:
     assert corrected.hidden_bytes > sequential.hidden_bytes and corrected.memory_bytes > sequential.memory_bytes
     assert sequential.hidden_bytes > 5 * plain.hidden_bytes and sequential.memory_bytes > plain.memory_bytes
     assert sequential.rows == plain.rows and sequential.file_bytes == plain.file_bytes
+
+
+@pytest.mark.parametrize("way", [{"allocation": "mixed"}, {"act_allocation": "mixed"}, {"output_metric": "two-sided"}])
+def test_a_backward_pass_has_the_whole_model_in_memory(way: dict[str, str], tiny_model_folder: Path) -> None:
+    source = resolve(str(tiny_model_folder))
+    config = LlamaConfig(hidden_size=1024, num_hidden_layers=40, intermediate_size=4096, vocab_size=512)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    plain, backward = (
+        make_plan(source, Recipe(dataset="demo", samples=2, seqlen=128, **settings), model=model).memory_bytes
+        for settings in ({}, way)
+    )
+    assert plain < model.num_parameters() * 4 < backward < model.num_parameters() * 4 + (2 << 30)
 
 
 def test_the_plan_counts_the_calibration_text(tiny_model_folder: Path, tmp_path: Path) -> None:
